@@ -1,0 +1,68 @@
+"""`cliptune <stage>`: typed flags from each stage's `Args`, errors in one sentence.
+
+The same stages answer to `python -m pipelines.<stage>`, which is what `ray job submit` runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Sequence
+
+from trainables.errors import CliptuneError, unknown
+
+STAGES = {
+    "demo": "the whole line on a drawn data set: see it work first",
+    "shards": "check a source of images and words, write Parquet shards",
+    "encode": "run the frozen towers once, write the feature store",
+    "tune": "search adapters and hyperparameters on train and val",
+    "train": "train one adapter with given hyperparameters",
+    "evaluate": "open the sealed test split: the best adapters beside zero-shot",
+    "report": "one page: report.html and report.md",
+}
+
+
+def main() -> None:
+    """The console command."""
+    words = sys.argv[1:]
+    if not words or words[0] in {"-h", "--help"}:
+        width = max(map(len, STAGES))
+        print("usage: cliptune <stage> [flags]     (cliptune <stage> --help lists them)\n")
+        print("\n".join(f"  {name:<{width}}  {text}" for name, text in STAGES.items()))
+        return
+    if words[0] not in STAGES:
+        sys.exit("error: " + unknown("stage", words[0], STAGES))
+    stage_main(words[0], words[1:])
+
+
+def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
+    """Parse `words` (default: the command line) and run `stage`; exit 2 on a user's mistake."""
+    import tyro
+
+    module = importlib.import_module(f"pipelines.{stage}")
+    words = list(sys.argv[1:] if words is None else words)
+    _refuse_unknown_flags(module.Args, words)
+    args = tyro.cli(module.Args, args=words, prog=f"cliptune {stage}", description=module.__doc__)
+    try:
+        module.run(args)
+    except CliptuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _refuse_unknown_flags(args: type, words: Sequence[str]) -> None:
+    """Name the nearest flag; tyro's own message lists only what it could not parse."""
+    known = {"help"}
+    for item in dataclasses.fields(args):
+        name = item.name.replace("_", "-")
+        known |= {name, f"no-{name}"} if item.type in (bool, "bool") else {name}
+    for word in words:
+        flag = word[2:].split("=", 1)[0].replace("_", "-")
+        if word.startswith("--") and flag not in known:
+            choices = sorted("--" + name for name in known - {"help"} if not name.startswith("no-"))
+            print("error: " + unknown("flag", "--" + flag, choices), file=sys.stderr)
+            sys.exit(2)

@@ -1,0 +1,101 @@
+"""Who is measured on test: a run's folder flows in, named checkpoints chosen on val flow out.
+
+Everything about them that can be wrong is found here, before the test split is opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainables.adapters.base import Adapter
+from trainables.adapters.registry import build, make_config
+from trainables.backbone import Backbone
+from trainables.checkpoint import digest, load_adapter, read_config, verify
+from trainables.errors import DataError
+from trainables.files import read_json, read_jsonl
+
+ZERO_SHOT = {"adapter.template": "{}"}  # the captions as they are
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the result: a trained checkpoint, or the zero-shot baseline where it is None."""
+
+    name: str
+    folder: Path | None = None  # of the trial: metrics.jsonl, best/
+    trial: int | None = None
+    selected: bool = False  # chosen on val among all of the run
+
+    def load(self, backbone: Backbone) -> Adapter[Any]:
+        if self.folder is None:
+            return build(make_config("zero_shot", ZERO_SHOT), backbone).to(backbone.device).eval()
+        return load_adapter(self.folder / "best", backbone)
+
+    def identity(self) -> str:
+        """Changes when the checkpoint's bytes do."""
+        if self.folder is None:
+            return self.name
+        verify(self.folder / "best")
+        return digest(self.folder / "best")
+
+    def history(self) -> dict[str, Any]:
+        """Epochs and seconds of its training, and its val metrics at the chosen epoch."""
+        if self.folder is None:
+            return {"val": {}, "epochs": 0, "seconds": 0.0}
+        chosen = read_json(self.folder / "best" / "state.json")["row"]
+        last = read_jsonl(self.folder / "metrics.jsonl")[-1]
+        val = {k.removeprefix("val/"): v for k, v in chosen.items() if k.startswith("val/")}
+        return {"val": val, "epochs": int(last["epoch"]), "seconds": float(last["seconds"])}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A run's contestants, zero-shot first, and what they were trained on."""
+
+    features: Path
+    metric: str  # without its split, e.g. t2i_r1
+    contestants: list[Contestant]
+
+
+def read_contest(run: Path, only_best: bool) -> Contest:
+    """The contestants of the study, or of the single training run, in folder `run`."""
+    if (run / "study.json").is_file():
+        about = read_json(run / "study.json")
+        trained = _of_study(run, only_best)
+    elif (run / "run.json").is_file():
+        about = read_json(run / "run.json")
+        name = str(read_json(run / "config.json")["name"])
+        trained = [Contestant(name, run, selected=True)]
+    else:
+        raise DataError(f"`{run}` holds no run: neither study.json nor run.json is there.")
+    metric = str(about.get("metric", "val/t2i_r1")).removeprefix("val/")
+    return Contest(Path(about["features"]), metric, _with_baseline(trained))
+
+
+def _of_study(run: Path, only_best: bool) -> list[Contestant]:
+    path = run / "best.json"
+    if not path.is_file():
+        raise DataError(f"`{run}` has no best.json: no trial has finished, run `cliptune tune`.")
+    best = read_json(path)
+    entries = {best["adapter"]: best} if only_best else best["per_adapter"]
+    return [
+        Contestant(name, run / entry["path"], entry["trial"], entry["trial"] == best["trial"])
+        for name, entry in entries.items()
+    ]
+
+
+def _with_baseline(trained: list[Contestant]) -> list[Contestant]:
+    """Zero-shot first. A zero-shot trial that found no template of its own is that very row."""
+    plain = make_config("zero_shot", ZERO_SHOT).adapter
+    others = []
+    baseline = Contestant("zero_shot")
+    for one in trained:
+        if one.name != "zero_shot" or one.folder is None:
+            others.append(one)
+        elif read_config(one.folder).adapter == plain:
+            baseline = replace(baseline, selected=one.selected)
+        else:
+            others.append(replace(one, name="zero_shot, own template"))
+    return [baseline, *others]

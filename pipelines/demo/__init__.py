@@ -1,0 +1,1 @@
+"""The embedded demo: drawn scenes, their captions, and a tiny CLIP trained on them; no network."""

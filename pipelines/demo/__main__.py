@@ -1,0 +1,5 @@
+"""`python -m pipelines.demo`."""
+
+from pipelines.cli import stage_main
+
+stage_main("demo")

@@ -1,0 +1,47 @@
+"""Draw a demo set to disk: a domain and three sizes in, a Karpathy-layout folder out.
+
+`out/images/*.jpg` first, then `out/dataset.json`, whose existence means that the folder is whole.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from pipelines.demo.render import render
+from pipelines.demo.scenes import Domain, Split, invent
+from pipelines.demo.words import CAPTIONS, captions, tokens
+
+QUALITY = 90
+
+
+def draw(out: Path, domain: Domain, train: int, val: int, test: int, seed: int = 0) -> Path:
+    """Write the images and their captions; returns the path of `dataset.json`."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    sizes: dict[Split, int] = {"train": train, "val": val, "test": test}
+    wanted = [(split, index) for split, size in sizes.items() for index in range(size)]
+    images = [_entry(out, domain, *place, seed, imgid) for imgid, place in enumerate(wanted)]
+    target = out / "dataset.json"
+    partial = out / "dataset.json.partial"
+    partial.write_text(json.dumps({"dataset": "cliptune-demo", "images": images}))
+    os.replace(partial, target)
+    return target
+
+
+def _entry(
+    out: Path, domain: Domain, split: Split, index: int, seed: int, imgid: int
+) -> dict[str, object]:
+    """Save one image and describe it, as an item of `dataset.json`."""
+    scene = invent(domain, split, index, seed)
+    filename = f"{domain}_{split}_{index:05d}.jpg"
+    render(scene).save(out / "images" / filename, quality=QUALITY)
+    sentids = range(imgid * CAPTIONS, (imgid + 1) * CAPTIONS)
+    return {
+        "filename": filename,
+        "split": split,
+        "imgid": imgid,
+        "sentids": list(sentids),
+        "sentences": [
+            {"raw": raw, "tokens": tokens(raw), "imgid": imgid, "sentid": sentid}
+            for sentid, raw in zip(sentids, captions(scene), strict=True)
+        ],
+    }

@@ -1,0 +1,230 @@
+"""Open the sealed test split: the best adapters beside zero-shot, under one protocol.
+
+The only reader of test. Flows in: a run's checkpoints, chosen on val. Flows out: result.json, in
+which every opening of the test split is listed; each one is logged before it happens.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipelines.console import done, nothing_to_do, say
+from trainables.errors import ConfigError, DataError
+from trainables.files import append_jsonl, now, read_json, read_jsonl, sha256_json, write_json
+
+if TYPE_CHECKING:
+    from pipelines.contestants import Contest, Contestant
+    from pipelines.protocol import Measured, Protocol
+    from trainables.adapters.base import Adapter
+    from trainables.backbone import Backbone
+    from trainables.shards import ShardSet
+
+FORMAT = "cliptune-result-1"
+
+
+@dataclass(frozen=True)
+class Args:
+    run: Path
+    """Folder of a study (`cliptune tune`) or of a single training run (`cliptune train`)."""
+    adapters: Literal["per-adapter", "best"] = "per-adapter"
+    """Measure the best of each adapter, or only the best of all. Zero-shot is always beside it."""
+    bootstrap: int = 2000
+    """Resamples of the test images behind every interval."""
+    batch_size: int = 256
+    """Images or captions embedded at a time; a question of memory, not of results."""
+    gallery: int = 8
+    """Captions shown with their nearest images before and after."""
+
+
+def run(args: Args) -> None:
+    for flag, value, least in (
+        ("--bootstrap", args.bootstrap, 100),
+        ("--batch-size", args.batch_size, 1),
+        ("--gallery", args.gallery, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"`{flag}` must be at least {least}, got {value}.")
+    from pipelines.contestants import read_contest
+
+    started = time.monotonic()
+    contest = read_contest(args.run, args.adapters == "best")
+    shards, made_with = _data(contest)
+    inputs = sha256_json(
+        {
+            "rows": {c.name: [c.identity(), c.selected] for c in contest.contestants},
+            "data": shards.digest,
+            "backbone": made_with["fingerprint"],
+            "args": [args.bootstrap, args.gallery],
+        }
+    )
+    path = args.run / "result.json"
+    then = f"cliptune report --run {args.run}"
+    if path.exists() and read_json(path).get("inputs") == inputs:
+        nothing_to_do(path, then)
+        return
+    backbone, adapters = _load(contest, made_with)
+    openings = _log_opening(args.run, contest, shards)
+    result = _measure(args, contest, shards, backbone, adapters)
+    result |= {"inputs": inputs, "test_openings": openings, "seconds": time.monotonic() - started}
+    write_json(path, result)
+    _print_table(result)
+    done([path], then)
+
+
+def _data(contest: Contest) -> tuple[ShardSet, dict[str, Any]]:
+    """The shards that the run's features were made of, unchanged since, and their backbone."""
+    from trainables.shards import ShardSet
+
+    manifest = read_json(contest.features / "manifest.json")
+    shards = ShardSet.open(manifest["shards"])
+    if shards.digest != manifest["shards_sha256"]:
+        raise DataError(
+            f"`{shards.folder}` changed since `{contest.features}` was made of it: the adapters "
+            "were trained on other data. Encode and tune again, or restore the shards."
+        )
+    if "test" not in shards.splits:
+        raise DataError(f"`{shards.folder}` has no test split: there is nothing to measure on.")
+    return shards, dict(manifest["backbone"])
+
+
+def _load(contest: Contest, made_with: dict[str, Any]) -> tuple[Backbone, list[Adapter[Any]]]:
+    from trainables.backbone import load_backbone
+    from trainables.hardware import default_device
+
+    backbone = load_backbone(made_with["name"], made_with["revision"], default_device())
+    if backbone.fingerprint != made_with["fingerprint"]:
+        raise DataError(
+            f"`{made_with['name']}` has other weights than those of `{contest.features}`: "
+            f"fingerprint {backbone.fingerprint[:12]}, expected {made_with['fingerprint'][:12]}."
+        )
+    return backbone, [one.load(backbone) for one in contest.contestants]
+
+
+def _log_opening(run: Path, contest: Contest, shards: ShardSet) -> list[dict[str, Any]]:
+    """All openings so far and the one about to happen, which is on disk before it does."""
+    log = run / "test_openings.jsonl"
+    names = [one.name for one in contest.contestants]
+    opening = {"at": now(), "by": "cliptune evaluate", "rows": names, "digest": shards.digest}
+    append_jsonl(log, [opening])
+    openings = read_jsonl(log)
+    if len(openings) > 1:
+        say(
+            f"warning: this run now opens the test split for the {len(openings)}th time. Whoever "
+            "chooses between openings by what they saw is choosing on test."
+        )
+    return openings
+
+
+def _measure(
+    args: Args,
+    contest: Contest,
+    shards: ShardSet,
+    backbone: Backbone,
+    adapters: list[Adapter[Any]],
+) -> dict[str, Any]:
+    from pipelines.gallery import RULE, gallery
+    from pipelines.protocol import Protocol
+    from pipelines.provenance import hardware, versions
+    from trainables.features import embed_split
+    from trainables.predict import predict
+    from trainables.shards import Seal
+
+    seal = Seal(f"cliptune evaluate --run {args.run}")
+    pixels = any(adapter.inputs == "pixels" for adapter in adapters)
+    data = embed_split(backbone, shards, "test", seal=seal, pixels=pixels)
+    protocol = Protocol(data, args.bootstrap)
+    models = [protocol.measure(predict(adapter, data, args.batch_size)) for adapter in adapters]
+    chosen = next((n for n, one in enumerate(contest.contestants) if one.selected), 0)
+    pictures = []
+    if chosen and args.gallery:
+        rows = shards.rows("test", ["id", "image", "captions"], seal)
+        pictures = gallery(models[0], models[chosen], data, rows, args.gallery)
+    duplicates = protocol.duplicates()
+    return {
+        "format": FORMAT,
+        "created": now(),
+        "data": {
+            "shards": str(shards.folder),
+            "digest": shards.digest,
+            "split": "test",
+            "images": len(data.groups),
+            "captions": len(data.caption_rows),
+            "quarantined": shards.manifest["quarantined"],
+            "notes": shards.manifest["notes"],
+            "duplicated_image_rows": duplicates,
+            "truncated_captions": data.truncated_captions,
+        },
+        "backbone": {
+            "name": backbone.name,
+            "revision": backbone.revision,
+            "fingerprint": backbone.fingerprint,
+        },
+        "metric": contest.metric,
+        "protocol": [*protocol.text(contest.metric), *([RULE] if pictures else [])],
+        "rows": [
+            _row(one, adapter, model, models[0], protocol)
+            for one, adapter, model in zip(contest.contestants, adapters, models, strict=True)
+        ],
+        "gallery": pictures,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _row(
+    one: Contestant,
+    adapter: Adapter[Any],
+    model: Measured,
+    baseline: Measured,
+    protocol: Protocol,
+) -> dict[str, Any]:
+    from trainables.config import to_json
+
+    return {
+        "name": one.name,
+        "adapter": adapter.train_config.name,
+        "trial": one.trial,
+        "config": to_json(adapter.train_config),
+        "trainable_parameters": sum(p.numel() for p in adapter.parameters() if p.requires_grad),
+        **one.history(),
+        "metrics": protocol.metrics(model),
+        "vs_zero_shot": {} if model is baseline else protocol.versus(model, baseline),
+        "selected": one.selected,
+    }
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    """One line a row: value, interval, and the paired difference to zero-shot."""
+    keys = list(result["rows"][0]["metrics"])
+    key = next((k for k in keys if k.startswith(result["metric"] + "@")), keys[0])
+    say(f"{key} on test, 95 % intervals, difference to zero-shot (* chosen on val):")
+    width = max(len(row["name"]) for row in result["rows"])
+    for row in result["rows"]:
+        found, gap = row["metrics"][key], row["vs_zero_shot"].get(key)
+        line = f"{'*' if row['selected'] else ' '} {row['name']:<{width}}  {found['value']:.4f} "
+        line += f"[{found['low']:.4f}, {found['high']:.4f}]"
+        if gap:
+            line += f"  {gap['difference']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
+            line += "  " + verdict(gap)
+        say(line)
+    warning = result["data"]["duplicated_image_rows"]["warning"]
+    if warning:
+        say(f"warning: {warning}")
+
+
+def verdict(gap: dict[str, float]) -> str:
+    """What a difference's interval allows to say; recall and MRR are better when higher."""
+    if gap["low"] > 0:
+        return f"beats zero-shot (p = {gap['p']:.4f})"
+    if gap["high"] < 0:
+        return f"worse than zero-shot (p = {gap['p']:.4f})"
+    return "not shown to beat zero-shot"
+
+
+if __name__ == "__main__":
+    from pipelines.cli import stage_main
+
+    stage_main("evaluate")

@@ -1,0 +1,128 @@
+"""The gallery: what adapting changed, as captions with their five nearest images before and after.
+
+Flows in: two models on the split, and the split's rows. Flows out: JSON-ready queries with small
+JPEG pictures. Which captions are shown is a rule, not a taste: some improved, some did not.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.protocol import Measured
+from trainables.features import SplitFeatures
+from trainables.images import decode
+
+SIDE = 112  # longest side of a thumbnail, pixels
+SHOWN = 5
+RULE = (
+    "Gallery: half the captions whose rank the selected adapter improved most, a quarter evenly "
+    "spaced among those it left as they were, a quarter that it made worse most; one an image."
+)
+
+
+def choose(before: Tensor, after: Tensor, images: Tensor, count: int) -> list[int]:
+    """At most `count` of the captions by `RULE`, from their ranks and their image's rows, all (M,).
+
+    Where one kind is short the others fill up, in the same order.
+    """
+    gain = before - after
+    order = gain.argsort(descending=True, stable=True)
+    same = (gain == 0).nonzero().flatten()
+    kinds = [
+        order[gain[order] > 0].tolist(),
+        same[torch.linspace(0, len(same) - 1, min(count, len(same))).long()].tolist(),
+        order[gain[order] < 0].flip(0).tolist(),
+    ]
+    shares = [count - 2 * (count // 4), count // 4, count // 4]
+    chosen: list[int] = []
+    seen: set[int] = set()
+
+    def take(captions: Iterable[int], wanted: int) -> None:
+        for caption in captions:
+            image = int(images[caption])
+            if wanted > 0 and image not in seen:
+                seen.add(image)
+                chosen.append(caption)
+                wanted -= 1
+
+    for captions, share in zip(kinds, shares, strict=True):
+        take(captions, share)
+    for captions in kinds:
+        take(captions, count - len(chosen))
+    return sorted(chosen, key=lambda caption: (-float(gain[caption]), caption))
+
+
+def gallery(
+    before: Measured,
+    after: Measured,
+    data: SplitFeatures,
+    rows: Iterator[dict[str, Any]],
+    count: int,
+) -> list[dict[str, Any]]:
+    """`rows` are the split's, in its order, with `image` and `captions`; they are read once."""
+    ranks = [model.values["t2i_medr"] for model in (before, after)]
+    captions = choose(*ranks, data.groups[data.caption_rows], count)
+    nearest = {c: [_nearest(model, c) for model in (before, after)] for c in captions}
+    needed = {int(data.caption_rows[c]) for c in captions}
+    needed |= {row for both in nearest.values() for one in both for row, _ in one}
+    thumbs, texts = _read(rows, {data.ids[row]: row for row in needed})
+    first = torch.searchsorted(data.caption_rows, data.caption_rows)  # of each caption's image
+
+    def shown(caption: int, found: list[tuple[int, float]]) -> list[dict[str, Any]]:
+        group = data.groups[data.caption_rows[caption]]
+        return [
+            {
+                "id": data.ids[row],
+                "score": score,
+                "hit": bool(data.groups[row] == group),
+                "thumb": thumbs[row],
+            }
+            for row, score in found
+        ]
+
+    return [
+        {
+            "query": texts[row][caption - int(first[caption])],
+            "image_id": data.ids[row],
+            "truth": thumbs[row],
+            "before": shown(caption, nearest[caption][0]),
+            "after": shown(caption, nearest[caption][1]),
+        }
+        for caption in captions
+        for row in [int(data.caption_rows[caption])]
+    ]
+
+
+def _nearest(model: Measured, caption: int) -> list[tuple[int, float]]:
+    scores = model.predictions.image_embeds @ model.predictions.text_embeds[caption]  # (N,)
+    order = scores.argsort(descending=True, stable=True)[:SHOWN]
+    return [(int(row), round(float(scores[row]), 4)) for row in order]
+
+
+def _read(
+    rows: Iterator[dict[str, Any]], needed: dict[str, int]
+) -> tuple[dict[int, str], dict[int, list[str]]]:
+    """Thumbnails and captions of the images `needed`, id to row, by row."""
+    thumbs, texts = {}, {}
+    for record in rows:
+        if record["id"] in needed:
+            row = needed[record["id"]]
+            thumbs[row] = thumbnail(record["image"])
+            texts[row] = list(record["captions"])
+    return thumbs, texts
+
+
+def thumbnail(data: bytes) -> str:
+    """An image file as a small JPEG in a data URI, without the original's metadata."""
+    picture = Image.fromarray(decode(data).permute(1, 2, 0).contiguous().numpy())
+    picture.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,114 @@
+"""The protocol of the test split: one way of measuring, the same for zero-shot and every adapter.
+
+Flows in: a split's features and the predictions of several models on it. Flows out: metrics with
+their pool's size in the name, their intervals, paired differences, and the protocol in words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from trainables.data import Predictions
+from trainables.features import SplitFeatures
+from trainables.metrics.bootstrap import Array, Bootstrap, difference, interval
+from trainables.metrics.retrieval import per_query, summarise
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on the split."""
+
+    predictions: Predictions
+    values: dict[str, Tensor]  # by metric, of every query
+    summary: dict[str, float]
+    replicates: dict[str, Array]  # by metric, of every resample
+
+
+class Protocol:
+    """Measures models on one split, on the same resamples of its images."""
+
+    def __init__(self, data: SplitFeatures, resamples: int) -> None:
+        self.image_groups = data.groups  # (N,)
+        self.caption_groups = data.groups[data.caption_rows]  # (M,)
+        self.ids = data.ids
+        distinct, numbers = data.groups.unique(return_inverse=True)
+        self.clusters = {"i2t": numbers, "t2i": numbers[data.caption_rows]}
+        self.bootstrap = Bootstrap(len(distinct), resamples)
+        self.distinct = len(distinct)
+
+    def named(self, metric: str) -> str:
+        """`t2i_r1` with its pool: captions search among N images, images among M captions."""
+        pool = self.image_groups if metric.startswith("t2i") else self.caption_groups
+        return f"{metric}@{len(pool)}"
+
+    def measure(self, predictions: Predictions) -> Measured:
+        values = per_query(predictions, self.image_groups, self.caption_groups)
+        replicates = {
+            name: self.bootstrap.replicates(name, value, self.clusters[name[:3]])
+            for name, value in values.items()
+        }
+        return Measured(predictions, values, summarise(values), replicates)
+
+    def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
+        """`{"t2i_r1@1000": {"value", "low", "high"}, ...}`."""
+        return {
+            self.named(name): asdict(interval(value, model.replicates[name]))
+            for name, value in model.summary.items()
+        }
+
+    def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
+        """`{"t2i_r1@1000": {"difference", "low", "high", "p"}, ...}`, paired."""
+        return {
+            self.named(name): asdict(
+                difference(
+                    value - baseline.summary[name],
+                    model.replicates[name],
+                    baseline.replicates[name],
+                )
+            )
+            for name, value in model.summary.items()
+        }
+
+    def duplicates(self) -> dict[str, Any]:
+        """The lint: image rows with the same bytes, which a row = column protocol gets wrong."""
+        _, numbers, counts = self.image_groups.unique(return_inverse=True, return_counts=True)
+        repeated = (counts > 1).nonzero().flatten()  # (groups,)
+        examples = [
+            [self.ids[row] for row in (numbers == group).nonzero().flatten().tolist()]
+            for group in repeated[:5]
+        ]
+        rows = int(counts[repeated].sum())
+        return {"rows": rows, "groups": examples, "warning": self._warning(rows) if rows else None}
+
+    def _warning(self, rows: int) -> str:
+        total = len(self.image_groups)
+        return (
+            f"{rows:,} of {total:,} image rows share their bytes with another row. Counted row by "
+            "row, where only a row's own captions are right, image-to-text R@1 could not exceed "
+            f"{self.distinct / total:.3f}, as equal rows share one nearest caption. Here equal "
+            "rows are one image: each may find the captions of all."
+        )
+
+    def text(self, metric: str) -> list[str]:
+        """The protocol in sentences, for whoever reads the numbers."""
+        images, captions = len(self.image_groups), len(self.caption_groups)
+        lines = [
+            f"t2i: each of {captions:,} captions ranks all {images:,} images; i2t: each of "
+            f"{images:,} images ranks all {captions:,} captions. The number after @ is the pool.",
+            "Ranks are exact, of cosine similarity in fp32. Of several right candidates the best "
+            "counts; image rows with the same bytes are one image.",
+            "Ties are broken at random, in expectation: with `a` candidates above and `t` equal, "
+            "rank = 1 + a + t/2 and R@K = (K - a)/(t + 1) within [0, 1].",
+            f"Intervals are 95 % percentile bootstrap intervals over {self.distinct:,} images "
+            f"with all their captions, {len(self.bootstrap.counts):,} resamples, seed 0; the pool "
+            "of candidates stays fixed.",
+            "Differences to zero-shot are paired: the same resamples. p is twice the smaller share "
+            "of resamples on one side of zero, not corrected for the number of rows.",
+            f"All choices were made on val, by {metric}; nothing was chosen on test. Zero-shot is "
+            "the frozen backbone with the captions as they are.",
+        ]
+        warning = self.duplicates()["warning"]
+        return [*lines, warning] if warning else lines

@@ -1,0 +1,54 @@
+"""One self-contained page: what was found, how surely, and how it was searched.
+
+Reads a run folder's study and its result.json, nothing else; writes report.html and report.md
+beside them. Before `cliptune evaluate`, and while a search is running, it reports val alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines import console
+from trainables.errors import DataError
+from trainables.files import write_bytes
+
+
+@dataclass(frozen=True)
+class Args:
+    """What `cliptune report` needs."""
+
+    run: Path
+    """the folder of a search, e.g. runs/flickr8k"""
+
+
+def run(args: Args) -> None:
+    """Write the report of `args.run`, unless the one that is there says the same."""
+    if not any((args.run / name).exists() for name in ("study.json", "result.json")):
+        raise DataError(
+            f"`{args.run}` must hold a study.json (from `cliptune tune`) or a result.json "
+            "(from `cliptune evaluate`); neither is there."
+        )
+    from pipelines.reporting.page import render
+    from pipelines.reporting.result import read_result
+    from pipelines.reporting.study import read_study
+
+    result = read_result(args.run / "result.json")
+    texts = render(args.run, read_study(args.run), result)
+    paths = [args.run / "report.html", args.run / "report.md"]
+    then = f"open {paths[0]} in a browser"
+    if result is None:
+        then += f"; to measure on test: cliptune evaluate --run {args.run}"
+    new = {path: text.encode() for path, text in zip(paths, texts, strict=True)}
+    if all(path.exists() and path.read_bytes() == data for path, data in new.items()):
+        console.nothing_to_do(paths[0], then)
+        return
+    for path, data in new.items():
+        write_bytes(path, data)
+    console.done(wrote=paths, then=then)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import stage_main
+
+    stage_main("report")

@@ -1,0 +1,96 @@
+"""How numbers are written: one form for each kind, in the page, its charts and the Markdown.
+
+Flows in: a metric's key (`t2i_r1@1000`) or a bare number. Flows out: text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+NONE = "\N{EN DASH}"
+DIRECTIONS = {"t2i": "text → image", "i2t": "image → text"}
+STATISTICS = {"medr": "median rank", "meanr": "mean rank", "mrr": "MRR"}
+PERCENT = re.compile(r"r\d+|acc|accuracy")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as readers know it; `pool` is what the key says after its `@`."""
+
+    key: str
+    label: str
+    pool: str
+    scale: float  # what is shown is this times the stored value
+    digits: int
+    higher_is_better: bool
+
+    @classmethod
+    def of(cls, key: str) -> Metric:
+        name, _, pool = key.removeprefix("val/").partition("@")
+        direction, _, statistic = name.partition("_")
+        if direction not in DIRECTIONS:
+            direction, statistic = "", name
+        recall = re.fullmatch(r"r(\d+)", statistic)
+        word = f"R@{recall[1]}" if recall else STATISTICS.get(statistic, statistic)
+        share, rank = bool(PERCENT.fullmatch(statistic)), statistic in ("medr", "meanr")
+        return cls(
+            key=key,
+            label=f"{DIRECTIONS.get(direction, '')} {word}".strip(),
+            pool=f"{int(pool):,}" if pool.isdigit() else pool,
+            scale=100.0 if share else 1.0,
+            digits=1 if share or rank else 3,
+            higher_is_better=not rank,
+        )
+
+    @property
+    def is_share(self) -> bool:
+        return self.scale == 100.0
+
+    def bare(self, value: float | None) -> str:
+        """The value without its unit."""
+        return number(None if value is None else value * self.scale, self.digits)
+
+    def show(self, value: float | None) -> str:
+        text = self.bare(value)
+        return f"{text} %" if self.is_share and text != NONE else text
+
+    def gain(self, difference: float | None) -> str:
+        """A difference, always with its sign; of shares, it counts percentage points."""
+        text = self.bare(difference)
+        return f"+{text}" if difference is not None and difference > 0 and text != NONE else text
+
+
+def number(value: float | None, digits: int) -> str:
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def count(value: float | None) -> str:
+    return number(value, 0)
+
+
+def setting(value: object) -> str:
+    """A hyperparameter's value, short."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def probability(p: float | None) -> str:
+    if p is None or not math.isfinite(p):
+        return NONE
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def plural(value: int, word: str) -> str:
+    return f"{value:,} {word}{'' if value == 1 else 's'}"

@@ -1,0 +1,185 @@
+"""The page: everything measured, in the order in which a reader asks for it.
+
+Flows in: a `Study` and perhaps a `Result`. Flows out: the text of report.html, which needs no
+network and no script, and of report.md. Equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipelines.reporting import field_charts, numbers, search_charts, statements, svg
+from pipelines.reporting.importance import FEWEST, Importance, importances, ranked
+from pipelines.reporting.numbers import Metric
+from pipelines.reporting.result import Estimate, Result, Row
+from pipelines.reporting.study import Study, Trial
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the leaderboard; `left`, `width` and `dot` place its interval, in per cent."""
+
+    row: Row
+    value: Estimate
+    gain: Estimate | None
+    verdict: str
+    val: float | None
+    left: float
+    width: float
+    dot: float
+
+
+@dataclass(frozen=True)
+class Board:
+    """The leaderboard, best first, and the ends of its scale."""
+
+    lines: list[Line]
+    low: float
+    high: float
+    zero: float | None  # where zero-shot stands on the scale, in per cent
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What the search learned about the hyperparameters of one adapter."""
+
+    adapter: str
+    trials: int
+    importances: list[Importance]
+    bars: Markup | None
+    slices: list[tuple[str, Markup]]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A rung of ASHA: how many trials reached it, and which were stopped there."""
+
+    epoch: int
+    reached: int
+    stopped: list[Trial]
+    best: float | None
+
+
+def render(run: Path, study: Study, result: Result | None) -> tuple[str, str]:
+    """The HTML page and the Markdown, in this order."""
+    metric = statements.metric_of(study, result)
+    hues = _hues(study, result)
+    with svg.style():
+        charts = _charts(study, metric, hues)
+    context = {
+        "run": run.as_posix(),
+        "study": study,
+        "result": result,
+        "metric": metric,
+        "keys": list(
+            dict.fromkeys(k for row in (result.rows if result else []) for k in row.metrics)
+        ),
+        "headline": statements.headline(study, result),
+        "details": statements.details(study, result),
+        "tiles": statements.tiles(study, result),
+        "board": _board(result, metric, study.zero_shot) if result else None,
+        "rungs": _rungs(study),
+        "hues": hues,
+        "fewest": FEWEST,
+        **charts,
+    }
+    html = _environment(escape=True).get_template("report.html.j2").render(context)
+    markdown = _environment(escape=False).get_template("report.md.j2").render(context)
+    return html, markdown
+
+
+def _environment(escape: bool) -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.globals.update(Metric=Metric, between=statements.between, glyphs=svg.GLYPHS)
+    for use in (numbers.count, numbers.duration, numbers.setting, numbers.probability):
+        made.filters[use.__name__] = use
+    made.filters["cell"] = cell
+    made.filters["rank"] = rank
+    return made
+
+
+def cell(value: object) -> str:
+    """`value` as inert text of a Markdown table."""
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|!~#])", r"\\\1", text)
+
+
+def rank(pictures: list[Any]) -> str:
+    """Where the right picture stands among the five."""
+    return next((f"rank {i}" for i, p in enumerate(pictures, 1) if p.hit), "not in the top 5")
+
+
+def _hues(study: Study, result: Result | None) -> dict[str, int]:
+    """A place in the palette for each adapter: the same wherever it appears; zero-shot is grey."""
+    named = {*study.adapters, *(row.adapter for row in (result.rows if result else []))}
+    hues = {name: i for i, name in enumerate(sorted(named - {"zero_shot"}))}
+    return {**hues, "zero_shot": -1}
+
+
+def _board(result: Result, metric: Metric, zero_val: float | None) -> Board:
+    measured = [row for row in result.rows if result.key in row.metrics]
+    values = [row.metrics[result.key] for row in measured]
+    low, high = min((v.low for v in values), default=0), max((v.high for v in values), default=1)
+    room = 0.06 * (high - low) or 0.01
+    low, high = low - room, high + room
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 2)
+
+    lines = []
+    for row, value in zip(measured, values, strict=True):
+        gain = None if row.is_zero_shot else row.gains.get(result.key)
+        word = statements.verdict(gain, metric) if gain else ""
+        span = place(value.low), round(place(value.high) - place(value.low), 2)
+        name = result.key.partition("@")[0]
+        val = row.val.get(name, zero_val if row.is_zero_shot else None)
+        lines.append(Line(row, value, gain, word, val, *span, place(value.value)))
+    lines.sort(key=lambda line: line.value.value, reverse=metric.higher_is_better)
+    zero = next((line.dot for line in lines if line.row.is_zero_shot), None)
+    return Board(lines, low, high, zero)
+
+
+def _rungs(study: Study) -> list[Rung]:
+    made = []
+    for epoch in study.rungs:
+        reached = [t for t in study.trials if max(t.curve, default=0) >= epoch]
+        stopped = [t for t in reached if t.state == "pruned" and t.rung(study.rungs) == epoch]
+        best = max((v for t in reached if (v := t.at(epoch)) is not None), default=None)
+        made.append(Rung(epoch, len(reached), stopped, best))
+    return made
+
+
+def _charts(study: Study, metric: Metric, hues: dict[str, int]) -> dict[str, Any]:
+    trained = [name for name in study.adapters if name != "zero_shot"]
+    curves = [(name, search_charts.curves(study, name, metric, hues)) for name in trained]
+    return {
+        "curves": [(name, chart) for name, chart in curves if chart],
+        "history": search_charts.history(study, metric, hues),
+        "rung_chart": search_charts.rungs(study, metric, hues),
+        "fields": [_fields(study, name, metric, hues) for name in trained if study.of(name)],
+    }
+
+
+def _fields(study: Study, adapter: str, metric: Metric, hues: dict[str, int]) -> Fields:
+    trials, color = study.of(adapter), svg.hue(hues[adapter])
+    found = importances(trials)
+    bars = field_charts.bars(adapter, found, color) if found else None
+    drawn = field_charts.slices(trials, metric, color, study.best(adapter))
+    order = {each.field: i for i, each in enumerate(found)}
+    drawn.sort(key=lambda pair: order.get(pair[0], len(order)))
+    return Fields(adapter, len(ranked(trials)), found, bars, drawn)

@@ -1,0 +1,135 @@
+"""The search drawn: learning curves, the best so far, and ASHA's rungs.
+
+Flows in: a `Study`, its metric, and each adapter's place in the palette. Flows out: inline SVG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
+
+from pipelines.reporting import svg
+from pipelines.reporting.numbers import Metric
+from pipelines.reporting.study import Study, Trial
+
+Hues = Mapping[str, int]  # the place of each adapter in the palette
+
+
+def limits(study: Study, metric: Metric) -> tuple[float, float]:
+    """One vertical scale for all charts of the metric, in shown units."""
+    values = [v for t in study.trials for v in (*t.curve.values(), t.value) if v is not None]
+    values += [study.zero_shot] if study.zero_shot is not None else []
+    low, high = min(values, default=0.0) * metric.scale, max(values, default=1.0) * metric.scale
+    room = 0.08 * (high - low) or 1.0
+    return low - room, high + room
+
+
+def curves(study: Study, adapter: str, metric: Metric, hues: Hues) -> Markup | None:
+    """Every trial of `adapter`, the val metric by epoch; the best one strong and named."""
+    trials = [t for t in study.of(adapter) if t.curve]
+    if not trials:
+        return None
+    ax = svg.axes(height=210)
+    best = study.best(adapter)
+    for trial in sorted(trials, key=lambda t: t is best):
+        _curve(ax, trial, metric, svg.hue(hues[adapter]), trial is best)
+    _zero_shot(ax, study, metric)
+    ax.set_ylim(limits(study, metric))
+    ax.set_xlim(left=0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    ax.set_xlabel("epoch")
+    return svg.markup(ax, f"curves-{adapter}", f"{metric.label} on val by epoch, {adapter}")
+
+
+def _curve(ax: Any, trial: Trial, metric: Metric, color: str, best: bool) -> None:
+    epochs = list(trial.curve)
+    values = [v * metric.scale for v in trial.curve.values()]
+    faint = 1.0 if best else {"pruned": 0.35}.get(trial.state, 0.6)
+    dashes = {"failed": (0, (4, 2)), "running": (0, (1, 1.5))}.get(trial.state, "-")
+    ax.plot(
+        epochs, values, color=color, alpha=faint, linestyle=dashes, linewidth=2.6 if best else 1.2
+    )
+    end = (epochs[-1:], values[-1:])
+    if trial.state == "failed":
+        ax.plot(*end, marker="x", color=svg.INK, markersize=7, markeredgewidth=1.8)
+    elif trial.state == "pruned":
+        ax.plot(*end, marker="o", color=color, alpha=0.6, markerfacecolor=svg.PAPER, markersize=5)
+    else:
+        ax.plot(*end, marker="o", color=color, alpha=faint, markersize=4)
+    if best:
+        top = max(epochs, key=lambda epoch: (trial.curve[epoch], -epoch))
+        at = (top, trial.curve[top] * metric.scale)
+        ax.plot(*at, marker="o", color=color, markersize=8)
+        place = {"xytext": (-4, 8), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(f"trial {trial.number}", at, color=svg.INK, fontweight="bold", **place)
+
+
+def history(study: Study, metric: Metric, hues: Hues) -> Markup | None:
+    """Trials in the order in which they began, and the best value so far."""
+    scored = [t for t in study.trials if t.score is not None]
+    if not scored:
+        return None
+    ax = svg.axes(height=280)
+    low, high = limits(study, metric)
+    for trial in study.trials:
+        if trial.state == "failed":
+            ax.plot(trial.number, low, "x", color=svg.INK, markersize=7, clip_on=False)
+        elif trial.score is not None:
+            at = (trial.number, trial.score * metric.scale)
+            _dot(ax, at, trial, hues, hollow=trial.state != "complete")
+    best, steps = float("-inf"), []
+    for trial in study.trials:
+        best = max(best, trial.value if trial.value is not None else best)
+        steps.append(best * metric.scale)
+    ax.step([t.number for t in study.trials], steps, where="post", color=svg.INK, linewidth=1.4)
+    _zero_shot(ax, study, metric)
+    ax.set_ylim(low, high)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    ax.set_xlabel("trial")
+    return svg.markup(ax, "history", f"{metric.label} on val by trial, and the best so far")
+
+
+def rungs(study: Study, metric: Metric, hues: Hues) -> Markup | None:
+    """Where each trial stood at each rung; hollow where ASHA stopped it."""
+    if not study.rungs or not any(t.curve for t in study.trials):
+        return None
+    ax = svg.axes(height=280, top=30)
+    for trial in study.trials:
+        reached = [i for i, rung in enumerate(study.rungs) if rung <= max(trial.curve, default=0)]
+        values = [(trial.at(study.rungs[i]) or 0.0) * metric.scale for i in reached]
+        shift = ((trial.number * 0.618) % 1 - 0.5) * 0.3  # spreads the dots, always the same way
+        places = [i + shift for i in reached]
+        color = svg.hue(hues[trial.adapter])
+        ax.plot(places, values, color=color, alpha=0.25, linewidth=1)
+        for i, at in enumerate(zip(places, values, strict=True), 1):
+            _dot(ax, at, trial, hues, hollow=trial.state == "pruned" and i == len(places))
+    for i, rung in enumerate(study.rungs):
+        number = sum(max(t.curve, default=0) >= rung for t in study.trials)
+        top = {"ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform()}
+        ax.text(i, 1.02, f"{number} trials", color=svg.INK, fontweight="bold", **top)
+    _zero_shot(ax, study, metric)
+    ax.set_ylim(limits(study, metric))
+    ax.set_xlim(-0.4, len(study.rungs) - 0.6)
+    ax.set_xticks(range(len(study.rungs)), [f"epoch {rung}" for rung in study.rungs])
+    return svg.markup(ax, "rungs", f"{metric.label} on val at the rungs of ASHA")
+
+
+def _dot(ax: Any, x: float, y: float, trial: Trial, hues: Hues, hollow: bool | None = None) -> None:
+    color, shape = svg.hue(hues[trial.adapter]), svg.MARKERS[hues[trial.adapter] % svg.HUES]
+    empty = trial.state != "complete" if hollow is None else hollow
+    fill = svg.PAPER if empty else color
+    ax.plot(
+        x, y, marker=shape, color=color, markerfacecolor=fill, markersize=6, markeredgewidth=1.3
+    )
+
+
+def _zero_shot(ax: Any, study: Study, metric: Metric) -> None:
+    if study.zero_shot is None:
+        return
+    y = study.zero_shot * metric.scale
+    ax.axhline(y, color=svg.MUTED, linewidth=1.2, linestyle=(0, (5, 3)))
+    text = {"xytext": (-2, -4), "textcoords": "offset points", "ha": "right", "va": "top"}
+    ax.annotate("zero-shot", (1, y), xycoords=ax.get_yaxis_transform(), color=svg.MUTED, **text)

@@ -1,0 +1,176 @@
+"""What the numbers say, in words that claim no more than they show.
+
+Flows in: a `Study` and perhaps a `Result`. Flows out: the headline, the lines under it and the key
+numbers, the same for the page and the Markdown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from pipelines.reporting import numbers
+from pipelines.reporting.numbers import Metric, plural
+from pipelines.reporting.result import Estimate, Result, Row
+from pipelines.reporting.study import Study
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key number."""
+
+    value: str
+    label: str
+    note: str = ""
+
+
+def metric_of(study: Study, result: Result | None) -> Metric:
+    return Metric.of(result.key if result else study.metric or "t2i_r1")
+
+
+def verdict(gain: Estimate, metric: Metric) -> str:
+    """`better` or `worse` when the interval excludes no difference at all, else `open`."""
+    low, high = (gain.low, gain.high) if metric.higher_is_better else (-gain.high, -gain.low)
+    return "better" if low > 0 else "worse" if high < 0 else "open"
+
+
+def headline(study: Study, result: Result | None) -> str:
+    """The one sentence that answers the user's question."""
+    metric = metric_of(study, result)
+    return _measured(result, metric) if result else _searched(study, metric)
+
+
+def _measured(result: Result, metric: Metric) -> str:
+    row, images = result.selected, plural(int(result.data["images"]), "test image")
+    if row is None:
+        return f"Measured on {images}; no adapter was chosen on val, so none is claimed to win."
+    if row.is_zero_shot:
+        return f"Zero-shot stays the choice: no adapter did better on val, on {images}."
+    gain = row.gains.get(result.key)
+    if gain is None:
+        value = metric.show(row.metrics[result.key].value)
+        return f"{row.name} reaches {value} {metric.label} on {images}; zero-shot was not compared."
+    size = f"{metric.gain(gain.value)}{_points(metric)} {metric.label} on {images}"
+    match verdict(gain, metric):
+        case "better":
+            return f"{row.name} beats zero-shot by {size}."
+        case "worse":
+            return f"{row.name} is worse than zero-shot: {size}."
+    others = _others(result, metric, row)
+    who = "The adapter chosen on val was not" if others else "No adapter was"
+    return f"{who} shown to beat zero-shot: {row.name} differs by {size}."
+
+
+def _searched(study: Study, metric: Metric) -> str:
+    best = study.best()
+    if best:
+        where = "on val so far" if study.unfinished else "on val"
+        value = f"{metric.show(best.value)} {metric.label}"
+        return f"{best.adapter} (trial {best.number}) is best {where}: {value}."
+    if study.trials and study.count("failed") == len(study.trials):
+        return f"All {plural(len(study.trials), 'trial')} failed."
+    return "No trial has finished yet."
+
+
+def details(study: Study, result: Result | None) -> list[str]:
+    """The sentences under the headline: the interval, how it was chosen, and every doubt."""
+    metric = metric_of(study, result)
+    if result is None:
+        return [line for line in (_against_val(study, metric), _why_failed(study)) if line] + [
+            "Nothing here was measured on test: that split is still sealed."
+        ]
+    lines = []
+    row = result.selected
+    gain = row.gains.get(result.key) if row else None
+    if gain:
+        interval = between(gain, metric, signed=True)
+        lines.append(f"95 % interval of the paired difference: {interval}.")
+    if row and study.trials:
+        lines.append(f"Chosen on val among {plural(len(study.trials), 'trial')}.")
+    others = _others(result, metric, row)
+    if others:
+        names = ", ".join(f"{r.name} ({metric.gain(r.gains[result.key].value)})" for r in others)
+        lines.append(f"Above zero-shot on test, though not the one chosen on val: {names}.")
+    opened = len(result.test_openings)
+    lines.append(
+        "The test split was opened once."
+        if opened == 1
+        else f"The test split was opened {opened} times: each look makes its numbers less strict."
+    )
+    return lines
+
+
+def _others(result: Result, metric: Metric, chosen: Row | None) -> list[Row]:
+    """Rows other than the chosen one that are better than zero-shot."""
+    rows = [r for r in result.rows if r is not chosen and not r.is_zero_shot]
+    measured = [r for r in rows if result.key in r.gains]
+    return [r for r in measured if verdict(r.gains[result.key], metric) == "better"]
+
+
+def _against_val(study: Study, metric: Metric) -> str:
+    best = study.best()
+    if best is None or best.value is None or study.zero_shot is None:
+        return ""
+    gain = metric.gain(best.value - study.zero_shot) + _points(metric)
+    return f"Zero-shot stands at {metric.show(study.zero_shot)} on val: a difference of {gain}."
+
+
+def _why_failed(study: Study) -> str:
+    reasons = Counter(t.reason for t in study.trials if t.state == "failed" and t.reason)
+    if study.best() or not reasons:
+        return ""
+    reason, times = reasons.most_common(1)[0]
+    return f"Most frequent reason ({times} times): {reason}"
+
+
+def tiles(study: Study, result: Result | None) -> list[Tile]:
+    """The key numbers."""
+    metric = metric_of(study, result)
+    made = _test_tiles(result, metric) if result else _val_tiles(study, metric)
+    if study.trials:
+        states = [(study.count("complete"), "complete"), (study.count("pruned"), "stopped early")]
+        states += [(study.count("failed"), "failed"), (study.count("running"), "running")]
+        planned = f" of {study.planned}" if study.unfinished and study.planned else ""
+        note = ", ".join(f"{n} {word}" for n, word in states if n)
+        made.append(Tile(f"{len(study.trials):,}{planned}", "trials", note))
+    spent = sum(t.seconds or 0.0 for t in study.trials)
+    if spent:
+        made.append(Tile(numbers.duration(spent), "of training", "all trials together"))
+    return made
+
+
+def _test_tiles(result: Result, metric: Metric) -> list[Tile]:
+    row, zero = result.selected, result.zero_shot
+    made = []
+    for each in (row, zero if zero is not row else None):
+        if each and result.key in each.metrics:
+            value = each.metrics[result.key]
+            made.append(Tile(metric.show(value.value), each.name, between(value, metric)))
+    if row and result.key in row.gains:
+        gain = row.gains[result.key]
+        made.append(Tile(metric.gain(gain.value), "difference", numbers.probability(gain.p)))
+    if row:
+        made.append(Tile(numbers.count(row.trainable_parameters), "trainable parameters", row.name))
+    return made
+
+
+def _val_tiles(study: Study, metric: Metric) -> list[Tile]:
+    best = study.best()
+    made = []
+    if best:
+        made.append(Tile(metric.show(best.value), best.adapter, "val"))
+    if study.zero_shot is not None:
+        made.append(Tile(metric.show(study.zero_shot), "zero-shot", "val"))
+    if best and best.trainable_parameters is not None:
+        size = numbers.count(best.trainable_parameters)
+        made.append(Tile(size, "trainable parameters", best.adapter))
+    return made
+
+
+def between(estimate: Estimate, metric: Metric, signed: bool = False) -> str:
+    show = metric.gain if signed else metric.bare
+    return f"{show(estimate.low)} to {show(estimate.high)}"
+
+
+def _points(metric: Metric) -> str:
+    return " points" if metric.is_share else ""

@@ -1,0 +1,175 @@
+"""The search as the report sees it.
+
+Flows in: a run folder's study.json, best.json and Optuna journal, which a running search may be
+appending to. Flows out: a `Study` of plain values. Nothing is written and nothing is locked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from optuna.distributions import BaseDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from trainables.errors import DataError
+from trainables.files import read_json, read_jsonl
+
+T = TypeVar("T")
+
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration that was tried; `curve` is the val metric by epoch."""
+
+    number: int
+    adapter: str
+    state: str  # a value of STATES
+    value: float | None  # its best at any epoch, once it ended; a failed trial has none
+    curve: Mapping[int, float]
+    params: Mapping[str, Any]  # searched fields, dotted, without the adapter's prefix
+    spaces: Mapping[str, BaseDistribution]
+    epochs: int
+    seconds: float | None
+    trainable_parameters: int | None
+    reason: str
+    recipe: bool
+
+    @property
+    def score(self) -> float | None:
+        """The trial's value, or while it runs and after it failed, its best until then."""
+        return self.value if self.value is not None else max(self.curve.values(), default=None)
+
+    def rung(self, rungs: list[int]) -> int | None:
+        """The last rung that this trial reached."""
+        return max((r for r in rungs if r <= max(self.curve, default=0)), default=None)
+
+    def at(self, epoch: int) -> float | None:
+        """The metric at `epoch`, or at the last epoch before it that reported one."""
+        reported = [e for e in self.curve if e <= epoch]
+        return self.curve[max(reported)] if reported else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """One search: what was planned, and every trial begun so far."""
+
+    metric: str
+    planned: int | None
+    rungs: list[int]
+    trials: list[Trial]
+    zero_shot: float | None  # on val
+    facts: Mapping[str, Any]  # study.json, for the page's small print
+
+    @cached_property
+    def adapters(self) -> list[str]:
+        named = [*self.facts.get("adapters", []), *(t.adapter for t in self.trials)]
+        return sorted(dict.fromkeys(named), key=lambda name: (name != "zero_shot", name))
+
+    def of(self, adapter: str) -> list[Trial]:
+        return [t for t in self.trials if t.adapter == adapter]
+
+    def count(self, state: str) -> int:
+        return sum(t.state == state for t in self.trials)
+
+    def best(self, adapter: str | None = None) -> Trial | None:
+        """The trial with the highest value, stopped early or not; of equal ones the earlier."""
+        chosen = [t for t in self.trials if t.value is not None and adapter in (None, t.adapter)]
+        return max(chosen, key=lambda t: (t.value, -t.number), default=None)
+
+    @property
+    def per_adapter(self) -> list[Trial]:
+        """The best trial of each adapter, best first."""
+        best = [trial for name in self.adapters if (trial := self.best(name))]
+        return sorted(best, key=lambda t: -(t.value or 0.0))
+
+    @property
+    def unfinished(self) -> bool:
+        ended = len(self.trials) - self.count("running")
+        return ended < (self.planned or 0) or self.count("running") > 0
+
+
+def read_study(run: Path) -> Study:
+    """The study in `run`; one without study.json (a single `train`) is a study without trials."""
+    path = run / "study.json"
+    facts = read_json(path) if path.exists() else {}
+    adapters = facts.get("adapters", [])
+    frozen = _journal(run / "journal.log")
+    trials = [_trial(t, adapters) for t in frozen if t.state in STATES]
+    metric = str(facts.get("metric", "")).removeprefix("val/")
+    return Study(
+        metric=metric,
+        planned=facts.get("trials"),
+        rungs=sorted(facts.get("rungs") or []),
+        trials=trials,
+        zero_shot=_zero_shot(run, metric),
+        facts=facts,
+    )
+
+
+def _zero_shot(run: Path, metric: str) -> float | None:
+    """The baseline on val: in best.json once that is written, before it in its own folder."""
+    path = run / "best.json"
+    best = read_json(path) if path.exists() else {}
+    rows = read_jsonl(run / "zero_shot" / "metrics.jsonl")
+    measured = rows[-1].get(f"val/{metric}") if rows else None
+    return (best.get("zero_shot") or {}).get("value", measured)
+
+
+def _journal(path: Path) -> list[FrozenTrial]:
+    if not path.exists():  # the backend would create it
+        return []
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+    except ValueError as error:
+        raise DataError(f"`{path}` is not a readable Optuna journal: {error}.") from error
+    studies = [s for s in storage.get_all_studies() if s.study_name == "cliptune"]
+    return storage.get_all_trials(studies[0]._study_id) if studies else []
+
+
+def _trial(trial: FrozenTrial, adapters: list[str]) -> Trial:
+    attrs = trial.user_attrs
+    config = attrs.get("config") or {}
+    adapter = trial.params.get("adapter") or config.get("name") or (adapters or ["unknown"])[0]
+    prefix = f"{adapter}/"
+    curve = {e: v for e, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)}
+    return Trial(
+        number=trial.number,
+        adapter=str(adapter),
+        state=STATES[trial.state],
+        value=_value(trial, curve),
+        curve=curve,
+        params=_own(trial.params, prefix),
+        spaces=_own(trial.distributions, prefix),
+        epochs=int(attrs.get("epochs") or max(curve, default=0)),
+        seconds=attrs.get("seconds"),
+        trainable_parameters=attrs.get("trainable_parameters"),
+        reason=str(attrs.get("reason", "")),
+        recipe=bool(attrs.get("recipe")),
+    )
+
+
+def _value(trial: FrozenTrial, curve: Mapping[int, float]) -> float | None:
+    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        return None
+    told = trial.user_attrs.get("best")
+    value = max(curve.values(), default=trial.value) if told is None else float(told)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _own(named: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The entries of this trial's adapter, under their dotted fields."""
+    return {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}

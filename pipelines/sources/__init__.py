@@ -1,0 +1,1 @@
+"""One file per data format. Each has one function, `read(source, options) -> Iterator[RawRecord]`."""

@@ -1,0 +1,105 @@
+"""What every source yields, and the rules for paths that come out of somebody else's file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainables.errors import DataError, unknown
+
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .gif .webp .bmp .tif .tiff".split())
+FIELDS = ("id", "image", "caption", "label", "class_name", "split")
+
+_SPLITS = {
+    "train": "train", "training": "train", "restval": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that cannot be used, and why, in words for the quarantine."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """One image as its source tells it; nothing is checked yet and a `Path` is not yet read."""
+
+    id: str
+    image: bytes | Path | BadRecord
+    captions: tuple[str | bytes, ...] = ()  # bytes: the source did not decode them
+    label: int | None = None
+    class_name: str | None = None
+    split: str | None = None  # None: the source has no splits
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read a source. `notes` is filled by it, with counts worth telling."""
+
+    images: Path | None = None  # the folder of the images, where not beside the source
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)  # field: columns of a table
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+def split_name(name: str) -> str:
+    """The project's word for a source's split; an unknown one is returned as it is."""
+    return _SPLITS.get(name.strip().lower(), name)
+
+
+def split_of_name(name: str) -> str | None:
+    """The split that a file name tells, such as `captions_val2014.json` or `train-00001.tar`."""
+    words = (word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
+    return next((_SPLITS[word] for word in words if word in _SPLITS), None)
+
+
+def splits_of_files(names: Sequence[str]) -> list[str | None]:
+    """The splits that the files of one source tell: all of several files do, or none counts."""
+    splits = [split_of_name(name) for name in names]
+    return splits if len(names) > 1 and None not in splits else [None] * len(names)
+
+
+def parse_columns(pairs: Sequence[str]) -> dict[str, list[str]]:
+    """`["image=path", "caption=title"]` as a mapping; a field given twice has two columns."""
+    columns: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not equals or not column:
+            raise DataError(f"`--columns` takes pairs like caption=title, got {pair!r}.")
+        if name not in FIELDS:
+            raise DataError(unknown("field", name, FIELDS))
+        columns.setdefault(name, []).append(column)
+    return columns
+
+
+def inside(root: Path, name: str) -> Path | BadRecord:
+    """`root / name`, unless that leaves `root` by an absolute path, by `..` or by a link."""
+    parts = Path(name).parts
+    if not name or "\0" in name:
+        return BadRecord(f"image path {name!r} is not a path")
+    if ".." in parts or Path(name).is_absolute():
+        return BadRecord("image path leaves the folder")
+    path = root / name
+    here, real = os.path.realpath(root), os.path.realpath(path)
+    if os.path.commonpath([here, real]) != here:
+        return BadRecord("image path leaves the folder by a link")
+    return path
+
+
+def image_root(candidates: Sequence[Path], name: str) -> Path:
+    """The first of `candidates` that holds the image `name`; the first of all if none does."""
+    found = (root for root in candidates if not isinstance(inside(root, name), BadRecord))
+    return next((root for root in found if (root / name).is_file()), candidates[0])
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """The image files directly in `folder`, by name."""
+    names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith("."))
+    return (folder / n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES)

@@ -1,0 +1,152 @@
+"""From named cells to a record: shared by every format whose fields have names.
+
+Flows in: column names and rows of a table, a tar sample or a Hub data set. Flows out: `RawRecord`s,
+with the captions of consecutive rows of one image together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources.base import FIELDS, BadRecord, RawRecord, inside
+from trainables.errors import DataError, unknown
+
+_ALIASES = {
+    "id": "id image_id img_id imgid uid key",
+    "image": "image image_path image_name image_file img path file file_name filename filepath",
+    "caption": "caption captions text texts sentence sentences comment description",
+    "label": "label target class_id",
+    "class_name": "class_name classname class category",
+    "split": "split partition subset",
+}
+_FIELD_OF = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
+
+
+def match_columns(
+    names: Iterable[str], given: Mapping[str, Sequence[str]], where: str
+) -> dict[str, list[str]]:
+    """Field to column names. `given` (from `--columns`) decides alone; without it every column of
+    `where` must be known, because a misspelt one would be lost in silence."""
+    names = list(names)
+    if given:
+        for column in (c for columns in given.values() for c in columns):
+            if column not in names:
+                raise DataError(f"`{where}`: {unknown('column', column, names)}")
+        found = {name: list(columns) for name, columns in given.items()}
+    else:
+        found = {}
+        for column in names:
+            field = field_of(column)
+            if field is None:
+                raise DataError(
+                    f"`{where}`: {unknown('column', column, FIELDS)} "
+                    "Or name the columns to read, as in `--columns image=path caption=title`: "
+                    "all others are then left out."
+                )
+            found.setdefault(field, []).append(column)
+    for field, columns in found.items():
+        if len(columns) > 1 and field != "caption":
+            both = " and ".join(f"`{c}`" for c in columns)
+            raise DataError(f"`{where}`: {both} both name the {field}; choose with `--columns`.")
+    if "image" not in found:
+        raise DataError(f"`{where}` has no image column; name it with `--columns image=...`.")
+    return found
+
+
+def field_of(column: str) -> str | None:
+    """The field that a column means by its name; `caption_0`, `caption_1`, ... are captions."""
+    return _FIELD_OF.get(re.sub(r"[_ ]?\d+$", "", column.strip().lower()))
+
+
+def cells(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The row's values by field; the captions of several columns are one list."""
+    values: dict[str, Any] = {}
+    for field, names in columns.items():
+        found = [row[name] for name in names if row.get(name) is not None]
+        values[field] = found if len(names) > 1 else (found[0] if found else None)
+    return values
+
+
+def record_of(values: Mapping[str, Any], default_id: str, root: Path) -> RawRecord:
+    """A record from its fields; image paths are relative to `root`."""
+    image = values.get("image")
+    name = values.get("id")
+    if name is None:
+        name = image if isinstance(image, str) else default_id
+    try:
+        return RawRecord(
+            id=str(name),
+            image=_image(image, root),
+            captions=_captions(values.get("caption")),
+            label=_label(values.get("label")),
+            class_name=_text("class_name", values.get("class_name")),
+            # An empty cell of a split column is no split's name, not a row without splits.
+            split=_text("split", values["split"] or "") if "split" in values else None,
+        )
+    except _BadCell as error:
+        return RawRecord(str(name), BadRecord(str(error)))
+
+
+def merge(records: Iterable[RawRecord]) -> Iterator[RawRecord]:
+    """Consecutive records of one image, as in a table with a row a caption, become one."""
+    held: RawRecord | None = None
+    for record in records:
+        if held and held.captions and dataclasses.replace(record, captions=held.captions) == held:
+            held = dataclasses.replace(held, captions=held.captions + record.captions)
+            continue
+        if held:
+            yield held
+        held = record
+    if held:
+        yield held
+
+
+class _BadCell(Exception):
+    """The reason why a cell cannot be used."""
+
+
+def _image(cell: Any, root: Path) -> bytes | Path | BadRecord:
+    match cell:
+        case bytes():
+            return cell
+        case {"bytes": bytes(data)}:  # Hugging Face's `Image`
+            return data
+        case {"path": str(name)} | str(name):
+            return inside(root, name)
+        case None | {"path": None}:
+            raise _BadCell("no image")
+    raise _BadCell(f"image is neither a path nor bytes ({type(cell).__name__})")
+
+
+def _captions(cell: Any) -> tuple[str | bytes, ...]:
+    if cell is None:
+        return ()
+    texts = cell if isinstance(cell, list) else [cell]
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str | bytes):
+            raise _BadCell(f"caption {number} is not text ({type(text).__name__})")
+    return tuple(texts)
+
+
+def _label(cell: Any) -> int | None:
+    if cell is None or cell == "":
+        return None
+    if isinstance(cell, bytes):
+        cell = cell.decode("utf-8", "replace")
+    if isinstance(cell, str) and re.fullmatch(r"[0-9]{1,10}", cell.strip()):
+        return int(cell)
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return cell
+    raise _BadCell(
+        f"label {cell!r:.40} is not a whole number; for names use `--columns class_name=...`"
+    )
+
+
+def _text(field: str, cell: Any) -> str | None:
+    if cell is None or isinstance(cell, str):
+        return cell
+    raise _BadCell(f"{field} is not text ({type(cell).__name__})")

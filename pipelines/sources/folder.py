@@ -1,0 +1,48 @@
+"""A folder of images by class: `<class>/*.jpg`, or `<split>/<class>/*.jpg`.
+
+The class is the folder's name, the label its place in alphabetical order. Hidden files and files
+that are no images by their suffix are left out and counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.sources.base import Options, RawRecord, image_files, inside, split_name
+from trainables.errors import DataError
+
+
+def read(source: str, options: Options) -> Iterator[RawRecord]:
+    root = Path(source)
+    tops = _folders(root)
+    splits = [name for name in tops if split_name(name) in {"train", "val", "test"}]
+    if splits and splits == tops:
+        groups = [(name, root / name) for name in splits]
+    else:
+        groups = [(None, root)]
+    classes = sorted({name for _, folder in groups for name in _folders(folder)})
+    if not classes:
+        raise DataError(f"`{root}` has no class folders: expected `<class>/*.jpg` in it.")
+    for split, folder in groups:
+        for label, name in enumerate(classes):
+            if (folder / name).is_dir():
+                yield from _class(root, folder / name, label, split, options)
+
+
+def _folders(folder: Path) -> list[str]:
+    found = (e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    return sorted(found)
+
+
+def _class(
+    root: Path, folder: Path, label: int, split: str | None, options: Options
+) -> Iterator[RawRecord]:
+    files = list(image_files(folder))
+    options.notes["other_files_left_out"] += sum(1 for _ in os.scandir(folder)) - len(files)
+    for path in files:
+        name = str(path.relative_to(root))
+        yield RawRecord(
+            name, inside(root, name), label=label, class_name=folder.name, split=split
+        )

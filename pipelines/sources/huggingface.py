@@ -1,0 +1,79 @@
+"""A Hugging Face data set: a local directory or a Hub id, streamed.
+
+`owner/name`, `owner/name:config` and `owner/name@revision` all work. Columns are matched by name as
+in a table. Splits are the data set's own where it has several, or its `split` column. No code of a
+data set is ever run: `datasets` reads data files only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources.base import Options, RawRecord
+from pipelines.sources.fields import cells, match_columns, merge, record_of
+from trainables.errors import DataError
+
+
+def read(source: str, options: Options) -> Iterator[RawRecord]:
+    splits = _load(source)
+    for name, data in splits.items():
+        yield from merge(_rows(source, name, data, options, several=len(splits) > 1))
+
+
+def _load(source: str) -> dict[str, Any]:
+    """Split name to an iterable data set."""
+    import datasets
+
+    path = Path(source)
+    try:
+        if (path / "dataset_dict.json").is_file():
+            return dict(datasets.load_from_disk(source))
+        if (path / "state.json").is_file():
+            return {"train": datasets.load_from_disk(source)}
+        name, _, revision = (source, "", "") if path.exists() else source.partition("@")
+        name, _, config = (name, "", "") if path.exists() else name.partition(":")
+        return dict(
+            datasets.load_dataset(name, config or None, revision=revision or None, streaming=True)
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"`{source}` cannot be opened as a data set: {error}") from error
+
+
+def _rows(
+    source: str, split: str, data: Any, options: Options, several: bool
+) -> Iterator[RawRecord]:
+    import datasets
+
+    features = data.features or {}
+    for name, feature in features.items():
+        if isinstance(feature, datasets.Image):  # bytes as they are, not decoded by PIL
+            data = data.cast_column(name, datasets.Image(decode=False))
+    names = list(features) or list(next(iter(data), {}))
+    columns = match_columns(names, options.columns, f"{source}, split {split}")
+    label = features.get(columns["label"][0]) if "label" in columns else None
+    root = options.images or Path(source)
+    for number, row in enumerate(data, 1):
+        values = cells(row, columns)
+        if isinstance(label, datasets.ClassLabel) and values["label"] is not None:
+            values["class_name"] = label.int2str(values["label"])
+        if several:
+            values.setdefault("split", split)
+        values["image"] = _file(values["image"], root)
+        yield record_of(values, f"{split}-{number}", root)
+
+
+def _file(image: Any, root: Path) -> Any:
+    """An image that `datasets` names in its own way, as bytes or as a path relative to `root`."""
+    match image:
+        case {"bytes": None, "path": str(path)} if re.fullmatch(r"(zip://[^:]*::)?hf://.*", path):
+            import fsspec
+
+            with fsspec.open(path, "rb") as file:
+                return file.read()
+        case {"bytes": None, "path": str(path)} if os.path.isabs(path):
+            return os.path.relpath(os.path.realpath(path), os.path.realpath(root))
+    return image

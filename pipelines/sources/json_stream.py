@@ -1,0 +1,105 @@
+"""A JSON object of long arrays, one element at a time.
+
+COCO's caption files and Karpathy's take over 1 GiB as Python objects; read like this, only one
+element and one block of text are in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from trainables.errors import DataError
+
+_BLOCK = 2**20
+_LONGEST = 2**26  # characters of one element
+
+
+def entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """`(key, element)` for every top-level array in the file, `(key, value)` for other values."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from _Reader(file).entries()
+    except FileNotFoundError as error:
+        raise DataError(f"`{path}` does not exist.") from error
+    except RecursionError as error:
+        raise DataError(f"`{path}` is nested too deeply.") from error
+    except ValueError as error:  # malformed JSON or UTF-8
+        raise DataError(f"`{path}` is not valid JSON: {error}.") from error
+
+
+def items(path: Path, key: str) -> Iterator[Any]:
+    """The elements of the top-level array `key`; a file without it is a `DataError`."""
+    found = False
+    for name, value in entries(path):
+        if name == key:
+            found = True
+            yield value
+    if not found:
+        raise DataError(f"`{path}` has no elements under `{key}`.")
+
+
+class _Reader:
+    """A window over the text that grows until a whole JSON value fits."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+        self.text = ""
+        self.at = 0
+        self.ended = False
+        self.decoder = json.JSONDecoder()
+
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        self._expect("{")
+        while self._peek() != "}":
+            key = self._value()
+            self._expect(":")
+            if self._peek() == "[":
+                self.at += 1
+                while self._peek() != "]":
+                    yield key, self._value()
+                    if self._peek() != "]":
+                        self._expect(",")
+                self.at += 1
+            else:
+                yield key, self._value()
+            if self._peek() != "}":
+                self._expect(",")
+
+    def _more(self) -> None:
+        block = self.file.read(max(_BLOCK, len(self.text) - self.at))
+        if len(self.text) - self.at > _LONGEST:
+            raise ValueError(f"an element is longer than {_LONGEST:,} characters")
+        self.text, self.at, self.ended = self.text[self.at :] + block, 0, not block
+
+    def _peek(self) -> str:
+        """The next character that is not white space."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
+                self.at += 1
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if self.ended:
+                raise ValueError("it ends too early")
+            self._more()
+
+    def _expect(self, character: str) -> None:
+        if (found := self._peek()) != character:
+            raise ValueError(f"expected {character!r}, found {found!r}")
+        self.at += 1
+
+    def _value(self) -> Any:
+        self._peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+                if end < len(self.text) or self.ended:  # else a number may go on
+                    self.at = end
+                    return value
+            except json.JSONDecodeError as error:
+                if self.ended:  # its own position counts from the window's start
+                    near = self.text[self.at : self.at + 40]
+                    raise ValueError(f"{error.msg.lower()} at or after {near!r}") from None
+            self._more()

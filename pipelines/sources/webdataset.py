@@ -1,0 +1,137 @@
+"""WebDataset tars: one file, a folder of them, or a glob.
+
+Members that share a name up to its first dot are one sample: an image, `.txt` (its caption), `.cls`
+(its label) and `.json` (any of the fields below; its other keys are somebody's metadata). Members
+are read in place, never extracted; links, devices, absolute names and `..` are refused. Splits are
+those that the names of several tars tell.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipelines.sources.base import IMAGE_SUFFIXES, BadRecord, Options, RawRecord, splits_of_files
+from pipelines.sources.fields import field_of, record_of
+from trainables.errors import DataError, unknown
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_LARGEST = 2**26  # bytes of a member; the limit of an image file too
+_FIELD_OF = {suffix[1:]: "image" for suffix in IMAGE_SUFFIXES} | {
+    "txt": "caption", "caption": "caption", "cls": "label", "json": "json",
+}  # fmt: skip
+
+Sample = dict[str, bytes | BadRecord]  # by field
+
+
+def read(source: str, options: Options) -> Iterator[RawRecord]:
+    paths = tars(source)
+    if not paths:
+        raise DataError(f"`{source}` matches no tar.")
+    root = Path(source) if Path(source).is_dir() else paths[0].parent
+    names = [os.path.relpath(path, root) for path in paths]
+    for path, split in zip(paths, splits_of_files(names), strict=True):
+        for key, sample in _samples(path, _suffixes(options)):
+            yield _record(key, sample, split)
+
+
+def tars(source: str) -> list[Path]:
+    path = Path(source)
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
+    return [path] if path.is_file() else sorted(map(Path, glob.glob(source)))
+
+
+def _suffixes(options: Options) -> dict[str, str]:
+    given = {column: field for field, columns in options.columns.items() for column in columns}
+    return given or _FIELD_OF
+
+
+def _samples(path: Path, fields: dict[str, str]) -> Iterator[tuple[str, Sample]]:
+    """Consecutive members with one key, as their contents by field."""
+    key, sample = "", Sample()
+    for name, content in _members(path, fields):
+        stem, _, suffix = name.rpartition("/")[2].partition(".")
+        member_key = name.removesuffix("." + suffix) if suffix else name
+        if member_key != key and sample:
+            yield key, sample
+            sample = {}
+        key, field = member_key, fields.get(suffix.lower(), "image")
+        double = BadRecord(f"two members are its {field}")
+        sample[field] = double if field in sample else content
+    if sample:
+        yield key, sample
+
+
+def _members(path: Path, fields: dict[str, str]) -> Iterator[tuple[str, bytes | BadRecord]]:
+    """Name and content of each member that `fields` wants or that has to be refused."""
+    try:
+        with tarfile.open(path) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # else a tar of a million files fills the memory
+                content = _content(tar, member, fields, path)
+                if content is not None:
+                    yield member.name, content
+            _check_end(tar)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(
+            f"`{path}` is truncated or damaged ({error}): what follows there would be lost."
+        ) from error
+
+
+def _content(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, fields: dict[str, str], path: Path
+) -> bytes | BadRecord | None:
+    name = PurePosixPath(member.name)
+    if member.isdir() or name.name.startswith(("__", "._")):
+        return None
+    if not member.isreg():
+        return BadRecord("tar member is a link or a device")
+    if name.is_absolute() or ".." in name.parts:
+        return BadRecord("tar member's name leaves the folder")
+    suffix = name.name.partition(".")[2].lower()
+    if suffix not in fields:
+        if fields is not _FIELD_OF:  # `--columns` said which to read
+            return None
+        raise DataError(
+            f"`{path}`: {unknown('suffix', suffix, _FIELD_OF)} Or name those to read, as in "
+            "`--columns image=jpg caption=txt`: all others are then left out."
+        )
+    if member.size > _LARGEST:
+        return BadRecord(f"tar member of {member.size:,} bytes is above the limit of {_LARGEST:,}")
+    file = tar.extractfile(member)  # opens it in place
+    return file.read() if file else BadRecord("tar member has no content")
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """A tar ends with blocks of zeros. `tarfile` takes a damaged header for the end as well."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(512) != bytes(512):
+        raise tarfile.ReadError(f"no end mark at byte {tar.offset:,}")
+
+
+def _record(key: str, sample: Sample, split: str | None) -> RawRecord:
+    values: dict[str, Any] = {}
+    for field, content in sample.items():
+        if isinstance(content, BadRecord):
+            return RawRecord(key, content)
+        values[field] = content
+    if "json" in values:
+        try:
+            extra = json.loads(values.pop("json"))
+            known = {field_of(name): value for name, value in extra.items()}
+        except (ValueError, RecursionError, AttributeError):
+            return RawRecord(key, BadRecord("`.json` is not a JSON object"))
+        wanted = ("caption", "label", "class_name", "split")
+        values = {name: known[name] for name in wanted if name in known} | values
+    if split:
+        values.setdefault("split", split)
+    return record_of({"id": key} | values, key, Path())

@@ -1,0 +1,139 @@
+"""Train one adapter with given hyperparameters: its published recipe unless told otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.console import done, nothing_to_do, say
+from trainables.errors import CliptuneError, DataError
+from trainables.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from trainables.loop import Row, Worker
+
+
+@dataclass(frozen=True)
+class Args:
+    features: Path
+    """Feature store written by `cliptune encode`."""
+    out: Path
+    """Folder of the run. The same command in the same folder goes on where it stopped."""
+    adapter: str = "soft_prompt"
+    """Adapter to train."""
+    set: tuple[str, ...] = field(default_factory=tuple)
+    """Hyperparameters, as `optim.lr=1e-3 adapter.n_ctx=8`."""
+    metric: str = "val/t2i_r1"
+    """Decides which epoch is best and when patience ends."""
+    workers: int = 1
+    """Ray Train workers that train together (DDP, negatives gathered across them)."""
+
+
+def run(args: Args) -> None:
+    from trainables.adapters.registry import make_config
+
+    if not (args.features / "manifest.json").is_file():
+        raise DataError(f"`{args.features}` is no complete feature store: run `cliptune encode`.")
+    values: dict[str, Any] = {}
+    for pair in args.set:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise CliptuneError(f"`--set` takes `field=value`, got {pair!r}.")
+        values[key] = value
+    config = make_config(args.adapter, values)
+    folder = args.out.absolute()
+    key = read_json(args.features / "manifest.json")["key"]
+    if (folder / "run.json").exists() and (found := read_json(folder / "run.json"))[
+        "features_key"
+    ] != key:
+        raise DataError(
+            f"`{folder}` was trained on features {found['features_key'][:12]}, got {key[:12]}. "
+            "Give another `--out`."
+        )
+    write_json(
+        folder / "run.json",
+        {
+            "format": "cliptune-run-1",
+            "features": str(args.features.absolute()),
+            "features_key": key,
+            "metric": args.metric,
+        },
+    )
+    job = {"args": args, "config": config, "folder": folder}
+    ran = train_here(job) if args.workers == 1 else _train_in_group(job, args.workers)
+    then = f"cliptune evaluate --run {args.out}"
+    if ran:
+        done([folder / "best", folder / "metrics.csv"], then)
+    else:
+        nothing_to_do(folder / "best", then)
+
+
+def _train_in_group(job: dict[str, Any], workers: int) -> bool:
+    from ray import train
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.cluster import connect
+
+    connect(dashboard=False)
+    rows = len(_rows(job["folder"]))
+    TorchTrainer(
+        train_here,
+        train_loop_config=job,
+        scaling_config=train.ScalingConfig(num_workers=workers),
+        run_config=train.RunConfig(
+            name=job["folder"].name,
+            storage_path=str(job["folder"].parent),
+            failure_config=train.FailureConfig(max_failures=2),
+        ),
+    ).fit()
+    return len(_rows(job["folder"])) > rows
+
+
+def _rows(folder: Path) -> list[Any]:
+    from trainables.files import read_jsonl
+
+    return read_jsonl(folder / "metrics.jsonl")
+
+
+def train_here(job: dict[str, Any]) -> bool:
+    """This process's part of the training; whether there was anything left to do."""
+    import torch.distributed
+
+    from trainables.loop import Run, Worker
+    from trainables.trial import TrialSettings, Workbench
+
+    args: Args = job["args"]
+    worker = Worker()
+    if torch.distributed.is_initialized():
+        worker = Worker(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    settings = TrialSettings(args.features.absolute(), job["folder"], args.metric, threads=0)
+    bench = Workbench(settings)
+    run = Run(
+        job["config"], bench.backbone, bench.train, bench.val, job["folder"], args.metric, worker
+    )
+    for warning in run.warnings:
+        say(f"warning: {warning}")
+    if run.finished:
+        return False
+    while not run.finished:
+        _show(run.advance, run.epochs, args.metric, worker)
+    return True
+
+
+def _show(advance: Callable[[], Row], epochs: int, metric: str, worker: Worker) -> None:
+    row = advance()
+    if worker.rank == 0:
+        left = row["train/seconds"] * (epochs - row["epoch"])
+        loss = f"loss {row['train/loss']:.4f} | " if "train/loss" in row else ""
+        say(
+            f"epoch {row['epoch']:>3}/{epochs} | {loss}{metric} {row[metric]:.4f} | "
+            f"{row['train/seconds']:.1f} s an epoch, about {left:.0f} s left"
+        )
+
+
+if __name__ == "__main__":
+    from pipelines.cli import stage_main
+
+    stage_main("train")

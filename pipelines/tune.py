@@ -1,0 +1,264 @@
+"""Search adapters and their hyperparameters on train and val. The test split stays sealed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.console import done, nothing_to_do, say
+from trainables.errors import CliptuneError, DataError, unknown
+from trainables.files import now, read_json, write_json
+
+if TYPE_CHECKING:
+    import optuna
+
+    from pipelines.study import Search, StudySearcher
+
+STOP_SECONDS = 8.0  # after an interrupt the driver is gone within ten
+
+
+@dataclass(frozen=True)
+class Args:
+    features: Path
+    """Feature store written by `cliptune encode`."""
+    out: Path = Path("runs/study")
+    """Folder of the study. The same command in the same folder goes on where it stopped."""
+    adapter: tuple[str, ...] = ("soft_prompt", "lora")
+    """Adapters to search over."""
+    trials: int = 16
+    """Trials in all; each adapter's published recipe is its first."""
+    epochs: int = 9
+    """Epochs of a trial that is never stopped early. ASHA decides at 1, 3, 9, ..."""
+    metric: str = "val/t2i_r1"
+    """What is maximised: any `val/` metric of metrics.csv but the ranks."""
+    seed: int = 0
+    """Of the sampler and of every trial."""
+    concurrent: int = 0
+    """Trials at once. 0: as many as the machine or cluster holds."""
+    workers_per_trial: int = 1
+    """Ray Train workers that train one trial together (DDP, negatives gathered across them)."""
+    gpus_per_worker: float = -1.0
+    """A fraction packs several trials on a card. -1: 1 where the cluster has GPUs, else 0."""
+    set: tuple[str, ...] = field(default_factory=tuple)
+    """Fields not to search, as `batch_size=64 loss.kind=siglip`."""
+
+
+def run(args: Args) -> None:
+    from filelock import FileLock, Timeout
+
+    search = _check(args)
+    folder = args.out.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / "holder.json"
+    lock = FileLock(folder / "study.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = read_json(holder) if holder.exists() else {}
+        raise DataError(
+            f"`{folder}` is in use by process {who.get('pid')} on {who.get('host')} since "
+            f"{who.get('since')}: wait for it, or give another `--out`."
+        ) from None
+    try:
+        write_json(holder, {"pid": os.getpid(), "host": os.uname().nodename, "since": now()})
+        _search(args, search, folder)
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _check(args: Args) -> Search:
+    """Everything that can be wrong with the flags, before any work."""
+    from search_spaces.registry import SPACES
+
+    from pipelines.study import Search
+    from trainables.adapters.registry import make_config
+
+    if not (args.features / "manifest.json").is_file():
+        raise DataError(f"`{args.features}` is no complete feature store: run `cliptune encode`.")
+    for name in args.adapter:
+        if name not in SPACES:
+            raise CliptuneError(unknown("adapter", name, SPACES))
+    if len(set(args.adapter)) < max(1, len(args.adapter)):
+        raise CliptuneError(f"`--adapter` must name each adapter once, got {list(args.adapter)}.")
+    if not args.metric.startswith(("val/t2i_r", "val/i2t_r", "val/t2i_mrr", "val/i2t_mrr")):
+        raise CliptuneError(f"`--metric` must be a recall or MRR on val, got {args.metric!r}.")
+    for flag, number in (("--trials", args.trials), ("--epochs", args.epochs)):
+        if number < 1:
+            raise CliptuneError(f"`{flag}` must be at least 1, got {number}.")
+    fixed: dict[str, Any] = {}
+    for pair in args.set:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise CliptuneError(f"`--set` takes `field=value`, got {pair!r}.")
+        fixed[key] = value
+    for name in args.adapter:
+        make_config(name, fixed)
+    return Search(args.adapter, args.metric, args.trials, args.epochs, args.seed, fixed)
+
+
+def _search(args: Args, search: Search, folder: Path) -> None:
+    from pipelines.study import best_trial, open_study, states
+
+    _claim(folder, args, search)
+    study = open_study(folder)
+    then = f"cliptune evaluate --run {args.out}"
+    counts = states(study)
+    if counts["COMPLETE"] + counts["PRUNED"] + counts["FAIL"] >= search.trials:
+        nothing_to_do(folder / "best.json", then)
+        return
+    if interrupted := _tune(args, search, folder, study):
+        say("interrupted: the running trials are saved; the same command goes on from here.")
+    counts = states(study)
+    say(
+        f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} stopped early by ASHA, "
+        f"{counts['FAIL']} failed, {counts['RUNNING']} unfinished."
+    )
+    top = best_trial(study)
+    if top is not None:
+        adapter = top.user_attrs["config"]["name"]
+        value = top.user_attrs["best"]
+        say(f"best so far: trial {top.number}, {adapter}, {search.metric} {value:.4f}")
+    if interrupted:
+        sys.stdout.flush()
+        os._exit(130)  # Ray's own exit handlers may wait for longer than the user should
+    if top is None:
+        raise CliptuneError(f"no trial of `{folder}` succeeded; their reasons are listed above.")
+    done([folder / "best.json", folder / "journal.log", folder / "trials"], then)
+    say(
+        f"look:  tensorboard --logdir {args.out}/ray   or   optuna-dashboard {args.out}/journal.log"
+    )
+
+
+def _claim(folder: Path, args: Args, search: Search) -> None:
+    """Write `study.json`, or check that this folder holds the same study."""
+    from pipelines.study import rungs
+
+    manifest = read_json(args.features / "manifest.json")
+    wanted = {
+        "format": "cliptune-study-1",
+        "features": str(args.features.absolute()),
+        "features_key": manifest["key"],
+        "metric": search.metric,
+        "adapters": list(search.adapters),
+        "epochs": search.epochs,
+        "rungs": rungs(search.epochs, 3, 1),
+        "seed": search.seed,
+        "fixed": search.fixed,
+        "workers_per_trial": args.workers_per_trial,
+    }
+    path = folder / "study.json"
+    if path.exists():
+        found = read_json(path)
+        for name, value in wanted.items():
+            if name != "features" and found.get(name) != value:
+                raise DataError(
+                    f"`{folder}` holds another study: its `{name}` is {found.get(name)!r}, "
+                    f"this one's {value!r}. Give another `--out`."
+                )
+        wanted["created"] = found["created"]
+    write_json(path, {"created": now()} | wanted | {"trials": search.trials})
+
+
+def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool:
+    """Run what is left of the search; whether it was interrupted."""
+    # Set before Ray is imported: a failed trial's result has no metric; signals are handled here.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+    from ray import tune
+
+    from pipelines.cluster import connect
+    from pipelines.study import (
+        FailureNotes,
+        Progress,
+        StudySearcher,
+        enqueue_recipes,
+        replayed_asha,
+    )
+    from pipelines.workers import plan
+    from trainables.trial import AdapterTrial, TrialSettings
+
+    enqueue_recipes(study, search)
+    connect(dashboard=True)
+    workers = plan(args.concurrent, args.workers_per_trial, args.gpus_per_worker)
+    settings = TrialSettings(args.features.absolute(), folder, search.metric, workers.threads)
+    settings.stop_file.unlink(missing_ok=True)
+    searcher = StudySearcher(study, search, folder)
+    interrupt = _Interrupt(settings.stop_file, searcher)
+    say(f"{search.trials} trials over {', '.join(search.adapters)}: {workers}")
+    with workers.pool(settings) as make_runner:
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(AdapterTrial, make_runner=make_runner), workers.trial_resources
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=replayed_asha(study, search, 3, 1),
+                num_samples=search.trials,
+                max_concurrent_trials=workers.concurrent,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
+            ),
+            run_config=tune.RunConfig(
+                name=f"from-{len(list((folder / 'ray').glob('from-*'))):03d}",
+                storage_path=str(folder / "ray"),
+                failure_config=tune.FailureConfig(max_failures=2),
+                callbacks=[FailureNotes(searcher), Progress(study, search)],
+                verbose=0,
+            ),
+        )
+        with interrupt:
+            tuner.fit()
+    settings.stop_file.unlink(missing_ok=True)
+    return interrupt.seen
+
+
+class _Interrupt:
+    """SIGINT, SIGTERM: the trials save and stop at their next step. A second one ends at once."""
+
+    def __init__(self, stop_file: Path, searcher: StudySearcher) -> None:
+        self.stop_file, self.searcher = stop_file, searcher
+        self.seen = False
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        if not self.seen and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _handle(self, *_: object) -> None:
+        if self.seen:
+            os._exit(130)
+        self.seen = True
+        self.searcher.stopping = True
+        self.stop_file.touch()
+        say("stopping: waiting for the running trials to save ...")
+        threading.Thread(target=self._deadline, daemon=True).start()
+
+    def _deadline(self) -> None:
+        """A step that takes longer than the user should wait is given up; its last save stands."""
+        from pipelines.study import best_trial
+
+        time.sleep(STOP_SECONDS)
+        top = best_trial(self.searcher.study)
+        if top is not None:
+            say(f"best so far: trial {top.number}, {top.user_attrs['best']:.4f}")
+        say("interrupted: the same command goes on from the last save.")
+        os._exit(130)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import stage_main
+
+    stage_main("tune")

@@ -1,0 +1,234 @@
+"""Where a trial trains: in the Tune worker itself, or in a warm group of Ray Train workers.
+
+A fresh `TorchTrainer` costs 16 to 27 s on two cores, mostly process starts and imports. So a group
+is one long `TorchTrainer` run that serves many trials: it takes a job from the switchboard, trains
+an epoch for each call, and takes the next job. A trial is then a thin caller. Stopping is
+cooperative: a group between two calls is idle, and nothing has to be killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray import train
+from ray.train.torch import TorchTrainer
+
+from trainables.errors import CliptuneError
+from trainables.loop import Worker
+from trainables.trial import InProcess, Runner, TrialSettings, Workbench, outcome
+
+GROUP_ENV = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+STOP_CHECK_STEPS = 10  # a group agrees on stopping by a broadcast, every so many steps
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How the cluster is divided among trials."""
+
+    concurrent: int
+    per_trial: int
+    cpus: float  # a worker
+    gpus: float  # a worker
+    threads: int
+
+    def __str__(self) -> str:
+        where = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU thread(s)"
+        kind = (
+            "in process" if self.per_trial == 1 else f"in warm groups of {self.per_trial} workers"
+        )
+        return f"{self.concurrent} at once, {kind}, {where} a worker."
+
+    @property
+    def trial_resources(self) -> dict[str, float]:
+        if self.per_trial > 1:
+            return {"CPU": 0.01}  # the caller; the group holds the rest
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+    @contextlib.contextmanager
+    def pool(self, settings: TrialSettings) -> Iterator[Callable[[], Runner]]:
+        """What makes a trial's runner; groups are started before and ended after."""
+        if self.per_trial == 1:
+            yield functools.partial(InProcess, settings)
+            return
+        board = ray.remote(num_cpus=0)(Switchboard).remote()
+        groups = [
+            host_group.options(runtime_env={"env_vars": GROUP_ENV}).remote(
+                board, replace(settings), slot, self
+            )
+            for slot in range(self.concurrent)
+        ]
+        try:
+            yield functools.partial(GroupCall, board)
+        finally:
+            ray.get(board.stop.remote())
+            ray.wait(groups, num_returns=len(groups), timeout=20)
+
+
+def plan(concurrent: int, per_trial: int, gpus: float) -> Workers:
+    """Divide what the cluster holds now; an impossible wish is an error, not a wait without end."""
+    if per_trial < 1:
+        raise CliptuneError(f"`--workers-per-trial` must be at least 1, got {per_trial}.")
+    have = ray.cluster_resources()
+    cpus, cards = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    if gpus < 0:
+        gpus = 1.0 if cards else 0.0
+    fits = int(min(cpus, cards / gpus if gpus else cpus) // per_trial)
+    if not concurrent and not fits:
+        raise CliptuneError(
+            f"a trial of {per_trial} workers needs {per_trial} CPUs and {per_trial * gpus:g} GPUs; "
+            f"the cluster has {cpus:g} and {cards:g} now. Where it grows, give `--concurrent`."
+        )
+    concurrent = concurrent or fits
+    # A little is left of each CPU for the thin callers of the groups.
+    share = 1.0 if per_trial == 1 else 0.9
+    threads = max(1, int(cpus // max(1, concurrent * per_trial)))
+    return Workers(concurrent, per_trial, share, gpus, threads)
+
+
+class Switchboard:
+    """Passes calls from trials to groups and results back."""
+
+    def __init__(self) -> None:
+        self.waiting: asyncio.Queue[str | None] = asyncio.Queue()
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.calls: dict[str, asyncio.Queue[str]] = {}
+        self.results: dict[str, asyncio.Queue[dict[str, Any]]] = {}
+        self.held: dict[int, str] = {}  # slot to job
+        self.stopped = False
+
+    async def open(self, job: str, number: int, values: dict[str, Any]) -> None:
+        self.jobs[job] = {"job": job, "number": number, "values": values}
+        self.calls[job], self.results[job] = asyncio.Queue(), asyncio.Queue()
+        await self.waiting.put(job)
+
+    async def advance(self, job: str) -> dict[str, Any]:
+        """One epoch of `job`, by whichever group has taken it or will."""
+        await self.calls[job].put("advance")
+        return await self.results[job].get()
+
+    async def close(self, job: str) -> None:
+        if self.jobs.pop(job, None) is not None:
+            await self.calls[job].put("close")
+
+    async def take(self, slot: int) -> dict[str, Any] | None:
+        """The next job for the group in `slot`; None: no more. A job it held before was lost."""
+        lost = self.held.pop(slot, None)
+        if lost in self.jobs:
+            await self.results[lost].put({"lost": f"the worker group in slot {slot} died"})
+        while not self.stopped:
+            job = await self.waiting.get()
+            if job in self.jobs:
+                self.held[slot] = job
+                return self.jobs[job]
+        return None
+
+    async def next_call(self, job: str) -> str:
+        return await self.calls[job].get()
+
+    async def put_result(self, job: str, result: dict[str, Any]) -> None:
+        await self.results[job].put(result)
+
+    async def release(self, slot: int) -> None:
+        self.held.pop(slot, None)
+
+    async def stop(self) -> None:
+        self.stopped = True
+        for _ in range(1024):
+            await self.waiting.put(None)
+
+
+class GroupCall:
+    """A trial trained by a group: opens a job, calls for epochs, closes it."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+        self.job: str | None = None
+        self.opened = 0
+
+    def start(self, number: int, values: dict[str, Any]) -> None:
+        self.close()
+        self.opened += 1
+        self.job = f"{number}-{ray.get_runtime_context().get_actor_id()}-{self.opened}"
+        ray.get(self.board.open.remote(self.job, number, values))
+
+    def advance(self) -> dict[str, Any]:
+        result: dict[str, Any] = ray.get(self.board.advance.remote(self.job))
+        if "lost" in result:
+            raise RuntimeError(result["lost"])  # Tune starts the trial again, from its last save
+        return result
+
+    def close(self) -> None:
+        if self.job is not None:
+            ray.get(self.board.close.remote(self.job))
+            self.job = None
+
+
+@ray.remote(num_cpus=0)
+def host_group(board: Any, settings: TrialSettings, slot: int, workers: Workers) -> None:
+    """Keep one warm group alive until the switchboard stops."""
+    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    TorchTrainer(
+        serve,
+        train_loop_config={"board": board, "settings": settings, "slot": slot},
+        scaling_config=train.ScalingConfig(
+            num_workers=workers.per_trial,
+            use_gpu=bool(workers.gpus),
+            resources_per_worker=resources,
+        ),
+        run_config=train.RunConfig(
+            name=f"group-{slot}",
+            storage_path=str(settings.folder / "ray"),
+            # A trial that kills its workers is given up by Tune after three times; the group lives.
+            failure_config=train.FailureConfig(max_failures=-1),
+        ),
+    ).fit()
+
+
+def serve(config: dict[str, Any]) -> None:
+    """The Ray Train worker function: jobs in, epochs out, all workers of the group in step."""
+    board, slot = config["board"], config["slot"]
+    context = train.get_context()
+    worker = Worker(context.get_world_rank(), context.get_world_size())
+    workbench = Workbench(config["settings"])
+    stop_file = workbench.settings.stop_file
+    steps = 0
+
+    def should_stop() -> bool:
+        nonlocal steps
+        steps += 1
+        return steps % STOP_CHECK_STEPS == 0 and bool(agree(worker, stop_file.exists))
+
+    while job := agree(worker, lambda: ray.get(board.take.remote(slot))):
+        run, early = None, None
+        try:
+            run = workbench.start(job["number"], job["values"], worker)
+        except CliptuneError as error:
+            early = {"done": True, "state": "failed", "reason": f"{type(error).__name__}: {error}"}
+        while agree(worker, lambda: ray.get(board.next_call.remote(job["job"]))) == "advance":
+            result = early
+            if run is not None:
+                result = outcome(functools.partial(run.advance, should_stop), run)
+            if worker.rank == 0:
+                ray.get(board.put_result.remote(job["job"], result))
+        if worker.rank == 0:
+            ray.get(board.release.remote(slot))
+
+
+def agree(worker: Worker, ask: Callable[[], Any]) -> Any:
+    """Worker 0 asks; all get the answer."""
+    from torch.distributed import broadcast_object_list
+
+    answer = [ask() if worker.rank == 0 else None]
+    if worker.world > 1:
+        broadcast_object_list(answer)
+    return answer[0]

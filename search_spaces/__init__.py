@@ -1,0 +1,1 @@
+"""Which values are worth trying: pure data, one file per adapter."""

@@ -1,0 +1,68 @@
+"""Search spaces are data that fit the adapters' configs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from search_spaces.registry import SPACES
+from trainables.adapters.registry import ADAPTERS, make_config
+from trainables.config import flatten
+
+FIELDS = [(name, field) for name, space in SPACES.items() for field in space]
+
+
+def edges(distribution: BaseDistribution) -> list[Any]:
+    """The values most likely to break a rule: every choice, or both ends."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return [distribution.low, distribution.high]
+
+
+def test_every_adapter_has_a_space_of_its_name_and_file() -> None:
+    assert SPACES.keys() == ADAPTERS.keys()
+    root = Path(__file__).parents[1]
+    shared = {"__init__", "common", "registry", "base", "shared"}
+    for folder in (root / "search_spaces", root / "trainables" / "adapters"):
+        assert {path.stem for path in folder.glob("*.py")} - shared == SPACES.keys()
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_every_value_fits_its_config_field(name: str, field: str) -> None:
+    for value in edges(SPACES[name][field]):
+        config = flatten(make_config(name, {field: value}))
+        assert config[field] == value
+        assert type(config[field]) is type(value)
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_the_published_recipe_lies_inside(name: str, field: str) -> None:
+    distribution = SPACES[name][field]
+    value = flatten(make_config(name))[field]
+    assert distribution._contains(distribution.to_internal_repr(value))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_stays_small(name: str) -> None:
+    assert 1 <= len(SPACES[name]) <= 10
+
+
+def test_spaces_import_no_model_code() -> None:
+    code = (
+        "import sys, search_spaces.registry\n"
+        "print({'torch', 'trainables', 'ray', 'pipelines'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    output = subprocess.check_output(command, cwd=Path(__file__).parents[1], text=True)
+    assert output.strip() == "set()"

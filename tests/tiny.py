@@ -1,0 +1,194 @@
+"""Tiny stand-ins that the tests share: a random CLIP, a feature store, a shard folder.
+
+Flows in: an empty folder. Flows out: that folder, filled in the real on-disk format, so that a test
+runs the real readers in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from trainables.files import sha256_file, write_json
+
+SOT, EOT = "<|startoftext|>", "<|endoftext|>"
+COLOURS = ("red", "green", "blue", "white", "black", "yellow")
+NOUNS = ("dog", "cat", "ball", "tree", "boat", "house", "car", "bird")
+PLACES = ("in the park", "on a table", "near the sea", "under a bridge")
+WORDS = ("a", "photo", "of", *COLOURS, *NOUNS, *" ".join(PLACES).split())
+
+
+def caption(index: int, variant: int = 0) -> str:
+    """The caption of image `index`: 192 different ones, two wordings of each."""
+    colour, noun = COLOURS[index % 6], NOUNS[index // 6 % 8]
+    start = ("a", "a photo of a")[variant % 2]
+    return f"{start} {colour} {noun} {PLACES[index // 48 % 4]}"
+
+
+def tiny_tokenizer(words: Sequence[str] = WORDS) -> CLIPTokenizer:
+    """CLIP's byte-level BPE with a vocabulary of bytes and these words."""
+    letters = sorted(ByteLevel.alphabet())
+    vocab = [*letters, *(letter + "</w>" for letter in letters)]
+    merges: list[tuple[str, str]] = []
+    for word in dict.fromkeys(words):
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        for pair in merges:  # what the words before this one make of it
+            pieces = _merge(pieces, pair)
+        while len(pieces) > 1:  # glue the rest from the left
+            merges.append((pieces[0], pieces[1]))
+            vocab.append(pieces[0] + pieces[1])
+            pieces = _merge(pieces, merges[-1])
+    ids = {piece: number for number, piece in enumerate([*vocab, SOT, EOT])}
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=77)
+
+
+def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for piece in pieces:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
+
+
+def tiny_clip(
+    folder: Path,
+    seed: int = 0,
+    *,
+    layers: int = 2,
+    text_width: int = 32,
+    vision_width: int = 32,
+    heads: int = 4,
+    image_size: int = 32,
+    patch: int = 8,
+    joint: int = 16,
+    positions: int = 77,
+    **text: Any,
+) -> Path:
+    """A random `CLIPModel` in Hugging Face layout; `text` overrides fields of its text config."""
+    tokenizer = tiny_tokenizer()
+    shape = {"num_hidden_layers": layers, "num_attention_heads": heads, "projection_dim": joint}
+    eot = tokenizer.eos_token_id
+    config = CLIPConfig(
+        projection_dim=joint,
+        text_config={
+            **shape,
+            "hidden_size": text_width,
+            "intermediate_size": 4 * text_width,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": positions,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": eot,
+            "pad_token_id": eot,
+            **text,
+        },
+        vision_config={
+            **shape,
+            "hidden_size": vision_width,
+            "intermediate_size": 4 * vision_width,
+            "image_size": image_size,
+            "patch_size": patch,
+        },
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CLIPModel(config)
+        with torch.no_grad():  # CLIP's initialisation is so small that all captions look alike
+            model.text_model.embeddings.token_embedding.weight.mul_(20)
+            for layer in model.text_model.encoder.layers:
+                layer.self_attn.v_proj.weight.mul_(4)
+                layer.self_attn.out_proj.weight.mul_(4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": image_size, "width": image_size}
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        **{"do_resize": True, "size": {"shortest_edge": image_size}, "resample": 3},
+        **{"do_center_crop": True, "crop_size": size},
+        **{"do_rescale": True, "rescale_factor": 1 / 255},
+        **{"do_normalize": True, "image_mean": mean, "image_std": std},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def picture(index: int, size: int = 40, seed: int = 0) -> bytes:
+    """A JPEG of smooth noise whose colour depends on `index`."""
+    random = np.random.default_rng([seed, index])
+    noise = Image.fromarray(random.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+    buffer = BytesIO()
+    noise.resize((size + index % 7, size), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def tiny_features(
+    folder: Path,
+    images: int = 24,
+    captions: int = 2,
+    *,
+    val: int = 12,
+    views: int = 0,
+    pixels: bool = False,
+    duplicates: int = 0,
+    clip: Path | None = None,
+    seed: int = 0,
+) -> Path:
+    """A feature store of `images` train and `val` val images for `tiny_clip`'s joint width of 16.
+
+    An image's embedding is a rotated copy of a code of its caption's words, so there is something
+    to learn. The last `duplicates` train images have the bytes of the first ones.
+    """
+    random = torch.Generator().manual_seed(seed)
+    codes = {word: torch.randn(16, generator=random) for word in WORDS}
+    tokenizer = tiny_tokenizer()
+    splits = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count, start in (("train", images, 0), ("val", val, images)):
+        texts = [caption(start + i, v) for i in range(count) for v in range(captions)]
+        encoded = tokenizer(texts)["input_ids"]
+        embeds = torch.stack(
+            [sum(codes[w] for w in caption(start + i).split()) for i in range(count)]  # type: ignore[misc]
+        )
+        noise = 0.1 * torch.randn(count, 1 + views, 16, generator=random)
+        noise[:, 0] = 0
+        groups = torch.arange(count)
+        if split == "train" and duplicates:
+            embeds[-duplicates:] = embeds[:duplicates]
+            groups[-duplicates:] = groups[:duplicates]
+        tensors = {
+            "image_embeds": embeds[:, None] + noise,  # (N, V, e)
+            "token_ids": torch.tensor([i for ids in encoded for i in ids], dtype=torch.int32),
+            "token_offsets": torch.tensor([0, *np.cumsum([len(ids) for ids in encoded])]),
+            "caption_rows": torch.arange(count).repeat_interleave(captions),
+            "groups": groups,
+        }
+        if pixels:
+            shape = (count, 1 + views, 3, 32, 32)
+            tensors["pixels"] = torch.randint(256, shape, generator=random, dtype=torch.uint8)
+        path = folder / f"{split}.safetensors"
+        save_file(tensors, path)
+        write_json(folder / f"{split}.ids.json", [f"{split}-{i:03}" for i in range(count)])
+        splits[split] = {
+            **{"images": count, "captions": len(texts), "truncated_captions": 0},
+            **{"bytes": path.stat().st_size, "sha256": sha256_file(path)},
+        }
+    manifest = {
+        **{"format": "cliptune-features-1", "key": "tiny", "shards": "", "shards_sha256": ""},
+        "backbone": {"name": str(clip or ""), "revision": None, "fingerprint": ""},
+        **{"preprocess": {}, "views": views, "data_seed": 0, "pixels": pixels},
+        **{"splits": splits, "truncated_captions": 0},
+    }
+    write_json(folder / "manifest.json", manifest)
+    return folder

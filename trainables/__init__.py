@@ -1,0 +1,1 @@
+"""What is trained, on what batch, with what loss. Only `trial.py` imports Ray."""

@@ -1,0 +1,144 @@
+"""`lora`: low-rank updates of the attention or MLP matrices of either tower, as PEFT makes them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from peft import LoraConfig as PeftConfig
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from trainables.adapters.base import Adapter
+from trainables.adapters.shared import contrastive_loss, retrieval_predictions
+from trainables.backbone import Backbone
+from trainables.config import TrainConfig, Value, check
+from trainables.data import Batch, Predictions, Tokens
+from trainables.errors import DataError
+from trainables.text_tower import embed_text
+
+ATTENTION = r"self_attn\.(?:{})_proj"
+TARGETS = {
+    "qv": ATTENTION.format("q|v"),
+    "qkv": ATTENTION.format("q|k|v"),
+    "qkvo": ATTENTION.format("q|k|v|out"),
+    "mlp": r"mlp\.(?:fc1|fc2)",
+    "all": rf"(?:{ATTENTION.format('q|k|v|out')}|mlp\.(?:fc1|fc2))",
+}
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which matrices W become W + s B A, with A (rank, in) and B (out, rank)."""
+
+    tower: Literal["text", "vision", "both"] = "text"  # "vision" and "both" need pixels
+    targets: Literal["qv", "qkv", "qkvo", "mlp", "all"] = "qv"  # letters: attention's matrices
+    layers: int = 0  # of each tower, how many blocks, counted from the output; 0: all
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.1  # on the input of A, in training only
+    rslora: bool = False  # s = alpha / sqrt(rank) (Kalajdzievski 2023) instead of alpha / rank
+
+    def __post_init__(self) -> None:
+        check(self.layers >= 0, "adapter.layers", "at least 0", self.layers)
+        check(self.rank >= 1, "adapter.rank", "at least 1", self.rank)
+        check(self.alpha > 0, "adapter.alpha", "above 0", self.alpha)
+        check(0 <= self.dropout < 1, "adapter.dropout", "in [0, 1)", self.dropout)
+
+
+class Lora(Adapter[LoraConfig]):
+    """A frozen CLIP with trained low-rank updates; B starts at 0, so step 0 is zero-shot.
+
+    LoRA: Hu et al. 2021, arXiv:2106.09685. The recipe is that of the project "Multimodal AI: CLIP
+    Fine-tuning for Image-Text Retrieval": text tower, q and v, temperature frozen. Unlike there,
+    captions of one image are never each other's negatives.
+    """
+
+    Config: ClassVar[type[LoraConfig]] = LoraConfig
+    RECIPE: ClassVar[Mapping[str, Value]] = {
+        "optim.lr": 5e-5,
+        "optim.weight_decay": 0.01,
+        "optim.schedule": "constant",
+        "batch_size": 32,
+        "epochs": 20,
+        "patience": 3,
+    }
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        # PEFT replaces modules: it gets a model of its own, whose weights are the shared ones.
+        super().__init__(config, backbone.isolated())
+        own = self.config
+        peft_config = PeftConfig(
+            target_modules=target_modules(own, self.backbone.model.config),
+            r=own.rank,
+            lora_alpha=own.alpha,  # type: ignore[arg-type, unused-ignore]  # PEFT divides it only
+            lora_dropout=own.dropout,
+            use_rslora=own.rslora,
+            base_model_name_or_path=backbone.name,
+            revision=backbone.revision,
+        )
+        self._hidden: list[PeftModel] = [get_peft_model(self.backbone.model, peft_config)]
+        # Of the hidden model, only what is LoRA's own belongs to this module.
+        self.updates = nn.ModuleDict(
+            {
+                name.replace(".", "-"): nn.ModuleDict(
+                    {
+                        "A": layer.lora_A["default"],
+                        "B": layer.lora_B["default"],
+                        "dropout": layer.lora_dropout["default"],
+                    }
+                )
+                for name, layer in self.backbone.model.named_modules()
+                if isinstance(layer, LoraLayer)
+            }
+        )
+
+    @property
+    def inputs(self) -> Literal["features", "pixels"]:
+        return "features" if self.config.tower == "text" else "pixels"
+
+    def embed_text(self, tokens: Tokens) -> Tensor:
+        return embed_text(self.backbone, tokens)
+
+    def embed_images(self, image_embeds: Tensor, pixels: Tensor | None) -> Tensor:
+        if self.inputs == "features":
+            return image_embeds
+        if pixels is None:
+            tower = self.config.tower
+            raise DataError(f"`adapter.tower` `{tower}` needs pixels; the feature store has none.")
+        return self.backbone.embed_images(pixels)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return contrastive_loss(self, batch)
+
+    def predict(self, batch: Batch) -> Predictions:
+        return retrieval_predictions(self, batch)
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write PEFT's own format, for `PeftModel.from_pretrained(CLIPModel..., folder)`."""
+        # Its default would ask the hub whether the vocabulary grew.
+        self._hidden[0].save_pretrained(str(folder), save_embedding_layers=False)
+        return [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
+
+    def merge(self, folder: Path) -> list[Path]:
+        """Write a plain model, the updates added to its weights, and what prepares its inputs."""
+        merged: Any = copy.deepcopy(self._hidden[0]).merge_and_unload()
+        merged.save_pretrained(folder)
+        self.backbone.tokenizer.save_pretrained(folder)
+        return sorted(folder.iterdir())
+
+
+def target_modules(config: LoraConfig, model_config: Any) -> str:
+    """The regular expression for PEFT: full names of the matrices to update."""
+    towers = ("text", "vision") if config.tower == "both" else (config.tower,)
+    names = []
+    for tower in towers:
+        depth = getattr(model_config, f"{tower}_config").num_hidden_layers
+        check(config.layers <= depth, "adapter.layers", f"at most {depth}", config.layers)
+        blocks = "|".join(map(str, range(depth - (config.layers or depth), depth)))
+        names.append(rf"{tower}_model\.encoder\.layers\.(?:{blocks})")
+    return rf"(?:{'|'.join(names)})\.{TARGETS[config.targets]}"

@@ -1,0 +1,72 @@
+"""`projection`: a linear map on the joint space of each tower, the linear probe of retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.adapters.base import Adapter
+from trainables.adapters.shared import contrastive_loss, retrieval_predictions
+from trainables.backbone import Backbone
+from trainables.config import TrainConfig, Value
+from trainables.data import Batch, Predictions, Tokens
+from trainables.text_tower import embed_text
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """Which heads there are."""
+
+    side: Literal["both", "image", "text"] = "both"
+    bias: bool = False
+
+
+class Projection(Adapter[ProjectionConfig]):
+    """y = x + W x (+ b), for x of unit length, with one (e, e) matrix W a tower that starts at 0.
+
+    So step 0 is zero-shot, and weight decay pulls back to it. Linear probes of CLIP: Radford et al.
+    2021; retrained projection heads have no published recipe: these settings are ours.
+    """
+
+    Config: ClassVar[type[ProjectionConfig]] = ProjectionConfig
+    RECIPE: ClassVar[Mapping[str, Value]] = {
+        "optim.lr": 1e-4,
+        "optim.schedule": "cosine",
+        "batch_size": 128,
+    }
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        sides = ("image", "text") if self.config.side == "both" else (self.config.side,)
+        self.heads = nn.ModuleDict(
+            {
+                side: nn.Linear(backbone.embed_dim, backbone.embed_dim, self.config.bias)
+                for side in sides
+            }
+        )
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+
+    def _project(self, side: str, embeds: Tensor) -> Tensor:
+        if side not in self.heads:
+            return embeds
+        unit = F.normalize(embeds, dim=-1)
+        projected: Tensor = unit + self.heads[side](unit)
+        return projected
+
+    def embed_text(self, tokens: Tokens) -> Tensor:
+        return self._project("text", embed_text(self.backbone, tokens))
+
+    def embed_images(self, image_embeds: Tensor, pixels: Tensor | None) -> Tensor:
+        del pixels
+        return self._project("image", image_embeds)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return contrastive_loss(self, batch)
+
+    def predict(self, batch: Batch) -> Predictions:
+        return retrieval_predictions(self, batch)

@@ -1,0 +1,71 @@
+"""`soft_prompt`: learned vectors among the words of every caption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainables.adapters.base import Adapter
+from trainables.adapters.shared import contrastive_loss, retrieval_predictions
+from trainables.backbone import Backbone
+from trainables.config import TrainConfig, Value, check
+from trainables.data import Batch, Predictions, Tokens
+from trainables.text_tower import Prompt, embed_text, word_vectors
+
+
+@dataclass(frozen=True)
+class SoftPromptConfig:
+    """The prompt. The paper does not state its length; 16 is CoOp's."""
+
+    n_ctx: int = 16  # P, the number of vectors
+    place: Literal["after_sos", "before_eot", "front"] = "after_sos"
+    init: str = "random"  # or words: their embeddings, the first P; what they leave is random
+    init_std: float = 0.02  # of the random vectors
+    depth: int = 0  # of the blocks after the first, how many get P vectors of their own
+
+    def __post_init__(self) -> None:
+        check(self.n_ctx >= 1, "adapter.n_ctx", "at least 1", self.n_ctx)
+        check(bool(self.init.strip()), "adapter.init", '"random" or some words', self.init)
+        check(self.init_std > 0, "adapter.init_std", "above 0", self.init_std)
+        check(self.depth >= 0, "adapter.depth", "at least 0", self.depth)
+
+
+class SoftPrompt(Adapter[SoftPromptConfig]):
+    """P trainable vectors stand between the start token and the words of each caption.
+
+    Soft prompts for language models: Lester et al. 2021, arXiv:2104.08691; on the captions of an
+    image retrieval: Akhlaqi 2024 ("Text-to-Image Retrieval Using Soft Prompt Tuning on CLIP"). The
+    vectors live in the space of the token embeddings. With `depth` D, the blocks 2 to D + 1 read P
+    fresh vectors instead of what the block before made of theirs (deep prompts, as in MaPLe).
+    """
+
+    Config: ClassVar[type[SoftPromptConfig]] = SoftPromptConfig
+    RECIPE: ClassVar[Mapping[str, Value]] = {"optim.lr": 1e-4, "batch_size": 32}
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        own = self.config
+        room = backbone.context_length - 3  # for start, end, and one token of the caption
+        check(own.n_ctx <= room, "adapter.n_ctx", f"at most {room} on this backbone", own.n_ctx)
+        shape = (own.n_ctx, backbone.text_width)
+        vectors = torch.randn(shape) * own.init_std  # (P, d)
+        if own.init != "random":
+            words = word_vectors(backbone, own.init)[: own.n_ctx]
+            vectors[: len(words)] = words
+        self.vectors = nn.Parameter(vectors)
+        self.deep = (
+            nn.Parameter(torch.randn(own.depth, *shape) * own.init_std) if own.depth else None
+        )
+
+    def embed_text(self, tokens: Tokens) -> Tensor:
+        return embed_text(self.backbone, tokens, Prompt(self.vectors, self.config.place, self.deep))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return contrastive_loss(self, batch)
+
+    def predict(self, batch: Batch) -> Predictions:
+        return retrieval_predictions(self, batch)

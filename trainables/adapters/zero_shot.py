@@ -1,0 +1,88 @@
+"""`zero_shot`: the frozen CLIP itself, with words around the captions. What others must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.adapters.base import Adapter
+from trainables.adapters.shared import contrastive_loss, retrieval_predictions
+from trainables.backbone import Backbone
+from trainables.config import TrainConfig, Value, check
+from trainables.data import Batch, Predictions, Tokens
+from trainables.text_tower import embed_text
+
+
+@dataclass(frozen=True)
+class ZeroShotConfig:
+    """The words around a caption, `{}` in them; several such templates are separated by `|`."""
+
+    template: str = "{}"
+
+    def __post_init__(self) -> None:
+        for part in self.template.split("|"):
+            before, hole, after = part.partition("{}")
+            once = bool(hole) and "{}" not in after
+            check(once, "adapter.template", "text with one `{}` in each part", part)
+            # Ids are spliced, and BPE is separable at a word's end only.
+            apart = not (before[-1:].isalnum() or after[:1].isalnum())
+            check(apart, "adapter.template", "without a letter or digit beside `{}`", part)
+
+
+class ZeroShot(Adapter[ZeroShotConfig]):
+    """Nothing is trained: captions and images as the backbone embeds them (Radford et al. 2021).
+
+    Several templates make an ensemble: the mean of their normalised embeddings. Captions come as
+    token ids, so a template is tokenised once and spliced in: `[SOT, before, words, after, EOT]`,
+    cut at the context's length with EOT kept. That is what tokenising the whole text gives, except
+    where punctuation of caption and template meet: CLIP's BPE would join them, here they stay two.
+    """
+
+    Config: ClassVar[type[ZeroShotConfig]] = ZeroShotConfig
+    RECIPE: ClassVar[Mapping[str, Value]] = {"epochs": 0}
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        templates = [part.split("{}") for part in self.config.template.split("|")]
+        self.templates = [(_words(backbone, a), _words(backbone, b)) for a, b in templates]
+
+    def embed_text(self, tokens: Tokens) -> Tensor:
+        length = self.backbone.context_length
+        embeds = [
+            F.normalize(embed_text(self.backbone, wrap(tokens, *around, length)), dim=-1)
+            for around in self.templates
+        ]
+        return torch.stack(embeds).mean(0)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return contrastive_loss(self, batch)
+
+    def predict(self, batch: Batch) -> Predictions:
+        return retrieval_predictions(self, batch)
+
+
+def _words(backbone: Backbone, text: str) -> list[int]:
+    """The ids of `text` without SOT and EOT."""
+    tokens, _ = backbone.tokenize([text])
+    ids: list[int] = tokens.ids.tolist()
+    return ids[1:-1]
+
+
+def wrap(tokens: Tokens, before: list[int], after: list[int], length: int) -> Tokens:
+    """Each caption `[SOT, words, EOT]` with ids around its words, at most `length` long."""
+    if not before and not after:
+        return tokens
+    ids: list[int] = tokens.ids.tolist()
+    rows = []
+    for start, end in pairwise(tokens.offsets.tolist()):
+        words = [*before, *ids[start + 1 : end - 1], *after][: length - 2]
+        rows.append([ids[start], *words, ids[end - 1]])
+    offsets = [0, *accumulate(map(len, rows))]
+    flat = [number for row in rows for number in row]
+    return Tokens(tokens.ids.new_tensor(flat), tokens.offsets.new_tensor(offsets))

@@ -1,0 +1,152 @@
+"""Checkpoints: folders of safetensors and JSON that are whole, or are not there.
+
+A checkpoint folder holds `adapter.safetensors` (exactly what was trained), `config.json` (the run's
+flat config), optionally `optimizer.safetensors` and `state.json` (where the run stands), and
+`manifest.json`, written last, with the SHA-256 of each. safetensors has no checksum of its own: a
+flipped byte would load.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from trainables.adapters.base import Adapter
+from trainables.adapters.registry import build, make_config
+from trainables.backbone import Backbone
+from trainables.config import TrainConfig, to_json
+from trainables.errors import CheckpointError, CliptuneError
+from trainables.files import (
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    sha256_json,
+    write_bytes,
+    write_json,
+)
+
+FORMAT = "cliptune-checkpoint-1"
+
+
+def trained_tensors(adapter: Adapter[Any]) -> dict[str, Tensor]:
+    """What an adapter learned: parameters with `requires_grad`, and the objective's own state."""
+    tensors: dict[str, Tensor] = {name: p for name, p in adapter.named_parameters() if p.requires_grad}
+    tensors |= {f"objective.{name}": b for name, b in adapter.objective.named_buffers()}
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def save_checkpoint(
+    folder: Path,
+    adapter: Adapter[Any],
+    state: Mapping[str, Any],
+    optimizer: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write `folder` whole; what stood there becomes `<folder>.old`, the one to fall back to."""
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(new, ignore_errors=True)
+    config = to_json(adapter.train_config)
+    backbone = adapter.backbone
+    files = {"adapter.safetensors": save(trained_tensors(adapter))}
+    if optimizer is not None:
+        files["optimizer.safetensors"] = save(dict(optimizer))
+    for name, data in files.items():
+        write_bytes(new / name, data)
+    write_json(new / "config.json", config)
+    write_json(new / "state.json", dict(state))
+    manifest = {
+        "format": FORMAT,
+        "backbone": {
+            "name": backbone.name,
+            "revision": backbone.revision,
+            "fingerprint": backbone.fingerprint,
+        },
+        "files": {path.name: sha256_file(path) for path in sorted(new.iterdir())},
+    }
+    write_json(new / "manifest.json", manifest)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+
+
+def verify(folder: Path) -> None:
+    """Raise `CheckpointError` unless `folder` is complete and every byte is as it was written."""
+    try:
+        manifest = read_json(folder / "manifest.json")
+        files: dict[str, str] = manifest["files"]
+    except (CliptuneError, KeyError, TypeError) as error:
+        raise CheckpointError(f"`{folder}` is not a complete checkpoint: {error}") from None
+    for name, digest in files.items():
+        path = folder / name
+        if path.name != name or not path.is_file() or sha256_file(path) != digest:
+            raise CheckpointError(f"`{path}` is missing or was altered since it was written.")
+
+
+def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
+    """`folder`, or `<folder>.old` where that one is damaged, or None; and what was found wrong."""
+    problems = []
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if not candidate.exists():
+            continue
+        try:
+            verify(candidate)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            return candidate, problems
+    return None, problems
+
+
+def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
+    """Put the tensors of a verified checkpoint into `adapter`, in place."""
+    stored = load_file(folder / "adapter.safetensors")
+    named: dict[str, Tensor] = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
+    named |= {f"objective.{name}": b for name, b in adapter.objective.named_buffers()}
+    if stored.keys() != named.keys():
+        odd = sorted(stored.keys() ^ named.keys())
+        raise CheckpointError(f"`{folder}` does not fit the adapter: tensors {odd[:3]} differ.")
+    with torch.no_grad():
+        for name, tensor in named.items():
+            if stored[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"`{name}` in `{folder}` must have shape {tuple(tensor.shape)}, "
+                    f"got {tuple(stored[name].shape)}."
+                )
+            tensor.copy_(stored[name])
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The config a checkpoint or run folder was trained with."""
+    flat = dict(read_json(folder / "config.json"))
+    return make_config(str(flat.pop("name")), flat)
+
+
+def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
+    """The trained adapter in `folder`, verified, in eval mode, on a backbone of equal weights."""
+    verify(folder)
+    made_on = read_json(folder / "manifest.json")["backbone"]
+    if made_on["fingerprint"] != backbone.fingerprint:
+        raise CheckpointError(
+            f"`{folder}` was trained on backbone `{made_on['name']}` with fingerprint "
+            f"{made_on['fingerprint'][:12]}, got `{backbone.name}` "
+            f"with {backbone.fingerprint[:12]}."
+        )
+    adapter = build(read_config(folder), backbone)
+    load_tensors(folder, adapter)
+    return adapter.to(backbone.device).eval()
+
+
+def digest(folder: Path) -> str:
+    """One hash for all bytes of a checkpoint, without its own place on disk."""
+    return sha256_json(read_json(folder / "manifest.json")["files"])
+
+
+def adapter_digest(adapter: Adapter[Any]) -> str:
+    """The hash of the trained bytes, as `adapter.safetensors` would hold them."""
+    return sha256_bytes(save(trained_tensors(adapter)))

@@ -1,0 +1,75 @@
+"""Records in memory: ragged captions, a split's features, and the batches drawn from them.
+
+Flows in: a feature store's tensors, mapped read-only. Flows out: `Batch`es, each a pure function of
+(config, seed, step), so that a resumed run and a search of a hundred trials see the same data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Captions as ragged token ids, each `[SOT, words..., EOT]` and never padded."""
+
+    ids: Tensor  # (T,) int64, all captions one after the other
+    offsets: Tensor  # (N + 1,) int64, caption n is ids[offsets[n]:offsets[n + 1]]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Tensor:  # (N,)
+        return self.offsets.diff()
+
+    def select(self, rows: Tensor) -> Tokens:
+        """Captions `rows` (M,), in that order."""
+        lengths = self.lengths[rows]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        within = torch.arange(int(offsets[-1]), device=self.ids.device)
+        shift = (self.offsets[:-1][rows] - offsets[:-1]).repeat_interleave(lengths)
+        return Tokens(self.ids[within + shift], offsets)
+
+    def pad(self, value: int, length: int | None = None) -> Tensor:
+        """As a padded (N, L) matrix; L is the longest caption unless given."""
+        width = length or int(self.lengths.max())
+        grid = torch.full((len(self), width), value, dtype=self.ids.dtype, device=self.ids.device)
+        grid[torch.arange(width, device=grid.device) < self.lengths[:, None]] = self.ids
+        return grid
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.ids.to(device), self.offsets.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images and M captions. `groups` say which belong together: equal number, same image."""
+
+    image_embeds: Tensor  # (B, e) the frozen image tower's projected outputs, not normalised
+    pixels: Tensor | None  # (B, 3, H, W) uint8, only for adapters whose inputs are "pixels"
+    tokens: Tokens  # M captions
+    image_groups: Tensor  # (B,) int64
+    caption_groups: Tensor  # (M,) int64
+    progress: float  # share of the run's steps already done, in [0, 1)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            self.image_embeds.to(device),
+            None if self.pixels is None else self.pixels.to(device),
+            self.tokens.to(device),
+            self.image_groups.to(device),
+            self.caption_groups.to(device),
+            self.progress,
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the retrieval metrics consume: L2-normalised embeddings of the joint space."""
+
+    image_embeds: Tensor  # (B, e)
+    text_embeds: Tensor  # (M, e)

@@ -1,0 +1,252 @@
+"""The one training loop. It never names an adapter, a metric or a scheduler.
+
+Flows in: a config, a backbone, the features of train and val. Flows out: rows of metrics, and in
+the run's folder `config.json`, `metrics.jsonl`, `metrics.csv`, `last/` and `best/`.
+
+All that a step does is a function of (config, step), so a run that was killed and resumed ends with
+the same bytes as one that never was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainables.adapters.registry import build
+from trainables.backbone import Backbone
+from trainables.checkpoint import load_tensors, newest_intact, save_checkpoint
+from trainables.config import TrainConfig, to_json
+from trainables.errors import CheckpointError, CliptuneError
+from trainables.features import SplitFeatures
+from trainables.files import read_json, write_bytes, write_json
+from trainables.hardware import autocast
+from trainables.metrics.retrieval import retrieval_metrics
+from trainables.predict import predict
+from trainables.sampler import Batches, generator
+from trainables.schedules import lr_factor
+
+Row = dict[str, float]
+
+
+class Diverged(CliptuneError):
+    """The loss is no longer a finite number."""
+
+
+class Interrupted(CliptuneError):
+    """Asked to stop in the middle of an epoch; the state is saved."""
+
+
+class Worker(NamedTuple):
+    """This process's place among those that train one adapter together."""
+
+    rank: int = 0
+    world: int = 1
+
+
+ALONE = Worker()
+
+
+def never() -> bool:
+    return False
+
+
+class Run:
+    """One adapter's training, advanced an epoch at a time, always resumable.
+
+    `metric` (such as `val/t2i_r1`, higher is better) decides what is best and when patience ends.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        backbone: Backbone,
+        train: SplitFeatures,
+        val: SplitFeatures,
+        folder: Path,
+        metric: str,
+        worker: Worker = ALONE,
+        checkpoint_seconds: float = 30.0,
+    ) -> None:
+        self.config, self.val, self.folder, self.metric = config, val, folder, metric
+        self.worker, self.checkpoint_seconds = worker, checkpoint_seconds
+        self.adapter = build(config, backbone).to(backbone.device)
+        self.trained = {n: p for n, p in self.adapter.named_parameters() if p.requires_grad}
+        self.batches = Batches(
+            train, config, self.adapter.inputs == "pixels", worker.rank, worker.world
+        )
+        self.epochs = config.epochs if self.trained else 0
+        self.total = self.epochs * self.batches.steps_per_epoch
+        self.step = 0
+        self.rows: list[Row] = []
+        self.sums: dict[str, float] = {}  # of the current epoch's steps
+        self.warnings: list[str] = []
+        self.model: nn.Module = self.adapter
+        if self.trained:
+            self.optimizer = torch.optim.AdamW(
+                self.trained.values(),
+                lr=config.optim.lr,
+                weight_decay=config.optim.weight_decay,
+                fused=True,
+            )
+            if worker.world > 1:
+                self.model = nn.parallel.DistributedDataParallel(
+                    self.adapter, broadcast_buffers=False
+                )
+        self._resume()
+
+    # -- where the run stands ---------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return len(self.rows)
+
+    @property
+    def best(self) -> Row | None:
+        return max(self.rows, key=lambda row: row[self.metric], default=None)
+
+    @property
+    def finished(self) -> bool:
+        best = self.best
+        if best is None:
+            return False
+        stale = self.epoch - best["epoch"]
+        return self.epoch >= self.epochs or 0 < self.config.patience <= stale
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(p.numel() for p in self.trained.values())
+
+    # -- one epoch --------------------------------------------------------------------------
+
+    def advance(self, should_stop: Callable[[], bool] = never) -> Row:
+        """Train to the end of the current epoch, measure on val, save; the epoch's row of metrics.
+
+        A run that is finished already gives its last row again. Raises `Diverged` where the loss is
+        not finite, and `Interrupted`, after saving, where `should_stop` says so.
+        """
+        if self.finished:
+            return self.rows[-1]
+        started = time.monotonic()
+        end = min((self.epoch + 1) * self.batches.steps_per_epoch, self.total)
+        saved = started
+        self.adapter.train()
+        while self.step < end:
+            for name, value in self._train_step().items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.step += 1
+            if self.step < end and should_stop():
+                self._save_last()
+                raise Interrupted(f"stopped at step {self.step} of {self.total}.")
+            if time.monotonic() - saved > self.checkpoint_seconds:
+                self._save_last()
+                saved = time.monotonic()
+        row: Row = {"epoch": self.epoch + 1, "step": self.step}
+        steps = self.batches.steps_per_epoch
+        row |= {f"train/{name}": value / steps for name, value in self.sums.items()}
+        self.sums = {}
+        if self.trained:
+            row["train/lr"] = self.optimizer.param_groups[0]["lr"]
+        row["train/seconds"] = time.monotonic() - started
+        row |= {f"val/{name}": value for name, value in self._measure().items()}
+        row["seconds"] = time.monotonic() - started + (self.rows[-1]["seconds"] if self.rows else 0)
+        self.rows.append(row)
+        if self.worker.rank == 0:
+            if self.best is row:
+                save_checkpoint(self.folder / "best", self.adapter, {"row": row})
+            self._save_last()
+            self._write_metrics()
+        return row
+
+    def _train_step(self) -> dict[str, float]:
+        optim = self.config.optim
+        batch = self.batches(self.step, self.total).to(self.adapter.backbone.device)
+        # Dropout, too, is a function of the step (and of the worker).
+        seed = generator(self.config.seed, 2, self.step, self.worker.rank).initial_seed()
+        torch.manual_seed(seed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.lr * lr_factor(optim.schedule, optim.warmup, self.step, self.total)
+        with autocast(self.config.precision, self.adapter.backbone.device):
+            loss, numbers = self.model(batch)
+        if not math.isfinite(numbers["loss"]):
+            raise Diverged(f"the loss became {numbers['loss']} at step {self.step}.")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if optim.clip_norm:
+            nn.utils.clip_grad_norm_(self.trained.values(), optim.clip_norm)
+        self.optimizer.step()
+        return numbers
+
+    def _measure(self) -> dict[str, float]:
+        """The val metrics, computed by worker 0 and told to the others: all decide alike."""
+        metrics: dict[str, float] = {}
+        if self.worker.rank == 0:
+            groups = self.val.groups
+            predictions = predict(self.adapter, self.val)
+            metrics = retrieval_metrics(predictions, groups, groups[self.val.caption_rows])
+        if self.worker.world > 1:
+            shared: list[Any] = [metrics]
+            torch.distributed.broadcast_object_list(shared)
+            metrics = shared[0]
+        return metrics
+
+    # -- disk -------------------------------------------------------------------------------
+
+    def _save_last(self) -> None:
+        if self.worker.rank:
+            return
+        tensors: dict[str, Tensor] = {}
+        if self.trained:
+            for name, parameter in self.trained.items():
+                for key, value in self.optimizer.state[parameter].items():
+                    tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
+        state = {"step": self.step, "rows": self.rows, "sums": self.sums}
+        save_checkpoint(self.folder / "last", self.adapter, state, tensors)
+
+    def _resume(self) -> None:
+        last, self.warnings = newest_intact(self.folder / "last")
+        if last is None:
+            if self.warnings:
+                raise CheckpointError(
+                    " ".join(self.warnings) + " There is no earlier one to go back to."
+                )
+            if self.worker.rank == 0:
+                write_json(self.folder / "config.json", to_json(self.config))
+            return
+        stored = read_json(last / "config.json")
+        if stored != to_json(self.config):
+            odd = sorted(k for k, v in to_json(self.config).items() if stored.get(k) != v)
+            raise CheckpointError(f"`{self.folder}` holds another run: {', '.join(odd)} differ.")
+        load_tensors(last, self.adapter)
+        state = read_json(last / "state.json")
+        self.step, self.rows, self.sums = state["step"], state["rows"], state["sums"]
+        if self.trained:
+            stored_state = load_file(last / "optimizer.safetensors")
+            for name, parameter in self.trained.items():
+                self.optimizer.state[parameter] = {
+                    key.split("/", 1)[0]: value.to(parameter.device)
+                    for key, value in stored_state.items()
+                    if key.split("/", 1)[1] == name
+                }
+
+    def _write_metrics(self) -> None:
+        """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line."""
+        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_bytes(self.folder / "metrics.jsonl", lines.encode())
+        table = io.StringIO()
+        with contextlib.closing(table):
+            writer = csv.DictWriter(table, fieldnames=list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_bytes(self.folder / "metrics.csv", table.getvalue().encode())

@@ -1,0 +1,165 @@
+"""The contrastive objective: embeddings of images and captions in, a scalar and log numbers out.
+
+Pairs are told apart by group numbers, never by position: an image may bring several captions, and
+stand in two rows, without one of them counting as a negative of the other.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.backbone import Backbone
+from trainables.config import LossConfig, TemperatureConfig
+from trainables.distributed import gather
+from trainables.schedules import adapted, cosine_scale
+
+
+class Objective(nn.Module):
+    """Contrastive loss and temperature, over the rows of all workers.
+
+    tau multiplies cosine similarities. `log_scale` is a parameter where tau is learned, a buffer
+    where it is adaptive, and absent else. `bias` is a parameter of the sigmoid loss. A SigLIP
+    backbone brings its trained bias. CLIP has none, and the -10 that SigLIP starts from belongs to
+    its tau of 10, not to CLIP's 100; so there the first batch sets the bias such that as many pairs
+    are called positive as truly are.
+    """
+
+    log_scale: Tensor
+    bias: Tensor
+    bias_is_set: Tensor
+
+    def __init__(
+        self, loss: LossConfig, temperature: TemperatureConfig, backbone: Backbone
+    ) -> None:
+        super().__init__()
+        self.config, self.temperature = loss, temperature
+        self.start = backbone.scale if temperature.scale is None else temperature.scale
+        log_scale = torch.tensor(math.log(self.start))
+        if temperature.policy == "learned":
+            self.log_scale = nn.Parameter(log_scale)
+        elif temperature.policy == "adaptive":
+            self.register_buffer("log_scale", log_scale)
+        if loss.kind == "siglip":
+            self.bias = nn.Parameter(torch.tensor(backbone.bias))
+            self.register_buffer("bias_is_set", torch.tensor(backbone.kind == "siglip"))
+
+    def forward(
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        image_groups: Tensor,
+        caption_groups: Tensor,
+        progress: float,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss; B and M are this worker's images and captions, `progress` that of the run."""
+        # bf16 keeps 3 digits, and tau multiplies what is left by 100: similarities stay in fp32.
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            images = gather(F.normalize(image_embeds.float(), dim=-1))  # (B, e)
+            texts = gather(F.normalize(text_embeds.float(), dim=-1))  # (M, e)
+            same = gather(image_groups)[:, None] == gather(caption_groups)  # (B, M)
+            similarity = images @ texts.T  # (B, M)
+            scale = self._scale(progress, similarity.device)
+            logits = scale * similarity
+            loss = self._loss(logits, same)
+            entropy = self._observe(logits)
+        numbers = {
+            "loss": loss,
+            "scale": scale,
+            "positive": (similarity * same).sum() / same.sum(),
+            "negative": (similarity * ~same).sum() / (~same).sum().clamp_min(1),
+            "entropy": entropy,
+        }
+        # One transfer for all numbers: each would make a GPU wait.
+        values = torch.stack([value.detach() for value in numbers.values()]).tolist()
+        return loss, dict(zip(numbers, values, strict=True))
+
+    def _scale(self, progress: float, device: torch.device) -> Tensor:
+        config = self.temperature
+        if config.policy in ("learned", "adaptive"):
+            # The value itself is moved back into its range. A clamp in the graph would have no
+            # gradient outside, and tau could never return.
+            with torch.no_grad():
+                self.log_scale.clamp_(math.log(config.low), math.log(config.high))
+            return self.log_scale.exp()
+        if config.policy == "cosine":
+            return torch.tensor(cosine_scale(self.start, config.final, progress), device=device)
+        return torch.tensor(self.start, device=device)
+
+    def _loss(self, logits: Tensor, same: Tensor) -> Tensor:
+        config = self.config
+        hardness = config.hardness if config.hard_negatives == "reweight" else 0.0
+        if config.kind == "infonce":
+            return infonce(logits, same, config.label_smoothing, hardness)
+        if not self.bias_is_set:
+            with torch.no_grad():
+                self.bias.copy_(-logits.flatten().topk(int(same.sum())).values[-1])
+                self.bias_is_set.fill_(True)
+        return siglip(logits + self.bias, same, config.label_smoothing, hardness)
+
+    @torch.no_grad()
+    def _observe(self, logits: Tensor) -> Tensor:
+        """The softmax's entropy as a share of its maximum, to which an adaptive tau reacts."""
+        entropy = 0.5 * (entropy_share(logits) + entropy_share(logits.T))
+        if self.training and self.temperature.policy == "adaptive":
+            self.log_scale.copy_(adapted(self.log_scale, entropy, self.temperature))
+        return entropy
+
+
+def infonce(logits: Tensor, same: Tensor, smoothing: float = 0.0, hardness: float = 0.0) -> Tensor:
+    """Symmetric InfoNCE of (B, M) logits (CLIP) with multi-positive targets (LAVIS).
+
+    The target of a row is spread evenly over all that share its group, in both directions.
+    `smoothing` moves that share of it to all M (or B) candidates alike.
+    """
+    to_text = _cross_entropy(logits, same, smoothing, hardness)
+    to_image = _cross_entropy(logits.T, same.T, smoothing, hardness)
+    return 0.5 * (to_text + to_image)
+
+
+def _cross_entropy(logits: Tensor, same: Tensor, smoothing: float, hardness: float) -> Tensor:
+    targets = same / same.sum(1, keepdim=True).clamp_min(1)  # (rows, candidates)
+    targets = (1 - smoothing) * targets + smoothing / same.shape[1]
+    if hardness:
+        logits = logits + log_weights(logits, ~same, hardness)
+    return -(targets * logits.log_softmax(1)).sum(1).mean()
+
+
+def siglip(logits: Tensor, same: Tensor, smoothing: float = 0.0, hardness: float = 0.0) -> Tensor:
+    """The sigmoid loss (Zhai et al. 2023): -sum over pairs of log sigmoid(z * logit), over B.
+
+    z is +1 for every pair of one group, -1 for all others. `smoothing` takes half its share of each
+    pair's label to the other side.
+    """
+    labels = same * (1 - smoothing) + smoothing / 2  # (B, M)
+    weights = None
+    if hardness:
+        flat = log_weights(logits.flatten()[None], ~same.flatten()[None], hardness)
+        weights = flat.view_as(logits).exp()
+    loss = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
+    return loss / len(logits)
+
+
+@torch.no_grad()
+def log_weights(logits: Tensor, negative: Tensor, hardness: float) -> Tensor:
+    """Logarithms of the weights of a row's negatives (Robinson et al. 2021), 0 for the others.
+
+        w_j = exp(hardness * logit_j) / mean over the row's negatives of exp(hardness * logit)
+
+    Their mean is 1: they move the loss's attention to the negatives that look most alike, not its
+    size. They carry no gradient. (The paper's correction for false negatives is not needed: groups
+    say which pairs are true.)
+    """
+    hard = (hardness * logits).masked_fill(~negative, -torch.inf)
+    mean = hard.logsumexp(1, keepdim=True) - negative.sum(1, keepdim=True).log()
+    return torch.where(negative, hard - mean, 0.0)
+
+
+def entropy_share(logits: Tensor) -> Tensor:
+    """The mean entropy of the rows' softmax, as a share of its maximum log(K): in [0, 1]."""
+    log_probability = logits.log_softmax(1)
+    entropy = -(log_probability.exp() * log_probability).sum(1).mean()
+    return entropy / math.log(max(2, logits.shape[1]))

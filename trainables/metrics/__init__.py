@@ -1,0 +1,1 @@
+"""Metrics: embeddings in, exact numbers and their uncertainty out."""

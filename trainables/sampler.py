@@ -1,0 +1,107 @@
+"""Which images and captions meet in which step.
+
+Flows in: one split's features, mapped read-only. Flows out: `Batch`es, each a pure function of
+(config, step): a resumed run, and each worker of a group, sees what an undisturbed one would.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainables.config import TrainConfig
+from trainables.data import Batch
+from trainables.errors import DataError
+from trainables.features import SplitFeatures
+from trainables.mining import nearest_images
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator seeded by a tuple of numbers; different tuples give unrelated streams."""
+    state = 0
+    for part in key:
+        state = (state ^ part) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019 & (1 << 63) - 1
+        state ^= state >> 29
+    return torch.Generator().manual_seed(state)
+
+
+class Batches:
+    """The training batches of a split, cut into one contiguous part a worker.
+
+    An epoch shows each image once, in an order drawn from (seed, epoch); an incomplete last batch
+    is left out. Each image comes with `captions_per_image` of its captions: consecutive ones from a
+    random start, around again where it has fewer. With K augmented views in the store, epoch t
+    shows view 1 + t mod K.
+    """
+
+    def __init__(
+        self, data: SplitFeatures, config: TrainConfig, pixels: bool, rank: int = 0, world: int = 1
+    ) -> None:
+        self.data, self.config, self.pixels = data, config, pixels
+        images = len(data.groups)
+        if config.batch_size % world:
+            raise DataError(
+                f"`batch_size` must be a multiple of {world} workers, got {config.batch_size}."
+            )
+        if images < 2:
+            raise DataError(f"the train split must hold at least 2 images, got {images}.")
+        mined = config.loss.hard_negatives == "mined"
+        self.anchors = min(config.batch_size, images)
+        if mined:
+            self.anchors = max(1, config.batch_size // (1 + config.loss.mined_per_image))
+        self.neighbours = self._mine() if mined else None
+        self.steps_per_epoch = max(1, images // self.anchors)
+        self.counts = torch.bincount(data.caption_rows, minlength=images)  # (N,)
+        self.first = self.counts.cumsum(0) - self.counts
+        self.part = (rank, world)
+        self._order: tuple[int, Tensor] | None = None
+
+    def _mine(self) -> Tensor:
+        pool = self.config.loss.mined_pool
+        return nearest_images(self.data.image_embeds[:, 0], pool, self.data.groups)
+
+    def __call__(self, step: int, total: int) -> Batch:
+        """Step `step` of `total`, this worker's part."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        draw = generator(self.config.seed, 1, step)
+        rows = self._epoch_order(epoch)[within * self.anchors : (within + 1) * self.anchors]
+        if self.neighbours is not None:
+            pool = self.neighbours.shape[1]
+            picks = torch.randint(
+                pool, (len(rows), self.config.loss.mined_per_image), generator=draw
+            )
+            rows = torch.cat([rows, self.neighbours[rows].gather(1, picks).flatten()])
+        start = torch.rand(len(rows), generator=draw)
+        rank, world = self.part
+        if world > 1:
+            rows = rows[: len(rows) // world * world]
+            share = len(rows) // world
+            rows, start = (x[rank * share : (rank + 1) * share] for x in (rows, start))
+        return self._batch(rows, start, epoch, step / total)
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        if self._order is None or self._order[0] != epoch:
+            order = torch.randperm(
+                len(self.counts), generator=generator(self.config.seed, 0, epoch)
+            )
+            self._order = (epoch, order)
+        return self._order[1]
+
+    def _batch(self, rows: Tensor, start: Tensor, epoch: int, progress: float) -> Batch:
+        data = self.data
+        counts = self.counts[rows]
+        begin = (start * counts).long()
+        wanted = torch.arange(self.config.loss.captions_per_image)
+        offsets = (begin[:, None] + wanted) % counts[:, None]
+        captions = (self.first[rows][:, None] + offsets).flatten()  # (M,)
+        views = data.image_embeds.shape[1]
+        view = 1 + epoch % (views - 1) if views > 1 else 0
+        pixels = data.pixels[rows, view] if self.pixels and data.pixels is not None else None
+        return Batch(
+            image_embeds=data.image_embeds[rows, view],
+            pixels=pixels,
+            tokens=data.tokens.select(captions),
+            image_groups=data.groups[rows],
+            caption_groups=data.groups[data.caption_rows[captions]],
+            progress=progress,
+        )

@@ -1,0 +1,45 @@
+"""What changes during a run: the learning rate and the temperature, as pure functions."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from trainables.config import TemperatureConfig
+
+
+def lr_factor(schedule: str, warmup: float, step: int, total: int) -> float:
+    """What step `step` (from 0) of `total` multiplies `optim.lr` by, in (0, 1].
+
+    The first `warmup` share of the steps climbs in a line; its first step is already above 0. What
+    follows is `constant`, or falls towards 0 as a line (`linear`) or half a cosine (`cosine`). Like
+    the climb, the fall spends no step at 0.
+    """
+    climbing = math.ceil(warmup * total)
+    if step < climbing:
+        return (step + 1) / climbing
+    done = (step - climbing) / max(1, total - climbing)  # in [0, 1)
+    return {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+    }[schedule]
+
+
+def cosine_scale(start: float, final: float, progress: float) -> float:
+    """The `cosine` temperature: from `start` to `final` along half a cosine."""
+    return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def adapted(log_scale: Tensor, entropy: Tensor, config: TemperatureConfig) -> Tensor:
+    """The `adaptive` temperature's rule, one step of it.
+
+        log tau  <-  clamp(log tau + rate * (entropy - target_entropy), log low, log high)
+
+    `entropy` is that of the batch's softmax rows as a share of its maximum log(K): 1 where the
+    model cannot tell the candidates apart, 0 where it is certain. Too uncertain, tau rises and
+    sharpens the softmax; too certain, it falls, and more of the negatives get a gradient again.
+    """
+    moved = log_scale + config.rate * (entropy - config.target_entropy)
+    return moved.clamp(math.log(config.low), math.log(config.high))

@@ -1,0 +1,109 @@
+"""Parquet shards: checked records of images and words, as the `shards` stage wrote them.
+
+Flows in: a folder of `<split>-00000.parquet` files and their manifest. Flows out: rows, one image
+each, in order and one row group at a time. The test split opens only for the holder of a `Seal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainables.errors import DataError, unknown
+from trainables.files import read_json, sha256_file, sha256_json
+
+FORMAT = "cliptune-shards-1"
+SPLITS = ("train", "val", "test")
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),  # the original file, undecoded
+        pa.field("width", pa.int32(), nullable=False),  # after the EXIF orientation
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("label", pa.int32()),
+        pa.field("class_name", pa.string()),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),  # of `image`
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Seal:
+    """Leave to read the test split. Only `pipelines/evaluate.py` may create one, and says why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A complete folder of shards."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> ShardSet:
+        """The shards in `folder`; a missing, unfinished or foreign folder is a `DataError`."""
+        folder = Path(folder).resolve()
+        path = folder / "manifest.json"
+        if not path.is_file():
+            raise DataError(f"`{folder}` holds no finished shards (no manifest.json).")
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise DataError(f"`{path}` is not a manifest of format {FORMAT}.")
+        return cls(folder, manifest)
+
+    @property
+    def digest(self) -> str:
+        """The hash of the shard list: equal exactly where every row of every split is equal."""
+        return sha256_json(self.manifest["shards"])
+
+    @property
+    def splits(self) -> dict[str, dict[str, int]]:
+        """`{"train": {"images": n, "captions": m}, ...}`, the splits that have rows."""
+        return dict(self.manifest["splits"])
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Class names and their labels; empty for a source of captions alone."""
+        return dict(self.manifest["classes"])
+
+    def files(self, split: str, seal: Seal | None = None) -> list[Path]:
+        """The files of `split`, each checked against its hash in the manifest."""
+        if split not in SPLITS:
+            raise DataError(unknown("split", split, SPLITS))
+        if split == "test" and not isinstance(seal, Seal):
+            raise DataError("the `test` split is sealed: only `cliptune evaluate` opens it.")
+        return [self._checked(s) for s in self.manifest["shards"] if s["split"] == split]
+
+    def _checked(self, shard: dict[str, Any]) -> Path:
+        path = self.folder / shard["file"]
+        if path.parent != self.folder or not path.is_file():
+            raise DataError(f"`{path}` is missing; run `cliptune shards` again.")
+        if sha256_file(path) != shard["sha256"]:
+            raise DataError(f"`{path}` was changed or damaged; run `cliptune shards` again.")
+        return path
+
+    def rows(
+        self, split: str, columns: Sequence[str] | None = None, seal: Seal | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of `split` in order, with `columns` or all; one row group is in memory."""
+        for name in columns or ():
+            if name not in SCHEMA.names:
+                raise DataError(unknown("column", name, SCHEMA.names))
+        files = self.files(split, seal)  # raised here, not at the first row
+        return _rows(files, list(columns) if columns is not None else None)
+
+
+def _rows(files: Sequence[Path], columns: list[str] | None) -> Iterator[dict[str, Any]]:
+    for path in files:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                yield from file.read_row_group(group, columns=columns).to_pylist()
