@@ -16,10 +16,11 @@ from trainables.errors import ConfigError, DataError
 from trainables.files import append_jsonl, now, read_json, read_jsonl, sha256_json, write_json
 
 if TYPE_CHECKING:
-    from pipelines.contestants import Contest, Contestant
-    from pipelines.protocol import Measured, Protocol
+    from pipelines.contestants import Contest
+    from pipelines.protocol import Protocol
     from trainables.adapters.base import Adapter
     from trainables.backbone import Backbone
+    from trainables.features import SplitFeatures
     from trainables.shards import ShardSet
 
 FORMAT = "cliptune-result-1"
@@ -48,18 +49,12 @@ def run(args: Args) -> None:
         if value < least:
             raise ConfigError(f"`{flag}` must be at least {least}, got {value}.")
     from pipelines.contestants import read_contest
+    from pipelines.standings import table
 
     started = time.monotonic()
     contest = read_contest(args.run, args.adapters == "best")
     shards, made_with = _data(contest)
-    inputs = sha256_json(
-        {
-            "rows": {c.name: [c.identity(), c.selected] for c in contest.contestants},
-            "data": shards.digest,
-            "backbone": made_with["fingerprint"],
-            "args": [args.bootstrap, args.gallery],
-        }
-    )
+    inputs = _identity(args, contest, shards, made_with)
     path = args.run / "result.json"
     then = f"cliptune report --run {args.run}"
     if path.exists() and read_json(path).get("inputs") == inputs:
@@ -70,7 +65,10 @@ def run(args: Args) -> None:
     result = _measure(args, contest, shards, backbone, adapters)
     result |= {"inputs": inputs, "test_openings": openings, "seconds": time.monotonic() - started}
     write_json(path, result)
-    _print_table(result)
+    for line in table(result["rows"], contest.metric):
+        say(line)
+    if warning := result["data"]["duplicated_image_rows"]["warning"]:
+        say(f"warning: {warning}")
     done([path], then)
 
 
@@ -88,6 +86,18 @@ def _data(contest: Contest) -> tuple[ShardSet, dict[str, Any]]:
     if "test" not in shards.splits:
         raise DataError(f"`{shards.folder}` has no test split: there is nothing to measure on.")
     return shards, dict(manifest["backbone"])
+
+
+def _identity(args: Args, contest: Contest, shards: ShardSet, made_with: dict[str, Any]) -> str:
+    """Equal for two calls that would measure the same; checkpoints are verified on the way."""
+    return sha256_json(
+        {
+            "rows": {c.name: [c.identity(), c.selected] for c in contest.contestants},
+            "data": shards.digest,
+            "backbone": made_with["fingerprint"],
+            "args": [args.bootstrap, args.gallery],
+        }
+    )
 
 
 def _load(contest: Contest, made_with: dict[str, Any]) -> tuple[Backbone, list[Adapter[Any]]]:
@@ -112,8 +122,8 @@ def _log_opening(run: Path, contest: Contest, shards: ShardSet) -> list[dict[str
     openings = read_jsonl(log)
     if len(openings) > 1:
         say(
-            f"warning: this run now opens the test split for the {len(openings)}th time. Whoever "
-            "chooses between openings by what they saw is choosing on test."
+            f"warning: with this one, the test split has been opened {len(openings)} times for "
+            "this run. Choosing between openings by what was seen is choosing on test."
         )
     return openings
 
@@ -125,38 +135,36 @@ def _measure(
     backbone: Backbone,
     adapters: list[Adapter[Any]],
 ) -> dict[str, Any]:
-    from pipelines.gallery import RULE, gallery
+    from tqdm import tqdm
+
+    from pipelines.gallery import COLUMNS, RULE, gallery
     from pipelines.protocol import Protocol
     from pipelines.provenance import hardware, versions
+    from pipelines.standings import standings
     from trainables.features import embed_split
     from trainables.predict import predict
     from trainables.shards import Seal
 
     seal = Seal(f"cliptune evaluate --run {args.run}")
     pixels = any(adapter.inputs == "pixels" for adapter in adapters)
-    data = embed_split(backbone, shards, "test", seal=seal, pixels=pixels)
+    say(f"embedding the {shards.splits['test']['images']:,} images of test ...")
+    data = embed_split(
+        backbone, shards, "test", seal=seal, pixels=pixels, batch_size=args.batch_size
+    )
     protocol = Protocol(data, args.bootstrap)
-    models = [protocol.measure(predict(adapter, data, args.batch_size)) for adapter in adapters]
+    models = [
+        protocol.measure(predict(adapter, data, args.batch_size))
+        for adapter in tqdm(adapters, "measuring", unit="adapter")
+    ]
     chosen = next((n for n, one in enumerate(contest.contestants) if one.selected), 0)
     pictures = []
     if chosen and args.gallery:
-        rows = shards.rows("test", ["id", "image", "captions"], seal)
-        pictures = gallery(models[0], models[chosen], data, rows, args.gallery)
-    duplicates = protocol.duplicates()
+        records = shards.rows("test", COLUMNS, seal)
+        pictures = gallery(models[0], models[chosen], data, records, args.gallery)
     return {
         "format": FORMAT,
         "created": now(),
-        "data": {
-            "shards": str(shards.folder),
-            "digest": shards.digest,
-            "split": "test",
-            "images": len(data.groups),
-            "captions": len(data.caption_rows),
-            "quarantined": shards.manifest["quarantined"],
-            "notes": shards.manifest["notes"],
-            "duplicated_image_rows": duplicates,
-            "truncated_captions": data.truncated_captions,
-        },
+        "data": _about(shards, data, protocol),
         "backbone": {
             "name": backbone.name,
             "revision": backbone.revision,
@@ -164,64 +172,25 @@ def _measure(
         },
         "metric": contest.metric,
         "protocol": [*protocol.text(contest.metric), *([RULE] if pictures else [])],
-        "rows": [
-            _row(one, adapter, model, models[0], protocol)
-            for one, adapter, model in zip(contest.contestants, adapters, models, strict=True)
-        ],
+        "rows": standings(contest, adapters, models, protocol, args.batch_size),
         "gallery": pictures,
         "versions": versions(),
         "hardware": hardware(),
     }
 
 
-def _row(
-    one: Contestant,
-    adapter: Adapter[Any],
-    model: Measured,
-    baseline: Measured,
-    protocol: Protocol,
-) -> dict[str, Any]:
-    from trainables.config import to_json
-
+def _about(shards: ShardSet, data: SplitFeatures, protocol: Protocol) -> dict[str, Any]:
     return {
-        "name": one.name,
-        "adapter": adapter.train_config.name,
-        "trial": one.trial,
-        "config": to_json(adapter.train_config),
-        "trainable_parameters": sum(p.numel() for p in adapter.parameters() if p.requires_grad),
-        **one.history(),
-        "metrics": protocol.metrics(model),
-        "vs_zero_shot": {} if model is baseline else protocol.versus(model, baseline),
-        "selected": one.selected,
+        "shards": str(shards.folder),
+        "digest": shards.digest,
+        "split": "test",
+        "images": len(data.groups),
+        "captions": len(data.caption_rows),
+        "quarantined": shards.manifest["quarantined"],
+        "notes": shards.manifest["notes"],
+        "duplicated_image_rows": protocol.duplicates(),
+        "truncated_captions": data.truncated,
     }
-
-
-def _print_table(result: dict[str, Any]) -> None:
-    """One line a row: value, interval, and the paired difference to zero-shot."""
-    keys = list(result["rows"][0]["metrics"])
-    key = next((k for k in keys if k.startswith(result["metric"] + "@")), keys[0])
-    say(f"{key} on test, 95 % intervals, difference to zero-shot (* chosen on val):")
-    width = max(len(row["name"]) for row in result["rows"])
-    for row in result["rows"]:
-        found, gap = row["metrics"][key], row["vs_zero_shot"].get(key)
-        line = f"{'*' if row['selected'] else ' '} {row['name']:<{width}}  {found['value']:.4f} "
-        line += f"[{found['low']:.4f}, {found['high']:.4f}]"
-        if gap:
-            line += f"  {gap['difference']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
-            line += "  " + verdict(gap)
-        say(line)
-    warning = result["data"]["duplicated_image_rows"]["warning"]
-    if warning:
-        say(f"warning: {warning}")
-
-
-def verdict(gap: dict[str, float]) -> str:
-    """What a difference's interval allows to say; recall and MRR are better when higher."""
-    if gap["low"] > 0:
-        return f"beats zero-shot (p = {gap['p']:.4f})"
-    if gap["high"] < 0:
-        return f"worse than zero-shot (p = {gap['p']:.4f})"
-    return "not shown to beat zero-shot"
 
 
 if __name__ == "__main__":

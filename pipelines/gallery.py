@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.protocol import Measured
-from trainables.features import SplitFeatures
+from trainables.features import SplitFeatures, captions_of
 from trainables.images import decode
 
 SIDE = 112  # longest side of a thumbnail, pixels
 SHOWN = 5
+COLUMNS = ("id", "image", "captions", "class_name")
 RULE = (
     "Gallery: half the captions whose rank the selected adapter improved most, a quarter evenly "
     "spaced among those it left as they were, a quarter that it made worse most; one an image."
@@ -66,9 +67,9 @@ def gallery(
     rows: Iterator[dict[str, Any]],
     count: int,
 ) -> list[dict[str, Any]]:
-    """`rows` are the split's, in its order, with `image` and `captions`; they are read once."""
-    ranks = [model.values["t2i_medr"] for model in (before, after)]
-    captions = choose(*ranks, data.groups[data.caption_rows], count)
+    """`rows` are the split's, with the columns `COLUMNS`; they are read once."""
+    images = data.groups[data.caption_rows]  # (M,)
+    captions = choose(before.values["t2i_medr"], after.values["t2i_medr"], images, count)
     nearest = {c: [_nearest(model, c) for model in (before, after)] for c in captions}
     needed = {int(data.caption_rows[c]) for c in captions}
     needed |= {row for both in nearest.values() for one in both for row, _ in one}
@@ -115,7 +116,7 @@ def _read(
         if record["id"] in needed:
             row = needed[record["id"]]
             thumbs[row] = thumbnail(record["image"])
-            texts[row] = list(record["captions"])
+            texts[row] = captions_of(record)
     return thumbs, texts
 
 

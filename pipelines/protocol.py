@@ -73,20 +73,20 @@ class Protocol:
         }
 
     def duplicates(self) -> dict[str, Any]:
-        """The lint: image rows with the same bytes, which a row = column protocol gets wrong."""
+        """The lint: rows that repeat an earlier row's image, and groups of ids that are equal."""
         _, numbers, counts = self.image_groups.unique(return_inverse=True, return_counts=True)
         repeated = (counts > 1).nonzero().flatten()  # (groups,)
         examples = [
             [self.ids[row] for row in (numbers == group).nonzero().flatten().tolist()]
             for group in repeated[:5]
         ]
-        rows = int(counts[repeated].sum())
+        rows = len(self.image_groups) - self.distinct
         return {"rows": rows, "groups": examples, "warning": self._warning(rows) if rows else None}
 
     def _warning(self, rows: int) -> str:
         total = len(self.image_groups)
         return (
-            f"{rows:,} of {total:,} image rows share their bytes with another row. Counted row by "
+            f"{rows:,} of {total:,} image rows repeat an earlier row's bytes. Counted row by "
             "row, where only a row's own captions are right, image-to-text R@1 could not exceed "
             f"{self.distinct / total:.3f}, as equal rows share one nearest caption. Here equal "
             "rows are one image: each may find the captions of all."

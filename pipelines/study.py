@@ -11,6 +11,7 @@ with all their intermediate values, failures FAIL with their reason, and the val
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,15 +140,20 @@ class StudySearcher(Searcher):
         asked = sum(t.state != TrialState.WAITING for t in trials)
         if asked >= self.search.trials:
             return None
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=self.search.seed * 1_000_003 + asked,
-            n_startup_trials=max(4, self.search.trials // 4),
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-        )
+        self.study.sampler = self._sampler(asked)
         number = self.study.ask().number
         return self.study.get_trials(deepcopy=False)[number]
+
+    def _sampler(self, asked: int) -> optuna.samplers.TPESampler:
+        with warnings.catch_warnings():  # `group`, needed where adapters differ, is experimental
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                seed=self.search.seed * 1_000_003 + asked,
+                n_startup_trials=max(4, self.search.trials // 4),
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            )
 
     def _sample(self, trial: optuna.Trial) -> FrozenTrial:
         """Draw what is not drawn yet: a driver may have been killed between two values."""

@@ -171,6 +171,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     # Set before Ray is imported: a failed trial's result has no metric; signals are handled here.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables heed no verbosity; `Progress` says enough
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
     from ray import tune
 
@@ -210,6 +211,8 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
                 name=f"from-{len(list((folder / 'ray').glob('from-*'))):03d}",
                 storage_path=str(folder / "ray"),
                 failure_config=tune.FailureConfig(max_failures=2),
+                # A run keeps its own checkpoints, in the study's folder, whole and verified.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[FailureNotes(searcher), Progress(study, search)],
                 verbose=0,
             ),

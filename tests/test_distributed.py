@@ -13,13 +13,13 @@ from torch import Tensor
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
-from trainables.backbone import load_backbone
-from trainables.features import open_features
 
 from tests.tiny import tiny_clip, tiny_features
 from trainables.adapters.registry import build, make_config
+from trainables.backbone import load_backbone
 from trainables.data import Batch
 from trainables.distributed import gather
+from trainables.features import open_features
 
 ADAPTERS, LOSSES = ("soft_prompt", "projection"), ("infonce", "siglip")
 CASES = list(itertools.product(ADAPTERS, LOSSES))
@@ -79,7 +79,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("workers")
     tiny_clip(path / "clip")
     tiny_features(path / "store", images=32, duplicates=5)
-    mp.spawn(worker, (path,), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
+    # Both workers are forked from one process that has imported this module once.
+    mp.set_forkserver_preload([__name__])
+    mp.start_processes(worker, (path,), nprocs=2, start_method="forkserver")  # type: ignore[attr-defined,no-untyped-call]
     return path
 
 

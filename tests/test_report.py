@@ -1,10 +1,11 @@
-"""The report: every number appears, nothing untrusted runs, and half-finished searches are shown."""
+"""The report: every number appears, nothing untrusted runs, unfinished searches are shown."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import random
 import re
 import shutil
 from html.parser import HTMLParser
@@ -46,7 +47,7 @@ def _params(adapter: str, i: int) -> dict[str, Any]:
         return {
             "optim.lr": lr,
             "adapter.rank": (2, 4, 8)[i % 3],
-            "temperature.policy": ("fixed", "learned")[i % 2],
+            "temperature.policy": ("fixed", "learned")[i // 4 % 2],
         }
     return {"optim.lr": lr * 10, "adapter.n_ctx": 1 + i * 5 % 16}
 
@@ -77,7 +78,13 @@ def make_study(run: Path, trials: list[tuple[str, TrialState, int]]) -> Path:
     """A run folder with a study of `trials`: (adapter, state, epochs)."""
     run.mkdir(parents=True)
     facts = {"format": "cliptune-study-1", "metric": "val/t2i_r1", "adapters": sorted(SPACES)}
-    facts |= {"seed": 0, "trials": len(trials), "epochs": 9, "rungs": RUNGS, "created": "2026-01-01"}
+    facts |= {
+        "seed": 0,
+        "trials": len(trials),
+        "epochs": 9,
+        "rungs": RUNGS,
+        "created": "2026-01-01",
+    }
     (run / "study.json").write_text(json.dumps(facts))
     storage = JournalStorage(JournalFileBackend(str(run / "journal.log")))
     study = optuna.create_study(study_name="cliptune", storage=storage, direction="maximize")
@@ -148,7 +155,11 @@ def make_result() -> dict[str, Any]:
             "duplicated_image_rows": {"rows": 41, "groups": [], "warning": "41 rows repeat."},
             "truncated_captions": 29,
         },
-        "backbone": {"name": "openai/clip-vit-base-patch32", "revision": "3d74acf", "fingerprint": "f1"},
+        "backbone": {
+            "name": "openai/clip-vit-base-patch32",
+            "revision": "3d74acf",
+            "fingerprint": "f1",
+        },
         "metric": "t2i_r1",
         "protocol": ["All five captions of an image count.", "Ties count against the model."],
         "rows": [
@@ -166,7 +177,12 @@ def make_result() -> dict[str, Any]:
             }
         ],
         "test_openings": [
-            {"at": "2026-01-02", "by": "evaluate", "rows": ["zero-shot", "lora"], "digest": "d1gest"}
+            {
+                "at": "2026-01-02",
+                "by": "evaluate",
+                "rows": ["zero-shot", "lora"],
+                "digest": "d1gest",
+            }
         ],
         "versions": {"torch": "2.13.0", "transformers": "5.20.0"},
         "hardware": {"cpu": "EPYC <9>", "cores": 2, "gpu": None, "ram_gib": 15.6},
@@ -200,3 +216,286 @@ def words(html: str) -> str:
     reader.text = []
     reader.feed(html)
     return " ".join(" ".join(reader.text).split())
+
+
+# -- what the page says -----------------------------------------------------------------------
+
+
+def test_headline_answers_the_question(finished: Path) -> None:
+    html, markdown = ((finished / name).read_text() for name in ("report.html", "report.md"))
+    sentence = (
+        "lora beats zero-shot by 12.3 points of text-to-image R@1 on 1,000 test images "
+        "(95 % interval 10.1 to 14.5)."
+    )
+    assert f"<h1>{sentence}</h1>" in html
+    assert markdown.startswith(f"# {sentence}\n")
+
+
+@pytest.mark.parametrize(
+    ("gain", "sentence"),
+    [
+        (0.0, "No adapter was shown to beat zero-shot: lora differs by 0.0 points"),
+        (-0.1, "lora is worse than zero-shot by 10.0 points"),
+    ],
+)
+def test_headline_does_not_claim_what_is_not_shown(
+    tmp_path: Path, gain: float, sentence: str
+) -> None:
+    result = make_result()
+    result["rows"] = [result["rows"][0], _row("lora", 0.3, gain, selected=True)]
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    for text in reported(tmp_path):
+        assert sentence in text
+
+
+def test_an_adapter_that_was_not_chosen_on_val_wins_no_headline(tmp_path: Path) -> None:
+    result = make_result()
+    rows = [_row("lora", 0.3, 0.0, selected=True), _row("soft_prompt", 0.4, 0.1)]
+    (tmp_path / "result.json").write_text(json.dumps(result | {"rows": [*rows]}))
+    html, _ = reported(tmp_path)
+    assert "The adapter chosen on val was not shown to beat zero-shot" in html
+    assert "Above zero-shot on test, though not the one chosen on val: soft_prompt (+10.0)." in html
+
+
+def test_zero_shot_with_a_searched_template_is_measured_against_the_baseline(
+    tmp_path: Path,
+) -> None:
+    result = make_result()
+    name = "zero_shot, own template"
+    own = _row("zero_shot", 0.33, 0.05, name=name, selected=True)
+    (tmp_path / "result.json").write_text(json.dumps(result | {"rows": [result["rows"][0], own]}))
+    html, _ = reported(tmp_path)
+    assert f"{name} beats zero-shot by 5.0 points" in html
+
+
+def test_a_lower_rank_is_better() -> None:
+    from pipelines.reporting.numbers import Metric
+    from pipelines.reporting.result import Estimate
+    from pipelines.reporting.statements import verdict
+
+    assert verdict(Estimate(-2.0, -3.0, -1.0), Metric.of("t2i_medr@1000")) == "better"
+    assert verdict(Estimate(-2.0, -3.0, -1.0), Metric.of("t2i_mrr@1000")) == "worse"
+    assert verdict(Estimate(-2.0, -3.0, 1.0), Metric.of("t2i_mrr@1000")) == "open"
+
+
+def _expected(result: dict[str, Any]) -> set[str]:
+    """Every number of the result as the report writes it."""
+    seen = set()
+    for row in result["rows"]:
+        seen |= {f"{row['trainable_parameters']:,}", f"{row['seconds']:.1f} s"}
+        seen |= {f"{100 * value:.1f} %" for value in row["val"].values()}
+        for key, metric in row["metrics"].items():
+            digits, scale = (3, 1) if "mrr" in key else (1, 1 if "medr" in key else 100)
+            gain = row["vs_zero_shot"].get(key, {}) if row["adapter"] != "zero_shot" else {}
+            seen |= {f"{scale * metric[k]:,.{digits}f}" for k in ("value", "low", "high")}
+            seen |= {
+                f"+{scale * gain[k]:.{digits}f}" for k in ("difference", "low", "high") if gain
+            }
+    data = result["data"]
+    seen |= {f"{data[k]:,}" for k in ("images", "captions", "truncated_captions")}
+    seen |= {str(n) for n in (*data["quarantined"].values(), *data["notes"].values())}
+    seen |= {str(data["duplicated_image_rows"]["rows"]), "15.6", *result["versions"].values()}
+    return seen
+
+
+def test_every_number_of_the_result_appears(finished: Path) -> None:
+    numbers = _expected(make_result())
+    assert len(numbers) > 60
+    html = words((finished / "report.html").read_text())
+    markdown = (finished / "report.md").read_text()
+    for number in numbers:
+        whole = re.compile(rf"(?<![\d.]){re.escape(number)}(?!\d)")
+        assert whole.search(html), f"{number} is missing in report.html"
+        assert whole.search(markdown), f"{number} is missing in report.md"
+
+
+def test_every_trial_and_reason_appears(finished: Path) -> None:
+    html, markdown = (
+        words((finished / "report.html").read_text()),
+        (finished / "report.md").read_text(),
+    )
+    assert "7 complete, 16 stopped early, 1 failed" in html
+    for number in range(24):
+        assert re.search(rf"^\| {number} \| (lora|soft\\_prompt) ", markdown, re.M)
+    assert FAILURE in html
+    assert FAILURE in markdown
+
+
+def test_rungs_say_who_was_stopped_where(finished: Path) -> None:
+    from pipelines.reporting.page import _rungs
+    from pipelines.reporting.study import read_study
+
+    found = {r.epoch: (r.reached, len(r.stopped)) for r in _rungs(read_study(finished))}
+    assert found == {1: (23, 8), 3: (15, 8), 9: (7, 0)}
+    assert "| epoch 3 | 15 | 8 | 42.1 % | 2 (34.8) " in (finished / "report.md").read_text()
+
+
+def test_charts_are_all_there_and_their_colours_are_the_pages(finished: Path) -> None:
+    html = (finished / "report.html").read_text()
+    charts = re.findall(r'<svg [^>]*aria-label="([^"]*)"', html)
+    fields = sum(map(len, SPACES.values()))
+    assert len(charts) == 2 + len(SPACES) + len(SPACES) + fields  # history, rungs; curves; bars
+    bodies = "".join(re.findall(r"<svg .*?</svg>", html, re.S))
+    assert not re.search(r"#[0-9a-fA-F]{6}\b", bodies)
+    assert set(re.findall(r"var\(--([\w-]+)\)", bodies)) <= set(re.findall(r"--([\w-]+):", html))
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+
+
+# -- what must not get through ----------------------------------------------------------------
+
+
+def test_captions_are_text(finished: Path) -> None:
+    html, markdown = ((finished / name).read_text() for name in ("report.html", "report.md"))
+    assert "<script" not in html
+    assert "a &lt;script&gt;alert(1)&lt;/script&gt; dog" in html
+    assert "EPYC &lt;9&gt;" in html
+    assert "<script" not in markdown
+    assert r"dog \| runs" in markdown
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "data:image/svg+xml;base64,AAAA",
+        "data:image/jpeg;base64,AAAA\n",
+        'data:image/jpeg;base64,AAAA" onload="alert(1)',
+        "https://example.org/x.jpg",
+        None,
+    ],
+)
+def test_only_a_jpeg_data_uri_becomes_a_picture(tmp_path: Path, uri: str | None) -> None:
+    result = make_result()
+    result["gallery"][0]["truth"] = uri
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    html, _ = reported(tmp_path)
+    assert html.count("<img ") == 10  # the strips; the query's own picture is left blank
+    assert "example.org" not in html
+    assert "onload" not in html
+
+
+def test_the_page_needs_no_network_and_no_script(finished: Path) -> None:
+    html = (finished / "report.html").read_text()
+    assert "default-src 'none'" in html
+    assert not re.search(r"https?:|@import|<script|<link|<iframe", html)
+    for target in re.findall(r"""(?:src|href)=["']?([^"'\s>]+)""", html):
+        assert target.startswith(("#", "data:image/jpeg;base64,"))
+
+
+# -- searches that are unfinished, empty, or failed -------------------------------------------
+
+
+def test_without_a_result_only_val_is_reported(tmp_path: Path) -> None:
+    html, markdown = reported(make_study(tmp_path / "x", usual()))
+    for text in (html, markdown):
+        assert "lora (trial 6) is best on val: 43.9 % text-to-image R@1." in text
+        assert "Zero-shot stands at 28.7 % on val: a difference of +15.1 points." in text
+        assert "that split is still sealed" in text
+        assert "cliptune evaluate --run" in text
+    assert 'id="gallery"' not in html
+
+
+def test_a_running_search_is_reported_and_left_alone(tmp_path: Path) -> None:
+    run = make_study(tmp_path / "x", [*usual()[:5], ("lora", TrialState.RUNNING, 2)])
+    journal = run / "journal.log"
+    with journal.open("a") as file:
+        file.write('{"op_code": 4, "worker_')  # the writer is in the middle of a line
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.rglob("*") if p.is_file()}
+    html, _ = reported(run)
+    after = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in before}
+    assert after == before
+    assert {p.name for p in run.iterdir()} - {p.name for p in before} == {
+        "report.html",
+        "report.md",
+        "zero_shot",
+    }
+    assert "is best on val so far" in html
+    assert "1 running" in html
+
+
+def test_a_study_without_trials(tmp_path: Path) -> None:
+    html, markdown = reported(make_study(tmp_path / "x", []))
+    for text in (html, markdown):
+        assert "No trial has finished yet." in text
+    assert "<svg" not in html
+
+
+def test_all_trials_failed(tmp_path: Path) -> None:
+    html, markdown = reported(make_study(tmp_path / "x", [("lora", TrialState.FAIL, 0)] * 4))
+    for text in (html, markdown):
+        assert "All 4 trials failed." in text
+        assert f"Most frequent reason of failure (4 times): {FAILURE}" in text
+
+
+def test_one_adapter_and_too_few_trials_for_importance(tmp_path: Path) -> None:
+    html, _ = reported(make_study(tmp_path / "x", [("lora", TrialState.COMPLETE, 3)] * 5))
+    assert "Importance needs at least 8 trials with a value; there are 5." in html
+
+
+def test_a_result_without_a_study(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(make_result()))
+    html, _ = reported(tmp_path)
+    assert "lora beats zero-shot" in html
+    assert 'id="search"' not in html
+
+
+# -- the rest ---------------------------------------------------------------------------------
+
+
+def test_importance_tells_signal_from_chance() -> None:
+    from pipelines.reporting.importance import importances
+    from pipelines.reporting.study import Trial
+
+    draw = random.Random(0)
+    lr, noise = [draw.random() for _ in range(40)], [draw.random() for _ in range(40)]
+
+    def trials(values: list[float]) -> list[Trial]:
+        spaces = {"lr": FloatDistribution(0, 1), "noise": FloatDistribution(0, 1)}
+        made = []
+        for i, value in enumerate(values):
+            params = {"lr": lr[i], "noise": noise[i]}
+            rest = {"epochs": 1, "seconds": 1.0, "trainable_parameters": 1, "reason": ""}
+            made.append(
+                Trial(i, "lora", "complete", value, {}, params, spaces, recipe=False, **rest)
+            )
+        return made
+
+    by_lr = {i.field: i.stands_out for i in importances(trials([-abs(x - 0.5) for x in lr]))}
+    assert by_lr == {"lr": True, "noise": False}
+    assert importances(trials([0.1] * 7)) == []
+
+
+def test_equal_inputs_give_equal_bytes_and_a_second_call_does_nothing(
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(finished, tmp_path / "x")
+    for name in ("report.html", "report.md"):
+        (tmp_path / "x" / name).unlink()
+    texts = []
+    for folder in (finished, tmp_path / "x"):
+        monkeypatch.chdir(folder.parent)
+        texts.append(reported(Path("x")))
+    assert texts[0] == texts[1]
+    capsys.readouterr()
+    report.run(report.Args(Path("x")))
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({}, "must hold a study.json"),
+        ({"result.json": "{"}, "is not valid JSON"),
+        ({"result.json": '{"format": "x"}'}, "must have the format `cliptune-result-1`"),
+        ({"result.json": '{"format": "cliptune-result-1"}'}, "lacks the field `rows`"),
+        ({"study.json": "{}", "journal.log": "x\ny\n"}, "is not a readable Optuna journal"),
+    ],
+)
+def test_faults_are_one_sentence(tmp_path: Path, files: dict[str, str], sentence: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        report.run(report.Args(tmp_path))

@@ -6,7 +6,6 @@ runs the real readers in milliseconds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -16,9 +15,22 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+)
+from transformers.utils import logging
 
+from trainables.backbone import load_backbone
 from trainables.files import sha256_file, write_json
 
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"
@@ -109,18 +121,57 @@ def tiny_clip(
             for layer in model.text_model.encoder.layers:
                 layer.self_attn.v_proj.weight.mul_(4)
                 layer.self_attn.out_proj.weight.mul_(4)
-    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    size = {"height": image_size, "width": image_size}
-    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        **{"do_resize": True, "size": {"shortest_edge": image_size}, "resample": 3},
-        **{"do_center_crop": True, "crop_size": size},
-        **{"do_rescale": True, "rescale_factor": 1 / 255},
-        **{"do_normalize": True, "image_mean": mean, "image_std": std},
+    crop = {
+        **{"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": image_size}},
+        **{"do_center_crop": True, "crop_size": {"height": image_size, "width": image_size}},
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return _save(model, crop, folder)
+
+
+def tiny_siglip(folder: Path, seed: int = 0, width: int = 32, image_size: int = 32) -> Path:
+    """A random `SiglipModel` in Hugging Face layout: 64 positions, no start token."""
+    size = {"hidden_size": width, "intermediate_size": 4 * width}
+    shape = {**size, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *dict.fromkeys(WORDS)])}
+    words = Tokenizer(WordLevel(ids, unk_token="<unk>"))
+    words.normalizer, words.pre_tokenizer = Lowercase(), Whitespace()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    config = SiglipConfig(
+        text_config={
+            **{**shape, "vocab_size": len(ids), "max_position_embeddings": 64},
+            **{
+                "projection_size": width,
+                "bos_token_id": None,
+                "eos_token_id": 1,
+                "pad_token_id": 0,
+            },
+        },
+        vision_config={**shape, "image_size": image_size, "patch_size": 8},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = SiglipModel(config)
+    squash = {
+        **{"image_processor_type": "SiglipImageProcessor", "do_center_crop": None},
+        **{"size": {"height": image_size, "width": image_size}},
+        **{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+    }
+    return _save(model, squash, folder)
+
+
+def _save(model: PreTrainedModel, processor: dict[str, Any], folder: Path) -> Path:
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    if bars:
+        logging.enable_progress_bar()
+    steps = {"do_resize": True, "do_rescale": True, "do_normalize": True}
+    processor |= {**steps, "resample": 3, "rescale_factor": 1 / 255}
+    write_json(folder / "preprocessor_config.json", processor)
     return folder
 
 
@@ -186,7 +237,10 @@ def tiny_features(
         }
     manifest = {
         **{"format": "cliptune-features-1", "key": "tiny", "shards": "", "shards_sha256": ""},
-        "backbone": {"name": str(clip or ""), "revision": None, "fingerprint": ""},
+        "backbone": {
+            **{"name": str(clip or ""), "revision": None},
+            "fingerprint": load_backbone(str(clip)).fingerprint if clip else "",
+        },
         **{"preprocess": {}, "views": views, "data_seed": 0, "pixels": pixels},
         **{"splits": splits, "truncated_captions": 0},
     }

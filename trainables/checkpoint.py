@@ -68,7 +68,7 @@ def save_checkpoint(
         },
         "files": {path.name: sha256_file(path) for path in sorted(new.iterdir())},
     }
-    write_json(new / "manifest.json", manifest)
+    write_json(new / "manifest.json", manifest | {"sha256": sha256_json(manifest)})
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
@@ -79,9 +79,12 @@ def verify(folder: Path) -> None:
     """Raise `CheckpointError` unless `folder` is complete and every byte is as it was written."""
     try:
         manifest = read_json(folder / "manifest.json")
+        own = manifest.pop("sha256")
         files: dict[str, str] = manifest["files"]
-    except (CliptuneError, KeyError, TypeError) as error:
+    except (CliptuneError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"`{folder}` is not a complete checkpoint: {error}") from None
+    if own != sha256_json(manifest):
+        raise CheckpointError(f"`{folder / 'manifest.json'}` was altered since it was written.")
     for name, digest in files.items():
         path = folder / name
         if path.name != name or not path.is_file() or sha256_file(path) != digest:

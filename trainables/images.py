@@ -139,7 +139,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray[Any, Any]:
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
-        if "Premature end" in str(error):
+        if "Premature end" in str(error) or b"\xff\xd9" not in data:  # the end marker
             raise BadImage("truncated JPEG") from error
         raise BadImage(f"corrupt JPEG ({error})") from error
 

@@ -1,8 +1,8 @@
 """From decoded pixels to the square that the image tower sees.
 
 Flows in: a decoded image, uint8 (3, H, W), and a Hugging Face preprocessor config. Flows out: uint8
-(3, R, R), equal to the byte with what Hugging Face's own (PIL) processor makes; augmented views as a
-pure function of (data seed, epoch, index).
+(3, R, R), to the byte what Hugging Face's own (PIL) processor makes; augmented views as a pure
+function of (data seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class View:
-    """A random resized crop and flip, independent of the image's size. All but `flip` are shares."""
+    """A random resized crop and flip, free of the image's size. All but `flip` are shares."""
 
     area: float  # of the crop, of the image's area
     ratio: float  # width / height of the crop, in pixels
@@ -122,15 +122,9 @@ def _middle(image: Tensor) -> Tensor:
 
 
 def read_preprocess(folder: Path, model: Literal["clip", "siglip"]) -> Preprocess:
-    """The preprocessing that `folder` asks for; whatever we could not do exactly is a `ConfigError`."""
-    path = next(
-        (
-            p
-            for n in ("preprocessor_config.json", "processor_config.json")
-            if (p := folder / n).is_file()
-        ),
-        None,
-    )
+    """What `folder` asks for; whatever could not be done exactly is a `ConfigError`."""
+    names = ("preprocessor_config.json", "processor_config.json")  # the second by transformers 5
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise ConfigError(
             f"`{folder}` has no preprocessor_config.json, so how its images must be resized and "

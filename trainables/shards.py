@@ -54,7 +54,7 @@ class ShardSet:
         folder = Path(folder).resolve()
         path = folder / "manifest.json"
         if not path.is_file():
-            raise DataError(f"`{folder}` holds no finished shards (no manifest.json).")
+            raise DataError(f"`{folder}` holds no finished shards: it has no manifest.json.")
         manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise DataError(f"`{path}` is not a manifest of format {FORMAT}.")

@@ -18,7 +18,7 @@ from ray import tune
 
 from trainables.adapters.registry import make_config
 from trainables.backbone import load_backbone
-from trainables.errors import CliptuneError
+from trainables.errors import CliptuneError, DataError
 from trainables.features import open_features
 from trainables.files import read_json
 from trainables.hardware import default_device
@@ -53,6 +53,11 @@ class Workbench:
         made_with = read_json(settings.features / "manifest.json")["backbone"]
         device = default_device()
         self.backbone = load_backbone(made_with["name"], made_with["revision"], device)
+        if self.backbone.fingerprint != made_with["fingerprint"]:
+            raise DataError(
+                f"`{made_with['name']}` has changed since `{settings.features}` was made with it: "
+                "run `cliptune encode` again."
+            )
         self.train = open_features(settings.features, "train")
         self.val = open_features(settings.features, "val")
 

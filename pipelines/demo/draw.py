@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 from pathlib import Path
 
 from pipelines.demo.render import render
@@ -23,7 +22,7 @@ def draw(out: Path, domain: Domain, train: int, val: int, test: int, seed: int =
     target = out / "dataset.json"
     partial = out / "dataset.json.partial"
     partial.write_text(json.dumps({"dataset": "cliptune-demo", "images": images}))
-    os.replace(partial, target)
+    partial.replace(target)
     return target
 
 

@@ -190,7 +190,7 @@ SHIFTED = Vocabulary(
     },
     numbers={1: "one", 2: "two", 3: "three", 4: "four"},
     things=("doodle", "doodles"),
-    joiner="plus",
+    joiner="with",
     novelty=0.4,
     annotators=(
         Annotator(("somebody sketched {things} {ground}",), "across"),

@@ -5,11 +5,11 @@ Flows in: the trials of one adapter. Flows out: inline SVG.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from optuna.distributions import CategoricalDistribution
 
 from pipelines.reporting import svg
 from pipelines.reporting.importance import Importance
@@ -19,18 +19,17 @@ from pipelines.reporting.study import Trial
 
 def bars(adapter: str, importances: list[Importance], color: str) -> Markup:
     """A bar for each field; the tick is what chance alone exceeds once in twenty."""
-    ax = svg.axes(height=26 * len(importances) + 16, left=170, top=4, bottom=12)
+    left = 12 + 6 * max(len(i.field) for i in importances)
+    ax = svg.axes(height=26 * len(importances) + 16, left=left, top=4, bottom=12)
     ax.grid(visible=False)
     ax.spines["bottom"].set_visible(False)
-    end = max(i.share for i in importances)
+    end = max(max(i.share, i.chance) for i in importances)
     for y, each in enumerate(reversed(importances)):
         alpha = 1.0 if each.stands_out else 0.3
         ax.barh(y, each.share, height=0.5, color=color, alpha=alpha)
-        chance = min(each.chance, end * 1.05)
-        ax.plot([chance, chance], [y - 0.4, y + 0.4], color=svg.INK, linewidth=1.6)
-        place = max(each.share, chance) + 0.03 * end
-        ax.text(place, y, f"{each.share:.0%}", va="center", color=svg.INK)
-    ax.set_xlim(0, end * 1.25)
+        ax.plot([each.chance] * 2, [y - 0.4, y + 0.4], color=svg.INK, linewidth=1.6)
+        ax.text(end * 1.2, y, f"{each.share:.0%}", va="center", ha="right", color=svg.INK)
+    ax.set_xlim(0, end * 1.2)
     ax.set_xticks([])
     names = [i.field for i in reversed(importances)]
     ax.set_yticks(range(len(names)), names, color=svg.INK)
@@ -52,44 +51,55 @@ def slices(
 
 
 def _slice(trials: list[Trial], field: str, metric: Metric, color: str, best: Trial | None) -> Any:
-    ax = svg.axes(height=150, width=220, left=30, top=6, bottom=22)
-    place = _axis(ax, trials, field)
-    scored = [
-        (t, t.score * metric.scale) for t in trials if t.state != "failed" and t.score is not None
-    ]
-    low = min((y for _, y in scored), default=0.0)
-    for trial, y in scored:
-        fill = color if trial.state == "complete" else svg.PAPER
-        face = {"color": color, "markerfacecolor": fill, "alpha": 1.0 if trial is best else 0.75}
-        ax.plot(place(trial), y, marker="o", markersize=9 if trial is best else 5.5, **face)
-    for trial in trials:
-        if trial.state == "failed":
-            ax.plot(place(trial), low, marker="x", color=svg.INK, markersize=6, markeredgewidth=1.6)
+    space = trials[0].spaces[field]
+    choices = [setting(choice) for choice in getattr(space, "choices", ())]
+    upright = sum(map(len, choices)) > 28  # too long to stand side by side
+    bottom = 100 if upright else 24
+    ax = svg.axes(height=136 + bottom, width=230, left=34, top=8, bottom=bottom)
+    if choices:
+        ax.set_xticks(range(len(choices)), [c[:16] for c in choices], rotation=90 * upright)
+        ax.set_xlim(-0.5, len(choices) - 0.5)
+        ax.set_autoscalex_on(False)
+    else:
+        _numeric(ax, log=getattr(space, "log", False))
+
+    def place(trial: Trial) -> Any:
+        value = trial.params[field]
+        spread = ((trial.number * 0.618) % 1 - 0.5) * 0.3  # equal choices stand side by side
+        return choices.index(setting(value)) + spread if choices else value
+
+    _scatter(ax, trials, place, metric, color, best)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    ax.tick_params(labelsize=9)
     ax.margins(x=0.08, y=0.12)
     return ax
 
 
-def _axis(ax: Any, trials: list[Trial], field: str) -> Any:
-    """Set the horizontal axis for `field`; returns where a trial stands on it."""
-    space = trials[0].spaces[field]
-    if isinstance(space, CategoricalDistribution):
-        choices = [setting(choice) for choice in space.choices]
-        ax.set_xticks(range(len(choices)), [choice[:12] for choice in choices])
+def _scatter(
+    ax: Any,
+    trials: list[Trial],
+    place: Callable[[Trial], Any],
+    metric: Metric,
+    color: str,
+    best: Trial | None,
+) -> None:
+    scored = [t for t in trials if t.state != "failed" and t.score is not None]
+    for trial in scored:
+        fill = color if trial.state == "complete" else svg.PAPER
+        face = {"color": color, "markerfacecolor": fill, "alpha": 1.0 if trial is best else 0.75}
+        size = 9 if trial is best else 5.5
+        ax.plot(place(trial), (trial.score or 0.0) * metric.scale, "o", markersize=size, **face)
+    low = min((t.score or 0.0 for t in scored), default=0.0) * metric.scale
+    for trial in trials:
+        if trial.state == "failed":
+            ax.plot(place(trial), low, "x", color=svg.INK, markersize=6, markeredgewidth=1.6)
 
-        def spread(trial: Trial) -> float:
-            shift = ((trial.number * 0.618) % 1 - 0.5) * 0.3
-            return choices.index(setting(trial.params[field])) + shift
 
-        ax.set_xlim(-0.5, len(choices) - 0.5)
-        ax.set_autoscalex_on(False)
-        return spread
-    if getattr(space, "log", False):
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(numticks=5))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    else:
+def _numeric(ax: Any, log: bool) -> None:
+    """A few plain numbers along the horizontal axis."""
+    if not log:
         ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    return lambda trial: trial.params[field]
+        return
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(numticks=5))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

@@ -50,6 +50,7 @@ def importances(trials: list[Trial]) -> list[Importance]:
     order = ranked(trials)
     if len(order) < FEWEST or not any(_varied(order)):
         return []
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     random = np.random.default_rng(0)
     found = _evaluate(order, np.arange(len(order)))
     by_chance = [_evaluate(order, random.permutation(len(order))) for _ in range(SHUFFLES)]

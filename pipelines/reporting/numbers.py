@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 NONE = "\N{EN DASH}"
-DIRECTIONS = {"t2i": "text → image", "i2t": "image → text"}
+DIRECTIONS = {"t2i": "text-to-image", "i2t": "image-to-text"}
 STATISTICS = {"medr": "median rank", "meanr": "mean rank", "mrr": "MRR"}
 PERCENT = re.compile(r"r\d+|acc|accuracy")
 

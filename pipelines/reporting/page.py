@@ -105,10 +105,11 @@ def _environment(escape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.globals.update(Metric=Metric, between=statements.between, glyphs=svg.GLYPHS)
+    made.globals.update(Metric=Metric, between=statements.between, glyph=svg.glyph, shades=svg.HUES)
     for use in (numbers.count, numbers.duration, numbers.setting, numbers.probability):
         made.filters[use.__name__] = use
     made.filters["cell"] = cell
+    made.filters["code"] = code
     made.filters["rank"] = rank
     return made
 
@@ -116,7 +117,12 @@ def _environment(escape: bool) -> Environment:
 def cell(value: object) -> str:
     """`value` as inert text of a Markdown table."""
     text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_\[\]|!~#])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]|!~#$])", r"\\\1", text)
+
+
+def code(value: object) -> str:
+    """`value` as a Markdown code span, in which only its own end and a table's bar need care."""
+    return "`" + " ".join(str(value).split()).replace("`", "'").replace("|", r"\|") + "`"
 
 
 def rank(pictures: list[Any]) -> str:
@@ -165,13 +171,18 @@ def _rungs(study: Study) -> list[Rung]:
 
 
 def _charts(study: Study, metric: Metric, hues: dict[str, int]) -> dict[str, Any]:
-    trained = [name for name in study.adapters if name != "zero_shot"]
-    curves = [(name, search_charts.curves(study, name, metric, hues)) for name in trained]
+    best_first = [*(t.adapter for t in study.per_adapter), *study.adapters]
+    names = [name for name in dict.fromkeys(best_first) if study.of(name)]
+    curves = [
+        (name, search_charts.curves(study, name, metric, hues))
+        for name in names
+        if name != "zero_shot"  # one measurement, no learning
+    ]
     return {
         "curves": [(name, chart) for name, chart in curves if chart],
         "history": search_charts.history(study, metric, hues),
         "rung_chart": search_charts.rungs(study, metric, hues),
-        "fields": [_fields(study, name, metric, hues) for name in trained if study.of(name)],
+        "fields": [_fields(study, name, metric, hues) for name in names],
     }
 
 

@@ -16,9 +16,8 @@ from trainables.errors import DataError
 from trainables.files import read_json
 
 FORMAT = "cliptune-result-1"
-DATA = (
-    "shards digest split images captions quarantined notes duplicated_image_rows truncated_captions"
-).split()
+DATA = ["shards", "digest", "split", "images", "captions", "quarantined", "notes"]
+DATA += ["duplicated_image_rows", "truncated_captions"]
 JPEG = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
 
 
@@ -50,7 +49,8 @@ class Row:
 
     @property
     def is_zero_shot(self) -> bool:
-        return self.adapter == "zero_shot"
+        """The baseline; zero-shot with a searched template is compared to it like any other."""
+        return self.adapter == "zero_shot" and not self.gains
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
 from pipelines.reporting import svg
-from pipelines.reporting.numbers import Metric
+from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.study import Study, Trial
 
 Hues = Mapping[str, int]  # the place of each adapter in the palette
@@ -76,7 +76,8 @@ def history(study: Study, metric: Metric, hues: Hues) -> Markup | None:
     low, high = limits(study, metric)
     for trial in study.trials:
         if trial.state == "failed":
-            ax.plot(trial.number, low, "x", color=svg.INK, markersize=7, clip_on=False)
+            foot = low + 0.03 * (high - low)
+            ax.plot(trial.number, foot, "x", color=svg.INK, markersize=6, markeredgewidth=1.6)
         elif trial.score is not None:
             at = (trial.number, trial.score * metric.scale)
             _dot(ax, at, trial, hues, hollow=trial.state != "complete")
@@ -100,7 +101,7 @@ def rungs(study: Study, metric: Metric, hues: Hues) -> Markup | None:
     for trial in study.trials:
         reached = [i for i, rung in enumerate(study.rungs) if rung <= max(trial.curve, default=0)]
         values = [(trial.at(study.rungs[i]) or 0.0) * metric.scale for i in reached]
-        shift = ((trial.number * 0.618) % 1 - 0.5) * 0.3  # spreads the dots, always the same way
+        shift = ((trial.number * 0.618) % 1 - 0.5) * 0.45  # spreads the dots, always the same way
         places = [i + shift for i in reached]
         color = svg.hue(hues[trial.adapter])
         ax.plot(places, values, color=color, alpha=0.25, linewidth=1)
@@ -109,7 +110,7 @@ def rungs(study: Study, metric: Metric, hues: Hues) -> Markup | None:
     for i, rung in enumerate(study.rungs):
         number = sum(max(t.curve, default=0) >= rung for t in study.trials)
         top = {"ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform()}
-        ax.text(i, 1.02, f"{number} trials", color=svg.INK, fontweight="bold", **top)
+        ax.text(i, 1.02, plural(number, "trial"), color=svg.INK, fontweight="bold", **top)
     _zero_shot(ax, study, metric)
     ax.set_ylim(limits(study, metric))
     ax.set_xlim(-0.4, len(study.rungs) - 0.6)
@@ -117,19 +118,24 @@ def rungs(study: Study, metric: Metric, hues: Hues) -> Markup | None:
     return svg.markup(ax, "rungs", f"{metric.label} on val at the rungs of ASHA")
 
 
-def _dot(ax: Any, x: float, y: float, trial: Trial, hues: Hues, hollow: bool | None = None) -> None:
-    color, shape = svg.hue(hues[trial.adapter]), svg.MARKERS[hues[trial.adapter] % svg.HUES]
-    empty = trial.state != "complete" if hollow is None else hollow
-    fill = svg.PAPER if empty else color
-    ax.plot(
-        x, y, marker=shape, color=color, markerfacecolor=fill, markersize=6, markeredgewidth=1.3
-    )
+def _dot(ax: Any, at: tuple[float, float], trial: Trial, hues: Hues, hollow: bool) -> None:
+    color, shape = svg.hue(hues[trial.adapter]), svg.marker(hues[trial.adapter])
+    fill = svg.PAPER if hollow else color
+    ax.plot(*at, marker=shape, color=color, markerfacecolor=fill, markersize=6, markeredgewidth=1.3)
 
 
 def _zero_shot(ax: Any, study: Study, metric: Metric) -> None:
     if study.zero_shot is None:
         return
     y = study.zero_shot * metric.scale
-    ax.axhline(y, color=svg.MUTED, linewidth=1.2, linestyle=(0, (5, 3)))
-    text = {"xytext": (-2, -4), "textcoords": "offset points", "ha": "right", "va": "top"}
-    ax.annotate("zero-shot", (1, y), xycoords=ax.get_yaxis_transform(), color=svg.MUTED, **text)
+    ax.axhline(y, color=svg.MUTED, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
+    text = {
+        "xytext": (-2, -4),
+        "textcoords": "offset points",
+        "ha": "right",
+        "va": "top",
+        "zorder": 1,
+    }
+    behind = {"facecolor": svg.PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    at = {"xy": (1, y), "xycoords": ax.get_yaxis_transform()}
+    ax.annotate("zero-shot", **at, color=svg.MUTED, bbox=behind, **text)

@@ -50,15 +50,18 @@ def _measured(result: Result, metric: Metric) -> str:
     if gain is None:
         value = metric.show(row.metrics[result.key].value)
         return f"{row.name} reaches {value} {metric.label} on {images}; zero-shot was not compared."
-    size = f"{metric.gain(gain.value)}{_points(metric)} {metric.label} on {images}"
-    match verdict(gain, metric):
-        case "better":
-            return f"{row.name} beats zero-shot by {size}."
-        case "worse":
-            return f"{row.name} is worse than zero-shot: {size}."
-    others = _others(result, metric, row)
-    who = "The adapter chosen on val was not" if others else "No adapter was"
-    return f"{who} shown to beat zero-shot: {row.name} differs by {size}."
+    where = f"{metric.label} on {images}"
+    if verdict(gain, metric) == "open":
+        size = f"{metric.gain(gain.value)}{_points(metric)} of {where}"
+        size += f" (95 % interval {between(gain, metric, signed=True)})"
+        others = _others(result, metric, row)
+        who = "The adapter chosen on val was not" if others else "No adapter was"
+        return f"{who} shown to beat zero-shot: {row.name} differs by {size}."
+    low, high = sorted((abs(gain.low), abs(gain.high)))
+    claim = "beats" if verdict(gain, metric) == "better" else "is worse than"
+    size = f"{metric.bare(abs(gain.value))}{_points(metric)} of {where}"
+    interval = f"{metric.bare(low)} to {metric.bare(high)}"
+    return f"{row.name} {claim} zero-shot by {size} (95 % interval {interval})."
 
 
 def _searched(study: Study, metric: Metric) -> str:
@@ -81,10 +84,6 @@ def details(study: Study, result: Result | None) -> list[str]:
         ]
     lines = []
     row = result.selected
-    gain = row.gains.get(result.key) if row else None
-    if gain:
-        interval = between(gain, metric, signed=True)
-        lines.append(f"95 % interval of the paired difference: {interval}.")
     if row and study.trials:
         lines.append(f"Chosen on val among {plural(len(study.trials), 'trial')}.")
     others = _others(result, metric, row)
@@ -111,7 +110,7 @@ def _against_val(study: Study, metric: Metric) -> str:
     best = study.best()
     if best is None or best.value is None or study.zero_shot is None:
         return ""
-    gain = metric.gain(best.value - study.zero_shot) + _points(metric)
+    gain = f"{metric.gain(best.value - study.zero_shot)}{_points(metric)}"
     return f"Zero-shot stands at {metric.show(study.zero_shot)} on val: a difference of {gain}."
 
 
@@ -120,7 +119,7 @@ def _why_failed(study: Study) -> str:
     if study.best() or not reasons:
         return ""
     reason, times = reasons.most_common(1)[0]
-    return f"Most frequent reason ({times} times): {reason}"
+    return f"Most frequent reason of failure ({times} times): {reason}"
 
 
 def tiles(study: Study, result: Result | None) -> list[Tile]:
@@ -130,12 +129,12 @@ def tiles(study: Study, result: Result | None) -> list[Tile]:
     if study.trials:
         states = [(study.count("complete"), "complete"), (study.count("pruned"), "stopped early")]
         states += [(study.count("failed"), "failed"), (study.count("running"), "running")]
-        planned = f" of {study.planned}" if study.unfinished and study.planned else ""
+        planned = f" of {study.planned}" if (study.planned or 0) > len(study.trials) else ""
         note = ", ".join(f"{n} {word}" for n, word in states if n)
         made.append(Tile(f"{len(study.trials):,}{planned}", "trials", note))
     spent = sum(t.seconds or 0.0 for t in study.trials)
     if spent:
-        made.append(Tile(numbers.duration(spent), "of training", "all trials together"))
+        made.append(Tile(numbers.duration(spent), "training time", "all trials together"))
     return made
 
 

@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 _ROLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "card"}
-HUES = 9  # adapters with a colour of their own; the page's style sheet has as many
-MARKERS = ["o", "s", "^", "D", "v", "P", "p", "h", "8"]
-GLYPHS = ["●", "■", "▲", "◆", "▼", "✚", "⬟", "⬢", "⯃"]
+HUES = 9  # the page's style sheet has as many
+MARKERS, GLYPHS = "os^Dv*P", "●■▲◆▼★✚"
 
 WIDTH = 430  # CSS pixels at which a chart's 11 px text is 11 px
 STYLE = {
@@ -41,6 +40,16 @@ STYLE = {
 def style() -> Any:
     """The context in which every chart is drawn, so that none depends on the user's settings."""
     return mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **STYLE})
+
+
+def marker(index: int) -> str:
+    """The shape of adapter `index`, for eyes that tell its colour from another with difficulty."""
+    return MARKERS[index % len(MARKERS)] if index >= 0 else "o"
+
+
+def glyph(index: int) -> str:
+    """The same shape as a letter."""
+    return GLYPHS[index % len(GLYPHS)] if index >= 0 else "●"
 
 
 def hue(index: int) -> str:

@@ -1,1 +1,1 @@
-"""One file per data format. Each has one function, `read(source, options) -> Iterator[RawRecord]`."""
+"""One file per data format, each with one function: `read(source, options)` to `RawRecord`s."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainables.errors import DataError, unknown
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .gif .webp .bmp .tif .tiff".split())
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
 FIELDS = ("id", "image", "caption", "label", "class_name", "split")
 
 _SPLITS = {
@@ -30,7 +30,7 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class RawRecord:
-    """One image as its source tells it; nothing is checked yet and a `Path` is not yet read."""
+    """One image as its source tells it: no value is checked yet, and a `Path` is not yet read."""
 
     id: str
     image: bytes | Path | BadRecord

@@ -2,8 +2,8 @@
 
 `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`. The split is the one
 that the file's name tells (`captions_val2014.json` is val). The images lie under `--images`, beside
-the file, or in a folder like `val2014/` beside it or beside `annotations/`. Each file is read twice,
-for its captions and then for its images, and never held in memory.
+the file, or in a folder like `val2014/` beside it or beside `annotations/`. Each file is read
+twice, for its captions and then for its images, and never held in memory.
 """
 
 from __future__ import annotations

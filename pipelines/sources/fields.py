@@ -83,9 +83,9 @@ def record_of(values: Mapping[str, Any], default_id: str, root: Path) -> RawReco
             image=_image(image, root),
             captions=_captions(values.get("caption")),
             label=_label(values.get("label")),
-            class_name=_text("class_name", values.get("class_name")),
+            class_name=values.get("class_name"),
             # An empty cell of a split column is no split's name, not a row without splits.
-            split=_text("split", values["split"] or "") if "split" in values else None,
+            split=(values["split"] or "") if "split" in values else None,
         )
     except _BadCell as error:
         return RawRecord(str(name), BadRecord(str(error)))
@@ -125,11 +125,7 @@ def _image(cell: Any, root: Path) -> bytes | Path | BadRecord:
 def _captions(cell: Any) -> tuple[str | bytes, ...]:
     if cell is None:
         return ()
-    texts = cell if isinstance(cell, list) else [cell]
-    for number, text in enumerate(texts, 1):
-        if not isinstance(text, str | bytes):
-            raise _BadCell(f"caption {number} is not text ({type(text).__name__})")
-    return tuple(texts)
+    return tuple(cell) if isinstance(cell, list) else (cell,)
 
 
 def _label(cell: Any) -> int | None:
@@ -144,9 +140,3 @@ def _label(cell: Any) -> int | None:
     raise _BadCell(
         f"label {cell!r:.40} is not a whole number; for names use `--columns class_name=...`"
     )
-
-
-def _text(field: str, cell: Any) -> str | None:
-    if cell is None or isinstance(cell, str):
-        return cell
-    raise _BadCell(f"{field} is not text ({type(cell).__name__})")

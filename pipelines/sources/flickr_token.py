@@ -21,7 +21,7 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     captions = Gather(_captions(path))
     root = options.images
     for name in captions:
-        split = splits.get(name) or splits.get(Path(name).stem)
+        split = splits.get(name) or splits.get(name.removesuffix(".jpg"))
         if splits and split is None:
             options.notes["in_no_split_list"] += 1
             continue
@@ -29,6 +29,12 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
             folders = sorted(p for p in path.parent.iterdir() if p.is_dir())
             root = image_root([path.parent, *folders], name)
         yield RawRecord(name, inside(root, name), captions[name], split=split)
+
+
+def files(token_file: Path) -> list[Path]:
+    """The token file and its split lists."""
+    lists = sorted(p for p in token_file.parent.glob("*.txt") if split_of_name(p.stem))
+    return [token_file, *(p for p in lists if p != token_file)]
 
 
 def _token_file(path: Path) -> Path:
@@ -45,10 +51,8 @@ def _token_file(path: Path) -> Path:
 def _split_lists(token_file: Path) -> dict[str, str]:
     """Image name (or stem) to split; about 150 bytes an image."""
     splits: dict[str, str] = {}
-    for path in sorted(token_file.parent.glob("*.txt")):
-        split = split_of_name(path.stem)
-        if split is None or path == token_file:
-            continue
+    for path in files(token_file)[1:]:
+        split = split_of_name(path.stem) or ""
         for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             name = line.strip()
             if splits.setdefault(name, split) != split:

@@ -18,10 +18,9 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     root = Path(source)
     tops = _folders(root)
     splits = [name for name in tops if split_name(name) in {"train", "val", "test"}]
+    groups: list[tuple[str | None, Path]] = [(None, root)]
     if splits and splits == tops:
         groups = [(name, root / name) for name in splits]
-    else:
-        groups = [(None, root)]
     classes = sorted({name for _, folder in groups for name in _folders(folder)})
     if not classes:
         raise DataError(f"`{root}` has no class folders: expected `<class>/*.jpg` in it.")
@@ -43,6 +42,4 @@ def _class(
     options.notes["other_files_left_out"] += sum(1 for _ in os.scandir(folder)) - len(files)
     for path in files:
         name = str(path.relative_to(root))
-        yield RawRecord(
-            name, inside(root, name), label=label, class_name=folder.name, split=split
-        )
+        yield RawRecord(name, inside(root, name), label=label, class_name=folder.name, split=split)

@@ -24,21 +24,38 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
         yield from merge(_rows(source, name, data, options, several=len(splits) > 1))
 
 
+def commit(source: str) -> str:
+    """The commit that a Hub id stands for now."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    name, _, revision = _parts(source)
+    try:
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise DataError(f"`{source}` cannot be found on the Hugging Face Hub: {error}") from error
+
+
+def _parts(source: str) -> tuple[str, str | None, str | None]:
+    """Name, configuration and revision."""
+    if Path(source).exists():
+        return source, None, None
+    source, _, revision = source.partition("@")
+    name, _, config = source.partition(":")
+    return name, config or None, revision or None
+
+
 def _load(source: str) -> dict[str, Any]:
     """Split name to an iterable data set."""
     import datasets
 
-    path = Path(source)
+    name, config, revision = _parts(source)
     try:
-        if (path / "dataset_dict.json").is_file():
+        if (Path(source) / "dataset_dict.json").is_file():
             return dict(datasets.load_from_disk(source))
-        if (path / "state.json").is_file():
+        if (Path(source) / "state.json").is_file():
             return {"train": datasets.load_from_disk(source)}
-        name, _, revision = (source, "", "") if path.exists() else source.partition("@")
-        name, _, config = (name, "", "") if path.exists() else name.partition(":")
-        return dict(
-            datasets.load_dataset(name, config or None, revision=revision or None, streaming=True)
-        )
+        return dict(datasets.load_dataset(name, config, revision=revision, streaming=True))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"`{source}` cannot be opened as a data set: {error}") from error
 
@@ -70,10 +87,10 @@ def _file(image: Any, root: Path) -> Any:
     """An image that `datasets` names in its own way, as bytes or as a path relative to `root`."""
     match image:
         case {"bytes": None, "path": str(path)} if re.fullmatch(r"(zip://[^:]*::)?hf://.*", path):
-            import fsspec
+            import fsspec  # type: ignore[import-untyped]
 
             with fsspec.open(path, "rb") as file:
                 return file.read()
-        case {"bytes": None, "path": str(path)} if os.path.isabs(path):
+        case {"bytes": None, "path": str(path)} if Path(path).is_absolute():
             return os.path.relpath(os.path.realpath(path), os.path.realpath(root))
     return image

@@ -52,21 +52,25 @@ class _Reader:
         self.decoder = json.JSONDecoder()
 
     def entries(self) -> Iterator[tuple[str, Any]]:
-        self._expect("{")
-        while self._peek() != "}":
+        for _ in self._between("{", "}"):
             key = self._value()
             self._expect(":")
             if self._peek() == "[":
-                self.at += 1
-                while self._peek() != "]":
+                for _ in self._between("[", "]"):
                     yield key, self._value()
-                    if self._peek() != "]":
-                        self._expect(",")
-                self.at += 1
             else:
                 yield key, self._value()
-            if self._peek() != "}":
+
+    def _between(self, begin: str, end: str) -> Iterator[None]:
+        """Stop before each element of an object or array, for the caller to read it."""
+        self._expect(begin)
+        more = self._peek() != end
+        while more:
+            yield
+            more = self._peek() != end
+            if more:
                 self._expect(",")
+        self._expect(end)
 
     def _more(self) -> None:
         block = self.file.read(max(_BLOCK, len(self.text) - self.at))

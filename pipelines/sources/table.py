@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.base import BadRecord, Options, RawRecord, image_root, splits_of_files
-from pipelines.sources.fields import cells, field_of, match_columns, merge, record_of
+from pipelines.sources.fields import cells, match_columns, merge, record_of
 from trainables.errors import DataError, unknown
 
 _LONGEST = 2**26  # bytes of a line
@@ -43,19 +43,24 @@ def tables(source: str) -> list[Path]:
 
 
 def _records(path: Path, split: str | None, prefix: str, options: Options) -> Iterator[RawRecord]:
-    columns: dict[str, list[str]] | None = None
+    columns: dict[str, list[str]] = {}
+    names: list[str] = []
     root = options.images
     for number, row in READERS[path.suffix](path):
         where = f"{prefix}row {number}"
         if isinstance(row, BadRecord):
             yield RawRecord(where, row)
             continue
-        if columns is None:  # the first row is the table's header where it has none
-            columns = match_columns(row, options.columns, str(path))
+        if not columns or (list(row) != names and not options.columns):  # JSONL rows may differ
+            try:
+                columns = match_columns(row, options.columns, str(path))
+            except DataError as error:
+                if not columns:  # the first row speaks for the table
+                    raise
+                yield RawRecord(where, BadRecord(str(error)))
+                continue
+            names = list(row)
         values = cells(row, columns)
-        if not options.columns and (extra := [c for c in row if field_of(c) is None]):
-            yield RawRecord(where, BadRecord(f"unknown column `{extra[0]}`"))
-            continue
         if root is None and isinstance(values["image"], str):
             root = image_root([path.parent, path.parent / "images"], values["image"])
         if split:
@@ -72,7 +77,9 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
         if len(set(names)) != len(names):
             raise DataError(f"`{path}` has two columns of one name in {', '.join(names)}.")
-        reader = csv.reader(iter(lambda: file.readline(_LONGEST), ""), delimiter=delimiter, strict=True)
+        reader = csv.reader(
+            iter(lambda: file.readline(_LONGEST), ""), delimiter=delimiter, strict=True
+        )
         while True:
             begin = reader.line_num + 2
             try:
@@ -97,7 +104,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = json.loads(line.strip().decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError:
                 yield number, BadRecord("not UTF-8")
             except (ValueError, RecursionError) as error:

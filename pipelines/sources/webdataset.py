@@ -46,7 +46,7 @@ def tars(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
-    return [path] if path.is_file() else sorted(map(Path, glob.glob(source)))
+    return [path] if path.is_file() else sorted(map(Path, glob.glob(source)))  # noqa: PTH207
 
 
 def _suffixes(options: Options) -> dict[str, str]:
@@ -58,7 +58,7 @@ def _samples(path: Path, fields: dict[str, str]) -> Iterator[tuple[str, Sample]]
     """Consecutive members with one key, as their contents by field."""
     key, sample = "", Sample()
     for name, content in _members(path, fields):
-        stem, _, suffix = name.rpartition("/")[2].partition(".")
+        suffix = name.rpartition("/")[2].partition(".")[2]
         member_key = name.removesuffix("." + suffix) if suffix else name
         if member_key != key and sample:
             yield key, sample
@@ -75,7 +75,7 @@ def _members(path: Path, fields: dict[str, str]) -> Iterator[tuple[str, bytes | 
     try:
         with tarfile.open(path) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # else a tar of a million files fills the memory
+                tar.members = []  # type: ignore[attr-defined]  # else a tar of a million files fills the memory
                 content = _content(tar, member, fields, path)
                 if content is not None:
                     yield member.name, content
@@ -116,6 +116,9 @@ def _check_end(tar: tarfile.TarFile) -> None:
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(512) != bytes(512):
         raise tarfile.ReadError(f"no end mark at byte {tar.offset:,}")
+    while rest := tar.fileobj.read(2**20):  # to the end: a compressed file has its checksum there
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError(f"more data after the end mark at byte {tar.offset:,}")
 
 
 def _record(key: str, sample: Sample, split: str | None) -> RawRecord:

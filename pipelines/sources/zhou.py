@@ -1,4 +1,4 @@
-"""CoOp's `split_zhou_<DataSet>.json`: `{"train" | "val" | "test": [[path, label, class name], ...]}`.
+"""CoOp's `split_zhou_*.json`: `{"train" | "val" | "test": [[path, label, class name], ...]}`.
 
 The paths are relative to `--images`, or to the file's folder, or to the one folder in it that has
 them (`2750/`, `images/`, ...). Records have a class and no caption.

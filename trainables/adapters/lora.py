@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from peft import LoraConfig as PeftConfig
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from trainables.backbone import Backbone
 from trainables.config import TrainConfig, Value, check
 from trainables.data import Batch, Predictions, Tokens
 from trainables.errors import DataError
+from trainables.files import write_json
 from trainables.text_tower import embed_text
 
 ATTENTION = r"self_attn\.(?:{})_proj"
@@ -75,13 +77,16 @@ class Lora(Adapter[LoraConfig]):
         peft_config = PeftConfig(
             target_modules=target_modules(own, self.backbone.model.config),
             r=own.rank,
-            lora_alpha=own.alpha,  # type: ignore[arg-type, unused-ignore]  # PEFT divides it only
+            lora_alpha=own.alpha,  # type: ignore[arg-type, unused-ignore]  # PEFT only divides it
             lora_dropout=own.dropout,
             use_rslora=own.rslora,
-            base_model_name_or_path=backbone.name,
-            revision=backbone.revision,
         )
-        self._hidden: list[PeftModel] = [get_peft_model(self.backbone.model, peft_config)]
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks transformers for an attribute that was renamed.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            self._hidden = [get_peft_model(self.backbone.model, peft_config)]
+        peft_config.base_model_name_or_path = backbone.name
+        peft_config.revision = backbone.revision
         # Of the hidden model, only what is LoRA's own belongs to this module.
         self.updates = nn.ModuleDict(
             {
@@ -129,6 +134,7 @@ class Lora(Adapter[LoraConfig]):
         merged: Any = copy.deepcopy(self._hidden[0]).merge_and_unload()
         merged.save_pretrained(folder)
         self.backbone.tokenizer.save_pretrained(folder)
+        write_json(folder / "preprocessor_config.json", processor_config(self.backbone))
         return sorted(folder.iterdir())
 
 
@@ -142,3 +148,23 @@ def target_modules(config: LoraConfig, model_config: Any) -> str:
         blocks = "|".join(map(str, range(depth - (config.layers or depth), depth)))
         names.append(rf"{tower}_model\.encoder\.layers\.(?:{blocks})")
     return rf"(?:{'|'.join(names)})\.{TARGETS[config.targets]}"
+
+
+def processor_config(backbone: Backbone) -> dict[str, Any]:
+    """The preprocessing as transformers' image processors write it down."""
+    how = backbone.preprocess
+    square = {"height": how.size, "width": how.size}
+    crops = how.kind == "crop"
+    return {
+        "image_processor_type": "CLIPImageProcessor" if crops else "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": how.resize} if crops else square,
+        "resample": {"bilinear": 2, "bicubic": 3}[how.mode],
+        "do_center_crop": crops,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(how.mean),
+        "image_std": list(how.std),
+    }

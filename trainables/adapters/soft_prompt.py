@@ -49,8 +49,6 @@ class SoftPrompt(Adapter[SoftPromptConfig]):
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         own = self.config
-        room = backbone.context_length - 3  # for start, end, and one token of the caption
-        check(own.n_ctx <= room, "adapter.n_ctx", f"at most {room} on this backbone", own.n_ctx)
         shape = (own.n_ctx, backbone.text_width)
         vectors = torch.randn(shape) * own.init_std  # (P, d)
         if own.init != "random":

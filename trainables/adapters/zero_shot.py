@@ -50,15 +50,14 @@ class ZeroShot(Adapter[ZeroShotConfig]):
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         templates = [part.split("{}") for part in self.config.template.split("|")]
-        self.templates = [(_words(backbone, a), _words(backbone, b)) for a, b in templates]
+        self.around = [(_words(backbone, a), _words(backbone, b)) for a, b in templates]
 
     def embed_text(self, tokens: Tokens) -> Tensor:
-        length = self.backbone.context_length
-        embeds = [
-            F.normalize(embed_text(self.backbone, wrap(tokens, *around, length)), dim=-1)
-            for around in self.templates
-        ]
-        return torch.stack(embeds).mean(0)
+        embeds = []
+        for before, after in self.around:
+            wrapped = wrap(self.backbone, tokens, before, after)
+            embeds.append(F.normalize(embed_text(self.backbone, wrapped), dim=-1))
+        return torch.stack(embeds).mean(0)  # (M, e)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         return contrastive_loss(self, batch)
@@ -69,20 +68,26 @@ class ZeroShot(Adapter[ZeroShotConfig]):
 
 def _words(backbone: Backbone, text: str) -> list[int]:
     """The ids of `text` without SOT and EOT."""
-    tokens, _ = backbone.tokenize([text])
-    ids: list[int] = tokens.ids.tolist()
-    return ids[1:-1]
+    ids: list[int] = backbone.tokenize([text])[0].ids.tolist()
+    return ids[_starts(backbone) : -1]
 
 
-def wrap(tokens: Tokens, before: list[int], after: list[int], length: int) -> Tokens:
-    """Each caption `[SOT, words, EOT]` with ids around its words, at most `length` long."""
+def _starts(backbone: Backbone) -> int:
+    """How many tokens stand before a caption's words: SigLIP has no SOT."""
+    return int(backbone.start_token is not None)
+
+
+def wrap(backbone: Backbone, tokens: Tokens, before: list[int], after: list[int]) -> Tokens:
+    """Each caption with ids `before` and `after` its words, cut to the context's length."""
     if not before and not after:
         return tokens
+    first = _starts(backbone)
     ids: list[int] = tokens.ids.tolist()
     rows = []
     for start, end in pairwise(tokens.offsets.tolist()):
-        words = [*before, *ids[start + 1 : end - 1], *after][: length - 2]
-        rows.append([ids[start], *words, ids[end - 1]])
+        words = [*before, *ids[start + first : end - 1], *after]
+        rows.append([*ids[start : start + first], *words][: backbone.context_length - 1])
+        rows[-1].append(ids[end - 1])
     offsets = [0, *accumulate(map(len, rows))]
     flat = [number for row in rows for number in row]
     return Tokens(tokens.ids.new_tensor(flat), tokens.offsets.new_tensor(offsets))

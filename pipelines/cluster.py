@@ -1,0 +1,33 @@
+"""The one way to reach Ray: the cluster we run on if there is one, else this machine.
+
+Flows in: the environment (`RAY_ADDRESS`, as `ray job submit` sets it). Flows out: a connected Ray,
+quiet, whose workers can import this package from a checkout as well as from an installation.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+
+def connect(dashboard: bool = False) -> None:
+    """Connect to Ray unless this process already has. `dashboard` counts where we start it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the rest is of no use to a user
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are many as it is
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)  # a job's own runtime_env, with its working_dir, is inherited
+        return
+    # Workers of a local Ray inherit this environment; a runtime_env would start each one anew.
+    root = str(Path(__file__).parents[1])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, *paths]))
+    ray.init(address="local", include_dashboard=dashboard, **quiet)

@@ -1,0 +1,60 @@
+"""Run the frozen towers once over train and val, and write the feature store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainables.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to encode, and with which backbone."""
+
+    shards: Path
+    """The folder that `cliptune shards` wrote."""
+    backbone: str
+    """A directory in Hugging Face layout, or a Hub id such as openai/clip-vit-base-patch32."""
+    revision: str | None = None
+    """The commit (40 hex digits) of a Hub id."""
+    out: Path = Path("features")
+    """The folder of all stores; this one's is named after its contents' key."""
+    views: int = 0
+    """Augmented views (crop and flip) of each training image, beside the clean one."""
+    pixels: bool = False
+    """Keep the pixels too, for adapters of the image tower (LoRA on vision)."""
+    data_seed: int = 0
+    """Of the augmented views."""
+    batch_size: int = 256
+    """Images a step of the tower."""
+    workers: int | Literal["auto"] = "auto"
+    """Towers at work: one a GPU, or one for each 4 cores."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("views", 0), ("data_seed", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value < least:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"`--{flag}` must be at least {least}, got {value}.")
+        if self.workers != "auto" and self.workers < 1:
+            raise ConfigError(f"`--workers` must be at least 1, got {self.workers}.")
+
+
+def run(args: Args) -> None:
+    from pipelines import console
+    from pipelines.encoding import encode
+
+    folder, fresh = encode(args)
+    then = f"cliptune tune --features {folder}"
+    if fresh:
+        console.done(wrote=[folder], then=then)
+    else:
+        console.nothing_to_do(folder, then)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import stage_main
+
+    stage_main("encode")

@@ -1,0 +1,53 @@
+"""Hand over the trained adapter in a form that other programs load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.console import done
+from trainables.errors import ConfigError, DataError
+from trainables.files import read_json
+
+
+@dataclass(frozen=True)
+class Args:
+    run: Path
+    """Folder of a study (its best adapter is taken) or of a single training run."""
+    out: Path
+    """Folder to write; it must not exist yet."""
+    merged: bool = False
+    """LoRA only: a plain CLIPModel with the updates added to its weights."""
+
+
+def run(args: Args) -> None:
+    from pipelines.contestants import read_contest
+    from trainables.backbone import load_backbone
+
+    if args.out.exists():
+        raise DataError(f"`{args.out}` exists already: give another `--out`.")
+    contest = read_contest(args.run, only_best=True)
+    best = next(one for one in contest.contestants if one.selected)
+    made_with = read_json(contest.features / "manifest.json")["backbone"]
+    adapter: Any = best.load(load_backbone(made_with["name"], made_with["revision"]))
+    if args.merged:
+        if not hasattr(adapter, "merge"):
+            raise ConfigError(f"`--merged` needs a LoRA adapter, got `{best.name}`.")
+        wrote = adapter.merge(args.out)
+        done(wrote, f'CLIPModel.from_pretrained("{args.out}")')
+        return
+    wrote = adapter.export(args.out)
+    if wrote:
+        done(wrote, f'PeftModel.from_pretrained(CLIPModel.from_pretrained(...), "{args.out}")')
+    else:
+        raise ConfigError(
+            f"`{best.name}` has no format of another library: load "
+            f"`{(best.folder or args.run) / 'best'}` with `trainables.checkpoint.load_adapter`."
+        )
+
+
+if __name__ == "__main__":
+    from pipelines.cli import stage_main
+
+    stage_main("export")

@@ -1,0 +1,61 @@
+"""A hash over everything that a source reads, from names, sizes and times alone.
+
+It is what makes a second `cliptune shards` a no-op, and a changed, added or touched file not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.sources import flickr_token, huggingface, webdataset
+from pipelines.sources.base import Options
+from pipelines.sources.registry import SOURCES
+
+_INDEXED = ("karpathy", "coco", "flickr_token", "table", "zhou")  # they name images elsewhere
+
+
+def fingerprint(source: str, name: str, options: Options) -> tuple[str, int | None]:
+    """The hash (of a Hub id: its commit), and the number of records where that is known."""
+    if name == "huggingface" and not Path(source).exists():
+        return huggingface.commit(source), None
+    total = hashlib.sha256()
+    for path in _files(source, name):
+        total.update(_line(path))
+    records = 0
+    if name in _INDEXED:
+        # The source is read once more, for its paths: seconds where decoding takes minutes.
+        for record in SOURCES[name](source, dataclasses.replace(options, notes=Counter())):
+            if isinstance(record.image, bytes):  # the files above hold everything
+                return total.hexdigest(), None
+            if isinstance(record.image, Path):
+                total.update(_line(record.image))
+            records += 1
+    return total.hexdigest(), records or None
+
+
+def _files(source: str, name: str) -> Iterator[Path]:
+    path = Path(source)
+    if name == "webdataset":
+        yield from webdataset.tars(source)
+    elif name == "flickr_token" and path.is_file():
+        yield from flickr_token.files(path)
+    elif path.is_dir():
+        for folder, folders, names in os.walk(path):
+            folders.sort()
+            yield from (Path(folder, file) for file in sorted(names))
+    else:
+        yield path
+
+
+def _line(path: Path) -> bytes:
+    try:
+        found = path.stat()
+        text = f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n"
+    except OSError:
+        text = f"{path}\0missing\n"
+    return os.fsencode(text)

@@ -1,0 +1,65 @@
+"""Records that cannot be used: written down with id and reason, counted, and limited in number.
+
+Flows in: ids and reasons. Flows out: `quarantine.jsonl`, the summary for the manifest, and an error
+as soon as more than the allowed share of a source is bad.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+
+from trainables.errors import DataError
+
+_EARLY = 1_000  # records after which the share is trusted enough to stop
+
+
+class Quarantine:
+    """The bad records of one run. A record is bad once, whatever number of faults it has."""
+
+    def __init__(self, path: Path, max_fraction: float) -> None:
+        self.path = path
+        self.max_fraction = max_fraction
+        self.reasons: Counter[str] = Counter()
+        self._file = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> Quarantine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def add(self, name: str, reason: str) -> None:
+        self.write(name, reason)
+        self.reasons[_kind(reason)] += 1
+
+    def write(self, name: str, reason: str) -> None:
+        """Only note it in the file: a record left out by a rule, not because it is bad."""
+        # ASCII escapes: an id may hold bytes that are not UTF-8.
+        self._file.write(json.dumps({"id": name, "reason": reason}) + "\n")
+
+    def check(self, seen: int, *, finished: bool = False) -> None:
+        """Stop the stage when more than the allowed share of the `seen` records is bad."""
+        bad = self.reasons.total()
+        if (finished or seen >= _EARLY) and bad > self.max_fraction * seen:
+            self._file.flush()
+            summary = ", ".join(f"{kind} ({n:,})" for kind, n in self.reasons.most_common(5))
+            raise DataError(
+                f"{bad:,} of {seen:,} records ({100 * bad / seen:.2g} %) are bad, above "
+                f"`--max-bad-fraction` {self.max_fraction:g}: {summary}. Each is in `{self.path}`."
+            )
+
+
+def _kind(reason: str) -> str:
+    """The reason without what differs from record to record."""
+    reason = re.sub(r" \(.*\)", "", reason, flags=re.DOTALL)
+    reason = re.sub(r"`[^`]*`|'[^']*'", "...", reason)
+    return re.sub(r"\d[\d,.]*", "N", reason)

@@ -1,0 +1,130 @@
+"""One raw record in, one checked row or the reason against it out.
+
+This runs in threads, in any order: it reads the file, decodes it once so that a broken image is
+found now and not in an epoch, and cleans the words. It knows nothing of the other records.
+"""
+
+from __future__ import annotations
+
+import stat
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources.base import BadRecord, RawRecord, split_name
+from trainables.errors import DataError
+from trainables.files import sha256_bytes
+from trainables.images import MAX_BYTES, decode, probe
+from trainables.shards import SPLITS
+
+_LONGEST_CAPTION = 100_000  # characters
+_SPECIAL_TOKENS = ("<|endoftext|>", "<|startoftext|>")
+
+
+class Refused(DataError):
+    """A record breaks a rule; the message is the reason alone."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A row of `trainables.shards.SCHEMA`, and what is worth counting about it."""
+
+    row: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def check(record: RawRecord, split_rule: str) -> Checked | BadRecord:
+    """`split_rule`: "source" (by hash where the source has none), "hash", or one split for all."""
+    if isinstance(record.image, BadRecord):
+        return record.image
+    try:
+        _check_text("id", record.id)
+        captions = [_caption(text, n) for n, text in enumerate(record.captions, 1)]
+        if record.class_name is not None:
+            _check_text("class name", record.class_name)
+        elif not captions:
+            raise Refused("no caption and no class name")
+        if record.label is not None and not 0 <= record.label < 2**31:
+            raise Refused(f"label {record.label} is outside 0 to 2147483647")
+        split = record.split
+        if split is not None:
+            _check_text("split", split)
+            split = split_name(split)
+            if split not in SPLITS:
+                raise Refused(f"unknown split {split!r:.40}")
+        data = record.image if isinstance(record.image, bytes) else _read(record.image)
+        header = probe(data)
+        decode(data)
+    except DataError as error:  # `Refused` and `BadImage`
+        return BadRecord(str(error))
+    digest = sha256_bytes(data)
+    row = {
+        "id": record.id,
+        "image": data,
+        "width": header.width,
+        "height": header.height,
+        "captions": captions,
+        "label": record.label,
+        "class_name": record.class_name,
+        "split": _split(split, split_rule, digest),
+        "sha256": digest,
+    }
+    notes = {
+        "animated": header.frames > 1,
+        "exif_rotated": header.rotated,
+        "special_token_captions": any(mark in c for c in captions for mark in _SPECIAL_TOKENS),
+        "split_by_hash": split_rule == "hash" or (split_rule == "source" and split is None),
+    }
+    return Checked(row, tuple(name for name, true in notes.items() if true))
+
+
+def _split(split: str | None, rule: str, digest: str) -> str:
+    if rule in SPLITS:
+        return rule
+    if rule == "source" and split is not None:
+        return split
+    # By the image's own hash: stable when the source grows, and copies of it stay together.
+    tenth = int(digest[:8], 16) % 10
+    return {8: "val", 9: "test"}.get(tenth, "train")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would block for ever
+            raise Refused("not a regular file")
+        if found.st_size > MAX_BYTES:
+            size = found.st_size / 2**20
+            raise Refused(f"{size:.1f} MiB is above the limit of {MAX_BYTES // 2**20}")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise Refused("missing file") from error
+    except OSError as error:
+        raise Refused(f"unreadable file ({error.strerror})") from error
+
+
+def _caption(text: str | bytes, number: int) -> str:
+    """The caption in Unicode's normal form C, with single blanks."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as error:
+            raise Refused(f"caption {number} is not UTF-8") from error
+    _check_text(f"caption {number}", text)
+    if len(text) > _LONGEST_CAPTION:
+        raise Refused(f"caption {number} has {len(text):,} characters, above {_LONGEST_CAPTION:,}")
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _check_text(what: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise Refused(f"{what} is not text ({type(text).__name__})")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate stands for a byte that was not UTF-8
+        raise Refused(f"{what} is not UTF-8") from error
+    if "\0" in text:
+        raise Refused(f"{what} holds a NUL byte")
+    if not text.strip():
+        raise Refused(f"{what} is empty")

@@ -1,0 +1,150 @@
+"""Check a source of images and words, and write it as Parquet shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainables.errors import DataError
+
+if TYPE_CHECKING:
+    from pipelines.sources.base import Options
+
+
+@dataclass(frozen=True)
+class Args:
+    """Where the data is and how strict to be."""
+
+    source: str
+    """A file, a folder, or the id of a Hugging Face data set (`owner/name[:config][@revision]`)."""
+    out: Path = Path("shards")
+    """The folder to write."""
+    format: str | None = None
+    """karpathy, coco, flickr_token, table, folder, zhou, webdataset or huggingface; found out if
+    clear."""
+    images: Path | None = None
+    """The folder of the images, where it is not beside the source."""
+    columns: tuple[str, ...] = ()
+    """Which columns to read, as in `image=path caption=title`; all others are then left out."""
+    split: Literal["source", "hash", "train", "val", "test"] = "source"
+    """The source's splits (80/10/10 by the image's hash where it has none), always by hash, or one
+    split for all."""
+    max_bad_fraction: float = 0.01
+    """Stop when more than this share of the records is bad."""
+    on_leak: Literal["error", "drop"] = "error"
+    """The same image in two splits: stop, or keep it in test before val before train."""
+    rows_per_shard: int = 1000
+    """Images a file."""
+    overwrite: bool = False
+    """Replace shards of another source in `out`, once the new ones are complete."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise DataError(f"`--max-bad-fraction` must be in [0, 1], got {self.max_bad_fraction}.")
+        if self.rows_per_shard < 1:
+            raise DataError(f"`--rows-per-shard` must be at least 1, got {self.rows_per_shard}.")
+
+
+def run(args: Args) -> None:
+    from pipelines import console
+    from pipelines.sources.base import Options, parse_columns
+    from pipelines.sources.registry import source_format
+
+    options = Options(args.images, parse_columns(args.columns))
+    name = source_format(args.source, args.format)
+    description, expected = _describe(args, name, options)
+    then = f"cliptune encode --shards {args.out}"
+    if _is_up_to_date(args, description):
+        console.nothing_to_do(args.out, then)
+        return
+    manifest = _write(args, name, options, description, expected)
+    for split, count in manifest["splits"].items():
+        console.say(f"{split:<6}{count['images']:>9,} images{count['captions']:>11,} captions")
+    for reason, number in manifest["quarantined"].items():
+        console.say(f"quarantined: {reason} ({number:,})")
+    for note, number in manifest["notes"].items():
+        console.say(f"note: {note.replace('_', ' ')} ({number:,})")
+    console.done([args.out / "manifest.json", args.out / "quarantine.jsonl"], then)
+
+
+def _describe(args: Args, name: str, options: Options) -> tuple[dict[str, Any], int | None]:
+    """What the output depends on (equal descriptions, equal shards), and the number of records."""
+    from pipelines.fingerprint import fingerprint
+
+    local = Path(args.source).exists()
+    total, records = fingerprint(args.source, name, options)
+    return {
+        "format": name,
+        "path": str(Path(args.source).resolve()) if local else args.source,
+        "images": str(args.images.resolve()) if args.images else None,
+        "columns": list(args.columns),
+        "split": args.split,
+        "max_bad_fraction": args.max_bad_fraction,
+        "on_leak": args.on_leak,
+        "rows_per_shard": args.rows_per_shard,
+        "fingerprint": total,
+    }, records
+
+
+def _is_up_to_date(args: Args, description: dict[str, Any]) -> bool:
+    """Whether `out` is the outcome of these inputs; whatever else is in it is protected."""
+    from trainables.shards import ShardSet
+
+    source, out = Path(args.source).resolve(), args.out.resolve()
+    if source.is_dir() and out.is_relative_to(source):
+        raise DataError(f"`--out` must lie outside `--source`, got `{out}`.")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    shards = ShardSet.open(out)  # anything but finished shards is an error
+    old = shards.manifest["source"]
+    if old == description:
+        return True
+    if not args.overwrite:
+        changed = ", ".join(key for key in description if old.get(key) != description[key])
+        raise DataError(
+            f"`{out}` holds shards of other inputs ({changed} changed). "
+            "Choose another `--out`, or replace them with `--overwrite`."
+        )
+    ours = {"manifest.json", "quarantine.jsonl", *(s["file"] for s in shards.manifest["shards"])}
+    if others := sorted({entry.name for entry in out.iterdir()} - ours):
+        raise DataError(f"`{out}` also holds `{others[0]}`, which `--overwrite` would delete.")
+    return False
+
+
+def _write(
+    args: Args, name: str, options: Options, description: dict[str, Any], expected: int | None
+) -> dict[str, Any]:
+    import pyarrow as pa
+    from tqdm import tqdm
+
+    from pipelines.quarantine import Quarantine
+    from pipelines.shard_writer import ShardWriter
+    from pipelines.sharding import Sharding, checked
+    from pipelines.sources.registry import SOURCES
+    from pipelines.workspace import workspace
+    from trainables.files import now, write_json
+    from trainables.shards import FORMAT
+
+    with workspace(args.out) as folder:
+        try:
+            with Quarantine(folder / "quarantine.jsonl", args.max_bad_fraction) as quarantine:
+                writer = ShardWriter(folder, args.rows_per_shard)
+                sharding = Sharding(writer, quarantine, options.notes, args.on_leak == "drop")
+                records = checked(SOURCES[name](args.source, options), args.split)
+                for record, outcome in tqdm(records, total=expected, unit=" images"):
+                    sharding.take(record.id, outcome)
+                if not sharding.seen:
+                    raise DataError(f"`{args.source}` has no records.")
+                summary = sharding.finish()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"`{args.source}` to `{folder}` failed: {error}") from error
+        manifest = {"format": FORMAT, "source": description, **summary, "created": now()}
+        write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+if __name__ == "__main__":
+    from pipelines.cli import stage_main
+
+    stage_main("shards")

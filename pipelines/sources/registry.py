@@ -1,0 +1,90 @@
+"""The formats by name, and which one a source looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipelines.sources import (
+    coco,
+    flickr_token,
+    folder,
+    huggingface,
+    karpathy,
+    table,
+    webdataset,
+    zhou,
+)
+from pipelines.sources.base import Options, RawRecord
+from pipelines.sources.json_stream import entries
+from trainables.errors import DataError, unknown
+
+SOURCES: dict[str, Callable[[str, Options], Iterator[RawRecord]]] = {
+    "karpathy": karpathy.read,
+    "coco": coco.read,
+    "flickr_token": flickr_token.read,
+    "table": table.read,
+    "folder": folder.read,
+    "zhou": zhou.read,
+    "webdataset": webdataset.read,
+    "huggingface": huggingface.read,
+}
+
+
+def source_format(source: str, given: str | None) -> str:
+    """The format `given`, or what `source` looks like; a `DataError` where that is not clear."""
+    if given is not None:
+        if given not in SOURCES:
+            raise DataError(unknown("format", given, SOURCES))
+        return given
+    path = Path(source)
+    guess = _of_folder(path) if path.is_dir() else _of_file(path)
+    if guess is None and not path.exists():
+        if webdataset.tars(source):
+            return "webdataset"
+        if source.count("/") == 1 and not path.suffix and not source.startswith((".", "/")):
+            return "huggingface"  # owner/name
+        raise DataError(f"`{source}` does not exist.")
+    if guess is None:
+        choices = ", ".join(f"`{name}`" for name in SOURCES)
+        raise DataError(f"`{source}` is of no clear format; say it with `--format`: {choices}.")
+    return guess
+
+
+def _of_folder(path: Path) -> str | None:
+    names = [entry.name for entry in path.iterdir()]
+    if {"dataset_dict.json", "state.json"} & set(names):
+        return "huggingface"
+    if any(name.endswith(webdataset.SUFFIXES) for name in names):
+        return "webdataset"
+    if any(name.startswith("captions_") and name.endswith(".json") for name in names):
+        return "coco"
+    if any(name.endswith((".token", ".token.txt")) for name in names):
+        return "flickr_token"
+    if any(name.endswith((".csv", ".tsv", ".jsonl", ".parquet")) for name in names):
+        return "table"
+    return "folder" if any(entry.is_dir() for entry in path.iterdir()) else None
+
+
+def _of_file(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    if path.name.endswith(webdataset.SUFFIXES):
+        return "webdataset"
+    if path.name.endswith((".token", ".token.txt")):
+        return "flickr_token"
+    if path.suffix == ".json":
+        return _of_json(path)
+    return "table" if path.suffix in table.READERS else None
+
+
+def _of_json(path: Path) -> str | None:
+    """By its first telling entry, so that the file's name does not matter."""
+    for key, value in entries(path):
+        if key in {"train", "val", "test"}:
+            return "zhou"
+        if key == "annotations":
+            return "coco"
+        if key == "images" and isinstance(value, dict):
+            return "karpathy" if "sentences" in value else "coco"
+    return None

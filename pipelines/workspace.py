@@ -1,0 +1,45 @@
+"""A stage's output folder: built hidden beside its place, and moved there when complete."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainables.errors import DataError
+
+
+@contextmanager
+def workspace(out: Path) -> Iterator[Path]:
+    """An empty hidden folder that takes the place of `out` when the block ends without an error.
+
+    One process at a time holds it. After an error or a kill it stays, for its logs; whatever was in
+    `out` is untouched, and the next run empties the hidden folder and starts over.
+    """
+    out = out.resolve()
+    folder = out.with_name(f".{out.name}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another process is writing `{out}`.") from error
+        for entry in folder.iterdir():
+            entry.unlink()
+        yield folder
+        _swap(folder, out)
+    finally:
+        os.close(lock)
+
+
+def _swap(folder: Path, out: Path) -> None:
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    folder.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,361 @@
+"""The sealed test split, opened on a tiny study: what is measured, logged and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipelines import evaluate, gallery
+from pipelines.evaluate import Args
+from pipelines.protocol import Protocol
+from pipelines.reporting.result import read_result
+from pipelines.standings import verdict
+from tests.tiny import caption, picture, tiny_features
+from trainables.adapters.registry import make_config
+from trainables.backbone import Backbone, load_backbone
+from trainables.data import Predictions
+from trainables.errors import CheckpointError, ConfigError, DataError
+from trainables.features import SplitFeatures, embed_split, open_features
+from trainables.files import read_json, sha256_bytes, sha256_file, write_json
+from trainables.loop import Run
+from trainables.metrics.retrieval import retrieval_metrics
+from trainables.predict import predict
+from trainables.shards import SCHEMA, Seal, ShardSet
+
+METRIC = "val/t2i_r1"
+TEST = 18  # images of the test split; the last has the bytes of the first
+
+
+@pytest.fixture(scope="module")
+def backbone(clip: Path) -> Backbone:
+    return load_backbone(str(clip))
+
+
+def write_shards(folder: Path) -> ShardSet:
+    """A test split of `TEST` images with two captions each, in the real format."""
+    folder.mkdir()
+    rows = []
+    for index in range(TEST):
+        image = picture(100 + index % (TEST - 1))
+        rows.append(
+            {"id": f"test-{index}", "image": image, "width": 40, "height": 40, "label": None}
+            | {"captions": [caption(100 + index, v) for v in (0, 1)], "class_name": None}
+            | {"split": "test", "sha256": sha256_bytes(image)}
+        )
+    path = folder / "test-00000.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+    entry = {"file": path.name, "split": "test", "rows": TEST, "sha256": sha256_file(path)}
+    write_json(
+        folder / "manifest.json",
+        {
+            **{"format": "cliptune-shards-1", "source": {}, "shards": [entry], "classes": {}},
+            "splits": {"test": {"images": TEST, "captions": 2 * TEST}},
+            **{"quarantined": {"truncated JPEG": 3}, "notes": {"animated": 1}, "created": ""},
+        },
+    )
+    return ShardSet.open(folder)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, clip: Path, backbone: Backbone) -> Path:
+    """A feature store that names its shards and its backbone, as `encode` writes it."""
+    base = tmp_path_factory.mktemp("evaluate")
+    shards = write_shards(base / "shards")
+    folder = tiny_features(base / "features", pixels=True, clip=clip)
+    manifest = read_json(folder / "manifest.json")
+    manifest |= {"shards": str(shards.folder), "shards_sha256": shards.digest}
+    manifest["backbone"]["fingerprint"] = backbone.fingerprint
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def trained(folder: Path, store: Path, backbone: Backbone, name: str, **values: Any) -> Run:
+    config = make_config(name, {"epochs": 1, "batch_size": 12, **values})
+    train, val = open_features(store, "train"), open_features(store, "val")
+    run = Run(config, backbone, train, val, folder, METRIC)
+    run.advance()
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, store: Path, backbone: Backbone) -> Path:
+    """A study of three trials: an adapter on features, one on pixels, and zero-shot itself."""
+    folder = tmp_path_factory.mktemp("study")
+    own = {}
+    for number, (name, values) in enumerate(
+        [
+            ("soft_prompt", {"optim.lr": 0.1}),
+            ("lora", {"adapter.tower": "vision"}),
+            ("zero_shot", {"epochs": 0}),
+        ]
+    ):
+        path = f"trials/{number:04d}"
+        best = trained(folder / path, store, backbone, name, **values).best
+        assert best is not None
+        own[name] = {"trial": number, "adapter": name, "value": best[METRIC], "path": path}
+    write_json(folder / "study.json", {"features": str(store), "metric": METRIC})
+    write_json(folder / "best.json", {**own["soft_prompt"], "metric": METRIC, "per_adapter": own})
+    return folder
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "study"))
+
+
+def measured(run: Path, **flags: Any) -> dict[str, Any]:
+    evaluate.run(Args(run, bootstrap=100, **flags))
+    result: dict[str, Any] = read_json(run / "result.json")
+    return result
+
+
+def test_the_result_holds_every_row_beside_zero_shot(study: Path) -> None:
+    result = measured(study)
+    assert result["format"] == "cliptune-result-1"
+    assert [row["name"] for row in result["rows"]] == ["zero_shot", "soft_prompt", "lora"]
+    assert [row["selected"] for row in result["rows"]] == [False, True, False]
+    names = {f"t2i_{m}@{TEST}" for m in ("r1", "r5", "r10", "medr", "mrr")}
+    names |= {f"i2t_{m}@{2 * TEST}" for m in ("r1", "r5", "r10", "medr", "mrr")}
+    for row in result["rows"]:
+        assert set(row["metrics"]) == names
+        for found in row["metrics"].values():
+            assert found["low"] <= found["value"] <= found["high"]
+    zero, prompt, lora = result["rows"]
+    assert zero["vs_zero_shot"] == {}
+    assert zero["trainable_parameters"] == 0
+    gap = prompt["vs_zero_shot"][f"t2i_mrr@{TEST}"]
+    expected = (
+        prompt["metrics"][f"t2i_mrr@{TEST}"]["value"] - zero["metrics"][f"t2i_mrr@{TEST}"]["value"]
+    )
+    assert gap["difference"] == pytest.approx(expected)
+    assert gap["low"] <= gap["difference"] <= gap["high"]
+    assert expected != 0
+    assert prompt["epochs"] == 1
+    assert prompt["val"]["t2i_r1"] == read_json(study / "best.json")["value"]
+    assert 0 <= zero["val"]["t2i_r1"] <= 1
+    assert zero["val"].keys() == prompt["val"].keys()
+    assert lora["config"]["adapter.tower"] == "vision"
+    assert result["data"]["quarantined"] == {"truncated JPEG": 3}
+    assert result["metric"] == "t2i_r1"
+
+
+def test_zero_shot_is_the_frozen_backbone_on_the_test_images(
+    study: Path, store: Path, backbone: Backbone
+) -> None:
+    """The same numbers as the model's own towers give, without any of evaluate's code."""
+    result = measured(study)
+    shards = ShardSet.open(read_json(store / "manifest.json")["shards"])
+    data = embed_split(backbone, shards, "test", seal=Seal("a test of the stage itself"))
+    texts = [caption(100 + i, v) for i in range(TEST) for v in (0, 1)]
+    encoded = backbone.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        embeds = backbone.model.get_text_features(**encoded).pooler_output
+    unit = torch.nn.functional.normalize
+    own = Predictions(unit(data.image_embeds[:, 0], dim=1), unit(embeds, dim=1))
+    expected = retrieval_metrics(own, data.groups, data.groups[data.caption_rows])
+    found = {k.split("@")[0]: m["value"] for k, m in result["rows"][0]["metrics"].items()}
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_second_call_changes_nothing_and_opens_nothing(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measured(study)
+    monkeypatch.setattr("trainables.features.embed_split", None)  # would fail if it were called
+    assert measured(study) == first
+    assert "up to date" in capsys.readouterr().out
+    assert len(first["test_openings"]) == 1
+
+
+def test_every_other_call_is_one_more_opening_and_says_so(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(study, adapters="best")
+    assert "opened" not in capsys.readouterr().out
+    result = measured(study)
+    assert "has been opened 2 times" in capsys.readouterr().out
+    openings = [entry["rows"] for entry in result["test_openings"]]
+    assert openings == [["zero_shot", "soft_prompt"], ["zero_shot", "soft_prompt", "lora"]]
+
+
+def test_an_opening_that_fails_is_logged_all_the_same(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.protocol.per_query", None)
+    with pytest.raises(TypeError):
+        measured(study)
+    assert not (study / "result.json").exists()
+    monkeypatch.undo()
+    assert len(measured(study)["test_openings"]) == 2
+
+
+def test_a_damaged_checkpoint_is_refused_before_the_seal_is_broken(study: Path) -> None:
+    path = study / "trials/0000/best/adapter.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="altered"):
+        measured(study)
+    assert not (study / "test_openings.jsonl").exists()
+
+
+def test_changed_shards_are_refused_before_the_seal_is_broken(
+    study: Path, store: Path, tmp_path: Path
+) -> None:
+    features = Path(shutil.copytree(store, tmp_path / "features"))
+    manifest = read_json(features / "manifest.json")
+    write_json(features / "manifest.json", manifest | {"shards_sha256": "0" * 64})
+    about = read_json(study / "study.json")
+    write_json(study / "study.json", about | {"features": str(features)})
+    with pytest.raises(DataError, match="changed since"):
+        measured(study)
+    assert not (study / "test_openings.jsonl").exists()
+
+
+def test_a_single_training_run_is_measured_too(
+    tmp_path: Path, store: Path, backbone: Backbone
+) -> None:
+    trained(tmp_path / "run", store, backbone, "projection")
+    write_json(tmp_path / "run/run.json", {"features": str(store), "metric": "val/t2i_mrr"})
+    result = measured(tmp_path / "run")
+    assert [(row["name"], row["selected"]) for row in result["rows"]] == [
+        ("zero_shot", False),
+        ("projection", True),
+    ]
+    assert result["metric"] == "t2i_mrr"
+
+
+def test_a_chosen_zero_shot_is_the_baseline_row_and_a_tuned_template_is_not(
+    study: Path, store: Path, backbone: Backbone
+) -> None:
+    best = read_json(study / "best.json")
+    write_json(study / "best.json", best | best["per_adapter"]["zero_shot"])
+    result = measured(study, adapters="best")
+    assert [(row["name"], row["selected"]) for row in result["rows"]] == [("zero_shot", True)]
+    assert result["gallery"] == []
+    shutil.rmtree(study / "trials/0002")
+    values = {"epochs": 0, "adapter.template": "a photo of {}"}
+    trained(study / "trials/0002", store, backbone, "zero_shot", **values)
+    result = measured(study, adapters="best")
+    assert [(row["name"], row["selected"]) for row in result["rows"]] == [
+        ("zero_shot", False),
+        ("zero_shot, own template", True),
+    ]
+
+
+def test_folders_without_a_run_and_flags_out_of_range_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"neither study\.json nor run\.json"):
+        evaluate.run(Args(tmp_path))
+    write_json(tmp_path / "study.json", {"features": "."})
+    with pytest.raises(DataError, match=r"no best\.json"):
+        evaluate.run(Args(tmp_path))
+    with pytest.raises(ConfigError, match="`--bootstrap` must be at least 100, got 10"):
+        evaluate.run(Args(tmp_path, bootstrap=10))
+
+
+def test_the_report_can_read_the_result(study: Path) -> None:
+    expected = measured(study)
+    result = read_result(study / "result.json")
+    assert result is not None
+    assert result.key == f"t2i_r1@{TEST}"
+    assert result.zero_shot is not None
+    assert result.selected is not None
+    assert result.selected.name == "soft_prompt"
+    assert [query.text for query in result.gallery] == [q["query"] for q in expected["gallery"]]
+    assert all(query.truth for query in result.gallery)
+
+
+def test_the_table_says_value_interval_difference_and_verdict(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(study)
+    out = capsys.readouterr().out
+    assert f"t2i_r1@{TEST} on test" in out
+    line = r"\* soft_prompt +0\.\d{4} \[0\.\d{4}, \d\.\d{4}\] +[+-]\d\.\d{4} \[[+-].*zero-shot"
+    assert re.search(line, out)
+    assert "1 of 18 image rows repeat" in out
+
+
+def test_a_difference_whose_interval_holds_zero_shows_nothing() -> None:
+    assert verdict({"low": -0.01, "high": 0.03, "p": 0.2}) == "not shown to beat zero-shot"
+    assert verdict({"low": 0.0, "high": 0.03, "p": 0.05}) == "not shown to beat zero-shot"
+    assert verdict({"low": 0.01, "high": 0.03, "p": 0.001}).startswith("beats")
+    assert verdict({"low": -0.03, "high": -0.01, "p": 0.001}).startswith("worse")
+
+
+# -- the lint and the gallery -----------------------------------------------------------------
+
+
+def test_duplicated_rows_are_found_named_and_grouped(study: Path) -> None:
+    result = measured(study)
+    found = result["data"]["duplicated_image_rows"]
+    assert found["rows"] == 1
+    assert found["groups"] == [["test-0", f"test-{TEST - 1}"]]
+    assert f"{17 / 18:.3f}" in found["warning"]
+    assert found["warning"] in result["protocol"]
+
+
+def test_without_duplicates_the_lint_is_silent(store: Path) -> None:
+    found = Protocol(open_features(store, "train"), 100).duplicates()
+    assert found == {"rows": 0, "groups": [], "warning": None}
+
+
+def test_equal_rows_are_one_cluster_of_the_bootstrap(store: Path) -> None:
+    data = open_features(store, "train")
+    groups = data.groups.clone()
+    groups[-4:] = groups[:4]
+    protocol = Protocol(replace(data, groups=groups), 100)
+    assert protocol.bootstrap.counts.shape == (100, len(groups) - 4)
+
+
+def test_the_gallery_shows_gains_losses_and_what_stayed() -> None:
+    before = torch.tensor([9.0, 9.0, 5.0, 5.0, 2.0, 1.0, 3.0, 3.0, 4.0, 4.0])
+    after = torch.tensor([1.0, 2.0, 1.0, 5.0, 9.0, 8.0, 3.0, 3.0, 4.0, 4.0])
+    images = torch.arange(10)
+    chosen = gallery.choose(before, after, images, 8)
+    gain = (before - after)[chosen].tolist()
+    assert gain == [8, 7, 4, 0, 0, 0, -7, -7]  # one gain short: what stayed fills up
+    assert gallery.choose(before, after, images, 8) == chosen
+
+
+def test_the_gallery_shows_an_image_once() -> None:
+    before, after = torch.tensor([9.0, 8.0, 7.0, 6.0]), torch.ones(4)
+    assert gallery.choose(before, after, torch.tensor([0, 0, 1, 1]), 4) == [0, 2]
+
+
+def test_gallery_entries_are_the_true_neighbours(
+    study: Path, store: Path, backbone: Backbone
+) -> None:
+    result = measured(study, gallery=6)
+    assert len(result["gallery"]) == 6
+    shards = ShardSet.open(read_json(store / "manifest.json")["shards"])
+    data: SplitFeatures = embed_split(backbone, shards, "test", seal=Seal("a test"))
+    plain = predict(_zero_shot(backbone), data)
+    texts = [caption(100 + i, v) for i in range(TEST) for v in (0, 1)]
+    for query in result["gallery"]:
+        row = data.ids.index(query["image_id"])
+        place = 2 * row + texts[2 * row : 2 * row + 2].index(query["query"])
+        scores = plain.image_embeds @ plain.text_embeds[place]
+        assert query["before"][0]["score"] == pytest.approx(float(scores.max()), abs=1e-4)
+        assert len(query["before"]) == len(query["after"]) == 5
+        twins = {"test-0", f"test-{TEST - 1}"}
+        right = twins if query["image_id"] in twins else {query["image_id"]}
+        for shown in (*query["before"], *query["after"]):
+            assert shown["hit"] == (shown["id"] in right)
+            assert shown["thumb"].startswith("data:image/jpeg;base64,")
+    assert len(json.dumps(result["gallery"])) < 6 * 11 * 20_000
+
+
+def _zero_shot(backbone: Backbone) -> Any:
+    from trainables.adapters.registry import build
+
+    return build(make_config("zero_shot"), backbone)

@@ -1,0 +1,151 @@
+"""`lora`: parity with PEFT and with a merged model, dropout, and published parameter counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel
+
+from tests.contract import batch_for, make, outputs, train, trained
+from tests.tiny import caption, tiny_siglip
+from trainables.adapters.base import Adapter
+from trainables.adapters.registry import build, make_config
+from trainables.backbone import Backbone, load_backbone
+from trainables.data import Batch
+from trainables.errors import ConfigError, DataError
+
+# PEFT 0.21 asks transformers for an attribute that was renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def backbone(clip: Path) -> Backbone:
+    return load_backbone(str(clip))
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return load_backbone(str(tiny_siglip(tmp_path_factory.mktemp("siglip"))))
+
+
+@pytest.fixture(scope="module")
+def batch(backbone: Backbone) -> Batch:
+    return batch_for(backbone)
+
+
+def lora(backbone: Backbone, batch: Batch, **values: Any) -> Adapter[Any]:
+    """A LoRA that has moved away from zero-shot."""
+    adapter = build(make_config("lora", values), backbone)
+    train(adapter, batch, steps=3, lr=0.05)
+    return adapter
+
+
+def hugging_face(model: Any, batch: Batch, backbone: Backbone) -> Tensor:
+    """The embeddings as plain transformers code computes them."""
+    assert batch.pixels is not None
+    ids = batch.tokens.pad(backbone.tokenizer.eos_token_id)
+    mask = torch.arange(ids.shape[1]) < batch.tokens.lengths[:, None]
+    with torch.no_grad():
+        pixels = backbone.preprocess.normalise(batch.pixels)
+        images = model.get_image_features(pixel_values=pixels).pooler_output
+        texts = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    return F.normalize(torch.cat([images, texts]), dim=-1)
+
+
+@pytest.mark.parametrize("tower", ["text", "vision", "both"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_peft_loads_what_we_export(
+    tower: str, rslora: bool, clip: Path, backbone: Backbone, batch: Batch, tmp_path: Path
+) -> None:
+    values = {"adapter.tower": tower, "adapter.rslora": rslora, "adapter.targets": "qkvo"}
+    adapter = lora(backbone, batch, **values)
+    files = adapter.export(tmp_path)
+    assert all(path.is_file() for path in files)
+    loaded = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip), str(tmp_path)).eval()
+    ours = outputs(adapter, batch)
+    torch.testing.assert_close(hugging_face(loaded, batch, backbone), ours, atol=1e-5, rtol=0)
+    zero_shot = outputs(make("zero_shot", backbone), batch)
+    assert (ours - zero_shot).abs().max() > 1e-2  # there was something to lose
+
+
+def test_merged_it_is_a_plain_clip(backbone: Backbone, batch: Batch, tmp_path: Path) -> None:
+    adapter: Any = lora(backbone, batch, **{"adapter.tower": "both", "adapter.targets": "all"})
+    ours = outputs(adapter, batch)
+    adapter.merge(tmp_path)
+    assert torch.equal(outputs(adapter, batch), ours)  # the adapter itself goes on as it was
+    plain = CLIPModel.from_pretrained(tmp_path).eval()
+    assert plain.state_dict().keys() == backbone.model.state_dict().keys()
+    torch.testing.assert_close(hugging_face(plain, batch, backbone), ours, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_merged_it_is_a_backbone(
+    kind: str, backbone: Backbone, siglip: Backbone, tmp_path: Path
+) -> None:
+    backbone = {"clip": backbone, "siglip": siglip}[kind]
+    batch = batch_for(backbone)
+    adapter: Any = lora(backbone, batch, **{"adapter.tower": "both", "adapter.targets": "all"})
+    ours = outputs(adapter, batch)
+    adapter.merge(tmp_path)
+    again = load_backbone(str(tmp_path))
+    assert again.preprocess == backbone.preprocess
+    assert again.fingerprint != backbone.fingerprint
+    tokens, _ = again.tokenize([caption(3)])
+    assert tokens.ids.tolist() == backbone.tokenize([caption(3)])[0].ids.tolist()
+    assert batch.pixels is not None
+    embeds = again.embed_images(batch.pixels)
+    moved = Batch(embeds, None, batch.tokens, batch.image_groups, batch.caption_groups, 0.0)
+    zero_shot = outputs(make("zero_shot", again), moved)
+    torch.testing.assert_close(zero_shot, ours, atol=1e-5, rtol=0)
+
+
+def test_dropout_acts_in_training_only(backbone: Backbone, batch: Batch) -> None:
+    adapter = lora(backbone, batch, **{"adapter.dropout": 0.5})
+    adapter.train()
+    assert not torch.equal(adapter.embed_text(batch.tokens), adapter.embed_text(batch.tokens))
+    adapter.eval()
+    assert torch.equal(adapter.embed_text(batch.tokens), adapter.embed_text(batch.tokens))
+
+
+@pytest.mark.parametrize(
+    ("tower", "inputs"), [("text", "features"), ("vision", "pixels"), ("both", "pixels")]
+)
+def test_only_the_vision_tower_needs_pixels(
+    tower: str, inputs: str, backbone: Backbone, batch: Batch
+) -> None:
+    adapter = build(make_config("lora", {"adapter.tower": tower}), backbone)
+    assert adapter.inputs == inputs
+    if inputs == "pixels":
+        with pytest.raises(DataError, match="needs pixels"):
+            adapter.embed_images(batch.image_embeds, None)
+
+
+@pytest.mark.parametrize(
+    ("tower", "published"), [("text", 196_608), ("vision", 294_912), ("both", 491_520)]
+)
+def test_parameters_as_published(tower: str, published: int) -> None:
+    """Rank 8 on q and v of ViT-B/32, whose shape is `CLIPConfig`'s default, on no memory."""
+    with torch.device("meta"):
+        model = CLIPModel(CLIPConfig())
+    shape: Any = SimpleNamespace(
+        model=model, name="b32", revision=None, kind="clip", scale=100.0, bias=0.0
+    )
+    shape.isolated = lambda: shape
+    adapter = build(make_config("lora", {"adapter.tower": tower}), shape)
+    assert sum(p.numel() for p in trained(adapter).values()) == published
+
+
+def test_layers_counts_from_the_output(backbone: Backbone) -> None:
+    adapter = build(make_config("lora", {"adapter.layers": 1}), backbone)
+    assert {name.split(".")[1] for name in trained(adapter)} == {
+        f"text_model-encoder-layers-1-self_attn-{matrix}_proj" for matrix in "qv"
+    }
+    with pytest.raises(ConfigError, match=r"`adapter\.layers` must be at most 2, got 3"):
+        build(make_config("lora", {"adapter.layers": 3}), backbone)

@@ -1,0 +1,181 @@
+"""Features once: what the frozen image tower makes of every image, and the captions as ids.
+
+Flows in: a feature store's folder (written by `cliptune encode`), or shards to embed right here.
+Flows out: `SplitFeatures`. A store is mapped, not read: all trials of a search share its pages.
+
+A store holds `train.safetensors` and `val.safetensors`, the images' ids as JSON, and a manifest,
+written last.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from trainables import preprocess
+from trainables.backbone import Backbone
+from trainables.data import Tokens
+from trainables.errors import DataError, unknown
+from trainables.files import read_json, sha256_json
+from trainables.images import decode
+from trainables.shards import Seal, ShardSet
+
+FORMAT = "cliptune-features-1"
+Row = Mapping[str, Any]
+TEXT_COLUMNS = ("id", "captions", "class_name", "sha256")
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """One split: N images in V views, M captions. View 0 is the clean one, the others augmented."""
+
+    ids: list[str]  # N
+    image_embeds: Tensor  # (N, V, e) float32, not normalised
+    pixels: Tensor | None  # (N, V, 3, R, R) uint8
+    tokens: Tokens  # M captions
+    caption_rows: Tensor  # (M,) int64, ascending: the image of each caption
+    groups: Tensor  # (N,) int64: equal where the images' bytes are
+    truncated: int = 0  # captions that were cut to the text tower's length
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All of a split but its pixels."""
+
+    ids: list[str]
+    tokens: Tokens
+    caption_rows: Tensor
+    groups: Tensor
+    truncated: int
+
+
+def decoder_versions() -> dict[str, str]:
+    """What turns bytes into the tower's pixels besides its own configuration."""
+    names = ("simplejpeg", "pillow")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"preprocess": str(preprocess.VERSION)} | versions
+
+
+def features_key(
+    backbone: Backbone, shards: ShardSet, views: int = 0, data_seed: int = 0, pixels: bool = False
+) -> str:
+    """A store's name: another one for any change of weights, preprocessing, decoder or data."""
+    parts = {
+        **{"format": FORMAT, "backbone": backbone.fingerprint, "shards": shards.digest},
+        **{"preprocess": asdict(backbone.preprocess), "decoder": decoder_versions()},
+        **{"views": views, "data_seed": data_seed, "pixels": pixels},
+    }
+    return sha256_json(parts)[:16]
+
+
+def captions_of(row: Row) -> list[str]:
+    """A row's captions; an image that only has a class gets "a photo of a {class name}."."""
+    if row["captions"]:
+        return list(row["captions"])
+    if row["class_name"]:
+        return [f"a photo of a {row['class_name']}."]
+    raise DataError(f"image `{row['id']}` has neither a caption nor a class name.")
+
+
+def chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """`rows` in lists of `size`, the last one shorter."""
+    rows = iter(rows)
+    while chunk := list(islice(rows, size)):
+        yield chunk
+
+
+def read_texts(backbone: Backbone, rows: Iterable[Row]) -> Texts:
+    """Tokenise a split's captions; `rows` have `TEXT_COLUMNS`."""
+    ids: list[str] = []
+    counts: list[int] = []  # captions of each image
+    groups: list[int] = []
+    group_of: dict[bytes, int] = {}
+    token_ids = [torch.zeros(0, dtype=torch.int32)]
+    lengths = [torch.zeros(1, dtype=torch.int64)]
+    truncated = 0
+    for chunk in chunks(rows, 4096):
+        texts = [captions_of(row) for row in chunk]
+        ids += [row["id"] for row in chunk]
+        counts += map(len, texts)
+        for row in chunk:
+            groups.append(group_of.setdefault(bytes.fromhex(row["sha256"]), len(group_of)))
+        tokens, cut = backbone.tokenize([caption for captions in texts for caption in captions])
+        token_ids.append(tokens.ids.int())  # half the size on disk; embeddings take either
+        lengths.append(tokens.lengths)
+        truncated += cut
+    tokens = Tokens(torch.cat(token_ids), torch.cat(lengths).cumsum(0))
+    caption_rows = torch.arange(len(ids)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    return Texts(ids, tokens, caption_rows, torch.tensor(groups, dtype=torch.int64), truncated)
+
+
+def open_features(folder: Path | str, split: str) -> SplitFeatures:
+    """A split of a finished store, mapped: pages are read on first use and shared by processes."""
+    folder = Path(folder)
+    if not (folder / "manifest.json").is_file():
+        raise DataError(f"`{folder}` holds no finished features (no manifest.json).")
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"`{folder / 'manifest.json'}` is not a manifest of format {FORMAT}.")
+    if split not in manifest["splits"]:
+        raise DataError(f"`{folder}`: " + unknown("split", split, manifest["splits"]))
+    path, expected = folder / f"{split}.safetensors", manifest["splits"][split]
+    if not path.is_file() or path.stat().st_size != expected["bytes"]:
+        raise DataError(f"`{path}` is missing or damaged; run `cliptune encode` again.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise DataError(f"`{path}` is damaged ({error}); run `cliptune encode` again.") from error
+    return SplitFeatures(
+        ids=read_json(folder / f"{split}.ids.json"),
+        image_embeds=tensors["image_embeds"],
+        pixels=tensors.get("pixels"),
+        tokens=Tokens(tensors["token_ids"], tensors["token_offsets"]),
+        caption_rows=tensors["caption_rows"],
+        groups=tensors["groups"],
+        truncated=expected["truncated_captions"],
+    )
+
+
+@torch.no_grad()
+def embed_split(
+    backbone: Backbone,
+    shards: ShardSet,
+    split: str,
+    *,
+    seal: Seal | None = None,
+    pixels: bool = False,
+    batch_size: int = 64,
+) -> SplitFeatures:
+    """Embed the clean view of a split in this process, in memory: what `evaluate` does for test."""
+    texts = read_texts(backbone, shards.rows(split, TEXT_COLUMNS, seal))
+    embeds, squares = [], []
+    for square in _squares(backbone, shards.rows(split, ["id", "image"], seal), batch_size):
+        embeds.append(backbone.embed_images(square).cpu())
+        if pixels:
+            squares.append(square)
+    size = backbone.preprocess.size
+    return SplitFeatures(
+        ids=texts.ids,
+        image_embeds=torch.cat([torch.zeros(0, backbone.embed_dim), *embeds])[:, None],
+        pixels=torch.cat([torch.zeros(0, 3, size, size, dtype=torch.uint8), *squares])[:, None]
+        if pixels
+        else None,
+        tokens=texts.tokens,
+        caption_rows=texts.caption_rows,
+        groups=texts.groups,
+        truncated=texts.truncated,
+    )
+
+
+def _squares(backbone: Backbone, rows: Iterable[Row], batch_size: int) -> Iterator[Tensor]:
+    for chunk in chunks(rows, batch_size):
+        yield torch.stack([backbone.preprocess.apply(decode(row["image"])) for row in chunk])
