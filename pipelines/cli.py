@@ -44,9 +44,9 @@ def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
     module = importlib.import_module(f"pipelines.{stage}")
     words = list(sys.argv[1:] if words is None else words)
     _refuse_unknown_flags(module.Args, words)
-    args = tyro.cli(module.Args, args=words, prog=f"cliptune {stage}", description=module.__doc__)
-    try:
-        module.run(args)
+    prog = f"cliptune {stage}"
+    try:  # `Args` checks its own values
+        module.run(tyro.cli(module.Args, args=words, prog=prog, description=module.__doc__))
     except CliptuneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -23,25 +23,26 @@ SIDE = 112  # longest side of a thumbnail, pixels
 SHOWN = 5
 COLUMNS = ("id", "image", "captions", "class_name")
 RULE = (
-    "Gallery: half the captions whose rank the selected adapter improved most, a quarter evenly "
-    "spaced among those it left as they were, a quarter that it made worse most; one an image."
+    "Gallery: half are the captions whose 1/rank the selected adapter raised most, a quarter are "
+    "evenly spaced among those it left as they were, a quarter those it lowered most; one an image."
 )
 
 
 def choose(before: Tensor, after: Tensor, images: Tensor, count: int) -> list[int]:
-    """At most `count` of the captions by `RULE`, from their ranks and their image's rows, all (M,).
+    """At most `count` of the captions by `RULE`, from their 1/rank and their image, all (M,).
 
     Where one kind is short the others fill up, in the same order.
     """
-    gain = before - after
+    gain = after - before
     order = gain.argsort(descending=True, stable=True)
     same = (gain == 0).nonzero().flatten()
+    shares = [count - 2 * (count // 4), count // 4, count // 4]
+    spaced = torch.linspace(0, len(same) - 1, min(shares[1], len(same))).long()
     kinds = [
         order[gain[order] > 0].tolist(),
-        same[torch.linspace(0, len(same) - 1, min(count, len(same))).long()].tolist(),
+        [*same[spaced].tolist(), *same.tolist()],
         order[gain[order] < 0].flip(0).tolist(),
     ]
-    shares = [count - 2 * (count // 4), count // 4, count // 4]
     chosen: list[int] = []
     seen: set[int] = set()
 
@@ -69,7 +70,7 @@ def gallery(
 ) -> list[dict[str, Any]]:
     """`rows` are the split's, with the columns `COLUMNS`; they are read once."""
     images = data.groups[data.caption_rows]  # (M,)
-    captions = choose(before.values["t2i_medr"], after.values["t2i_medr"], images, count)
+    captions = choose(before.values["t2i_mrr"], after.values["t2i_mrr"], images, count)
     nearest = {c: [_nearest(model, c) for model in (before, after)] for c in captions}
     needed = {int(data.caption_rows[c]) for c in captions}
     needed |= {row for both in nearest.values() for one in both for row, _ in one}

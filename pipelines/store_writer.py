@@ -74,38 +74,43 @@ class SplitWriter:
         self._open(header, arrays, end)
 
     def _open(self, header: bytes, arrays: dict[str, Array], end: int) -> None:
+        if self.path.exists():  # of a store without a manifest: complete or not, its shards count
+            self.path.replace(self.partial)
         kept = self.partial.exists() and self.partial.stat().st_size == end
         if not kept:
             self.progress.unlink(missing_ok=True)
-        self.file = self.partial.open("r+b" if kept else "w+b")
-        try:
-            # All of the disk that is needed, now: a full disk is known before any work is done.
-            os.posix_fallocate(self.file.fileno(), 0, end)
-        except OSError as error:
-            self.file.close()
-            self.partial.unlink()
-            raise DataError(
-                f"`{self.partial}` needs {end:,} bytes of disk: {error.strerror}."
-            ) from error
-        self.file.seek(0)
-        self.file.write(header)
-        for name, array in arrays.items():
-            self.file.seek(self.starts[name])
-            self.file.write(array.tobytes())
+        with self.partial.open("r+b" if kept else "w+b") as file:
+            try:
+                # All of the disk that is needed, now: a full one is known before any work is done.
+                os.posix_fallocate(file.fileno(), 0, end)
+            except OSError as error:
+                self.partial.unlink()
+                raise DataError(
+                    f"`{self.partial}` needs {end:,} bytes of disk: {error.strerror}."
+                ) from error
+            file.write(header)
+            for name, array in arrays.items():
+                file.seek(self.starts[name])
+                file.write(array.tobytes())
 
     def write(self, squares: Array, values: dict[str, Array]) -> None:
         """Put `values` (n, ...) at `squares` (n,), the numbers row * V + view."""
-        for run in np.split(np.arange(len(squares)), np.flatnonzero(np.diff(squares) != 1) + 1):
-            for name, array in values.items():
-                self.file.seek(self.starts[name] + int(squares[run[0]]) * self.items[name])
-                self.file.write(np.ascontiguousarray(array[run[0] : run[-1] + 1]).data)
+        runs = np.split(np.arange(len(squares)), np.flatnonzero(np.diff(squares) != 1) + 1)
+        with self.partial.open("r+b") as file:
+            for run in runs:
+                for name, array in values.items():
+                    file.seek(self.starts[name] + int(squares[run[0]]) * self.items[name])
+                    file.write(np.ascontiguousarray(array[run[0] : run[-1] + 1]).data)
 
     def finish_shard(self, shard: str, first: int, rows: int) -> None:
         """Note that `rows` rows from `first`, those of the shard with this hash, are there."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        self._sync()
         note = {"shard": shard, "first": first, "rows": rows, "sha256": self._hash(first, rows)}
         append_jsonl(self.progress, [note])
+
+    def _sync(self) -> None:
+        with self.partial.open("r+b") as file:
+            os.fsync(file.fileno())
 
     def finished(self) -> set[tuple[str, int]]:
         """(hash, first row) of the shards that an earlier run wrote and that are still intact."""
@@ -120,22 +125,19 @@ class SplitWriter:
 
     def _hash(self, first: int, rows: int) -> str:
         digest = hashlib.sha256()
-        for name, item in self.items.items():
-            self.file.seek(self.starts[name] + first * self.views * item)
-            left = rows * self.views * item
-            while left:
-                block = self.file.read(min(left, BLOCK))
-                digest.update(block)
-                left -= len(block)
+        with self.partial.open("rb") as file:
+            for name, item in self.items.items():
+                file.seek(self.starts[name] + first * self.views * item)
+                left = rows * self.views * item
+                while block := file.read(min(left, BLOCK)):
+                    digest.update(block)
+                    left -= len(block)
         return digest.hexdigest()
 
     def close(self) -> dict[str, Any]:
         """Give the complete file its name; the split's entry in the manifest."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+        self._sync()
         self.partial.replace(self.path)
-        self.progress.unlink(missing_ok=True)
         write_json(self.path.with_suffix(".ids.json"), self.texts.ids)
         return {
             "images": len(self.texts.ids),

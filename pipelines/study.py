@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,9 @@ def open_study(folder: Path) -> optuna.Study:
         for lock in folder.glob("journal.log.*"):
             lock.unlink()
     storage = JournalStorage(JournalFileBackend(str(journal)))
-    return optuna.create_study(
-        study_name=STUDY, storage=storage, direction="maximize", load_if_exists=True
-    )
+    if STUDY in optuna.get_all_study_names(storage):
+        return optuna.load_study(study_name=STUDY, storage=storage)
+    return optuna.create_study(study_name=STUDY, storage=storage, direction="maximize")
 
 
 def enqueue_recipes(study: optuna.Study, search: Search) -> None:
@@ -128,8 +129,8 @@ class StudySearcher(Searcher):
         if self.stopping:
             return Searcher.FINISHED
         frozen = self.unfinished.pop(0) if self.unfinished else self._ask()
-        if frozen is None:
-            return Searcher.FINISHED
+        if frozen is None:  # but one that is running may lose its worker and come back
+            return None if self.live else Searcher.FINISHED
         if "config" not in frozen.user_attrs:
             frozen = self._sample(optuna.Trial(self.study, frozen._trial_id))
         self.live[trial_id] = frozen
@@ -181,7 +182,7 @@ class StudySearcher(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         if error or trial_id not in self.live or not result:
-            return  # `FailureNotes` tells the study, it knows the reason
+            return  # `Losses` decides, it knows the reason
         state = result.get("state")
         if state == "interrupted":
             del self.live[
@@ -210,6 +211,12 @@ class StudySearcher(Searcher):
         for name, value in notes.items():
             self.study._storage.set_trial_user_attr(frozen._trial_id, name, value)
 
+    def hand_out_again(self, trial_id: str) -> None:
+        """Give a trial that lost its worker to the next one that is free."""
+        frozen = self.live.pop(trial_id, None)
+        if frozen is not None:
+            self.unfinished.append(frozen)
+
     def fail(self, trial_id: str, reason: str) -> None:
         frozen = self.live.pop(trial_id, None)
         if frozen is not None:
@@ -217,11 +224,18 @@ class StudySearcher(Searcher):
             self.study.tell(frozen.number, state=TrialState.FAIL)
 
 
-class FailureNotes(Callback):
-    """Tells the study why a trial failed that Ray itself gave up on (a worker that died, a bug)."""
+class Losses(Callback):
+    """What becomes of a trial that ended in an exception: its worker or its node died, or a bug.
+
+    Its checkpoint is on disk, so it is handed out again, `retries` times, before it is told FAIL.
+    Tune's own retries are off: it gives a trial up at once if the worker dies between two trials.
+    """
+
+    retries = 2
 
     def __init__(self, searcher: StudySearcher) -> None:
         self.searcher = searcher
+        self.losses: Counter[int] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -230,9 +244,14 @@ class FailureNotes(Callback):
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
         del iteration, trials, info
+        number = trial.config["number"]
+        self.losses[number] += 1
+        if self.losses[number] <= self.retries:
+            self.searcher.hand_out_again(trial.trial_id)
+            return
         lines = [line for line in (trial.get_error() or "").splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else "the worker died"
-        self.searcher.fail(trial.trial_id, f"gave up after {trial.num_failures} failures: {reason}")
+        self.searcher.fail(trial.trial_id, f"lost {self.losses[number]} times: {reason}")
 
 
 class Progress(Callback):
@@ -262,6 +281,8 @@ class Progress(Callback):
 
     def _line(self, trial: RayTrial) -> None:
         frozen = self.study.get_trials(deepcopy=False)[trial.config["number"]]
+        if not frozen.state.is_finished():
+            return  # interrupted, or to be handed out again
         ended = self._ended()
         spent = time.monotonic() - self.started
         left = max(self.search.trials - ended, 0) * spent / max(ended - self.already, 1)

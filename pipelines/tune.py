@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -175,9 +176,10 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
     from ray import tune
 
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Losses` says what it would log
     from pipelines.cluster import connect
     from pipelines.study import (
-        FailureNotes,
+        Losses,
         Progress,
         StudySearcher,
         enqueue_recipes,
@@ -202,7 +204,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=replayed_asha(study, search, 3, 1),
-                num_samples=search.trials,
+                num_samples=-1,  # the searcher says when it is finished
                 max_concurrent_trials=workers.concurrent,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
@@ -210,10 +212,9 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
             run_config=tune.RunConfig(
                 name=f"from-{len(list((folder / 'ray').glob('from-*'))):03d}",
                 storage_path=str(folder / "ray"),
-                failure_config=tune.FailureConfig(max_failures=2),
                 # A run keeps its own checkpoints, in the study's folder, whole and verified.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[FailureNotes(searcher), Progress(study, search)],
+                callbacks=[Losses(searcher), Progress(study, search)],
                 verbose=0,
             ),
         )

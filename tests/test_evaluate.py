@@ -318,17 +318,21 @@ def test_equal_rows_are_one_cluster_of_the_bootstrap(store: Path) -> None:
 
 
 def test_the_gallery_shows_gains_losses_and_what_stayed() -> None:
-    before = torch.tensor([9.0, 9.0, 5.0, 5.0, 2.0, 1.0, 3.0, 3.0, 4.0, 4.0])
-    after = torch.tensor([1.0, 2.0, 1.0, 5.0, 9.0, 8.0, 3.0, 3.0, 4.0, 4.0])
-    images = torch.arange(10)
-    chosen = gallery.choose(before, after, images, 8)
-    gain = (before - after)[chosen].tolist()
-    assert gain == [8, 7, 4, 0, 0, 0, -7, -7]  # one gain short: what stayed fills up
-    assert gallery.choose(before, after, images, 8) == chosen
+    before = 1 / torch.tensor([9.0, 9.0, 5.0, 500.0, 2.0, 1.0, 3.0, 3.0, 4.0, 4.0])
+    after = 1 / torch.tensor([1.0, 2.0, 1.0, 100.0, 9.0, 8.0, 3.0, 3.0, 4.0, 4.0])
+    # From 500 to 100 is a gain that nobody would see among five pictures: it comes last.
+    assert gallery.choose(before, after, torch.arange(10), 8) == [0, 2, 1, 3, 6, 9, 4, 5]
+    assert gallery.choose(before, after, torch.arange(10), 4) == [0, 2, 6, 5]
+
+
+def test_what_is_short_of_its_share_is_filled_up() -> None:
+    same = torch.ones(6)
+    assert gallery.choose(same, same, torch.arange(6), 4) == [0, 1, 2, 3]
+    assert gallery.choose(same, same, torch.arange(6), 8) == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_gallery_shows_an_image_once() -> None:
-    before, after = torch.tensor([9.0, 8.0, 7.0, 6.0]), torch.ones(4)
+    before, after = 1 / torch.tensor([9.0, 8.0, 7.0, 6.0]), torch.ones(4)
     assert gallery.choose(before, after, torch.tensor([0, 0, 1, 1]), 4) == [0, 2]
 
 

@@ -156,6 +156,27 @@ def test_every_call_gives_the_same_pixels_in_any_thread() -> None:
         assert all(map(torch.equal, pool.map(decode, data), map(decode, data)))
 
 
+def test_threads_share_a_budget_of_pixels() -> None:
+    """No more than 10 pixels at a time, and nobody waits for ever."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    budget, held, most = images._Budget(10), [0], [0]
+
+    def work(pixels: int) -> None:
+        with budget.hold(pixels):
+            held[0] += min(pixels, 10)
+            most[0] = max(most[0], held[0])
+            held[0] -= min(pixels, 10)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [1, 7, 3, 10, 25, 9, 2] * 50))
+    assert most[0] <= 10
+    assert budget.free == 10
+    with pytest.raises(BadImage), budget.hold(4):
+        raise BadImage("inside")
+    assert budget.free == 10
+
+
 # --- one readable reason ------------------------------------------------------------------------
 
 
@@ -184,6 +205,13 @@ def test_a_jpeg_cut_anywhere_is_refused() -> None:
     for length in range(len(data)):
         with pytest.raises(BadImage):
             decode(data[:length])
+
+
+def test_a_second_frame_cannot_hide_behind_the_first() -> None:
+    """A marker without a length would let our walk and libjpeg's see different frames."""
+    data = encoded(photo(), "JPEG")
+    forged = data[:2] + b"\xff\xd0\x00\x08" + data[2:]
+    assert reason(forged) == "corrupt JPEG (no frame header)"
 
 
 def bombs() -> dict[str, bytes]:
@@ -230,6 +258,21 @@ except BadImage as error:
         [sys.executable, "-c", program], input=bomb, capture_output=True, check=True
     )
     assert done.stdout == b"400.0 megapixels is above the limit of 64\n"
+
+
+def test_bands_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    clear = photo(mode="P")
+    for data in (
+        encoded(photo(mode="RGBA"), "PNG"),
+        encoded(clear, "PNG", transparency=clear.getpixel((5, 5))),
+        encoded(photo(mode="CMYK"), "JPEG"),
+        png(1, 3, 16, 0, b"\0\x01\x00\0\x20\x00\0\xff\xff", b"tRNS\x01\x00"),
+    ):
+        monkeypatch.setattr(images, "_BAND", 10**6)
+        whole = decode(data)
+        for pixels in (1, 100, 500):
+            monkeypatch.setattr(images, "_BAND", pixels)
+            assert torch.equal(decode(data), whole)
 
 
 def test_size_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,7 +263,7 @@ def test_jsonl(tmp_path: Path) -> None:
     assert records[0].captions == ("x", "y")
     assert good(records[1]) == row("b.jpg", "z", split="test")
     assert [(r.id, reason(r)) for r in records[2:]] == [
-        ("row 4", "malformed JSON (Expecting ',' delimiter: line 1 column 19 (char 18))"),
+        ("row 4", "malformed JSON (Expecting ',' delimiter: line 1 column 18 (char 17))"),
         ("row 5", "not a JSON object"),
         ("row 6", reason(records[4])),
         ("row 7", f"`{tmp_path}/t.jsonl` has no image column; name it with `--columns image=...`."),
@@ -465,6 +465,7 @@ def test_stream_holds_one_element(tmp_path: Path) -> None:
         b'{"images": [1',
         b'{"images": [1,]}',
         b'{"images": [1] x',
+        b'{"images": [1]}{"images": [2]}',
         b'{"images": [nope]}',
         b'{"images": ' + b"[" * 100_000,
         b'{"images": ["\xff"]}',

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from optuna.trial import TrialState
 from pipelines.study import (
+    Losses,
     Search,
     StudySearcher,
     best_trial,
@@ -60,7 +62,7 @@ def test_a_suggested_trial_is_a_valid_config_of_its_adapter(tmp_path: Path) -> N
         name = values.pop("name")
         make_config(name, values)
         assert set(SPACES[name]) <= set(values)
-    assert search.suggest("more") == Searcher.FINISHED
+    assert search.suggest("more") is None  # a running trial may come back
 
 
 def test_states_values_and_reasons_are_told_as_they_are(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_states_values_and_reasons_are_told_as_they_are(tmp_path: Path) -> None:
     failed = {"done": True, "state": "failed", "reason": "Diverged: the loss became nan at step 3."}
     search.on_trial_complete("ray2", failed)
     search.on_trial_complete("ray3", error=True)  # the worker died: Ray's callback knows why
-    search.fail("ray3", "gave up after 3 failures: the worker died")
+    search.fail("ray3", "lost 3 times: the worker died")
     trials = open_study(tmp_path).trials
     assert [t.state for t in trials[:4]] == [
         TrialState.COMPLETE,
@@ -101,7 +103,7 @@ def test_a_restarted_driver_goes_on_with_the_running_and_repeats_nothing(tmp_pat
     again = [second.suggest(f"new{n}") for n in range(5)]
     assert [x["number"] for x in again] == [1, 2, 3, 4, 5]
     assert again[:3] == given[1:4]
-    assert second.suggest("more") == Searcher.FINISHED
+    assert second.suggest("more") is None
     for n, config in enumerate(again):
         second.on_trial_complete(f"new{n}", row(9, 0.1 * config["number"], "finished"))
     assert states(second.study)["COMPLETE"] == 6
@@ -217,3 +219,21 @@ def test_one_adapter_alone_needs_no_choice(adapter: str, tmp_path: Path) -> None
     values = [search.suggest(f"ray{n}")["values"] for n in range(2)]
     assert all(v["name"] == adapter and v["batch_size"] == 64 for v in values)
     assert all("adapter" not in t.params for t in search.study.trials)
+
+
+def test_a_trial_that_lost_its_worker_is_handed_out_again_and_then_given_up(tmp_path: Path) -> None:
+    search = searcher(tmp_path, Search(("lora",), METRIC, trials=1, epochs=3, seed=0, fixed={}))
+    losses = Losses(search)
+    for attempt in range(3):
+        config = search.suggest(f"ray{attempt}")
+        assert config["number"] == 0
+        assert search.suggest("none is free") is None
+        died = SimpleNamespace(
+            trial_id=f"ray{attempt}", config=config, get_error=lambda: "x\nthe node was lost\n"
+        )
+        search.on_trial_complete(died.trial_id, error=True)
+        losses.on_trial_error(0, [], died)  # type: ignore[arg-type]
+    assert search.suggest("last") == Searcher.FINISHED
+    trial = search.study.trials[0]
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["reason"] == "lost 3 times: the node was lost"

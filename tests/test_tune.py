@@ -24,17 +24,16 @@ ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "batch_size=16", "loss.captions_per_image=1"]
 
 
-def command(features: Path, out: Path, *extra: str) -> list[str]:
+def command(features: Path, out: Path, trials: int, *extra: str, epochs: int = 3) -> list[str]:
     return [
         *(sys.executable, "-m", "pipelines.tune", "--features", str(features), "--out", str(out)),
-        *("--epochs", "3", *extra, *SMALL),
+        *("--trials", str(trials), "--epochs", str(epochs), *extra, *SMALL),
     ]
 
 
-def tune(features: Path, out: Path, *extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(features, out, *extra), cwd=ROOT, text=True, capture_output=True, check=False
-    )
+def tune(features: Path, out: Path, number: int, *extra: str) -> subprocess.CompletedProcess[str]:
+    words = command(features, out, number, *extra)
+    return subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False)
 
 
 def trials(out: Path) -> list[FrozenTrial]:
@@ -48,7 +47,9 @@ def ended(out: Path) -> list[FrozenTrial]:
     return []
 
 
-def wait_until(rule: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_until(
+    rule: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120
+) -> None:
     limit = time.monotonic() + seconds
     while not rule():
         assert process.poll() is None, process.communicate()
@@ -80,7 +81,7 @@ def started(words: list[str], **env: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def test_a_search_fails_one_trial_alone_and_prunes_and_says_what_to_do_next(
@@ -90,7 +91,7 @@ def test_a_search_fails_one_trial_alone_and_prunes_and_says_what_to_do_next(
     hurt = out / "trials" / "0001" / "last"
     hurt.mkdir(parents=True)
     (hurt / "manifest.json").write_text("{}")  # a checkpoint that no one can go on from
-    done = tune(features, out, "--trials", "6")
+    done = tune(features, out, 6)
     assert done.returncode == 0, done.stdout + done.stderr
     found = trials(out)
     assert len(found) == 6
@@ -111,14 +112,14 @@ def test_a_search_fails_one_trial_alone_and_prunes_and_says_what_to_do_next(
 
 def _second_call_is_a_no_op(features: Path, out: Path) -> None:
     before = (out / "journal.log").read_bytes()
-    again = tune(features, out, "--trials", "6")
+    again = tune(features, out, 6)
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
     assert (out / "journal.log").read_bytes() == before
 
 
 def _another_study_in_the_same_folder_is_refused(features: Path, out: Path) -> None:
-    other = tune(features, out, "--trials", "6", "--seed", "9")
+    other = tune(features, out, 6, "--seed", "9")
     assert other.returncode == 2
     assert "another study" in other.stderr
     assert "Traceback" not in other.stderr
@@ -128,10 +129,10 @@ def test_sigint_saves_prints_the_best_and_exits_130_and_a_second_run_is_refused_
     tmp_path: Path, features: Path
 ) -> None:
     out = tmp_path / "study"
-    words = command(features, out, "--trials", "40", "--epochs", "200")
+    words = command(features, out, 40, epochs=200)
     with started(words) as process:
         wait_until(lambda: len(epochs_of(out)) >= 2 and max(epochs_of(out).values()) >= 5, process)
-        second = tune(features, out, "--trials", "40")
+        second = tune(features, out, 40)
         assert second.returncode == 2
         assert f"process {process.pid}" in second.stderr
         process.send_signal(signal.SIGINT)
@@ -146,7 +147,7 @@ def test_a_killed_driver_resumes_and_no_trial_is_lost_doubled_or_run_again(
     tmp_path: Path, features: Path
 ) -> None:
     out = tmp_path / "study"
-    words = command(features, out, "--trials", "8")
+    words = command(features, out, 8)
     with started(words) as process:
         wait_until(lambda: len(ended(out)) >= 2, process)
         process.send_signal(signal.SIGKILL)
@@ -156,7 +157,7 @@ def test_a_killed_driver_resumes_and_no_trial_is_lost_doubled_or_run_again(
         t: (out / "trials" / f"{t:04d}" / "last" / "manifest.json").stat().st_mtime_ns
         for t in finished
     }
-    done = tune(features, out, "--trials", "8")
+    done = tune(features, out, 8)
     assert done.returncode == 0, done.stdout + done.stderr
     after = {t.number: t for t in trials(out)}
     assert sorted(after) == list(range(8))
@@ -170,7 +171,7 @@ def test_a_killed_driver_resumes_and_no_trial_is_lost_doubled_or_run_again(
 
 def test_trials_of_two_train_workers_run_in_a_warm_group(tmp_path: Path, features: Path) -> None:
     out = tmp_path / "study"
-    done = tune(features, out, "--trials", "4", "--workers-per-trial", "2")
+    done = tune(features, out, 4, "--workers-per-trial", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     found = trials(out)
     assert [t.state.is_finished() for t in found] == [True] * 4
@@ -219,7 +220,7 @@ def test_ray_job_submit_runs_a_search(tmp_path: Path, features: Path) -> None:
                 break
             assert time.monotonic() < limit
             time.sleep(0.3)
-        words = [str(w) for w in command(features, out, "--trials", "3")]
+        words = [str(w) for w in command(features, out, 3)]
         words[0] = "python"
         done = subprocess.run(
             [env["RAY"], "job", "submit", "--working-dir", ".", "--", *words],
@@ -267,7 +268,7 @@ def test_a_search_that_loses_a_node_accounts_for_every_trial(
     tmp_path: Path, features: Path
 ) -> None:
     out = tmp_path / "study"
-    words = command(features, out, "--trials", "5", "--epochs", "12", "--concurrent", "2")
+    words = command(features, out, 5, "--concurrent", "2", epochs=12)
     done = subprocess.run(
         [sys.executable, "-c", CLUSTER, str(out), *words],
         cwd=ROOT,

@@ -6,12 +6,14 @@ runs the real readers in milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -31,7 +33,8 @@ from transformers import (
 from transformers.utils import logging
 
 from trainables.backbone import load_backbone
-from trainables.files import sha256_file, write_json
+from trainables.files import sha256_bytes, sha256_file, write_json
+from trainables.shards import SCHEMA
 
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -243,6 +246,60 @@ def tiny_features(
         },
         **{"preprocess": {}, "views": views, "data_seed": 0, "pixels": pixels},
         **{"splits": splits, "truncated_captions": 0},
+    }
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def tiny_shards(
+    folder: Path,
+    counts: Mapping[str, int] | None = None,
+    captions: int = 2,
+    *,
+    rows_per_shard: int = 8,
+    classes: bool = False,
+    duplicates: int = 0,
+    seed: int = 0,
+) -> Path:
+    """A shard folder as `cliptune shards` writes it: `counts` images a split (24, 8, 8).
+
+    With `classes` the images have class names and no captions. The last `duplicates` train images
+    have the bytes of the first ones.
+    """
+    counts = counts or {"train": 24, "val": 8, "test": 8}
+    folder.mkdir(parents=True, exist_ok=True)
+    shards, index = [], 0
+    for split, count in counts.items():
+        rows = []
+        for i in range(count):
+            copy = split == "train" and i >= count - duplicates
+            image = picture(i - count + duplicates if copy else index, seed=seed)
+            name = NOUNS[index // 6 % 8]
+            rows.append(
+                {
+                    **{"id": f"{split}-{i:03}", "image": image, "width": 40 + index % 7},
+                    **{"height": 40, "label": NOUNS.index(name) if classes else None},
+                    "captions": [] if classes else [caption(index, v) for v in range(captions)],
+                    "class_name": name if classes else None,
+                    **{"split": split, "sha256": sha256_bytes(image)},
+                }
+            )
+            index += 1
+        for number, start in enumerate(range(0, count, rows_per_shard)):
+            part = rows[start : start + rows_per_shard]
+            path = folder / f"{split}-{number:05}.parquet"
+            pq.write_table(pa.Table.from_pylist(part, SCHEMA), path, row_group_size=5)
+            entry = {"file": path.name, "split": split, "rows": len(part)}
+            entry["captions"] = sum(len(row["captions"]) for row in part)
+            shards.append(entry | {"sha256": sha256_file(path)})
+    splits = {
+        split: {"images": n, "captions": 0 if classes else n * captions}
+        for split, n in counts.items()
+    }
+    manifest = {
+        **{"format": "cliptune-shards-1", "source": {}, "splits": splits, "shards": shards},
+        "classes": {name: i for i, name in enumerate(NOUNS)} if classes else {},
+        **{"quarantined": {}, "notes": {}, "created": ""},
     }
     write_json(folder / "manifest.json", manifest)
     return folder

@@ -31,8 +31,8 @@ class LossConfig:
     `infonce`: symmetric InfoNCE (CLIP, Radford et al. 2021) with true multi-positive targets.
     `siglip`: pairwise sigmoid loss (Zhai et al. 2023).
     Hard negatives: `reweight` multiplies the in-batch negatives by exp(hardness x logit), scaled to
-    a mean of 1 (Robinson et al. 2021), `mined` puts each image's nearest images of the feature store into its
-    batch.
+    a mean of 1 (Robinson et al. 2021), `mined` puts each image's nearest images of the feature
+    store into its batch.
     """
 
     kind: Literal["infonce", "siglip"] = "infonce"

@@ -9,10 +9,9 @@ are read from the header, so a decompression bomb is refused before a pixel of i
 from __future__ import annotations
 
 import io
-import struct
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,9 @@ from PIL import (
 )
 from torch import Tensor
 
-from trainables.errors import DataError
+from trainables.image_headers import BadImage, jpeg_header, orientation, webp_size
+
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "BadImage", "Probe", "decode", "probe"]
 
 MAX_BYTES = 64 * 2**20  # of a file
 MAX_PIXELS = 64_000_000  # of an image; its RGB form then takes 192 MB at most
@@ -46,12 +47,7 @@ _OPENERS: dict[bytes, tuple[str, Callable[..., Any]]] = {
     b"II*\0": ("TIFF", TiffImagePlugin.TiffImageFile),
     b"MM\0*": ("TIFF", TiffImagePlugin.TiffImageFile),
 }
-_BIG = 8_000_000  # pixels; images above it are decoded one at a time, whatever the threads
-_one_big = threading.Lock()
-
-
-class BadImage(DataError):
-    """Bytes that are no image, or not one that we accept; the message is the reason alone."""
+_BAND = 1_000_000  # pixels
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,33 @@ class Probe:
         return self.orientation != 1
 
 
+class _Budget:
+    """A number of pixels that all threads together may have in decoding.
+
+    Sixty-four threads decode small images side by side, and large ones one after the other.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self.free = self.total = pixels
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        pixels = min(pixels, self.total)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= pixels)
+            self.free -= pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += pixels
+                self.changed.notify_all()
+
+
+_budget = _Budget(MAX_PIXELS)
+
+
 def probe(data: bytes) -> Probe:
     """Read the header only; `BadImage` where it already shows that `decode` would refuse."""
     return _open(data)[0]
@@ -77,7 +100,7 @@ def probe(data: bytes) -> Probe:
 def decode(data: bytes) -> Tensor:
     """The image as uint8 RGB (3, H, W), a channels-last view; `BadImage(reason)` otherwise."""
     header, image = _open(data)
-    with _one_big if header.width * header.height > _BIG else nullcontext():
+    with _budget.hold(header.width * header.height):
         if image is None:
             pixels = _decode_jpeg(data)
         else:
@@ -97,22 +120,22 @@ def _open(data: bytes) -> tuple[Probe, Any]:
         raise BadImage(f"not an image (begins with {begin!r})")
     image, frames = None, 1
     if name == "JPEG":
-        width, height, channels, exif = _jpeg_header(data)
+        width, height, channels, exif = jpeg_header(data)
         _check_size(width, height)
         if channels == 4:  # CMYK or YCCK
             image = _guard(name, lambda: opener(io.BytesIO(data)))
     else:
         if name == "WEBP":  # its plugin allocates the canvas on opening
-            _check_size(*_webp_size(data))
+            _check_size(*webp_size(data))
         image = _guard(name, lambda: opener(io.BytesIO(data)))
         width, height = image.size
         _check_size(width, height)
         frames = _guard(name, lambda: getattr(image, "n_frames", 1))
         exif = image.info.get("exif", b"")
-    orientation = _orientation(exif)
-    if orientation >= 5:
+    turn = orientation(exif)
+    if turn >= 5:
         width, height = height, width
-    return Probe(name, width, height, frames, orientation), image
+    return Probe(name, width, height, frames, turn), image
 
 
 def _check_size(width: int, height: int) -> None:
@@ -144,65 +167,6 @@ def _decode_jpeg(data: bytes) -> np.ndarray[Any, Any]:
         raise BadImage(f"corrupt JPEG ({error})") from error
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, int, bytes]:
-    """Width, height, channels and the raw EXIF block, by walking the markers up to the frame."""
-    at, exif = 2, b""
-    try:
-        while True:
-            while data[at + 1] == 0xFF:  # padding
-                at += 1
-            mark, marker = data[at], data[at + 1]
-            if mark != 0xFF or marker in (0xD9, 0xDA):  # not a marker, or no frame before the scan
-                raise BadImage("corrupt JPEG (no frame header)")
-            (size,) = struct.unpack_from(">H", data, at + 2)
-            if marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):  # SOF
-                height, width, channels = struct.unpack_from(">HHB", data, at + 5)
-                return width, height, channels, exif
-            if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-                exif = exif or data[at + 4 : at + 2 + size]
-            at += 2 + size
-    except (IndexError, struct.error) as error:
-        raise BadImage("truncated JPEG") from error
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a RIFF container's WebP, from its first chunk."""
-    head = data[:30].ljust(30, b"\0")
-    if head[8:15] == b"WEBPVP8":
-        if head[15:16] == b"X":
-            return (
-                1 + int.from_bytes(head[24:27], "little"),
-                1 + int.from_bytes(head[27:30], "little"),
-            )
-        if head[15:16] == b"L":
-            bits = int.from_bytes(head[21:25], "little")
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        if head[15:16] == b" ":
-            return (
-                int.from_bytes(head[26:28], "little") & 0x3FFF,
-                int.from_bytes(head[28:30], "little") & 0x3FFF,
-            )
-    raise BadImage("not an image (a RIFF file without WebP)")
-
-
-def _orientation(exif: bytes) -> int:
-    """EXIF tag 0x0112 of the first directory; 1 (upright) where there is none or it is damaged."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
-
-
 def _upright(pixels: Tensor, orientation: int) -> Tensor:
     """Undo the EXIF orientation of (3, H, W)."""
     if orientation >= 5:  # 5 to 8 lie on their side
@@ -212,25 +176,35 @@ def _upright(pixels: Tensor, orientation: int) -> Tensor:
 
 
 def _to_rgb(image: Any) -> np.ndarray[Any, Any]:
-    """A PIL image of any mode as RGB (H, W, 3)."""
-    if image.mode.startswith("I"):
-        return _scale_16_bit(image)
+    """A PIL image of any mode as RGB (H, W, 3), in bands: the steps between take no memory."""
     if image.mode == "F":
         raise BadImage("floating-point samples have no defined white")
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = 1 + _BAND // width
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = _band_to_rgb(band)
+    return pixels
+
+
+def _band_to_rgb(image: Any) -> Any:
+    if image.mode.startswith("I"):
+        return _scale_16_bit(image)
     if not image.has_transparency_data:
-        return np.array(image.convert("RGB"))
+        return image.convert("RGB")
     image = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))  # alpha 0 is white, whatever colour it hides
-    return np.array(white)
+    return white
 
 
 def _scale_16_bit(image: Any) -> np.ndarray[Any, Any]:
     """Grey of 0 to 65,535 to 0 to 255, rounded; `convert("RGB")` would clip it to white."""
-    deep = np.array(image, dtype=np.int64)
+    deep = np.array(image, dtype=np.int64)  # (H, W)
     if deep.min() < 0 or deep.max() > 65_535:
         raise BadImage("integer samples outside 0 to 65535 have no defined white")
     grey = ((deep + 128) // 257).astype(np.uint8)
     if isinstance(clear := image.info.get("transparency"), int):
         grey[deep == clear] = 255
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    return grey[:, :, None]  # (H, W, 1)

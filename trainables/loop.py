@@ -94,7 +94,7 @@ class Run:
         self.model: nn.Module = self.adapter
         if self.trained:
             self.optimizer = torch.optim.AdamW(
-                self.trained.values(),
+                list(self.trained.values()),
                 lr=config.optim.lr,
                 weight_decay=config.optim.weight_decay,
                 fused=True,

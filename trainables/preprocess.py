@@ -19,7 +19,8 @@ from torch import Tensor
 from trainables.errors import ConfigError
 from trainables.files import read_json
 
-VERSION = 1  # in every feature store's key; raise it when this module's pixels change
+# In every feature store's key: raise it when the pixels of this module or of `images` change.
+VERSION = 1
 MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 MAX_ASPECT = 16  # only the middle of a longer strip reaches the crop; the rest is cut off first
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -1,1 +1,8 @@
-"""The embedded demo: drawn scenes, their captions, and a tiny CLIP trained on them; no network."""
+"""The embedded demo, without a network: drawn scenes, their captions, a tiny CLIP trained on them.
+
+`cliptune demo` runs the whole line on them: draw, shards, encode, tune, evaluate, report.
+"""
+
+from pipelines.demo.stage import Args, run
+
+__all__ = ["Args", "run"]

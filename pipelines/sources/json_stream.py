@@ -60,6 +60,8 @@ class _Reader:
                     yield key, self._value()
             else:
                 yield key, self._value()
+        if more := self._peek():
+            raise ValueError(f"{more!r} after its end")
 
     def _between(self, begin: str, end: str) -> Iterator[None]:
         """Stop before each element of an object or array, for the caller to read it."""
@@ -79,19 +81,19 @@ class _Reader:
         self.text, self.at, self.ended = self.text[self.at :] + block, 0, not block
 
     def _peek(self) -> str:
-        """The next character that is not white space."""
+        """The next character that is not white space; "" at the end."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
                 self.at += 1
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if self.ended:
-                raise ValueError("it ends too early")
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
             self._more()
 
     def _expect(self, character: str) -> None:
         if (found := self._peek()) != character:
-            raise ValueError(f"expected {character!r}, found {found!r}")
+            raise ValueError(
+                f"expected {character!r}, found {found!r}" if found else "it ends early"
+            )
         self.at += 1
 
     def _value(self) -> Any:
@@ -99,7 +101,8 @@ class _Reader:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
-                if end < len(self.text) or self.ended:  # else a number may go on
+                # A number may go on in the next block: "1" of "12", of "1.5", of "1e5".
+                if self.ended or self.text[end : end + 1] not in ("", *".eE+-"):
                     self.at = end
                     return value
             except json.JSONDecodeError as error:

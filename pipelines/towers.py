@@ -1,0 +1,176 @@
+"""Ray Data's part of the `encode` stage: images out of shards, through the frozen towers.
+
+Flows in: row groups of shards. Flows out: batches of embeddings in whatever order they are ready,
+each with its place. Tasks read and decode; a pool of actors holds the towers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from pipelines.cluster import connect
+from trainables.backbone import Backbone, load_backbone
+from trainables.errors import CliptuneError, ConfigError
+from trainables.images import BadImage, decode
+from trainables.preprocess import Preprocess, view_of
+
+Array = np.ndarray[Any, Any]
+READ = 32  # images decoded at a time
+
+
+class Unit(NamedTuple):
+    """A row group of a shard."""
+
+    file: str
+    group: int
+    split: str
+    first: int  # row of its first image in the split
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How the cluster is divided between decoding and towers."""
+
+    towers: int
+    tower_cpus: float  # each
+    tower_gpus: float
+    threads: int  # of torch, each tower
+    task_cpus: float
+
+    @classmethod
+    def plan(cls, workers: int | str, cpus: float, gpus: float) -> Resources:
+        """Towers get half of the CPUs: were all taken, nothing would be left to decode for them.
+
+        A task never asks for as much as a tower: Ray Data fuses two stages that ask for the same,
+        and the tower's process would decode.
+        """
+        if cpus < 1:
+            raise ConfigError(f"Ray must have at least 1 CPU, got {cpus:g}.")
+        automatic = int(gpus) or max(1, int(cpus) // 4)
+        towers = automatic if workers == "auto" else int(workers)
+        share = cpus / 2 / towers
+        return cls(
+            towers=towers,
+            tower_cpus=int(share)
+            if share >= 1
+            else round(share, 3),  # Ray wants whole ones above 1
+            tower_gpus=min(1.0, gpus / towers),
+            threads=max(1, int(cpus / towers)),
+            task_cpus=0.9 * min(1.0, cpus / 2),
+        )
+
+
+class ReadAndDecode:
+    """A row group's images as squares for the tower, a few at a time."""
+
+    def __init__(self, preprocess: Preprocess, views: dict[str, int], data_seed: int) -> None:
+        self.preprocess, self.views, self.data_seed = preprocess, views, data_seed
+
+    def __call__(self, batch: dict[str, Array]) -> Iterator[dict[str, Array]]:
+        """Units to `split`, `square` (row * V + view), `pixels` (n, 3, R, R), `error`."""
+        torch.set_num_threads(1)
+        for values in zip(*(batch[name].tolist() for name in Unit._fields), strict=True):
+            yield from self._unit(Unit(*values))
+
+    def _unit(self, unit: Unit) -> Iterator[dict[str, Array]]:
+        row, views = unit.first, self.views[unit.split]
+        with pq.ParquetFile(unit.file, pre_buffer=False) as file:
+            parts = file.iter_batches(READ, row_groups=[unit.group], columns=["id", "image"])
+            for part in parts:
+                squares: list[Array] = []
+                numbers: list[int] = []
+                errors: list[str] = []
+                for record in part.to_pylist():
+                    pixels, error = self._squares(record, row, views)
+                    squares += pixels
+                    numbers += range(row * views, (row + 1) * views)
+                    errors += [error] * views
+                    row += 1
+                yield {
+                    "split": np.array([unit.split] * len(numbers)),
+                    "square": np.array(numbers),
+                    "pixels": np.stack(squares),
+                    "error": np.array(errors),
+                }
+
+    def _squares(self, record: dict[str, Any], row: int, views: int) -> tuple[list[Array], str]:
+        """All views of an image; one that does not decode is black, and says why."""
+        try:
+            image = decode(record["image"])
+        except BadImage as error:
+            size = self.preprocess.size
+            return [np.zeros((3, size, size), np.uint8)] * views, f"`{record['id']}`: {error}"
+        chosen = [None, *(view_of(self.data_seed, k, row) for k in range(views - 1))]
+        return [self.preprocess.apply(image, view).numpy() for view in chosen], ""
+
+
+class Tower:
+    """A frozen image tower, loaded once a worker."""
+
+    def __init__(self, name: str, revision: str | None, fingerprint: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.backbone = load_backbone(name, revision, device)
+        if self.backbone.fingerprint != fingerprint:
+            raise CliptuneError(f"`{name}` changed while it was being used.")
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Array], keep_pixels: bool) -> dict[str, Array]:
+        pixels = torch.from_numpy(np.array(batch["pixels"]))
+        result = {name: batch[name] for name in ("split", "square", "error")}
+        result["image_embeds"] = self.backbone.embed_images(pixels).cpu().numpy()
+        return result | ({"pixels": batch["pixels"]} if keep_pixels else {})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do with every unit."""
+
+    backbone: Backbone
+    views: dict[str, int]  # V of each split, the clean one included
+    data_seed: int
+    pixels: bool  # hand the pixels on
+    batch_size: int
+    workers: int | str
+
+
+def embed_units(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
+    """Batches of `split`, `square`, `error`, `image_embeds` (n, e) and perhaps `pixels`."""
+    connect()
+    import ray
+
+    have = ray.cluster_resources()
+    resources = Resources.plan(job.workers, have.get("CPU", 0), have.get("GPU", 0))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    backbone = job.backbone
+    embedded = (
+        ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
+        .map_batches(
+            ReadAndDecode(backbone.preprocess, job.views, job.data_seed).__call__,
+            batch_size=1,
+            num_cpus=resources.task_cpus,
+        )
+        .map_batches(
+            Tower,
+            fn_constructor_args=(
+                *(backbone.name, backbone.revision, backbone.fingerprint),
+                resources.threads,
+            ),
+            fn_kwargs={"keep_pixels": job.pixels},
+            batch_size=job.batch_size,
+            compute=ray.data.ActorPoolStrategy(size=resources.towers),
+            num_cpus=resources.tower_cpus,
+            num_gpus=resources.tower_gpus or None,
+        )
+    )
+    yield from embedded.iter_batches(batch_size=None, batch_format="numpy")

@@ -1,0 +1,75 @@
+"""What image files say of themselves, read by hand from their first bytes.
+
+For the formats where PIL would already decode, allocate or warn in order to say it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from trainables.errors import DataError
+
+
+class BadImage(DataError):
+    """Bytes that are no image, or not one that we accept; the message is the reason alone."""
+
+
+def jpeg_header(data: bytes) -> tuple[int, int, int, bytes]:
+    """Width, height, channels and the raw EXIF block, by walking the markers up to the frame."""
+    at, exif = 2, b""
+    try:
+        while True:
+            while data[at + 1] == 0xFF:  # padding
+                at += 1
+            mark, marker = data[at], data[at + 1]
+            # No marker, or one without a length, which nobody writes here and a forger could use
+            # to show us another frame than the decoder sees; or the scan, before any frame.
+            if mark != 0xFF or marker < 0xC0 or 0xD0 <= marker <= 0xDA:
+                raise BadImage("corrupt JPEG (no frame header)")
+            (size,) = struct.unpack_from(">H", data, at + 2)
+            if marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):  # SOF
+                height, width, channels = struct.unpack_from(">HHB", data, at + 5)
+                return width, height, channels, exif
+            if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+                exif = exif or data[at + 4 : at + 2 + size]
+            at += 2 + size
+    except (IndexError, struct.error) as error:
+        raise BadImage("truncated JPEG") from error
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a RIFF container's WebP, from its first chunk."""
+    head = data[:30].ljust(30, b"\0")
+    if head[8:15] == b"WEBPVP8":
+        if head[15:16] == b"X":
+            return (
+                1 + int.from_bytes(head[24:27], "little"),
+                1 + int.from_bytes(head[27:30], "little"),
+            )
+        if head[15:16] == b"L":
+            bits = int.from_bytes(head[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        if head[15:16] == b" ":
+            return (
+                int.from_bytes(head[26:28], "little") & 0x3FFF,
+                int.from_bytes(head[28:30], "little") & 0x3FFF,
+            )
+    raise BadImage("not an image (a RIFF file without WebP)")
+
+
+def orientation(exif: bytes) -> int:
+    """EXIF tag 0x0112 of the first directory; 1 (upright) where there is none or it is damaged."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
