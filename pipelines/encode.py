@@ -44,7 +44,7 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines import console
-    from pipelines.encoding import encode
+    from pipelines.encoding.store import encode
 
     folder, fresh = encode(args)
     then = f"cliptune tune --features {folder}"

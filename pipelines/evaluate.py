@@ -16,8 +16,8 @@ from trainables.errors import ConfigError, DataError
 from trainables.files import append_jsonl, now, read_json, read_jsonl, sha256_json, write_json
 
 if TYPE_CHECKING:
-    from pipelines.contestants import Contest
-    from pipelines.protocol import Protocol
+    from pipelines.measuring.contestants import Contest
+    from pipelines.measuring.protocol import Protocol
     from trainables.adapters.base import Adapter
     from trainables.backbone import Backbone
     from trainables.features import SplitFeatures
@@ -48,8 +48,8 @@ def run(args: Args) -> None:
     ):
         if value < least:
             raise ConfigError(f"`{flag}` must be at least {least}, got {value}.")
-    from pipelines.contestants import read_contest
-    from pipelines.standings import table
+    from pipelines.measuring.contestants import read_contest
+    from pipelines.measuring.standings import table
 
     started = time.monotonic()
     contest = read_contest(args.run, args.adapters == "best")
@@ -137,10 +137,10 @@ def _measure(
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from pipelines.gallery import COLUMNS, RULE, gallery
-    from pipelines.protocol import Protocol
-    from pipelines.provenance import hardware, versions
-    from pipelines.standings import standings
+    from pipelines.measuring.gallery import COLUMNS, RULE, gallery
+    from pipelines.measuring.protocol import Protocol
+    from pipelines.measuring.provenance import hardware, versions
+    from pipelines.measuring.standings import standings
     from trainables.features import embed_split
     from trainables.predict import predict
     from trainables.shards import Seal

@@ -22,7 +22,7 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from pipelines.contestants import read_contest
+    from pipelines.measuring.contestants import read_contest
     from trainables.backbone import load_backbone
 
     if args.out.exists():

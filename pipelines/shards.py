@@ -70,7 +70,7 @@ def run(args: Args) -> None:
 
 def _describe(args: Args, name: str, options: Options) -> tuple[dict[str, Any], int | None]:
     """What the output depends on (equal descriptions, equal shards), and the number of records."""
-    from pipelines.fingerprint import fingerprint
+    from pipelines.sharding.fingerprint import fingerprint
 
     local = Path(args.source).exists()
     total, records = fingerprint(args.source, name, options)
@@ -118,11 +118,11 @@ def _write(
     import pyarrow as pa
     from tqdm import tqdm
 
-    from pipelines.quarantine import Quarantine
-    from pipelines.shard_writer import ShardWriter
-    from pipelines.sharding import Sharding, checked
+    from pipelines.sharding.quarantine import Quarantine
+    from pipelines.sharding.work import Sharding, checked
+    from pipelines.sharding.workspace import workspace
+    from pipelines.sharding.writer import ShardWriter
     from pipelines.sources.registry import SOURCES
-    from pipelines.workspace import workspace
     from trainables.files import now, write_json
     from trainables.shards import FORMAT
 

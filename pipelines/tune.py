@@ -19,7 +19,7 @@ from trainables.files import now, read_json, write_json
 if TYPE_CHECKING:
     import optuna
 
-    from pipelines.study import Search, StudySearcher
+    from pipelines.search.study import Search, StudySearcher
 
 STOP_SECONDS = 8.0  # after an interrupt the driver is gone within ten
 
@@ -76,9 +76,8 @@ def run(args: Args) -> None:
 
 def _check(args: Args) -> Search:
     """Everything that can be wrong with the flags, before any work."""
+    from pipelines.search.study import Search
     from search_spaces.registry import SPACES
-
-    from pipelines.study import Search
     from trainables.adapters.registry import make_config
 
     if not (args.features / "manifest.json").is_file():
@@ -105,7 +104,7 @@ def _check(args: Args) -> Search:
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
-    from pipelines.study import best_trial, open_study, states
+    from pipelines.search.study import best_trial, open_study, states
 
     _claim(folder, args, search)
     study = open_study(folder)
@@ -139,7 +138,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
 
 def _claim(folder: Path, args: Args, search: Search) -> None:
     """Write `study.json`, or check that this folder holds the same study."""
-    from pipelines.study import rungs
+    from pipelines.search.study import rungs
 
     manifest = read_json(args.features / "manifest.json")
     wanted = {
@@ -178,14 +177,14 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Losses` says what it would log
     from pipelines.cluster import connect
-    from pipelines.study import (
+    from pipelines.search.study import (
         Losses,
         Progress,
         StudySearcher,
         enqueue_recipes,
         replayed_asha,
     )
-    from pipelines.workers import plan
+    from pipelines.search.workers import plan
     from trainables.trial import AdapterTrial, TrialSettings
 
     enqueue_recipes(study, search)
@@ -252,7 +251,7 @@ class _Interrupt:
 
     def _deadline(self) -> None:
         """A step that takes longer than the user should wait is given up; its last save stands."""
-        from pipelines.study import best_trial
+        from pipelines.search.study import best_trial
 
         time.sleep(STOP_SECONDS)
         top = best_trial(self.searcher.study)

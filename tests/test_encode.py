@@ -25,9 +25,9 @@ from torch import Tensor
 
 from pipelines import encoding
 from pipelines.encode import Args, run
-from pipelines.encoding import encode
-from pipelines.store_writer import locked
-from pipelines.towers import Array, Job, ReadAndDecode, Resources, Tower, Unit
+from pipelines.encoding.store import encode
+from pipelines.encoding.towers import Array, Job, ReadAndDecode, Resources, Tower, Unit
+from pipelines.encoding.writer import locked
 from tests.tiny import tiny_clip, tiny_shards
 from trainables import features as features_module
 from trainables.backbone import load_backbone

@@ -16,9 +16,9 @@ import torch
 
 from pipelines import evaluate, gallery
 from pipelines.evaluate import Args
-from pipelines.protocol import Protocol
+from pipelines.measuring.protocol import Protocol
+from pipelines.measuring.standings import verdict
 from pipelines.reporting.result import read_result
-from pipelines.standings import verdict
 from tests.tiny import caption, picture, tiny_features
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone, load_backbone
@@ -190,7 +190,7 @@ def test_every_other_call_is_one_more_opening_and_says_so(
 def test_an_opening_that_fails_is_logged_all_the_same(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.protocol.per_query", None)
+    monkeypatch.setattr("pipelines.measuring.protocol.per_query", None)
     with pytest.raises(TypeError):
         measured(study)
     assert not (study / "result.json").exists()

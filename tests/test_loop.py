@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone, load_backbone
 from trainables.checkpoint import load_adapter, newest_intact, verify

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.records import check
+from pipelines.sharding.records import check
 from pipelines.sources import huggingface, json_stream
 from pipelines.sources.base import BadRecord, Options, RawRecord, parse_columns, split_of_name
 from pipelines.sources.gather import Gather

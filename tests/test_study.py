@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
-from pipelines.study import (
+from ray.tune.search import Searcher
+
+from pipelines.search.study import (
     Losses,
     Search,
     StudySearcher,
@@ -21,8 +23,7 @@ from pipelines.study import (
     rungs,
     states,
 )
-from pipelines.workers import Switchboard
-from ray.tune.search import Searcher
+from pipelines.search.workers import Switchboard
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
 from trainables.config import to_json

@@ -36,7 +36,9 @@ FORMAT = "cliptune-checkpoint-1"
 
 def trained_tensors(adapter: Adapter[Any]) -> dict[str, Tensor]:
     """What an adapter learned: parameters with `requires_grad`, and the objective's own state."""
-    tensors: dict[str, Tensor] = {name: p for name, p in adapter.named_parameters() if p.requires_grad}
+    tensors: dict[str, Tensor] = {
+        name: p for name, p in adapter.named_parameters() if p.requires_grad
+    }
     tensors |= {f"objective.{name}": b for name, b in adapter.objective.named_buffers()}
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 

@@ -54,6 +54,8 @@ def _stage(*words: object) -> None:
     """Run one command in its own process, as a user would; its failure is ours."""
     stage, *flags = map(str, words)
     say(f"\n$ cliptune {stage} {shlex.join(flags)}")
-    code = subprocess.run([sys.executable, "-m", f"pipelines.{stage}", *flags], check=False).returncode
+    code = subprocess.run(
+        [sys.executable, "-m", f"pipelines.{stage}", *flags], check=False
+    ).returncode
     if code:
         sys.exit(code)

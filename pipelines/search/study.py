@@ -33,8 +33,8 @@ from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
-from search_spaces.registry import SPACES
 
+from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
 from trainables.config import Value, flatten
 from trainables.files import write_json

@@ -13,10 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipelines.ledger import Ledger
-from pipelines.quarantine import Quarantine
-from pipelines.records import Checked, check
-from pipelines.shard_writer import ShardWriter
+from pipelines.sharding.ledger import Ledger
+from pipelines.sharding.quarantine import Quarantine
+from pipelines.sharding.records import Checked, check
+from pipelines.sharding.writer import ShardWriter
 from pipelines.sources.base import BadRecord, RawRecord
 from trainables.errors import DataError
 from trainables.shards import SPLITS

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from pipelines import console
 from pipelines.encode import Args
-from pipelines.store_writer import SplitWriter, locked
-from pipelines.towers import Array, Job, Unit, embed_units
+from pipelines.encoding.towers import Array, Job, Unit, embed_units
+from pipelines.encoding.writer import SplitWriter, locked
 from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, DataError
 from trainables.features import FORMAT, TEXT_COLUMNS, decoder_versions, features_key, read_texts

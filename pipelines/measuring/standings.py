@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines.contestants import Contest, Contestant
-from pipelines.protocol import Measured, Protocol
+from pipelines.measuring.contestants import Contest, Contestant
+from pipelines.measuring.protocol import Measured, Protocol
 from trainables.adapters.base import Adapter
 from trainables.config import to_json
 from trainables.features import open_features

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.protocol import Measured
+from pipelines.measuring.protocol import Measured
 from trainables.features import SplitFeatures, captions_of
 from trainables.images import decode
 

@@ -1,0 +1,1 @@
+"""The work behind `cliptune encode`: Ray Data through the frozen towers into a store."""

@@ -1,0 +1,1 @@
+"""The work behind `cliptune evaluate`: who is measured, and how, on the sealed split."""

@@ -1,0 +1,1 @@
+"""The work behind `cliptune shards`: records checked, written, and accounted for."""
