@@ -23,8 +23,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import encoding
 from pipelines.encode import Args, run
+from pipelines.encoding import store as encoding
 from pipelines.encoding.store import encode
 from pipelines.encoding.towers import Array, Job, ReadAndDecode, Resources, Tower, Unit
 from pipelines.encoding.writer import locked

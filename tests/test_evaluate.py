@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines import evaluate, gallery
+from pipelines import evaluate
 from pipelines.evaluate import Args
+from pipelines.measuring import gallery
 from pipelines.measuring.protocol import Protocol
 from pipelines.measuring.standings import verdict
 from pipelines.reporting.result import read_result

@@ -1,4 +1,4 @@
-"""The training loop: it learns, it saves whole checkpoints, and a killed run ends with equal bytes."""
+"""The training loop: it learns, saves whole checkpoints, and a killed run ends with equal bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from trainables.checkpoint import load_adapter, newest_intact, verify
 from trainables.errors import CheckpointError
 from trainables.features import open_features
 from trainables.hardware import bf16_pays
-from trainables.loop import Diverged, Interrupted, Run
+from trainables.loop import Diverged, Interrupted, Run, never
 from trainables.predict import predict
 from trainables.sampler import Batches
 
@@ -40,9 +41,9 @@ def start(
     return Run(config, backbone, train, val, folder, METRIC)
 
 
-def finish(run: Run) -> Run:
+def finish(run: Run, should_stop: Callable[[], bool] = never) -> Run:
     while not run.finished:
-        run.advance()
+        run.advance(should_stop)
     return run
 
 
@@ -90,8 +91,7 @@ def test_a_run_cut_at_any_step_ends_with_the_same_bytes(
         folder = tmp_path / f"cut{cut}"
         run = start(folder, backbone, features, name, **extra)
         with pytest.raises(Interrupted):
-            while True:
-                run.advance(lambda run=run, cut=cut: run.step >= cut)  # type: ignore[misc]
+            finish(run, lambda run=run, cut=cut: run.step >= cut)  # type: ignore[misc]
         resumed = start(folder, backbone, features, name, **extra)
         assert resumed.step == run.step
         finish(resumed)
@@ -104,6 +104,7 @@ def test_a_run_cut_at_any_step_ends_with_the_same_bytes(
 
 VICTIM = """
 import os, signal, sys
+from collections.abc import Callable
 from pathlib import Path
 import torch
 import trainables.checkpoint as checkpoint

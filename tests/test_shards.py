@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import sharding
+from pipelines.sharding import work as sharding
 from pipelines.sharding.ledger import Ledger
 from pipelines.shards import Args, run
 from pipelines.sources.base import BadRecord, RawRecord
@@ -367,7 +367,8 @@ def test_a_killed_run_leaves_nothing_that_looks_complete(tmp_path: Path) -> None
     program = """
 import os, signal, sys
 from pathlib import Path
-from pipelines import shards, sharding
+from pipelines import shards
+from pipelines.sharding import work as sharding
 take = sharding.Sharding.take
 def fatal(self, name, outcome):
     take(self, name, outcome)
@@ -462,7 +463,8 @@ def test_memory_of_240_megabytes_of_images(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import torch, pyarrow.parquet, trainables.images
-from pipelines import shards, sharding
+from pipelines import shards
+from pipelines.sharding import work as sharding
 from pipelines.sources.registry import SOURCES
 def peak():
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

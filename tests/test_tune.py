@@ -1,4 +1,4 @@
-"""Whole searches on a tiny backbone: finished, interrupted, killed, and on a cluster that shrinks."""
+"""Whole searches on a tiny backbone: finished, interrupted, killed, on a shrinking cluster."""
 
 from __future__ import annotations
 
@@ -250,8 +250,9 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 
 out, words = Path(sys.argv[1]), sys.argv[2:]
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
-nodes = [cluster.add_node(num_cpus=1, object_store_memory=10**8) for _ in range(2)]
+small = {"object_store_memory": 10**8}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
 process = subprocess.Popen(words, env=os.environ | {"RAY_ADDRESS": cluster.address})
 while len(list((out / "trials").glob("*/metrics.jsonl"))) < 2:
     assert process.poll() is None

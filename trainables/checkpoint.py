@@ -34,13 +34,14 @@ from trainables.files import (
 FORMAT = "cliptune-checkpoint-1"
 
 
+def _named(adapter: Adapter[Any]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
+    return tensors | {f"objective.{n}": b for n, b in adapter.objective.named_buffers()}
+
+
 def trained_tensors(adapter: Adapter[Any]) -> dict[str, Tensor]:
     """What an adapter learned: parameters with `requires_grad`, and the objective's own state."""
-    tensors: dict[str, Tensor] = {
-        name: p for name, p in adapter.named_parameters() if p.requires_grad
-    }
-    tensors |= {f"objective.{name}": b for name, b in adapter.objective.named_buffers()}
-    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    return {name: t.detach().cpu().contiguous() for name, t in _named(adapter).items()}
 
 
 def save_checkpoint(
@@ -111,8 +112,7 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
 def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
     """Put the tensors of a verified checkpoint into `adapter`, in place."""
     stored = load_file(folder / "adapter.safetensors")
-    named: dict[str, Tensor] = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
-    named |= {f"objective.{name}": b for name, b in adapter.objective.named_buffers()}
+    named = _named(adapter)
     if stored.keys() != named.keys():
         odd = sorted(stored.keys() ^ named.keys())
         raise CheckpointError(f"`{folder}` does not fit the adapter: tensors {odd[:3]} differ.")

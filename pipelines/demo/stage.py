@@ -1,4 +1,4 @@
-"""The whole line on a drawn data set: shards, encode, tune, evaluate, report, as you would type it."""
+"""The whole line on a drawn data set, each command as you would type it."""
 
 from __future__ import annotations
 

@@ -292,9 +292,10 @@ class Progress(Callback):
         best = f"best {top.user_attrs['best']:.4f} (trial {top.number})" if top else "no result yet"
         adapter = frozen.user_attrs["config"]["name"]
         reason = frozen.user_attrs.get("reason", "")
+        epochs, state = len(frozen.intermediate_values), frozen.state.name.lower()
         print(
             f"[{ended}/{self.search.trials}] trial {frozen.number:>3} {adapter:<12} "
-            f"{frozen.state.name.lower():<8} {value} at epoch {len(frozen.intermediate_values):>2} | "
+            f"{state:<8} {value} at epoch {epochs:>2} | "
             f"{best} | {60 * max(ended - self.already, 1) / spent:.1f} trials/min, "
             f"about {left:.0f} s left {reason}",
             flush=True,
