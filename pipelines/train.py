@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import signal
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console import done, nothing_to_do, say
+from pipelines.hold import hold
 from trainables.errors import CliptuneError, DataError
 from trainables.files import read_json, write_json
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Args:
     features: Path
-    """Feature store written by `cliptune encode`."""
+    """A feature store written by `cliptune encode`, or a folder with one in it."""
     out: Path
     """Folder of the run. The same command in the same folder goes on where it stopped."""
     adapter: str = "soft_prompt"
@@ -33,9 +36,9 @@ class Args:
 
 def run(args: Args) -> None:
     from trainables.adapters.registry import make_config
+    from trainables.features import find_store
 
-    if not (args.features / "manifest.json").is_file():
-        raise DataError(f"`{args.features}` is no complete feature store: run `cliptune encode`.")
+    args = dataclasses.replace(args, features=find_store(args.features).absolute())
     values: dict[str, Any] = {}
     for pair in args.set:
         key, equals, value = pair.partition("=")
@@ -56,13 +59,14 @@ def run(args: Args) -> None:
         folder / "run.json",
         {
             "format": "cliptune-run-1",
-            "features": str(args.features.absolute()),
+            "features": str(args.features),
             "features_key": key,
             "metric": args.metric,
         },
     )
     job = {"args": args, "config": config, "folder": folder}
-    ran = train_here(job) if args.workers == 1 else _train_in_group(job, args.workers)
+    with hold(folder):
+        ran = train_here(job) if args.workers == 1 else _train_in_group(job, args.workers)
     then = f"cliptune evaluate --run {args.out}"
     if ran:
         done([folder / "best", folder / "metrics.csv"], then)
@@ -83,8 +87,8 @@ def _train_in_group(job: dict[str, Any], workers: int) -> bool:
         train_loop_config=job,
         scaling_config=train.ScalingConfig(num_workers=workers),
         run_config=train.RunConfig(
-            name=job["folder"].name,
-            storage_path=str(job["folder"].parent),
+            name="group",
+            storage_path=str(job["folder"] / "ray"),
             failure_config=train.FailureConfig(max_failures=2),
         ),
     ).fit()
@@ -101,14 +105,14 @@ def train_here(job: dict[str, Any]) -> bool:
     """This process's part of the training; whether there was anything left to do."""
     import torch.distributed
 
-    from trainables.loop import Run, Worker
+    from trainables.loop import Interrupted, Run, Worker
     from trainables.trial import TrialSettings, Workbench
 
     args: Args = job["args"]
     worker = Worker()
     if torch.distributed.is_initialized():
         worker = Worker(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    settings = TrialSettings(args.features.absolute(), job["folder"], args.metric, threads=0)
+    settings = TrialSettings(args.features, job["folder"], args.metric, threads=0)
     bench = Workbench(settings)
     run = Run(
         job["config"], bench.backbone, bench.train, bench.val, job["folder"], args.metric, worker
@@ -117,13 +121,34 @@ def train_here(job: dict[str, Any]) -> bool:
         say(f"warning: {warning}")
     if run.finished:
         return False
-    while not run.finished:
-        _show(run.advance, run.epochs, args.metric, worker)
+    interrupts = Interrupts()
+    try:
+        while not run.finished:
+            _show(run.advance(interrupts.came), run.epochs, args.metric, worker)
+    except Interrupted:
+        raise KeyboardInterrupt from None  # saved; the command line says how to go on
     return True
 
 
-def _show(advance: Callable[[], Row], epochs: int, metric: str, worker: Worker) -> None:
-    row = advance()
+class Interrupts:
+    """SIGINT and SIGTERM, remembered until the loop asks between two steps."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._handle)
+
+    def _handle(self, *_: object) -> None:
+        if self.seen:
+            raise KeyboardInterrupt  # the second one does not wait for the step
+        self.seen = True
+
+    def came(self) -> bool:
+        return self.seen
+
+
+def _show(row: Row, epochs: int, metric: str, worker: Worker) -> None:
     if worker.rank == 0:
         left = row["train/seconds"] * (epochs - row["epoch"])
         loss = f"loss {row['train/loss']:.4f} | " if "train/loss" in row else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console import done, nothing_to_do, say
+from pipelines.hold import hold
 from trainables.errors import CliptuneError, DataError, unknown
 from trainables.files import now, read_json, write_json
 
@@ -27,7 +29,7 @@ STOP_SECONDS = 8.0  # after an interrupt the driver is gone within ten
 @dataclass(frozen=True)
 class Args:
     features: Path
-    """Feature store written by `cliptune encode`."""
+    """A feature store written by `cliptune encode`, or a folder with one in it."""
     out: Path = Path("runs/study")
     """Folder of the study. The same command in the same folder goes on where it stopped."""
     adapter: tuple[str, ...] = ("soft_prompt", "lora")
@@ -51,27 +53,13 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from filelock import FileLock, Timeout
+    from trainables.features import find_store
 
+    args = dataclasses.replace(args, features=find_store(args.features).absolute())
     search = _check(args)
     folder = args.out.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / "holder.json"
-    lock = FileLock(folder / "study.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = read_json(holder) if holder.exists() else {}
-        raise DataError(
-            f"`{folder}` is in use by process {who.get('pid')} on {who.get('host')} since "
-            f"{who.get('since')}: wait for it, or give another `--out`."
-        ) from None
-    try:
-        write_json(holder, {"pid": os.getpid(), "host": os.uname().nodename, "since": now()})
+    with hold(folder):
         _search(args, search, folder)
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
 
 
 def _check(args: Args) -> Search:
@@ -80,8 +68,6 @@ def _check(args: Args) -> Search:
     from search_spaces.registry import SPACES
     from trainables.adapters.registry import make_config
 
-    if not (args.features / "manifest.json").is_file():
-        raise DataError(f"`{args.features}` is no complete feature store: run `cliptune encode`.")
     for name in args.adapter:
         if name not in SPACES:
             raise CliptuneError(unknown("adapter", name, SPACES))
@@ -143,7 +129,7 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
     manifest = read_json(args.features / "manifest.json")
     wanted = {
         "format": "cliptune-study-1",
-        "features": str(args.features.absolute()),
+        "features": str(args.features),
         "features_key": manifest["key"],
         "metric": search.metric,
         "adapters": list(search.adapters),
@@ -190,7 +176,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     enqueue_recipes(study, search)
     connect(dashboard=True)
     workers = plan(args.concurrent, args.workers_per_trial, args.gpus_per_worker)
-    settings = TrialSettings(args.features.absolute(), folder, search.metric, workers.threads)
+    settings = TrialSettings(args.features, folder, search.metric, workers.threads)
     settings.stop_file.unlink(missing_ok=True)
     searcher = StudySearcher(study, search, folder)
     interrupt = _Interrupt(settings.stop_file, searcher)

@@ -27,7 +27,7 @@ from pipelines.encode import Args, run
 from pipelines.encoding import store as encoding
 from pipelines.encoding.store import encode
 from pipelines.encoding.towers import Array, Job, ReadAndDecode, Resources, Tower, Unit
-from pipelines.encoding.writer import locked
+from pipelines.hold import hold
 from tests.tiny import tiny_clip, tiny_shards
 from trainables import features as features_module
 from trainables.backbone import load_backbone
@@ -389,10 +389,10 @@ def test_a_damaged_store_is_refused(
 
 
 def test_only_one_process_writes_a_store(tmp_path: Path) -> None:
-    refused = pytest.raises(DataError, match="being written by another process")
-    with locked(tmp_path), refused, locked(tmp_path):
+    refused = pytest.raises(DataError, match="in use by process")
+    with hold(tmp_path), refused, hold(tmp_path):
         pass
-    with locked(tmp_path):  # free again
+    with hold(tmp_path):  # free again
         pass
 
 

@@ -116,6 +116,18 @@ def read_texts(backbone: Backbone, rows: Iterable[Row]) -> Texts:
     return Texts(ids, tokens, caption_rows, torch.tensor(groups, dtype=torch.int64), truncated)
 
 
+def find_store(folder: Path) -> Path:
+    """`folder` if it is a finished store, or the only one in it."""
+    if (folder / "manifest.json").is_file():
+        return folder
+    found = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise DataError(f"`{folder}` holds no finished features: run `cliptune encode`.")
+    raise DataError(f"`{folder}` holds several stores, name one: {', '.join(map(str, found))}.")
+
+
 def open_features(folder: Path | str, split: str) -> SplitFeatures:
     """A split of a finished store, mapped: pages are read on first use and shared by processes."""
     folder = Path(folder)

@@ -93,17 +93,22 @@ class Run:
         self.warnings: list[str] = []
         self.model: nn.Module = self.adapter
         if self.trained:
-            self.optimizer = torch.optim.AdamW(
-                list(self.trained.values()),
-                lr=config.optim.lr,
-                weight_decay=config.optim.weight_decay,
-                fused=True,
-            )
+            self.optimizer = self._make_optimizer()
             if worker.world > 1:
                 self.model = nn.parallel.DistributedDataParallel(
                     self.adapter, broadcast_buffers=False
                 )
         self._resume()
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """Fused AdamW. Decay pulls matrices and prompts to 0; for a temperature or a bias, 0 is no
+        natural place."""
+        decay = self.config.optim.weight_decay
+        groups = [
+            {"params": [p for p in self.trained.values() if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in self.trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.config.optim.lr, fused=True)
 
     # -- where the run stands ---------------------------------------------------------------
 
@@ -123,6 +128,13 @@ class Run:
             return False
         stale = self.epoch - best["epoch"]
         return self.epoch >= self.epochs or 0 < self.config.patience <= stale
+
+    @property
+    def truncated_captions(self) -> int:
+        """Train captions that do not fit into the text tower, beside what the adapter adds."""
+        room = self.adapter.backbone.context_length - self.adapter.added_tokens
+        data = self.batches.data
+        return max(int((data.tokens.lengths > room).sum()), data.truncated)
 
     @property
     def trainable_parameters(self) -> int:
@@ -157,6 +169,7 @@ class Run:
         row |= {f"train/{name}": value / steps for name, value in self.sums.items()}
         self.sums = {}
         if self.trained:
+            row["train/truncated_captions"] = self.truncated_captions
             row["train/lr"] = self.optimizer.param_groups[0]["lr"]
         row["train/seconds"] = time.monotonic() - started
         row |= {f"val/{name}": value for name, value in self._measure().items()}

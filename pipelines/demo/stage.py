@@ -39,9 +39,8 @@ def run(args: Args) -> None:
     shards, features, study = (args.out / name for name in ("shards", "features", "study"))
     _stage("shards", "--source", index, "--out", shards)
     _stage("encode", "--shards", shards, "--backbone", BACKBONE, "--out", features)
-    store = max(features.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime).parent
     _stage(
-        *("tune", "--features", store, "--out", study, "--adapter", *args.adapter),
+        *("tune", "--features", features, "--out", study, "--adapter", *args.adapter),
         *("--trials", args.trials, "--epochs", args.epochs, "--seed", args.seed),
     )
     _stage("evaluate", "--run", study)

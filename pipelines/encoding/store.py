@@ -18,7 +18,8 @@ from tqdm import tqdm
 from pipelines import console
 from pipelines.encode import Args
 from pipelines.encoding.towers import Array, Job, Unit, embed_units
-from pipelines.encoding.writer import SplitWriter, locked
+from pipelines.encoding.writer import SplitWriter
+from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, DataError
 from trainables.features import FORMAT, TEXT_COLUMNS, decoder_versions, features_key, read_texts
@@ -119,7 +120,7 @@ def encode(args: Args) -> tuple[Path, bool]:
     backbone = load_backbone(args.backbone, args.revision)
     key = features_key(backbone, shards, args.views, args.data_seed, args.pixels)
     folder = args.out.absolute() / key
-    with locked(folder):
+    with hold(folder):
         if _complete(folder):
             return folder, False
         store = Store(args, folder, backbone, shards)

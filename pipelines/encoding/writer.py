@@ -8,12 +8,9 @@ batch is in memory.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +23,6 @@ from trainables.files import append_jsonl, read_jsonl, sha256_file, write_json
 Array = np.ndarray[Any, Any]
 DTYPES = {"int64": "I64", "float32": "F32", "int32": "I32", "uint8": "U8"}
 BLOCK = 2**22  # bytes read at once when hashing
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Only one process writes `folder`; the kernel drops the lock of one that dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"`{folder}` is being written by another process.") from error
-        yield
 
 
 class SplitWriter:

@@ -48,6 +48,11 @@ class Adapter(nn.Module, ABC, Generic[C]):
         """What the images of a batch must come as."""
         return "features"
 
+    @property
+    def added_tokens(self) -> int:
+        """Positions that the method takes from every caption: long ones are cut by as many."""
+        return 0
+
     @abstractmethod
     def embed_text(self, tokens: Tokens) -> Tensor:
         """Captions to the joint space, not normalised: (M, e)."""

@@ -59,6 +59,10 @@ class SoftPrompt(Adapter[SoftPromptConfig]):
             nn.Parameter(torch.randn(own.depth, *shape) * own.init_std) if own.depth else None
         )
 
+    @property
+    def added_tokens(self) -> int:
+        return self.config.n_ctx
+
     def embed_text(self, tokens: Tokens) -> Tensor:
         return embed_text(self.backbone, tokens, Prompt(self.vectors, self.config.place, self.deep))
 

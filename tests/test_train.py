@@ -1,0 +1,158 @@
+"""One run by hand, and what it hands over: flags, files, and other libraries' formats."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import CLIPModel
+
+from pipelines.cli import main, stage_main
+from trainables.backbone import load_backbone
+from trainables.checkpoint import load_adapter, verify
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+
+def train(features: Path, out: Path, *words: str) -> None:
+    flags = ["--features", str(features), "--out", str(out), *words]
+    stage_main("train", [*flags, "--set", "epochs=2", "batch_size=16", "optim.lr=0.01"])
+
+
+def fails(capsys: pytest.CaptureFixture[str], stage: str, *words: str) -> str:
+    """What a user reads on standard error when `stage` refuses; never a traceback."""
+    with pytest.raises(SystemExit) as stop:
+        stage_main(stage, words)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_a_run_by_hand_its_second_call_and_its_export_to_peft(
+    tmp_path: Path, features: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    stores = tmp_path / "stores"
+    stores.mkdir()
+    (stores / "key").symlink_to(features)
+    train(stores, out, "--adapter", "lora")  # a folder with one store in it will do
+    said = capsys.readouterr().out
+    assert "epoch   2/2" in said
+    assert f"next: cliptune evaluate --run {out}" in said
+    verify(out / "best")
+    before = (out / "last" / "adapter.safetensors").stat().st_mtime_ns
+    train(stores, out, "--adapter", "lora")
+    assert "nothing to do" in capsys.readouterr().out
+    assert (out / "last" / "adapter.safetensors").stat().st_mtime_ns == before
+    _export_loads_elsewhere(tmp_path, out, clip)
+
+
+def _export_loads_elsewhere(tmp_path: Path, out: Path, clip: Path) -> None:
+    stage_main("export", ["--run", str(out), "--out", str(tmp_path / "peft")])
+    stage_main("export", ["--run", str(out), "--out", str(tmp_path / "merged"), "--merged"])
+    backbone = load_backbone(str(clip))
+    tokens, _ = backbone.tokenize(["a red dog in the park", "a blue boat near the sea"])
+    with torch.no_grad():
+        expected = load_adapter(out / "best", backbone).embed_text(tokens)
+        ids = {"input_ids": tokens.pad(backbone.pad_token)}
+        peft = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip), tmp_path / "peft")
+        merged = CLIPModel.from_pretrained(tmp_path / "merged")
+        for model in (peft.eval(), merged.eval()):
+            found = model.get_text_features(**ids).pooler_output
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected, backbone_text(clip, ids))
+
+
+def backbone_text(clip: Path, ids: dict[str, torch.Tensor]) -> torch.Tensor:
+    embeds: torch.Tensor = CLIPModel.from_pretrained(clip).get_text_features(**ids).pooler_output
+    return embeds
+
+
+def test_an_adapter_without_a_foreign_format_says_how_to_load_it(
+    tmp_path: Path, features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(features, tmp_path / "run")
+    said = fails(capsys, "export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "x"))
+    assert "load_adapter" in said
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--adaptor", "lora"], "Did you mean `--adapter`?"),
+        (["--adapter", "lorra"], "Did you mean `lora`?"),
+        (["--set", "optim.rl=1"], "Did you mean `optim.lr`?"),
+        (["--set", "optim.lr=fast"], "`optim.lr` must be of type float, got 'fast'."),
+        (["--set", "optim.lr=-1"], "`optim.lr` must be above 0, got -1.0."),
+        (["--set", "loss.kind=nce"], "Choices: `infonce`, `siglip`."),
+        (["--set", "optim.lr"], "takes `field=value`"),
+        (["--set", "adapter.n_ctx=76"], "leaves no room for a word"),
+        (["--adapter", "lora", "--set", "adapter.tower=vision"], "needs pixels"),
+    ],
+)
+def test_a_wrong_flag_or_field_is_named_with_its_rule(
+    words: list[str], expected: str, tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.tiny import tiny_features
+
+    store = tiny_features(tmp_path / "features", clip=clip)
+    flags = ["--features", str(store), "--out", str(tmp_path / "run"), *words]
+    assert expected in fails(capsys, "train", *flags)
+
+
+def test_a_folder_without_features_or_with_several_is_named(
+    tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.tiny import tiny_features
+
+    flags = ["--features", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert f"`{tmp_path}` holds no finished features" in fails(capsys, "train", *flags)
+    for name in ("a", "b"):
+        tiny_features(tmp_path / name, clip=clip)
+    assert "several stores" in fails(capsys, "train", *flags)
+
+
+def test_an_unknown_stage_names_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cliptune", "tunee"])
+    with pytest.raises(SystemExit, match="Did you mean `tune`"):
+        main()
+    monkeypatch.setattr(sys, "argv", ["cliptune"])
+    main()
+    assert "evaluate" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_saves_its_step_and_goes_on(tmp_path: Path, features: Path) -> None:
+    out = tmp_path / "run"
+    words = ["--features", str(features), "--out", str(out), "--set", "epochs=4000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.train", *words, "batch_size=16"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    limit = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "run the same command again" in said
+    state = json.loads((out / "last" / "state.json").read_text())
+    assert state["step"] >= 3 * len(state["rows"])
+    verify(out / "last")
