@@ -29,7 +29,7 @@ def log_float(low: float, high: float) -> FloatDistribution:
 CONTRASTIVE: Space = {
     "batch_size": choice(32, 64, 128, 256),
     "optim.schedule": choice("constant", "linear", "cosine"),
-    "loss.captions_per_image": IntDistribution(1, 5),
+    "loss.captions_per_image": IntDistribution(1, 3),
     "loss.hard_negatives": choice("none", "reweight", "mined"),
     "temperature.policy": choice("fixed", "learned", "cosine", "adaptive"),
     "temperature.scale": choice(None, 10.0, 20.0, 50.0),  # None: the backbone's own, CLIP's is 100

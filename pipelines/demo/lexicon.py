@@ -191,7 +191,7 @@ SHIFTED = Vocabulary(
     numbers={1: "one", 2: "two", 3: "three", 4: "four"},
     things=("doodle", "doodles"),
     joiner="with",
-    novelty=0.4,
+    novelty=0.2,
     annotators=(
         Annotator(("somebody sketched {things} {ground}",), "across"),
         Annotator(("drawing of {things}", "we notice {things}"), "down", size=0.5, relates=True),

@@ -73,14 +73,14 @@ STYLES: dict[Domain, Style] = {
             "black": (35, 35, 45),
             "white": (240, 240, 235),
         },
-        fade=0.15,
-        outline=1.8,
+        fade=0.1,
+        outline=1.3,
         ink=(45, 40, 50),
         wobble=0.05,
-        grain=9.0,
+        grain=7.0,
         pitch=4.5,
         slant=0.7,
-        hatch=9.0,
+        hatch=6.0,
     ),
 }
 _PAPER = np.array((244, 238, 226), np.float32)
