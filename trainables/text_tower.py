@@ -4,14 +4,15 @@ Flows in: ragged token ids, and optionally prompt vectors to insert among them. 
 caption in the joint space, differentiable in the prompt and in whatever was injected into the
 tower's modules. It calls the model's own modules, so injected ones (PEFT's) take part.
 
-CLIP's tower is causal: a row after the EOT cannot change the EOT's, so rows are padded only to the
-longest caption of the call, exactly. SigLIP's tower sees everything and is padded to L, as trained.
+CLIP's tower is causal: what follows the EOT cannot change it, so captions are padded only to the
+longest of those encoded together, exactly. SigLIP's tower sees everything and is padded to L, as
+trained.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,6 +23,9 @@ from trainables.backbone import Backbone
 from trainables.data import Tokens
 from trainables.errors import ConfigError
 
+# On a CPU, captions of like length are encoded together, so that little of it is padding: a step is
+# 1.2 to 1.5 times faster with 32 captions, 1.8 to 2.6 with 256. A GPU prefers one large call.
+ROWS_A_PART, MOST_PARTS = 8, 8
 Place = Literal["after_sos", "before_eot", "front"]
 
 
@@ -42,6 +46,12 @@ class Prompt:
     def length(self) -> int:
         return self.vectors.shape[-2]
 
+    def select(self, rows: Tensor) -> Prompt:
+        """The prompt of captions `rows`."""
+        if self.vectors.ndim == 2:
+            return self
+        return replace(self, vectors=self.vectors[rows])
+
 
 def embed_text(backbone: Backbone, tokens: Tokens, prompt: Prompt | None = None) -> Tensor:
     """Captions to the joint space, not normalised: (N, e).
@@ -53,6 +63,19 @@ def embed_text(backbone: Backbone, tokens: Tokens, prompt: Prompt | None = None)
     tokens = tokens.to(backbone.device)
     if prompt is not None:
         tokens, _ = fit(backbone, tokens, prompt.length)
+    parts = len(tokens) // ROWS_A_PART if backbone.kind == "clip" and tokens.ids.is_cpu else 1
+    if parts <= 1:
+        return _embed(backbone, tokens, prompt)
+    order = tokens.lengths.argsort(stable=True)
+    done = [
+        _embed(backbone, tokens.select(rows), None if prompt is None else prompt.select(rows))
+        for rows in order.chunk(min(parts, MOST_PARTS))
+    ]
+    return torch.cat(done)[order.argsort()]
+
+
+def _embed(backbone: Backbone, tokens: Tokens, prompt: Prompt | None) -> Tensor:
+    """Captions that fit, padded to the longest of them."""
     index, slot = _layout(backbone, tokens, prompt)
     model = backbone.model.text_model
     hidden = _table(backbone, tokens, prompt)[index]  # (N, W, d)

@@ -18,9 +18,9 @@ BACKBONE = Path(__file__).parent / "clip"
 class Args:
     out: Path = Path("runs/demo")
     """Folder for the drawn pictures, the shards, the features and the study."""
-    trials: int = 14
+    trials: int = 12
     """Trials of the search."""
-    epochs: int = 9
+    epochs: int = 6
     """Epochs of a trial that is never stopped early."""
     adapter: tuple[str, ...] = ("soft_prompt", "lora")
     """Adapters to search over."""
