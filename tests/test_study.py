@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 from optuna.trial import TrialState
@@ -238,3 +239,21 @@ def test_a_trial_that_lost_its_worker_is_handed_out_again_and_then_given_up(tmp_
     trial = search.study.trials[0]
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["reason"] == "lost 3 times: the node was lost"
+
+
+def test_the_journal_opens_in_optuna_dashboard(tmp_path: Path) -> None:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna_dashboard import wsgi
+
+    search = searcher(tmp_path)
+    search.suggest("ray0")
+    search.on_trial_complete("ray0", row(9, 0.5, "finished"))
+    app = wsgi(JournalStorage(JournalFileBackend(str(tmp_path / "journal.log"))))
+    asked: dict[str, Any] = {"PATH_INFO": "/api/studies/0"}
+    setup_testing_defaults(asked)
+    status: list[str] = []
+    answer = b"".join(app(asked, lambda code, *_: status.append(code)))
+    assert status == ["200 OK"]
+    first = json.loads(answer)["trials"][0]
+    assert (first["state"], first["values"]) == ("Complete", [0.5])
