@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.demo.scenes import Domain
+from trainables.hardware import bf16_pays
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ def model_card(run: Measured) -> str:
         f"| {domain} | {' | '.join(f'{recalls[key]:.1f}' for key in _KEYS)} |"
         for domain, recalls in run.recalls.items()
     )
-    return _TEMPLATE.format(run=run, rows=rows)
+    return _TEMPLATE.format(run=run, rows=rows, precision="bf16" if bf16_pays("cpu") else "fp32")
 
 
 _KEYS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10")
@@ -43,7 +44,8 @@ without a network. It knows nothing of photographs.
   BPE of about 950 pieces. Joint width 128.
 - Data: {run.images:,} images of the `base` domain, five captions each, one drawn a step.
 - Training: from scratch with CLIP's contrastive loss alone, {run.steps:,} steps of {run.batch},
-  AdamW, seed {run.seed}, {run.minutes:.0f} minutes on two CPU cores shared with other work.
+  AdamW in {precision}, seed {run.seed}, {run.minutes:.0f} minutes on two CPU cores shared with
+  other work.
 
 ## Zero-shot retrieval
 

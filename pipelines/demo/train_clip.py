@@ -25,6 +25,7 @@ from pipelines.demo.scenes import DOMAINS, invent
 from pipelines.demo.tokenizer import build_tokenizer
 from pipelines.demo.words import CAPTIONS, captions
 from pipelines.demo.zero_shot import MEAN, STD, normalise, shrink, zero_shot
+from trainables.hardware import autocast
 
 SIDE = 64
 WIDTH = 128
@@ -143,7 +144,7 @@ def _contrast(
 ) -> tuple[Tensor, float]:
     """CLIP's loss on a batch, and the share of its texts that find their image in it."""
     ids = examples.ids[rows, picks][:, : int(examples.lengths[rows, picks].max())]  # (B, T)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("auto", "cpu"):  # bf16 where the CPU has it
         seen = model.get_image_features(pixel_values=normalise(examples.pixels[rows]))
         read = model.get_text_features(input_ids=ids)  # causal: padding cannot reach the end mark
     images = normalize(seen.pooler_output.float(), dim=-1)  # (B, D)
