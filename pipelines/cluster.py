@@ -14,7 +14,8 @@ from pathlib import Path
 def connect(dashboard: bool = False) -> None:
     """Connect to Ray unless this process already has. `dashboard` counts where we start it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning
+    # Who asked for no GPU sees none. (And unset, it is a FutureWarning.)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are many as it is
     import ray
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
-from trainables.errors import CliptuneError, DataError
+from trainables.errors import DataError
 from trainables.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -36,36 +36,17 @@ class Args:
 
 def run(args: Args) -> None:
     from trainables.adapters.registry import make_config
+    from trainables.config import read_fields
     from trainables.features import find_store
+    from trainables.loop import check_metric
 
     args = dataclasses.replace(args, features=find_store(args.features).absolute())
-    values: dict[str, Any] = {}
-    for pair in args.set:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise CliptuneError(f"`--set` takes `field=value`, got {pair!r}.")
-        values[key] = value
-    config = make_config(args.adapter, values)
+    check_metric(args.metric)
+    config = make_config(args.adapter, read_fields(args.set))
     folder = args.out.absolute()
-    key = read_json(args.features / "manifest.json")["key"]
-    if (folder / "run.json").exists() and (found := read_json(folder / "run.json"))[
-        "features_key"
-    ] != key:
-        raise DataError(
-            f"`{folder}` was trained on features {found['features_key'][:12]}, got {key[:12]}. "
-            "Give another `--out`."
-        )
-    write_json(
-        folder / "run.json",
-        {
-            "format": "cliptune-run-1",
-            "features": str(args.features),
-            "features_key": key,
-            "metric": args.metric,
-        },
-    )
     job = {"args": args, "config": config, "folder": folder}
     with hold(folder):
+        _claim(folder, args)
         ran = train_here(job) if args.workers == 1 else _train_in_group(job, args.workers)
     then = f"cliptune evaluate --run {args.out}"
     if ran:
@@ -74,7 +55,27 @@ def run(args: Args) -> None:
         nothing_to_do(folder / "best", then)
 
 
+def _claim(folder: Path, args: Args) -> None:
+    """Write `run.json`, or check that this folder holds the same run."""
+    wanted = {
+        "format": "cliptune-run-1",
+        "features": str(args.features),
+        "features_key": read_json(args.features / "manifest.json")["key"],
+        "metric": args.metric,
+    }
+    path = folder / "run.json"
+    found = read_json(path) if path.exists() else wanted
+    for name in ("features_key", "metric"):
+        if found.get(name) != wanted[name]:
+            raise DataError(
+                f"`{folder}` holds another run: its `{name}` is {found.get(name)!r}, "
+                f"this one's {wanted[name]!r}. Give another `--out`."
+            )
+    write_json(path, wanted)
+
+
 def _train_in_group(job: dict[str, Any], workers: int) -> bool:
+    import ray
     from ray import train
     from ray.train.torch import TorchTrainer
 
@@ -82,10 +83,11 @@ def _train_in_group(job: dict[str, Any], workers: int) -> bool:
 
     connect(dashboard=False)
     rows = len(_rows(job["folder"]))
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     TorchTrainer(
         train_here,
         train_loop_config=job,
-        scaling_config=train.ScalingConfig(num_workers=workers),
+        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         run_config=train.RunConfig(
             name="group",
             storage_path=str(job["folder"] / "ray"),

@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
@@ -21,7 +21,8 @@ from trainables.files import now, read_json, write_json
 if TYPE_CHECKING:
     import optuna
 
-    from pipelines.search.study import Search, StudySearcher
+    from pipelines.search.searcher import StudySearcher
+    from pipelines.search.study import Search
 
 STOP_SECONDS = 8.0  # after an interrupt the driver is gone within ten
 
@@ -39,7 +40,7 @@ class Args:
     epochs: int = 9
     """Epochs of a trial that is never stopped early. ASHA decides at 1, 3, 9, ..."""
     metric: str = "val/t2i_r1"
-    """What is maximised: any `val/` metric of metrics.csv but the ranks."""
+    """What is maximised: R@K or MRR on val, such as `val/i2t_r5` or `val/t2i_mrr`."""
     seed: int = 0
     """Of the sampler and of every trial."""
     concurrent: int = 0
@@ -67,36 +68,39 @@ def _check(args: Args) -> Search:
     from pipelines.search.study import Search
     from search_spaces.registry import SPACES
     from trainables.adapters.registry import make_config
+    from trainables.config import Value, flatten, read_fields
+    from trainables.loop import check_metric
 
     for name in args.adapter:
         if name not in SPACES:
             raise CliptuneError(unknown("adapter", name, SPACES))
     if len(set(args.adapter)) < max(1, len(args.adapter)):
         raise CliptuneError(f"`--adapter` must name each adapter once, got {list(args.adapter)}.")
-    if not args.metric.startswith(("val/t2i_r", "val/i2t_r", "val/t2i_mrr", "val/i2t_mrr")):
-        raise CliptuneError(f"`--metric` must be a recall or MRR on val, got {args.metric!r}.")
+    check_metric(args.metric)
     for flag, number in (("--trials", args.trials), ("--epochs", args.epochs)):
         if number < 1:
             raise CliptuneError(f"`{flag}` must be at least 1, got {number}.")
-    fixed: dict[str, Any] = {}
-    for pair in args.set:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise CliptuneError(f"`--set` takes `field=value`, got {pair!r}.")
-        fixed[key] = value
+    fields = read_fields(args.set)
+    for key in fields.keys() & {"epochs", "seed"}:
+        raise CliptuneError(f"`--set` takes no `{key}`, got {fields[key]!r}: use `--{key}`.")
+    fixed: dict[str, Value] = {}
     for name in args.adapter:
-        make_config(name, fixed)
+        config = flatten(make_config(name, fields))
+        fixed = {key: config[key] for key in fields}
     return Search(args.adapter, args.metric, args.trials, args.epochs, args.seed, fixed)
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
-    from pipelines.search.study import best_trial, open_study, states
+    from pipelines.search.study import best_trial, open_study, states, write_best
 
     _claim(folder, args, search)
     study = open_study(folder)
+    write_best(study, search, folder)  # a kill may have come between a trial's end and this
     then = f"cliptune evaluate --run {args.out}"
     counts = states(study)
     if counts["COMPLETE"] + counts["PRUNED"] + counts["FAIL"] >= search.trials:
+        if best_trial(study) is None:
+            raise CliptuneError(f"no trial of `{folder}` succeeded: give another `--out`.")
         nothing_to_do(folder / "best.json", then)
         return
     if interrupted := _tune(args, search, folder, study):
@@ -124,7 +128,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
 
 def _claim(folder: Path, args: Args, search: Search) -> None:
     """Write `study.json`, or check that this folder holds the same study."""
-    from pipelines.search.study import rungs
+    from pipelines.search.asha import rungs
 
     manifest = read_json(args.features / "manifest.json")
     wanted = {
@@ -134,7 +138,7 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
         "metric": search.metric,
         "adapters": list(search.adapters),
         "epochs": search.epochs,
-        "rungs": rungs(search.epochs, 3, 1),
+        "rungs": rungs(search.epochs),
         "seed": search.seed,
         "fixed": search.fixed,
         "workers_per_trial": args.workers_per_trial,
@@ -163,13 +167,10 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Losses` says what it would log
     from pipelines.cluster import connect
-    from pipelines.search.study import (
-        Losses,
-        Progress,
-        StudySearcher,
-        enqueue_recipes,
-        replayed_asha,
-    )
+    from pipelines.search.asha import StudyASHA
+    from pipelines.search.callbacks import Losses, Progress
+    from pipelines.search.searcher import StudySearcher
+    from pipelines.search.study import enqueue_recipes
     from pipelines.search.workers import plan
     from trainables.trial import AdapterTrial, TrialSettings
 
@@ -188,7 +189,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
             ),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=replayed_asha(study, search, 3, 1),
+                scheduler=StudyASHA(study, search),
                 num_samples=-1,  # the searcher says when it is finished
                 max_concurrent_trials=workers.concurrent,
                 reuse_actors=True,
@@ -232,19 +233,21 @@ class _Interrupt:
         self.seen = True
         self.searcher.stopping = True
         self.stop_file.touch()
-        say("stopping: waiting for the running trials to save ...")
         threading.Thread(target=self._deadline, daemon=True).start()
 
     def _deadline(self) -> None:
         """A step that takes longer than the user should wait is given up; its last save stands."""
         from pipelines.search.study import best_trial
 
-        time.sleep(STOP_SECONDS)
-        top = best_trial(self.searcher.study)
-        if top is not None:
-            say(f"best so far: trial {top.number}, {top.user_attrs['best']:.4f}")
-        say("interrupted: the same command goes on from the last save.")
-        os._exit(130)
+        try:  # said here: a signal's handler may have interrupted another print
+            say("stopping: waiting for the running trials to save ...")
+            time.sleep(STOP_SECONDS)
+            top = best_trial(self.searcher.study)
+            if top is not None:
+                say(f"best so far: trial {top.number}, {top.user_attrs['best']:.4f}")
+            say("interrupted: the same command goes on from the last save.")
+        finally:
+            os._exit(130)
 
 
 if __name__ == "__main__":

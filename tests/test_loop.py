@@ -17,7 +17,7 @@ import torch
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone, load_backbone
 from trainables.checkpoint import load_adapter, newest_intact, verify
-from trainables.errors import CheckpointError
+from trainables.errors import CheckpointError, ConfigError
 from trainables.features import open_features
 from trainables.hardware import bf16_pays
 from trainables.loop import Diverged, Interrupted, Run, never
@@ -149,6 +149,57 @@ def test_sigkill_between_any_two_writes_changes_nothing(
         assert go(folder, -1) == 0
         assert bytes_of(folder) == bytes_of(tmp_path / "whole")
     assert kills == 4
+
+
+def test_a_save_killed_between_its_renames_leaves_the_old_one_until_the_next_is_whole(
+    tmp_path: Path, backbone: Backbone, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(tmp_path, backbone, features)
+    run.advance()
+    last = tmp_path / "last"
+    last.rename(tmp_path / "last.old")  # what a kill between the two renames leaves
+    resumed = start(tmp_path, backbone, features)
+    assert resumed.epoch == 1
+
+    def killed(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt(f"{self} to {target}")
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        resumed._save_last()
+    monkeypatch.undo()
+    assert start(tmp_path, backbone, features).epoch == 1
+
+
+def test_metrics_lost_by_a_kill_after_the_last_checkpoint_are_written_again(
+    tmp_path: Path, backbone: Backbone, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(tmp_path, backbone, features, epochs=2)
+    run.advance()
+    monkeypatch.setattr(run, "_write_metrics", lambda: None)
+    run.advance()
+    resumed = start(tmp_path, backbone, features, epochs=2)
+    assert resumed.finished
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == run.rows
+
+
+def test_a_run_of_one_step_an_epoch_can_be_stopped(
+    tmp_path: Path, backbone: Backbone, features: Path
+) -> None:
+    run = start(tmp_path, backbone, features, batch_size=48)
+    assert run.batches.steps_per_epoch == 1
+    with pytest.raises(Interrupted):
+        finish(run, lambda: run.step >= 2)
+    assert start(tmp_path, backbone, features, batch_size=48).step == 2
+
+
+def test_a_metric_that_is_not_measured_is_refused(
+    tmp_path: Path, backbone: Backbone, features: Path
+) -> None:
+    train, val = open_features(features, "train"), open_features(features, "val")
+    with pytest.raises(ConfigError, match="unknown metric `val/t2i_r2`"):
+        Run(make_config("soft_prompt"), backbone, train, val, tmp_path, "val/t2i_r2")
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(

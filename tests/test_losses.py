@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from trainables.backbone import Backbone
 
+from trainables.backbone import Backbone
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.errors import DataError
 from trainables.losses import Objective, entropy_share, infonce, log_weights, siglip

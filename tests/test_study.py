@@ -13,21 +13,17 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from pipelines.search.study import (
-    Losses,
-    Search,
-    StudySearcher,
-    best_trial,
-    enqueue_recipes,
-    open_study,
-    replayed_asha,
-    rungs,
-    states,
-)
+from pipelines import tune
+from pipelines.search.asha import StudyASHA, rungs
+from pipelines.search.callbacks import Losses
+from pipelines.search.searcher import StudySearcher
+from pipelines.search.study import Search, best_trial, enqueue_recipes, open_study, states
 from pipelines.search.workers import Switchboard
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
 from trainables.config import to_json
+from trainables.errors import CliptuneError
+from trainables.trial import Job
 
 METRIC = "val/t2i_r1"
 SEARCH = Search(("soft_prompt", "lora"), METRIC, trials=6, epochs=9, seed=3, fixed={})
@@ -140,6 +136,24 @@ def test_suggestions_do_not_depend_on_restarts(tmp_path: Path) -> None:
     assert values(tmp_path / "once", False) == values(tmp_path / "often", True)
 
 
+def test_a_driver_killed_before_the_first_value_draws_the_same_when_resumed(
+    tmp_path: Path,
+) -> None:
+    only = Search(("lora",), METRIC, trials=4, epochs=9, seed=3, fixed={})
+
+    def second_trial(folder: Path, killed: bool) -> Any:
+        folder.mkdir()
+        search = searcher(folder, only)
+        search.suggest("ray0")
+        search.on_trial_complete("ray0", row(9, 0.5, "finished"))
+        if killed:
+            search._ask()
+            search = searcher(folder, only)
+        return search.suggest("ray1")
+
+    assert second_trial(tmp_path / "a", False) == second_trial(tmp_path / "b", True)
+
+
 def test_half_a_journal_line_and_a_stale_lock_are_removed(tmp_path: Path) -> None:
     first = searcher(tmp_path)
     first.suggest("ray0")
@@ -158,15 +172,41 @@ def test_asha_remembers_what_ended_trials_reached(tmp_path: Path) -> None:
     for number in range(4):
         search.suggest(f"ray{number}")
         search.on_trial_complete(f"ray{number}", row(1, 0.5 + number / 10))
-    scheduler = replayed_asha(search.study, SEARCH, 3, 1)
+    scheduler = StudyASHA(search.study, SEARCH)
     rung = dict(scheduler._brackets[0]._rungs)[1]
     assert sorted(rung.values()) == [0.5, 0.6, 0.7, 0.8]
 
 
+def test_a_restarted_trial_stands_once_in_each_rung_with_what_it_reached_there(
+    tmp_path: Path,
+) -> None:
+    search = searcher(tmp_path)
+    scheduler = StudyASHA(search.study, SEARCH)
+    rungs_ = dict(scheduler._brackets[0]._rungs)
+
+    def given(trial_id: str) -> Any:
+        trial = SimpleNamespace(trial_id=trial_id, config=search.suggest(trial_id))
+        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        return trial
+
+    first = given("a")
+    for epoch, value in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)):
+        scheduler.on_trial_result(None, first, {"epoch": epoch, METRIC: value})
+        search.on_trial_result("a", row(epoch, value))
+    scheduler.on_trial_error(None, first)
+    search.hand_out_again("a")
+    again = given("b")
+    assert again.config["reported"] == 4
+    scheduler.on_trial_result(None, again, {"epoch": 5, METRIC: 0.5})
+    scheduler.on_trial_result(None, again, {"epoch": 6, METRIC: 0.6})
+    assert rungs_[1] == {"b": 0.1}
+    assert rungs_[3] == {"b": 0.3}
+
+
 def test_rungs() -> None:
-    assert rungs(9, 3, 1) == [1, 3, 9]
-    assert rungs(10, 3, 1) == [1, 3, 9, 10]
-    assert rungs(1, 3, 1) == [1]
+    assert rungs(9) == [1, 3, 9]
+    assert rungs(10) == [1, 3, 9, 10]
+    assert rungs(1) == [1]
 
 
 def test_best_counts_pruned_trials_and_prefers_the_earlier_of_equals(tmp_path: Path) -> None:
@@ -183,9 +223,9 @@ def test_best_counts_pruned_trials_and_prefers_the_earlier_of_equals(tmp_path: P
 def test_the_switchboard_gives_back_the_job_of_a_dead_group() -> None:
     async def story() -> None:
         board = Switchboard()
-        await board.open("job", 4, {"name": "lora"})
-        taken = await board.take(0)
-        assert taken == {"job": "job", "number": 4, "values": {"name": "lora"}}
+        job = Job(4, {"name": "lora"}, 0)
+        await board.open("job", job)
+        assert await board.take(0) == ("job", job)
         waiting = asyncio.ensure_future(board.advance("job"))
         assert await board.next_call("job") == "advance"
         await board.put_result("job", {"epoch": 1})
@@ -194,14 +234,40 @@ def test_the_switchboard_gives_back_the_job_of_a_dead_group() -> None:
         await asyncio.sleep(0)
         again = asyncio.ensure_future(board.take(0))  # the group was restarted
         assert "died" in (await waiting)["lost"]
-        await board.open("other", 5, {})
+        await board.open("other", Job(5, {}, 0))
         found = await again
         assert found is not None
-        assert found["job"] == "other"
+        assert found[0] == "other"
         await board.release(0)
         await board.close("other")
         await board.stop()
         assert await board.take(0) is None
+
+    asyncio.run(story())
+
+
+def test_a_group_that_died_idle_takes_no_job_from_its_successor() -> None:
+    async def story() -> None:
+        board = Switchboard()
+        dead = asyncio.ensure_future(board.take(0))
+        await asyncio.sleep(0)
+        alive = asyncio.ensure_future(board.take(0))
+        await asyncio.sleep(0)
+        await board.open("job", Job(4, {}, 0))
+        assert await asyncio.wait_for(alive, 5) == ("job", Job(4, {}, 0))
+        assert await dead is None
+
+    asyncio.run(story())
+
+
+def test_a_trial_handed_out_again_frees_the_group_that_waits_for_its_dead_caller() -> None:
+    async def story() -> None:
+        board = Switchboard()
+        await board.open("first", Job(4, {}, 0))
+        assert await board.take(0) is not None
+        await board.open("second", Job(4, {}, 1))
+        assert await asyncio.wait_for(board.next_call("first"), 5) == "close"
+        assert await board.take(0) == ("second", Job(4, {}, 1))
 
     asyncio.run(story())
 
@@ -257,3 +323,40 @@ def test_the_journal_opens_in_optuna_dashboard(tmp_path: Path) -> None:
     assert status == ["200 OK"]
     first = json.loads(answer)["trials"][0]
     assert (first["state"], first["values"]) == ("Complete", [0.5])
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"metric": "val/t2i_r7"}, "unknown metric `val/t2i_r7`"),
+        ({"set": ("epochs=50",)}, "use `--epochs`"),
+        ({"set": ("batch_sise=64",)}, "Did you mean `batch_size`"),
+        ({"adapter": ("lora", "lora")}, "must name each adapter once"),
+    ],
+)
+def test_a_wrong_flag_is_refused_before_any_work(flags: dict[str, Any], expected: str) -> None:
+    with pytest.raises(CliptuneError, match=expected):
+        tune._check(tune.Args(Path("features"), **flags))
+
+
+def test_fixed_fields_have_their_type() -> None:
+    search = tune._check(tune.Args(Path("features"), set=("batch_size=64", "optim.lr=1e-3")))
+    assert search.fixed == {"batch_size": 64, "optim.lr": 1e-3}
+
+
+@pytest.mark.parametrize("succeeded", [True, False])
+def test_a_search_whose_trials_all_ended_says_so_and_mends_what_a_kill_left_out(
+    succeeded: bool, tmp_path: Path, features: Path
+) -> None:
+    args = tune.Args(features, tmp_path, adapter=("lora",), metric=METRIC, trials=1, epochs=9)
+    search = searcher(tmp_path, tune._check(args))
+    search.suggest("ray0")
+    failed = {"done": True, "state": "failed", "reason": "x"}
+    search.on_trial_complete("ray0", row(9, 0.5, "finished") if succeeded else failed)
+    (tmp_path / "best.json").unlink(missing_ok=True)
+    if succeeded:
+        tune.run(args)
+        assert json.loads((tmp_path / "best.json").read_text())["value"] == 0.5
+    else:
+        with pytest.raises(CliptuneError, match=r"no trial .* succeeded"):
+            tune.run(args)

@@ -53,6 +53,8 @@ def test_a_run_by_hand_its_second_call_and_its_export_to_peft(
     train(stores, out, "--adapter", "lora")
     assert "nothing to do" in capsys.readouterr().out
     assert (out / "last" / "adapter.safetensors").stat().st_mtime_ns == before
+    flags = ["--features", str(stores), "--out", str(out), "--metric", "val/t2i_mrr"]
+    assert "its `metric` is 'val/t2i_r1'" in fails(capsys, "train", *flags)  # chose `best/`
     _export_loads_elsewhere(tmp_path, out, clip)
 
 
@@ -96,6 +98,7 @@ def test_an_adapter_without_a_foreign_format_says_how_to_load_it(
         (["--set", "optim.lr=-1"], "`optim.lr` must be above 0, got -1.0."),
         (["--set", "loss.kind=nce"], "Choices: `infonce`, `siglip`."),
         (["--set", "optim.lr"], "takes `field=value`"),
+        (["--metric", "val/t2i_medr"], "unknown metric `val/t2i_medr`"),
         (["--set", "adapter.n_ctx=76"], "leaves no room for a word"),
         (["--adapter", "lora", "--set", "adapter.tower=vision"], "needs pixels"),
     ],

@@ -82,6 +82,8 @@ def started(words: list[str], **env: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.wait()
+        if process.stdout:
+            process.stdout.close()
 
 
 def test_a_search_fails_one_trial_alone_and_prunes_and_says_what_to_do_next(
@@ -183,7 +185,8 @@ def test_trials_of_two_train_workers_run_in_a_warm_group(tmp_path: Path, feature
 def ray_head(folder: Path) -> Iterator[dict[str, str]]:
     """A head node of its own on this machine, ended by its own pids; gives its environment."""
     ray = str(Path(sys.executable).with_name("ray"))
-    env = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # a job's `python`
+    env = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PATH": path}
     head = subprocess.Popen(
         [
             *(ray, "start", "--head", "--block", "--port=26379", "--dashboard-port=28266"),

@@ -72,8 +72,8 @@ def save_checkpoint(
         "files": {path.name: sha256_file(path) for path in sorted(new.iterdir())},
     }
     write_json(new / "manifest.json", manifest | {"sha256": sha256_json(manifest)})
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # else a save was killed right here, and `old` is all there is
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
 

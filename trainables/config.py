@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -133,6 +133,17 @@ class TrainConfig:
         check(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
         check(self.epochs >= 0, "epochs", "at least 0", self.epochs)
         check(self.patience >= 0, "patience", "at least 0", self.patience)
+
+
+def read_fields(words: Sequence[str]) -> dict[str, str]:
+    """`["optim.lr=1e-4", ...]`, as `--set` takes them, by field."""
+    fields = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"`--set` takes `field=value`, got {word!r}.")
+        fields[name] = value
+    return fields
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Value]:

@@ -27,7 +27,7 @@ from trainables.adapters.registry import build
 from trainables.backbone import Backbone
 from trainables.checkpoint import load_tensors, newest_intact, save_checkpoint
 from trainables.config import TrainConfig, to_json
-from trainables.errors import CheckpointError, CliptuneError
+from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
 from trainables.features import SplitFeatures
 from trainables.files import read_json, write_bytes, write_json
 from trainables.hardware import autocast
@@ -37,6 +37,8 @@ from trainables.sampler import Batches, generator
 from trainables.schedules import lr_factor
 
 Row = dict[str, float]
+# What may decide: higher is better.
+METRICS = [f"val/{way}_{what}" for way in ("t2i", "i2t") for what in ("r1", "r5", "r10", "mrr")]
 
 
 class Diverged(CliptuneError):
@@ -61,10 +63,15 @@ def never() -> bool:
     return False
 
 
+def check_metric(name: str) -> None:
+    if name not in METRICS:
+        raise ConfigError(unknown("metric", name, METRICS))
+
+
 class Run:
     """One adapter's training, advanced an epoch at a time, always resumable.
 
-    `metric` (such as `val/t2i_r1`, higher is better) decides what is best and when patience ends.
+    `metric`, one of `METRICS`, decides what is best and when patience ends.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class Run:
         worker: Worker = ALONE,
         checkpoint_seconds: float = 30.0,
     ) -> None:
+        check_metric(metric)
         self.config, self.val, self.folder, self.metric = config, val, folder, metric
         self.worker, self.checkpoint_seconds = worker, checkpoint_seconds
         self.adapter = build(config, backbone).to(backbone.device)
@@ -99,6 +107,8 @@ class Run:
                     self.adapter, broadcast_buffers=False
                 )
         self._resume()
+        if worker.world > 1:
+            self._start_together()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """Fused AdamW. Decay pulls matrices and prompts to 0; for a temperature or a bias, 0 is no
@@ -155,12 +165,12 @@ class Run:
         saved = started
         self.adapter.train()
         while self.step < end:
+            if should_stop():
+                self._save_last()
+                raise Interrupted(f"stopped at step {self.step} of {self.total}.")
             for name, value in self._train_step().items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
             self.step += 1
-            if self.step < end and should_stop():
-                self._save_last()
-                raise Interrupted(f"stopped at step {self.step} of {self.total}.")
             if time.monotonic() - saved > self.checkpoint_seconds:
                 self._save_last()
                 saved = time.monotonic()
@@ -252,6 +262,16 @@ class Run:
                     for key, value in stored_state.items()
                     if key.split("/", 1)[1] == name
                 }
+
+        if self.rows and self.worker.rank == 0:
+            self._write_metrics()  # a kill may have come between the checkpoint and them
+
+    def _start_together(self) -> None:
+        """All workers stand at one step, and none writes while another still reads."""
+        steps: list[Any] = [None] * self.worker.world
+        torch.distributed.all_gather_object(steps, self.step)
+        if len(set(steps)) > 1:  # a network file system may show a node what was there before
+            raise RuntimeError(f"the workers read checkpoints of different steps: {steps}.")
 
     def _write_metrics(self) -> None:
         """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line."""

@@ -18,11 +18,11 @@ from ray import tune
 
 from trainables.adapters.registry import make_config
 from trainables.backbone import load_backbone
-from trainables.errors import CliptuneError, DataError
+from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.features import open_features
 from trainables.files import read_json
 from trainables.hardware import default_device
-from trainables.loop import ALONE, Interrupted, Row, Run, Worker
+from trainables.loop import ALONE, Diverged, Interrupted, Row, Run, Worker
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,30 @@ class Workbench:
         Run(config, self.backbone, self.train, self.val, folder, settings.metric).advance()
 
 
-def outcome(advance: Callable[[], Row], run: Run) -> dict[str, Any]:
-    """The result of one epoch. A trial's own failure is a result too: it is never tried again."""
-    try:
-        row = advance()
-    except Interrupted:
-        return {"done": True, "state": "interrupted"}
-    except (CliptuneError, MemoryError, RuntimeError) as error:
-        if not is_own_failure(error):
-            raise
-        reason = " ".join(str(error).split())
-        return {"done": True, "state": "failed", "reason": f"{type(error).__name__}: {reason}"}
-    best = run.best or row
-    result: dict[str, Any] = dict(row)
-    result["best"] = best[run.metric]
-    result["best_epoch"] = best["epoch"]
-    result["trainable_parameters"] = run.trainable_parameters
-    result["done"] = run.finished
-    result["state"] = "finished" if run.finished else "running"
-    return result
+def outcome(run: Run, row: Row) -> dict[str, Any]:
+    """The result of one epoch, which may have been trained before a restart."""
+    rows = run.rows[: int(row["epoch"])]
+    best = max(rows, key=lambda one: one[run.metric])
+    done = run.finished and row is run.rows[-1]
+    return {
+        **row,
+        "best": best[run.metric],
+        "best_epoch": best["epoch"],
+        "trainable_parameters": run.trainable_parameters,
+        "done": done,
+        "state": "finished" if done else "running",
+    }
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """A trial's own failure is a result too: it is never tried again."""
+    return {
+        "done": True,
+        "state": "failed",
+        "reason": f"{type(error).__name__}: {' '.join(str(error).split())}",
+        # Workers that train together see the same loss and config; all else may befall one alone.
+        "common": isinstance(error, Diverged | ConfigError),
+    }
 
 
 def is_own_failure(error: Exception) -> bool:
@@ -106,10 +111,19 @@ def is_own_failure(error: Exception) -> bool:
     return "allocate memory" in str(error)  # how torch says it on a CPU
 
 
+@dataclass(frozen=True)
+class Job:
+    """A trial to train."""
+
+    number: int
+    values: dict[str, Any]  # its config, dotted
+    reported: int  # epochs that the study knows already
+
+
 class Runner(Protocol):
     """What trains a trial: in this process, or in a group of Ray Train workers."""
 
-    def start(self, number: int, values: dict[str, Any]) -> None: ...
+    def start(self, job: Job) -> None: ...
 
     def advance(self) -> dict[str, Any]: ...
 
@@ -117,28 +131,45 @@ class Runner(Protocol):
 
 
 class InProcess:
-    """The trial trained by the Tune worker itself."""
+    """The trial trained by this process: the Tune worker itself, or one worker of a group."""
 
-    def __init__(self, settings: TrialSettings) -> None:
-        self.workbench = Workbench(settings)
-        self.job: tuple[int, dict[str, Any]] | None = None
+    def __init__(
+        self,
+        settings: TrialSettings,
+        worker: Worker = ALONE,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        self.workbench, self.worker = Workbench(settings), worker
+        self.should_stop = should_stop or settings.stop_file.exists
+        self.job: Job | None = None
         self.run: Run | None = None
+        self.reported = 0
 
-    def start(self, number: int, values: dict[str, Any]) -> None:
+    def start(self, job: Job) -> None:
         self.close()
-        self.job = (number, values)
+        self.job, self.reported = job, job.reported
 
     def advance(self) -> dict[str, Any]:
+        try:
+            return self._epoch()
+        except Interrupted:
+            return {"done": True, "state": "interrupted"}
+        except (CliptuneError, MemoryError, RuntimeError) as error:
+            if not is_own_failure(error):
+                raise
+            return failure(error)
+
+    def _epoch(self) -> dict[str, Any]:
+        """The next epoch that the study does not know: a driver may have been killed after one was
+        saved and before it was told."""
         assert self.job is not None
-        stop = self.workbench.settings.stop_file
         if self.run is None:
-            try:
-                self.run = self.workbench.start(*self.job)
-            except CliptuneError as error:
-                reason = f"{type(error).__name__}: {error}"
-                return {"done": True, "state": "failed", "reason": reason}
+            self.run = self.workbench.start(self.job.number, self.job.values, self.worker)
         run = self.run
-        return outcome(lambda: run.advance(stop.exists), run)
+        told = self.reported < run.epoch
+        row = run.rows[self.reported] if told else run.advance(self.should_stop)
+        self.reported = int(row["epoch"])
+        return outcome(run, row)
 
     def close(self) -> None:
         """Give the trial's memory back; backbone and features stay."""
@@ -156,7 +187,7 @@ class AdapterTrial(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.runner.start(int(new_config["number"]), dict(new_config["values"]))
+        self.runner.start(Job(**new_config))
         return True
 
     def step(self) -> dict[str, Any]:

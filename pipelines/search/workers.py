@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ from ray.train.torch import TorchTrainer
 
 from trainables.errors import CliptuneError
 from trainables.loop import Worker
-from trainables.trial import InProcess, Runner, TrialSettings, Workbench, outcome
+from trainables.trial import InProcess, Job, Runner, TrialSettings
 
 GROUP_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -63,7 +64,7 @@ class Workers:
         board = ray.remote(num_cpus=0)(Switchboard).remote()
         groups = [
             host_group.options(runtime_env={"env_vars": GROUP_ENV}).remote(
-                board, replace(settings), slot, self
+                board, settings, slot, self
             )
             for slot in range(self.concurrent)
         ]
@@ -96,47 +97,55 @@ def plan(concurrent: int, per_trial: int, gpus: float) -> Workers:
 
 
 class Switchboard:
-    """Passes calls from trials to groups and results back."""
+    """Passes calls from trials to groups and results back. Either side may die at any time."""
 
     def __init__(self) -> None:
         self.waiting: asyncio.Queue[str | None] = asyncio.Queue()
-        self.jobs: dict[str, dict[str, Any]] = {}
+        self.jobs: dict[str, Job] = {}
         self.calls: dict[str, asyncio.Queue[str]] = {}
         self.results: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self.held: dict[int, str] = {}  # slot to job
+        self.takes: Counter[int] = Counter()  # slot to how often its group has asked for a job
         self.stopped = False
 
-    async def open(self, job: str, number: int, values: dict[str, Any]) -> None:
-        self.jobs[job] = {"job": job, "number": number, "values": values}
-        self.calls[job], self.results[job] = asyncio.Queue(), asyncio.Queue()
-        await self.waiting.put(job)
+    async def open(self, name: str, job: Job) -> None:
+        for other in [n for n, one in self.jobs.items() if one.number == job.number]:
+            await self.close(other)  # its caller died, or it would not be handed out again
+        self.jobs[name] = job
+        self.calls[name], self.results[name] = asyncio.Queue(), asyncio.Queue()
+        await self.waiting.put(name)
 
-    async def advance(self, job: str) -> dict[str, Any]:
-        """One epoch of `job`, by whichever group has taken it or will."""
-        await self.calls[job].put("advance")
-        return await self.results[job].get()
+    async def advance(self, name: str) -> dict[str, Any]:
+        """One epoch of a job, by whichever group has taken it or will."""
+        await self.calls[name].put("advance")
+        return await self.results[name].get()
 
-    async def close(self, job: str) -> None:
-        if self.jobs.pop(job, None) is not None:
-            await self.calls[job].put("close")
+    async def close(self, name: str) -> None:
+        if self.jobs.pop(name, None) is not None:
+            await self.calls[name].put("close")
 
-    async def take(self, slot: int) -> dict[str, Any] | None:
+    async def take(self, slot: int) -> tuple[str, Job] | None:
         """The next job for the group in `slot`; None: no more. A job it held before was lost."""
         lost = self.held.pop(slot, None)
         if lost in self.jobs:
             await self.results[lost].put({"lost": f"the worker group in slot {slot} died"})
+        self.takes[slot] += 1
+        take = self.takes[slot]
         while not self.stopped:
-            job = await self.waiting.get()
-            if job in self.jobs:
-                self.held[slot] = job
-                return self.jobs[job]
+            name = await self.waiting.get()
+            if take != self.takes[slot]:  # who asked has died meanwhile, its successor waits
+                await self.waiting.put(name)
+                return None
+            if name in self.jobs:
+                self.held[slot] = name
+                return name, self.jobs[name]
         return None
 
-    async def next_call(self, job: str) -> str:
-        return await self.calls[job].get()
+    async def next_call(self, name: str) -> str:
+        return await self.calls[name].get()
 
-    async def put_result(self, job: str, result: dict[str, Any]) -> None:
-        await self.results[job].put(result)
+    async def put_result(self, name: str, result: dict[str, Any]) -> None:
+        await self.results[name].put(result)
 
     async def release(self, slot: int) -> None:
         self.held.pop(slot, None)
@@ -152,25 +161,25 @@ class GroupCall:
 
     def __init__(self, board: Any) -> None:
         self.board = board
-        self.job: str | None = None
+        self.name: str | None = None
         self.opened = 0
 
-    def start(self, number: int, values: dict[str, Any]) -> None:
+    def start(self, job: Job) -> None:
         self.close()
         self.opened += 1
-        self.job = f"{number}-{ray.get_runtime_context().get_actor_id()}-{self.opened}"
-        ray.get(self.board.open.remote(self.job, number, values))
+        self.name = f"{job.number}-{ray.get_runtime_context().get_actor_id()}-{self.opened}"
+        ray.get(self.board.open.remote(self.name, job))
 
     def advance(self) -> dict[str, Any]:
-        result: dict[str, Any] = ray.get(self.board.advance.remote(self.job))
+        result: dict[str, Any] = ray.get(self.board.advance.remote(self.name))
         if "lost" in result:
-            raise RuntimeError(result["lost"])  # Tune starts the trial again, from its last save
+            raise RuntimeError(result["lost"])  # `Losses` hands the trial out again
         return result
 
     def close(self) -> None:
-        if self.job is not None:
-            ray.get(self.board.close.remote(self.job))
-            self.job = None
+        if self.name is not None:
+            ray.get(self.board.close.remote(self.name))
+            self.name = None
 
 
 @ray.remote(num_cpus=0)
@@ -188,7 +197,7 @@ def host_group(board: Any, settings: TrialSettings, slot: int, workers: Workers)
         run_config=train.RunConfig(
             name=f"group-{slot}",
             storage_path=str(settings.folder / "ray"),
-            # A trial that kills its workers is given up by Tune after three times; the group lives.
+            # A trial that kills its workers is given up by `Losses`; the group lives.
             failure_config=train.FailureConfig(max_failures=-1),
         ),
     ).fit()
@@ -196,39 +205,44 @@ def host_group(board: Any, settings: TrialSettings, slot: int, workers: Workers)
 
 def serve(config: dict[str, Any]) -> None:
     """The Ray Train worker function: jobs in, epochs out, all workers of the group in step."""
-    board, slot = config["board"], config["slot"]
+    board, slot, settings = config["board"], config["slot"], config["settings"]
     context = train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size())
-    workbench = Workbench(config["settings"])
-    stop_file = workbench.settings.stop_file
     steps = 0
 
     def should_stop() -> bool:
         nonlocal steps
         steps += 1
-        return steps % STOP_CHECK_STEPS == 0 and bool(agree(worker, stop_file.exists))
+        return steps % STOP_CHECK_STEPS == 0 and bool(tell(worker, settings.stop_file.exists()))
 
-    while job := agree(worker, lambda: ray.get(board.take.remote(slot))):
-        run, early = None, None
-        try:
-            run = workbench.start(job["number"], job["values"], worker)
-        except CliptuneError as error:
-            early = {"done": True, "state": "failed", "reason": f"{type(error).__name__}: {error}"}
-        while agree(worker, lambda: ray.get(board.next_call.remote(job["job"]))) == "advance":
-            result = early
-            if run is not None:
-                result = outcome(functools.partial(run.advance, should_stop), run)
-            if worker.rank == 0:
-                ray.get(board.put_result.remote(job["job"], result))
+    runner = InProcess(settings, worker, should_stop)
+    while taken := agree(worker, board.take, slot):
+        name, job = taken
+        runner.start(job)
+        while agree(worker, board.next_call, name) == "advance":
+            result = runner.advance()
+            # What befell one worker alone leaves the others waiting for it in the middle of a step:
+            # it says what it was, and then the group must be started anew.
+            alone = result["state"] == "failed" and not result["common"]
+            if worker.rank == 0 or alone:
+                ray.get(board.put_result.remote(name, result))
+            if alone:
+                raise RuntimeError(result["reason"])
+        runner.close()
         if worker.rank == 0:
             ray.get(board.release.remote(slot))
 
 
-def agree(worker: Worker, ask: Callable[[], Any]) -> Any:
-    """Worker 0 asks; all get the answer."""
+def agree(worker: Worker, method: Any, *args: Any) -> Any:
+    """Worker 0 asks the switchboard; all get the answer."""
+    return tell(worker, ray.get(method.remote(*args)) if worker.rank == 0 else None)
+
+
+def tell(worker: Worker, value: Any) -> Any:
+    """Worker 0's `value`, for all."""
     from torch.distributed import broadcast_object_list
 
-    answer = [ask() if worker.rank == 0 else None]
+    values = [value]
     if worker.world > 1:
-        broadcast_object_list(answer)
-    return answer[0]
+        broadcast_object_list(values)
+    return values[0]

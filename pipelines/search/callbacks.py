@@ -1,0 +1,92 @@
+"""What the driver does when Tune says that a trial ended: retry the lost, report the rest."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import optuna
+from ray.tune.callback import Callback
+from ray.tune.experiment import Trial as RayTrial
+
+from pipelines.search.searcher import StudySearcher
+from pipelines.search.study import DONE, Search, best_trial, frozen_trial
+
+
+class Losses(Callback):
+    """What becomes of a trial that ended in an exception: its worker or its node died, or a bug.
+
+    Its checkpoint is on disk, so it is handed out again, `retries` times, before it is told FAIL.
+    Tune's own retries are off: it gives a trial up at once if the worker dies between two trials.
+    """
+
+    retries = 2
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self.searcher = searcher
+        self.losses: Counter[int] = Counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_error(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
+    ) -> None:
+        del iteration, trials, info
+        number = trial.config["number"]
+        self.losses[number] += 1
+        if self.losses[number] <= self.retries:
+            self.searcher.hand_out_again(trial.trial_id)
+            return
+        lines = [line for line in (trial.get_error() or "").splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else "the worker died"
+        self.searcher.fail(trial.trial_id, f"lost {self.losses[number]} times: {reason}")
+
+
+class Progress(Callback):
+    """A line for each trial that ends: what it reached, the best so far, the rate, the ETA."""
+
+    def __init__(self, study: optuna.Study, search: Search) -> None:
+        self.study, self.search = study, search
+        self.started, self.already = time.monotonic(), self._ended()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def _ended(self) -> int:
+        return len(self.study.get_trials(deepcopy=False, states=DONE))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
+    ) -> None:
+        del iteration, trials, info
+        self._line(trial)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
+    ) -> None:
+        del iteration, trials, info
+        self._line(trial)
+
+    def _line(self, trial: RayTrial) -> None:
+        frozen = frozen_trial(self.study, trial.config["number"])
+        if not frozen.state.is_finished():
+            return  # interrupted, or to be handed out again
+        ended = self._ended()
+        spent = time.monotonic() - self.started
+        left = max(self.search.trials - ended, 0) * spent / max(ended - self.already, 1)
+        reached = frozen.user_attrs.get("best")
+        value = "      " if reached is None else f"{reached:.4f}"
+        top = best_trial(self.study)
+        best = f"best {top.user_attrs['best']:.4f} (trial {top.number})" if top else "no result yet"
+        adapter = frozen.user_attrs["config"]["name"]
+        reason = frozen.user_attrs.get("reason", "")
+        epochs, state = len(frozen.intermediate_values), frozen.state.name.lower()
+        print(
+            f"[{ended}/{self.search.trials}] trial {frozen.number:>3} {adapter:<12} "
+            f"{state:<8} {value} at epoch {epochs:>2} | "
+            f"{best} | {60 * max(ended - self.already, 1) / spent:.1f} trials/min, "
+            f"about {left:.0f} s left {reason}",
+            flush=True,
+        )
