@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -116,7 +115,9 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         value = top.user_attrs["best"]
         say(f"best so far: trial {top.number}, {adapter}, {search.metric} {value:.4f}")
     if interrupted:
-        sys.stdout.flush()
+        import ray
+
+        ray.shutdown()  # its processes go now; the deadline of the interrupt still holds
         os._exit(130)  # Ray's own exit handlers may wait for longer than the user should
     if top is None:
         raise CliptuneError(f"no trial of `{folder}` succeeded; their reasons are listed above.")

@@ -131,17 +131,17 @@ def test_sigint_saves_prints_the_best_and_exits_130_and_a_second_run_is_refused_
     tmp_path: Path, features: Path
 ) -> None:
     out = tmp_path / "study"
-    words = command(features, out, 40, epochs=200)
+    words = command(features, out, 500, epochs=200)
     with started(words) as process:
-        wait_until(lambda: len(epochs_of(out)) >= 2 and max(epochs_of(out).values()) >= 5, process)
-        second = tune(features, out, 40)
+        wait_until(lambda: len(ended(out)) >= 1, process)
+        second = tune(features, out, 500)
         assert second.returncode == 2
         assert f"process {process.pid}" in second.stderr
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=10)
         assert process.returncode == 130
     assert "the same command goes on" in said
-    assert not (out / "holder.json").exists() or process.poll() is not None
+    assert "best so far: trial" in said
     assert any(t.state == TrialState.RUNNING for t in trials(out))
 
 
