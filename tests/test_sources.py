@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 
 from pipelines.sharding.records import check
 from pipelines.sources import huggingface, json_stream
-from pipelines.sources.base import BadRecord, Options, RawRecord, parse_columns, split_of_name
+from pipelines.sources.base import (
+    BadRecord,
+    Options,
+    RawRecord,
+    inside,
+    parse_columns,
+    split_of_name,
+)
 from pipelines.sources.gather import Gather
 from pipelines.sources.registry import SOURCES, source_format
 from tests.pictures import draw, jpeg
@@ -785,3 +792,11 @@ def test_real_split_zhou() -> None:
     assert len({r.label for r in records}) == len({r.class_name for r in records}) == 5
     assert all(isinstance(r.image, Path) and r.image.is_file() for r in records)
     assert good(records[0])["class_name"]
+
+
+def test_an_absolute_path_inside_the_folder_of_images_is_no_escape(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    assert inside(root, str(root / "a.jpg")) == root / "a.jpg"
+    for outside in (str(tmp_path / "b.jpg"), "../b.jpg", str(root / ".." / "b.jpg"), "/etc/passwd"):
+        assert isinstance(inside(root, outside), BadRecord)

@@ -53,7 +53,7 @@ class Quarantine:
             self._file.flush()
             summary = ", ".join(f"{kind} ({n:,})" for kind, n in self.reasons.most_common(5))
             raise DataError(
-                f"{bad:,} of {seen:,} records ({100 * bad / seen:.2g} %) are bad, above "
+                f"{bad:,} of {seen:,} records ({100 * bad / seen:.3g} %) are bad, above "
                 f"`--max-bad-fraction` {self.max_fraction:g}: {summary}. Each is in `{self.path}`."
             )
 

@@ -80,13 +80,13 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, list[str]]:
 
 
 def inside(root: Path, name: str) -> Path | BadRecord:
-    """`root / name`, unless that leaves `root` by an absolute path, by `..` or by a link."""
+    """`root / name`, unless that leaves `root`: by an absolute path, by `..` or by a link."""
     parts = Path(name).parts
     if not name or "\0" in name:
         return BadRecord(f"image path {name!r} is not a path")
-    if ".." in parts or Path(name).is_absolute():
+    path = root / name  # an absolute name stays as it is
+    if ".." in parts or not path.absolute().is_relative_to(root.absolute()):
         return BadRecord("image path leaves the folder")
-    path = root / name
     here, real = os.path.realpath(root), os.path.realpath(path)
     if os.path.commonpath([here, real]) != here:
         return BadRecord("image path leaves the folder by a link")
