@@ -90,7 +90,7 @@ def _check(args: Args) -> Search:
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
-    from pipelines.search.study import best_trial, open_study, states, write_best
+    from pipelines.search.study import best_so_far, best_trial, open_study, states, write_best
 
     _claim(folder, args, search)
     study = open_study(folder)
@@ -109,17 +109,13 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} stopped early by ASHA, "
         f"{counts['FAIL']} failed, {counts['RUNNING']} unfinished."
     )
-    top = best_trial(study)
-    if top is not None:
-        adapter = top.user_attrs["config"]["name"]
-        value = top.user_attrs["best"]
-        say(f"best so far: trial {top.number}, {adapter}, {search.metric} {value:.4f}")
+    say(best_so_far(study, search.metric))
     if interrupted:
         import ray
 
         ray.shutdown()  # its processes go now; the deadline of the interrupt still holds
         os._exit(130)  # Ray's own exit handlers may wait for longer than the user should
-    if top is None:
+    if best_trial(study) is None:
         raise CliptuneError(f"no trial of `{folder}` succeeded; their reasons are listed above.")
     done([folder / "best.json", folder / "journal.log", folder / "trials"], then)
     say(
@@ -238,14 +234,12 @@ class _Interrupt:
 
     def _deadline(self) -> None:
         """A step that takes longer than the user should wait is given up; its last save stands."""
-        from pipelines.search.study import best_trial
+        from pipelines.search.study import best_so_far
 
         try:  # said here: a signal's handler may have interrupted another print
             say("stopping: waiting for the running trials to save ...")
             time.sleep(STOP_SECONDS)
-            top = best_trial(self.searcher.study)
-            if top is not None:
-                say(f"best so far: trial {top.number}, {top.user_attrs['best']:.4f}")
+            say(best_so_far(self.searcher.study, self.searcher.search.metric))
             say("interrupted: the same command goes on from the last save.")
         finally:
             os._exit(130)

@@ -17,7 +17,14 @@ from pipelines import tune
 from pipelines.search.asha import StudyASHA, rungs
 from pipelines.search.callbacks import Losses
 from pipelines.search.searcher import StudySearcher
-from pipelines.search.study import Search, best_trial, enqueue_recipes, open_study, states
+from pipelines.search.study import (
+    Search,
+    best_so_far,
+    best_trial,
+    enqueue_recipes,
+    open_study,
+    states,
+)
 from pipelines.search.workers import Switchboard
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
@@ -218,6 +225,16 @@ def test_best_counts_pruned_trials_and_prefers_the_earlier_of_equals(tmp_path: P
     top = best_trial(search.study)
     assert top is not None
     assert top.number == 1
+
+
+def test_the_best_so_far_counts_trials_that_still_run(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    assert best_so_far(search.study, METRIC) == "no trial has been measured yet."
+    for number, value in enumerate((0.2, 0.3)):
+        search.suggest(f"ray{number}")
+        search.on_trial_result(f"ray{number}", row(1, value))
+    expected = "best so far: trial 1, lora, val/t2i_r1 0.3000"
+    assert best_so_far(search.study, METRIC) == expected
 
 
 def test_the_switchboard_gives_back_the_job_of_a_dead_group() -> None:

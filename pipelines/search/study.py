@@ -83,6 +83,21 @@ def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial |
     return max(fit, key=lambda t: float(t.user_attrs["best"]), default=None)
 
 
+def best_so_far(study: optuna.Study, metric: str) -> str:
+    """In words: the best value that any trial reached, running ones included."""
+    measured = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.intermediate_values and trial.state != TrialState.FAIL
+    ]
+    if not measured:
+        return "no trial has been measured yet."
+    top = max(measured, key=lambda trial: max(trial.intermediate_values.values()))
+    value = max(top.intermediate_values.values())
+    name = top.user_attrs["config"]["name"]
+    return f"best so far: trial {top.number}, {name}, {metric} {value:.4f}"
+
+
 def write_best(study: optuna.Study, search: Search, folder: Path) -> None:
     """`best.json`: the winner on val, and each adapter's own."""
 
