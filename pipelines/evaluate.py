@@ -50,6 +50,8 @@ def run(args: Args) -> None:
             raise ConfigError(f"`{flag}` must be at least {least}, got {value}.")
     from pipelines.measuring.contestants import read_contest
     from pipelines.measuring.standings import table
+    from trainables.features import backbone_of
+    from trainables.hardware import default_device
 
     started = time.monotonic()
     contest = read_contest(args.run, args.adapters == "best")
@@ -60,7 +62,8 @@ def run(args: Args) -> None:
     if path.exists() and read_json(path).get("inputs") == inputs:
         nothing_to_do(path, then)
         return
-    backbone, adapters = _load(contest, made_with)
+    backbone = backbone_of(contest.features, default_device())
+    adapters = [one.load(backbone) for one in contest.contestants]
     openings = _log_opening(args.run, contest, shards)
     result = _measure(args, contest, shards, backbone, adapters)
     result |= {"inputs": inputs, "test_openings": openings, "seconds": time.monotonic() - started}
@@ -98,19 +101,6 @@ def _identity(args: Args, contest: Contest, shards: ShardSet, made_with: dict[st
             "args": [args.bootstrap, args.gallery],
         }
     )
-
-
-def _load(contest: Contest, made_with: dict[str, Any]) -> tuple[Backbone, list[Adapter[Any]]]:
-    from trainables.backbone import load_backbone
-    from trainables.hardware import default_device
-
-    backbone = load_backbone(made_with["name"], made_with["revision"], default_device())
-    if backbone.fingerprint != made_with["fingerprint"]:
-        raise DataError(
-            f"`{made_with['name']}` has other weights than those of `{contest.features}`: "
-            f"fingerprint {backbone.fingerprint[:12]}, expected {made_with['fingerprint'][:12]}."
-        )
-    return backbone, [one.load(backbone) for one in contest.contestants]
 
 
 def _log_opening(run: Path, contest: Contest, shards: ShardSet) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from pipelines.console import done
 from trainables.errors import ConfigError, DataError
-from trainables.files import read_json
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,13 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines.measuring.contestants import read_contest
-    from trainables.backbone import load_backbone
+    from trainables.features import backbone_of
 
     if args.out.exists():
         raise DataError(f"`{args.out}` exists already: give another `--out`.")
     contest = read_contest(args.run, only_best=True)
     best = next(one for one in contest.contestants if one.selected)
-    made_with = read_json(contest.features / "manifest.json")["backbone"]
-    adapter: Any = best.load(load_backbone(made_with["name"], made_with["revision"]))
+    adapter: Any = best.load(backbone_of(contest.features))
     if args.merged:
         if not hasattr(adapter, "merge"):
             raise ConfigError(f"`--merged` needs a LoRA adapter, got `{best.name}`.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
 from trainables.errors import DataError
-from trainables.files import read_json, write_json
+from trainables.files import read_json, read_jsonl, write_json
 
 if TYPE_CHECKING:
     from trainables.loop import Row, Worker
@@ -82,7 +82,8 @@ def _train_in_group(job: dict[str, Any], workers: int) -> bool:
     from pipelines.cluster import connect
 
     connect(dashboard=False)
-    rows = len(_rows(job["folder"]))
+    metrics = job["folder"] / "metrics.jsonl"
+    rows = len(read_jsonl(metrics))
     use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     TorchTrainer(
         train_here,
@@ -94,20 +95,14 @@ def _train_in_group(job: dict[str, Any], workers: int) -> bool:
             failure_config=train.FailureConfig(max_failures=2),
         ),
     ).fit()
-    return len(_rows(job["folder"])) > rows
-
-
-def _rows(folder: Path) -> list[Any]:
-    from trainables.files import read_jsonl
-
-    return read_jsonl(folder / "metrics.jsonl")
+    return len(read_jsonl(metrics)) > rows
 
 
 def train_here(job: dict[str, Any]) -> bool:
     """This process's part of the training; whether there was anything left to do."""
     import torch.distributed
 
-    from trainables.loop import Interrupted, Run, Worker
+    from trainables.loop import Interrupted, Worker
     from trainables.trial import TrialSettings, Workbench
 
     args: Args = job["args"]
@@ -116,9 +111,7 @@ def train_here(job: dict[str, Any]) -> bool:
         worker = Worker(torch.distributed.get_rank(), torch.distributed.get_world_size())
     settings = TrialSettings(args.features, job["folder"], args.metric, threads=0)
     bench = Workbench(settings)
-    run = Run(
-        job["config"], bench.backbone, bench.train, bench.val, job["folder"], args.metric, worker
-    )
+    run = bench.run(job["config"], job["folder"], worker)
     for warning in run.warnings:
         say(f"warning: {warning}")
     if run.finished:

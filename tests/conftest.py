@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from trainables.backbone import Backbone
+    from trainables.data import Batch
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,3 +33,28 @@ def features(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
     return tiny_features(
         tmp_path_factory.mktemp("features"), images=48, val=16, pixels=True, clip=clip
     )
+
+
+@pytest.fixture(scope="module")
+def backbone(clip: Path) -> Backbone:
+    """That CLIP, loaded anew for each module of tests."""
+    from trainables.backbone import load_backbone
+
+    return load_backbone(str(clip))
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """A random SigLIP."""
+    from tests.tiny import tiny_siglip
+    from trainables.backbone import load_backbone
+
+    return load_backbone(str(tiny_siglip(tmp_path_factory.mktemp("siglip"))))
+
+
+@pytest.fixture(scope="module")
+def batch(backbone: Backbone) -> Batch:
+    """The contract tests' fixed batch."""
+    from tests.contract import batch_for
+
+    return batch_for(backbone)

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tests.contract import TRAINED, VARIANTS, batch_for, make, outputs, train, trained
-from tests.tiny import tiny_siglip
 from trainables.adapters.registry import ADAPTERS, make_config
-from trainables.backbone import Backbone, load_backbone
+from trainables.backbone import Backbone
 from trainables.data import Batch
 from trainables.errors import ConfigError
 from trainables.text_tower import embed_text
-
-
-@pytest.fixture(scope="module")
-def backbone(clip: Path) -> Backbone:
-    return load_backbone(str(clip))
-
-
-@pytest.fixture(scope="module")
-def siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_siglip(tmp_path_factory.mktemp("siglip"))))
-
-
-@pytest.fixture(scope="module")
-def batch(backbone: Backbone) -> Batch:
-    return batch_for(backbone)
 
 
 def test_variants_cover_the_registry() -> None:

@@ -22,7 +22,7 @@ from pipelines.measuring.standings import verdict
 from pipelines.reporting.result import read_result
 from tests.tiny import caption, picture, tiny_features
 from trainables.adapters.registry import make_config
-from trainables.backbone import Backbone, load_backbone
+from trainables.backbone import Backbone
 from trainables.data import Predictions
 from trainables.errors import CheckpointError, ConfigError, DataError
 from trainables.features import SplitFeatures, embed_split, open_features
@@ -34,11 +34,6 @@ from trainables.shards import SCHEMA, Seal, ShardSet
 
 METRIC = "val/t2i_r1"
 TEST = 18  # images of the test split; the last has the bytes of the first
-
-
-@pytest.fixture(scope="module")
-def backbone(clip: Path) -> Backbone:
-    return load_backbone(str(clip))
 
 
 def write_shards(folder: Path) -> ShardSet:

@@ -28,11 +28,6 @@ METRIC = "val/t2i_mrr"
 SETTINGS = {"epochs": 3, "batch_size": 16, "optim.lr": 1e-2, "patience": 0}
 
 
-@pytest.fixture(scope="module")
-def backbone(clip: Path) -> Backbone:
-    return load_backbone(str(clip))
-
-
 def start(
     folder: Path, backbone: Backbone, features: Path, name: str = "soft_prompt", **extra: object
 ) -> Run:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from tests.contract import batch_for, make, outputs, train, trained
-from tests.tiny import caption, tiny_siglip
+from tests.tiny import caption
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone, load_backbone
@@ -23,21 +23,6 @@ from trainables.errors import ConfigError, DataError
 
 # PEFT 0.21 asks transformers for an attribute that was renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def backbone(clip: Path) -> Backbone:
-    return load_backbone(str(clip))
-
-
-@pytest.fixture(scope="module")
-def siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_siglip(tmp_path_factory.mktemp("siglip"))))
-
-
-@pytest.fixture(scope="module")
-def batch(backbone: Backbone) -> Batch:
-    return batch_for(backbone)
 
 
 def lora(backbone: Backbone, batch: Batch, **values: Any) -> Adapter[Any]:

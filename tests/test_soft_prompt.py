@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.contract import batch_for, make, trained
-from trainables.backbone import Backbone, load_backbone
+from tests.contract import make, trained
+from trainables.backbone import Backbone
 from trainables.data import Batch
 from trainables.errors import ConfigError
 from trainables.text_tower import embed_text
-
-
-@pytest.fixture(scope="module")
-def backbone(clip: Path) -> Backbone:
-    return load_backbone(str(clip))
-
-
-@pytest.fixture(scope="module")
-def batch(backbone: Backbone) -> Batch:
-    return batch_for(backbone)
 
 
 def test_prompt_from_words(backbone: Backbone) -> None:

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
-from tests.tiny import EOT, caption, tiny_clip, tiny_siglip
+from tests.tiny import EOT, caption, tiny_clip
 from trainables.backbone import Backbone, load_backbone
 from trainables.data import Tokens
 from trainables.errors import ConfigError
@@ -36,11 +36,6 @@ SHAPES: dict[str, dict[str, Any]] = {  # the proportions of the real ones
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return load_backbone(str(tiny_clip(tmp_path_factory.mktemp("clip"), layers=3)))
-
-
-@pytest.fixture(scope="module")
-def siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return load_backbone(str(tiny_siglip(tmp_path_factory.mktemp("siglip"))))
 
 
 def plain(backbone: Backbone, tokens: Tokens) -> Tensor:

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.contract import batch_for
 from tests.tiny import caption
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone, load_backbone
+from trainables.backbone import Backbone
 from trainables.data import Batch
-
-
-@pytest.fixture(scope="module")
-def backbone(clip: Path) -> Backbone:
-    return load_backbone(str(clip))
-
-
-@pytest.fixture(scope="module")
-def batch(backbone: Backbone) -> Batch:
-    return batch_for(backbone)
 
 
 @pytest.mark.parametrize("template", ["a photo of {}", "{} on a table", "a photo of {}.", "a: {}!"])

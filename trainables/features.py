@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainables import preprocess
-from trainables.backbone import Backbone
+from trainables.backbone import Backbone, load_backbone
 from trainables.data import Tokens
 from trainables.errors import DataError, unknown
 from trainables.files import read_json, sha256_json
@@ -126,6 +126,19 @@ def find_store(folder: Path) -> Path:
     if not found:
         raise DataError(f"`{folder}` holds no finished features: run `cliptune encode`.")
     raise DataError(f"`{folder}` holds several stores, name one: {', '.join(map(str, found))}.")
+
+
+def backbone_of(folder: Path, device: str = "cpu") -> Backbone:
+    """The backbone that a store was made with, its weights unchanged since."""
+    made_with = read_json(folder / "manifest.json")["backbone"]
+    backbone = load_backbone(made_with["name"], made_with["revision"], device)
+    if backbone.fingerprint != made_with["fingerprint"]:
+        raise DataError(
+            f"`{made_with['name']}` has other weights than those of `{folder}`: fingerprint "
+            f"{backbone.fingerprint[:12]}, expected {made_with['fingerprint'][:12]}. Restore them, "
+            "or run `cliptune encode` again."
+        )
+    return backbone
 
 
 def open_features(folder: Path | str, split: str) -> SplitFeatures:

@@ -95,6 +95,9 @@ class Run:
         )
         self.epochs = config.epochs if self.trained else 0
         self.total = self.epochs * self.batches.steps_per_epoch
+        # Train captions that do not fit into the text tower, beside what the adapter adds.
+        room = backbone.context_length - self.adapter.added_tokens
+        self.truncated_captions = max(int((train.tokens.lengths > room).sum()), train.truncated)
         self.step = 0
         self.rows: list[Row] = []
         self.sums: dict[str, float] = {}  # of the current epoch's steps
@@ -138,13 +141,6 @@ class Run:
             return False
         stale = self.epoch - best["epoch"]
         return self.epoch >= self.epochs or 0 < self.config.patience <= stale
-
-    @property
-    def truncated_captions(self) -> int:
-        """Train captions that do not fit into the text tower, beside what the adapter adds."""
-        room = self.adapter.backbone.context_length - self.adapter.added_tokens
-        data = self.batches.data
-        return max(int((data.tokens.lengths > room).sum()), data.truncated)
 
     @property
     def trainable_parameters(self) -> int:

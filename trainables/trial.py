@@ -17,10 +17,9 @@ import torch
 from ray import tune
 
 from trainables.adapters.registry import make_config
-from trainables.backbone import load_backbone
-from trainables.errors import CliptuneError, ConfigError, DataError
-from trainables.features import open_features
-from trainables.files import read_json
+from trainables.config import TrainConfig
+from trainables.errors import CliptuneError, ConfigError
+from trainables.features import backbone_of, open_features
 from trainables.hardware import default_device
 from trainables.loop import ALONE, Diverged, Interrupted, Row, Run, Worker
 
@@ -50,14 +49,7 @@ class Workbench:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.settings = settings
-        made_with = read_json(settings.features / "manifest.json")["backbone"]
-        device = default_device()
-        self.backbone = load_backbone(made_with["name"], made_with["revision"], device)
-        if self.backbone.fingerprint != made_with["fingerprint"]:
-            raise DataError(
-                f"`{made_with['name']}` has changed since `{settings.features}` was made with it: "
-                "run `cliptune encode` again."
-            )
+        self.backbone = backbone_of(settings.features, default_device())
         self.train = open_features(settings.features, "train")
         self.val = open_features(settings.features, "val")
 
@@ -65,17 +57,16 @@ class Workbench:
         """Trial `number` from where its folder says it stands."""
         values = dict(values)
         config = make_config(str(values.pop("name")), values)
-        settings = self.settings
-        folder = settings.trial_folder(number)
-        if number == 0 and worker.rank == 0:
-            self._measure_zero_shot()
-        return Run(config, self.backbone, self.train, self.val, folder, settings.metric, worker)
+        if (
+            number == 0 and worker.rank == 0
+        ):  # the baseline on val, beside those that are to beat it
+            self.run(make_config("zero_shot"), self.settings.folder / "zero_shot").advance()
+        return self.run(config, self.settings.trial_folder(number), worker)
 
-    def _measure_zero_shot(self) -> None:
-        """The baseline on val, beside the trials that are to beat it."""
-        settings = self.settings
-        config, folder = make_config("zero_shot"), settings.folder / "zero_shot"
-        Run(config, self.backbone, self.train, self.val, folder, settings.metric).advance()
+    def run(self, config: TrainConfig, folder: Path, worker: Worker = ALONE) -> Run:
+        """A run on what is loaded here."""
+        metric = self.settings.metric
+        return Run(config, self.backbone, self.train, self.val, folder, metric, worker)
 
 
 def outcome(run: Run, row: Row) -> dict[str, Any]:

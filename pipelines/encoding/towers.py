@@ -18,6 +18,7 @@ import torch
 from pipelines.cluster import connect
 from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, ConfigError
+from trainables.hardware import default_device
 from trainables.images import BadImage, decode
 from trainables.preprocess import Preprocess, view_of
 
@@ -116,8 +117,7 @@ class Tower:
 
     def __init__(self, name: str, revision: str | None, fingerprint: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.backbone = load_backbone(name, revision, device)
+        self.backbone = load_backbone(name, revision, default_device())
         if self.backbone.fingerprint != fingerprint:
             raise CliptuneError(f"`{name}` changed while it was being used.")
 
