@@ -57,9 +57,7 @@ class Workbench:
         """Trial `number` from where its folder says it stands."""
         values = dict(values)
         config = make_config(str(values.pop("name")), values)
-        if (
-            number == 0 and worker.rank == 0
-        ):  # the baseline on val, beside those that are to beat it
+        if number == 0 and worker.rank == 0:  # the baseline that all trials are to beat, on val
             self.run(make_config("zero_shot"), self.settings.folder / "zero_shot").advance()
         return self.run(config, self.settings.trial_folder(number), worker)
 
