@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from tests.tiny import EOT, caption, tiny_clip
+from trainables import text_tower
 from trainables.backbone import Backbone, load_backbone
 from trainables.data import Tokens
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, DataError
 from trainables.text_tower import Place, Prompt, embed_text, fit, word_vectors
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "clip-flickr8k"
@@ -196,6 +200,138 @@ def test_too_deep_a_prompt_is_refused(clip: Backbone) -> None:
         embed_text(clip, tokens, Prompt(vectors, deep=vectors.expand(3, -1, -1)))
 
 
-def test_no_captions_are_no_rows(clip: Backbone) -> None:
+def test_an_empty_batch_is_refused(clip: Backbone) -> None:
     tokens, _ = clip.tokenize([])
-    assert embed_text(clip, tokens).shape == (0, clip.embed_dim)
+    with pytest.raises(DataError, match="at least 1 caption, got 0"):
+        embed_text(clip, tokens)
+
+
+def test_a_caption_longer_than_the_tower_is_refused(clip: Backbone) -> None:
+    with pytest.raises(DataError, match=r"at most 77 tokens, .* got 78"):
+        embed_text(clip, ragged(clip, [5, 78]))
+
+
+def test_wrong_number_of_prompts_is_refused(clip: Backbone) -> None:
+    tokens, _ = clip.tokenize(["dog", "cat"])
+    with pytest.raises(DataError, match="each of 2 captions, got 3"):
+        embed_text(clip, tokens, Prompt(torch.zeros(3, 4, clip.text_width)))
+
+
+def ragged(backbone: Backbone, lengths: Sequence[int], letters: int = 3, seed: int = 0) -> Tokens:
+    """Captions of these lengths over so few words that many begin alike."""
+    draw = torch.Generator().manual_seed(seed)
+    ends = torch.tensor([backbone.start_token, backbone.end_token])
+    words = [torch.randint(letters, (n - 2,), generator=draw) + 300 for n in lengths]
+    rows = [torch.cat([ends[:1], ids, ends[1:]]) for ids in words]
+    return Tokens(torch.cat(rows), torch.tensor([0, *map(len, rows)]).cumsum(0))
+
+
+@pytest.fixture(scope="module")
+def real_shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backbone]:
+    """The widths and heads of the real text towers, two blocks high; B/32's is B/16's too."""
+    shapes = {"B/32, B/16": (512, 8), "L/14": (768, 12)}
+    return {
+        name: load_backbone(
+            str(
+                tiny_clip(
+                    tmp_path_factory.mktemp("clip"),
+                    text_width=width,
+                    heads=heads,
+                    vision_width=8 * heads,
+                    joint=64,
+                )
+            )
+        )
+        for name, (width, heads) in shapes.items()
+    }
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    shape=st.sampled_from(["tiny", "B/32, B/16", "L/14"]),
+    lengths=st.lists(st.integers(2, 77), min_size=1, max_size=6),
+    n_ctx=st.integers(0, 32),
+    place=st.sampled_from(PLACES),
+    deep=st.booleans(),
+    owners=st.sampled_from(["one", "own", "two"]),
+    share=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_any_batch_equals_formula_with_gradients(
+    clip: Backbone,
+    real_shapes: dict[str, Backbone],
+    shape: str,
+    lengths: list[int],
+    n_ctx: int,
+    place: Place,
+    deep: bool,
+    owners: str,
+    share: bool,
+    seed: int,
+) -> None:
+    backbone = clip if shape == "tiny" else real_shapes[shape]
+    tokens = ragged(backbone, lengths, seed=seed)
+    torch.manual_seed(seed)
+    weights = torch.randn(len(tokens), backbone.embed_dim)
+    if n_ctx == 0:
+        ours = embed_text(backbone, tokens, share=share)
+        assert_close(ours, plain(backbone, tokens))
+        return
+    of = {"one": None, "own": None, "two": torch.arange(len(tokens)) % 2}[owners]
+    prompts = {"one": (), "own": (len(tokens),), "two": (2,)}[owners]
+    vectors = torch.randn(*prompts, n_ctx, backbone.text_width).requires_grad_()
+    layers = torch.randn(1, n_ctx, backbone.text_width).requires_grad_() if deep else None
+    trained = [vectors] if layers is None else [vectors, layers]
+    ours = embed_text(backbone, tokens, Prompt(vectors, place, layers, of), share)
+    if owners == "two":
+        reference = vectors[torch.arange(len(tokens)) % 2]
+    else:
+        reference = vectors.expand(len(tokens), -1, -1)
+    rows = [
+        by_hand(
+            backbone,
+            tokens.select(torch.tensor([n])),
+            Prompt(reference[n], place, layers),
+        )
+        for n in range(len(tokens))
+    ]
+    theirs = torch.cat(rows)
+    assert_close(ours.detach(), theirs.detach())
+    for a, b in zip(
+        torch.autograd.grad((ours * weights).sum(), trained),
+        torch.autograd.grad((theirs * weights).sum(), trained),
+        strict=True,
+    ):
+        assert_close(a, b)
+
+
+def test_a_node_goes_through_the_tower_once(clip: Backbone) -> None:
+    texts = ["a red dog", "a red cat", "a red dog", "a blue dog"]
+    tokens, _ = clip.tokenize(texts)
+    seen: list[int] = []
+    handle = clip.model.text_model.encoder.layers[0].mlp.register_forward_hook(
+        lambda _, inputs, __: seen.append(len(inputs[0]))
+    )
+    prompt = Prompt(torch.randn(5, clip.text_width))
+    shared = embed_text(clip, tokens, prompt)
+    alone = embed_text(clip, tokens, prompt, share=False)
+    handle.remove()
+    # SOT and 5 vectors, a, red, dog, its EOT, cat, its EOT, blue, dog, its EOT; a copy is nothing.
+    assert seen == [6 + 9, 4 * (6 + 4)]
+    assert_close(shared, alone)
+
+
+def test_members_of_a_vmap_equal_single_calls(clip: Backbone) -> None:
+    tokens, _ = clip.tokenize(TEXTS)
+    vectors = torch.randn(3, 4, clip.text_width)
+    together = torch.vmap(lambda one: embed_text(clip, tokens, Prompt(one)))(vectors)
+    for member, one in zip(together, vectors, strict=True):
+        assert_close(member, embed_text(clip, tokens, Prompt(one)))
+
+
+@torch.no_grad()
+def test_many_captions_pass_in_parts(clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = ragged(clip, [3, 9, 4, 9, 9, 5, 3, 77], letters=2)
+    whole = embed_text(clip, tokens)
+    monkeypatch.setattr(text_tower, "ROWS_A_PASS", 3)
+    assert_close(embed_text(clip, tokens), whole)

@@ -4,28 +4,30 @@ Flows in: ragged token ids, and optionally prompt vectors to insert among them. 
 caption in the joint space, differentiable in the prompt and in whatever was injected into the
 tower's modules. It calls the model's own modules, so injected ones (PEFT's) take part.
 
-CLIP's tower is causal: what follows the EOT cannot change it, so captions are padded only to the
-longest of those encoded together, exactly. SigLIP's tower sees everything and is padded to L, as
-trained.
+What is computed is nodes, not padded rows. CLIP's tower is causal: the state at a position depends
+on what stands up to it and on nothing else, so captions that begin alike share those positions. All
+captions form a trie, and each of its nodes goes through the tower once: a prompt in front of every
+caption once, `a photo of a` once, a caption that stands there twice once. The last block is
+evaluated for the EOTs alone. All of it is exact, gradients too. SigLIP's tower sees everything in
+both directions and is padded to L, as trained; there the nodes are all positions of all captions.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainables.backbone import Backbone
 from trainables.data import Tokens
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, DataError
 
-# On a CPU, captions of like length are encoded together, so that little of it is padding: a step is
-# 1.2 to 1.5 times faster with 32 captions, 1.8 to 2.6 with 256. A GPU prefers one large call.
-ROWS_A_PART, MOST_PARTS = 8, 8
+ROWS_A_PASS = 512  # without gradients: what bounds the memory, and stays in a CPU's cache
 Place = Literal["after_sos", "before_eot", "front"]
 
 
@@ -33,77 +35,263 @@ Place = Literal["after_sos", "before_eot", "front"]
 class Prompt:
     """Vectors to insert into every caption as if they were word embeddings.
 
+    `of` says which of K prompts each caption gets; without it, caption n gets prompt n.
     `deep`: vectors that take the prompt's places again before blocks 1 to D (block 0 is the first),
     as in deep prompting (VPT-deep, Jia et al. 2022; MaPLe, Khattak et al. 2023).
     SigLIP has no SOS: `after_sos` and `front` are one place there.
     """
 
-    vectors: Tensor  # (P, d), or (N, P, d) where each caption has its own
+    vectors: Tensor  # (P, d) for all captions, or (K, P, d)
     place: Place = "after_sos"
     deep: Tensor | None = None  # (D, P, d)
+    of: Tensor | None = None  # (N,) int64
 
     @property
     def length(self) -> int:
         return self.vectors.shape[-2]
 
-    def select(self, rows: Tensor) -> Prompt:
-        """The prompt of captions `rows`."""
+    def owners(self, captions: int) -> Tensor:
+        """Which of the K prompts each caption gets: (N,)."""
         if self.vectors.ndim == 2:
-            return self
-        return replace(self, vectors=self.vectors[rows])
+            return torch.zeros(captions, dtype=torch.int64)
+        if self.of is not None:
+            return self.of.cpu()
+        if len(self.vectors) != captions:
+            raise DataError(
+                f"`vectors` must hold one prompt for each of {captions} captions, "
+                f"got {len(self.vectors)}."
+            )
+        return torch.arange(captions)
 
 
-def embed_text(backbone: Backbone, tokens: Tokens, prompt: Prompt | None = None) -> Tensor:
+def embed_text(
+    backbone: Backbone, tokens: Tokens, prompt: Prompt | None = None, share: bool = True
+) -> Tensor:
     """Captions to the joint space, not normalised: (N, e).
 
     Captions that the prompt leaves no room for are cut, their EOT is kept; `fit` counts them.
+    Without `share`, each caption has nodes of its own: for dropout, which draws for each node.
     """
-    if len(tokens) == 0:
-        return torch.zeros(0, backbone.embed_dim, device=backbone.device)
-    tokens = tokens.to(backbone.device)
+    tokens = tokens.to("cpu")  # the layout is made there: a few small matrices of integers
+    _check(backbone, tokens, prompt)
     if prompt is not None:
         tokens, _ = fit(backbone, tokens, prompt.length)
-    parts = len(tokens) // ROWS_A_PART if backbone.kind == "clip" and tokens.ids.is_cpu else 1
-    if parts <= 1:
-        return _embed(backbone, tokens, prompt)
-    order = tokens.lengths.argsort(stable=True)
-    done = [
-        _embed(backbone, tokens.select(rows), None if prompt is None else prompt.select(rows))
-        for rows in order.chunk(min(parts, MOST_PARTS))
-    ]
-    return torch.cat(done)[order.argsort()]
+    content = _contents(backbone, tokens, prompt)
+    inverse = torch.arange(len(content))
+    if share and backbone.kind == "clip":
+        content, inverse = content.unique(dim=0, return_inverse=True)  # sorted, as a trie is
+    passes = [content] if torch.is_grad_enabled() else content.split(ROWS_A_PASS)
+    done = [_embed(backbone, Layout.of(backbone, part, share), prompt) for part in passes]
+    return F.embedding(inverse.to(backbone.device), torch.cat(done))
 
 
-def _embed(backbone: Backbone, tokens: Tokens, prompt: Prompt | None) -> Tensor:
-    """Captions that fit, padded to the longest of them."""
-    index, slot = _layout(backbone, tokens, prompt)
-    model = backbone.model.text_model
-    hidden = _table(backbone, tokens, prompt)[index]  # (N, W, d)
-    hidden = hidden + model.embeddings.position_embedding.weight[: index.shape[1]]
-    deep = prompt.deep if prompt is not None else None
-    blocks = model.encoder.layers
-    if deep is not None and len(deep) >= len(blocks):
-        raise ConfigError(
-            f"a deep prompt must have fewer than {len(blocks)} layers, the tower's blocks without "
-            f"the first, got {len(deep)}."
+def _check(backbone: Backbone, tokens: Tokens, prompt: Prompt | None) -> None:
+    if len(tokens) == 0:
+        raise DataError("a batch must hold at least 1 caption, got 0.")
+    longest = int(tokens.lengths.max())
+    if prompt is None and longest > backbone.context_length:
+        raise DataError(
+            f"a caption must have at most {backbone.context_length} tokens, the text tower's "
+            f"positions, got {longest}."
         )
-    causal = backbone.kind == "clip"
-    with _attention(hidden.device):
-        for number, block in enumerate(blocks):
+
+
+def _contents(backbone: Backbone, tokens: Tokens, prompt: Prompt | None) -> Tensor:
+    """What stands at each position: a token's id, V + k P + j for vector j of prompt k, or -1.
+
+    (N, W) int64, W the longest caption with its prompt, for SigLIP L.
+    """
+    lengths = tokens.lengths[:, None]
+    words, added = int(lengths.max()), 0 if prompt is None else prompt.length
+    clip = backbone.kind == "clip"
+    position = torch.arange(words + added if clip else backbone.context_length)[None]
+    index = position.expand(len(tokens), -1)
+    if prompt is not None:
+        start = _start(backbone, lengths, prompt.place)
+        inside = (position >= start) & (position < start + added)
+        index = torch.where(position >= start + added, index - added, index)
+    padded = tokens.pad(-1 if clip else backbone.pad_token, words).long()
+    content = padded.gather(1, index.clamp(max=words - 1))
+    content[index >= words] = -1 if clip else backbone.pad_token
+    if prompt is not None:
+        vocabulary = backbone.model.config.text_config.vocab_size
+        first = vocabulary + prompt.owners(len(tokens))[:, None] * added
+        content = torch.where(inside, first + position - start, content)
+    return content
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that attend in one padded call: the queries are the nodes that a row owns, the keys all
+    nodes on its path from the root. Numbers point into (nodes x heads) vectors of one head each."""
+
+    queries: Tensor  # (n, h, q) int64
+    keys: Tensor  # (n, h, k) int64
+    mask: Tensor  # (n, 1, q, k) bool, true where a query may look
+
+    def to(self, device: torch.device) -> Group:
+        return Group(self.queries.to(device), self.keys.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Softmax attention from packed nodes to packed nodes."""
+
+    groups: list[Group]
+    back: Tensor  # (T, h) int64: where each node's output stands among those of all groups
+
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(T, d), (S, d), (S, d) to (T, d), in fp32: many rows' gradients meet in one node."""
+        heads = self.back.shape[1]
+        with torch.autocast(queries.device.type, enabled=False):
+            q, k, v = (x.float().reshape(len(x) * heads, -1) for x in (queries, keys, values))
+            done = [
+                F.scaled_dot_product_attention(
+                    F.embedding(group.queries, q),
+                    F.embedding(group.keys, k),
+                    F.embedding(group.keys, v),
+                    attn_mask=group.mask,
+                ).flatten(0, 2)
+                for group in self.groups
+            ]
+            return F.embedding(self.back, torch.cat(done)).flatten(1)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which nodes there are and who looks at whom: all that depends on the captions alone."""
+
+    content: Tensor  # (T,) int64, as in `_contents`
+    position: Tensor  # (T,) int64
+    attention: Attention  # of all nodes
+    ends: Tensor  # (U,) int64, the node that each row's embedding is read from
+    last: Attention  # of those nodes
+
+    @classmethod
+    def of(cls, backbone: Backbone, content: Tensor, share: bool) -> Layout:
+        """The layout of distinct rows `content` (U, W), sorted where they share."""
+        device, clip = backbone.device, backbone.kind == "clip"
+        heads = backbone.model.config.text_config.num_attention_heads
+        valid = content >= 0
+        new = valid.clone()
+        if share and clip:  # what a row has in common with the one before is that one's
+            new[1:] &= (content[1:] != content[:-1]).cumsum(1) > 0
+        number = new.flatten().cumsum(0).view_as(content) - 1
+        path = torch.where(new, number, 0).cummax(0).values if share and clip else number  # (U, W)
+        lengths, own = valid.sum(1), new.sum(1)
+        position = torch.arange(content.shape[1]).expand_as(content)
+        rows = _Rows(path, lengths, own, heads, clip)
+        ends = path.gather(1, lengths[:, None] - 1)[:, 0]
+        return cls(
+            content[new].to(device),
+            position[new].to(device),
+            rows.attention(device),
+            ends.to(device),
+            rows.last(device),
+        )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a layout, cut into groups."""
+
+    path: Tensor  # (U, W) int64: the node at each position of each row
+    lengths: Tensor  # (U,)
+    own: Tensor  # (U,) how many nodes at its end each row owns
+    heads: int
+    causal: bool
+
+    def attention(self, device: torch.device) -> Attention:
+        """Rows that own a like number of nodes (within a factor of four) are padded together."""
+        level = torch.log2(self.own.float()).div(2).ceil() if device.type == "cpu" else self.own * 0
+        back = torch.empty(int(self.own.sum()), self.heads, dtype=torch.int64)
+        groups, before = [], 0
+        for one in level.unique():
+            rows = (level == one).nonzero()[:, 0]
+            own, start = self.own[rows, None], (self.lengths - self.own)[rows, None]
+            within = torch.arange(int(own.max()))
+            queries = self.path[rows].gather(1, (start + within).clamp(max=self.path.shape[1] - 1))
+            owned = within < own  # (n, q)
+            row = torch.arange(len(rows))[:, None]
+            place = before + row * self.heads * len(within) + within
+            head = torch.arange(self.heads) * len(within)
+            back[queries[owned]] = place[owned][:, None] + head
+            groups.append(self._group(rows, queries, start + within).to(device))
+            before += len(rows) * self.heads * len(within)
+        return Attention(groups, back.to(device))
+
+    def last(self, device: torch.device) -> Attention:
+        """Each row's last position alone, as query number u."""
+        every = torch.arange(len(self.path))
+        group = self._group(every, every[:, None], self.lengths[:, None] - 1)
+        back = every[:, None] * self.heads + torch.arange(self.heads)
+        return Attention([group.to(device)], back.to(device))
+
+    def _group(self, rows: Tensor, queries: Tensor, positions: Tensor) -> Group:
+        """`rows` (n,) with their `queries` (n, q), which stand at `positions` (n, q)."""
+        width = int(self.lengths[rows].max())
+        head = torch.arange(self.heads)[:, None]
+        mask = torch.arange(width) <= positions[..., None]
+        return Group(
+            queries[:, None] * self.heads + head,
+            self.path[rows, None, :width].clamp(min=0) * self.heads + head,
+            mask[:, None] if self.causal else torch.ones_like(mask)[:, None],
+        )
+
+
+def _embed(backbone: Backbone, layout: Layout, prompt: Prompt | None) -> Tensor:
+    """The rows of a layout: (U, e)."""
+    model = backbone.model.text_model
+    hidden, slot = _first(backbone, layout, prompt)  # (T, d), (T,)
+    deep = prompt.deep if prompt is not None else None
+    *blocks, final = model.encoder.layers
+    if deep is not None and len(deep) > len(blocks):
+        raise ConfigError(
+            f"a deep prompt must have fewer than {len(blocks) + 1} layers, the tower's blocks "
+            f"without the first, got {len(deep)}."
+        )
+    with _kernel(hidden.device):
+        for number, block in enumerate([*blocks, final]):
             if deep is not None and 1 <= number <= len(deep):
-                again = deep[number - 1][slot.clamp(min=0)]  # (N, W, d)
-                hidden = torch.where((slot >= 0)[..., None], again, hidden)
-            hidden = block(hidden, None, is_causal=causal)
-    if not causal:
-        return model.head(model.final_layer_norm(hidden[:, -1]))
-    added = 0 if prompt is None else prompt.length
-    last = hidden[torch.arange(len(tokens), device=hidden.device), tokens.lengths + added - 1]
-    return backbone.model.text_projection(model.final_layer_norm(last))
+                again = F.embedding(slot.clamp(min=0), deep[number - 1])  # (T, d)
+                hidden = torch.where((slot >= 0)[:, None], again, hidden)
+            if block is not final:
+                hidden = _block(block, hidden, layout.attention)
+        hidden = _block(final, hidden, layout.last, layout.ends)  # (U, d)
+    hidden = model.final_layer_norm(hidden)
+    clip = backbone.kind == "clip"
+    embeds: Tensor = backbone.model.text_projection(hidden) if clip else model.head(hidden)
+    return embeds
 
 
-def _attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The attention kernel. On a CPU the fused one's backward is slow for rows this short: a whole
-    training step took 1.6 times as long with it."""
+def _block(block: Any, hidden: Tensor, attention: Attention, rows: Tensor | None = None) -> Tensor:
+    """A transformer block on packed nodes (T, d), evaluated for `rows` alone if given."""
+    normed, projections = block.layer_norm1(hidden), block.self_attn
+    queries = normed if rows is None else F.embedding(rows, normed)
+    hidden = hidden if rows is None else F.embedding(rows, hidden)
+    mixed = attention(
+        projections.q_proj(queries), projections.k_proj(normed), projections.v_proj(normed)
+    )
+    hidden = hidden + projections.out_proj(mixed)
+    changed: Tensor = hidden + block.mlp(block.layer_norm2(hidden))
+    return changed
+
+
+def _first(backbone: Backbone, layout: Layout, prompt: Prompt | None) -> tuple[Tensor, Tensor]:
+    """The states before block 0, (T, d), and which prompt vector each node is (-1: none), (T,)."""
+    embeddings = backbone.model.text_model.embeddings
+    vocabulary = backbone.model.config.text_config.vocab_size
+    slot = layout.content - vocabulary
+    words = embeddings.token_embedding(torch.where(slot < 0, layout.content, 0))
+    if prompt is not None:
+        vectors = prompt.vectors.flatten(0, -2).to(words.dtype)
+        words = torch.where((slot >= 0)[:, None], F.embedding(slot.clamp(min=0), vectors), words)
+        slot = torch.where(slot >= 0, slot % prompt.length, -1)
+    return words + embeddings.position_embedding(layout.position), slot
+
+
+def _kernel(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The attention kernel. On a CPU the fused one's backward is slow for rows this short."""
     if device.type == "cpu" and torch.is_grad_enabled():
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()
@@ -140,37 +328,6 @@ def word_vectors(backbone: Backbone, text: str) -> Tensor:
         ids = ids[1:]
     weight: Tensor = backbone.model.text_model.embeddings.token_embedding.weight
     return weight.detach()[ids.to(weight.device)].clone()
-
-
-def _table(backbone: Backbone, tokens: Tokens, prompt: Prompt | None) -> Tensor:
-    """All vectors that `_layout` points into: T words, the prompt's, one for padding. (rows, d)"""
-    embedding = backbone.model.text_model.embeddings.token_embedding
-    rows = [embedding(tokens.ids)]
-    if prompt is not None:
-        rows.append(prompt.vectors.flatten(0, -2).to(rows[0].dtype))
-    rows.append(embedding(tokens.ids.new_tensor([backbone.pad_token])))
-    return torch.cat(rows)
-
-
-def _layout(backbone: Backbone, tokens: Tokens, prompt: Prompt | None) -> tuple[Tensor, Tensor]:
-    """Which row of `_table` stands at each position, and which prompt vector (-1: none): (N, W)."""
-    lengths, words = tokens.lengths[:, None], len(tokens.ids)
-    added = 0 if prompt is None else prompt.length
-    width = int(lengths.max()) + added if backbone.kind == "clip" else backbone.context_length
-    position = torch.arange(width, device=lengths.device).expand(len(tokens), -1)
-    index = position + tokens.offsets[:-1, None]
-    padding = words
-    slot = torch.full_like(position, -1)
-    if prompt is not None:
-        start = _start(backbone, lengths, prompt.place)
-        slot = torch.where((position >= start) & (position < start + added), position - start, slot)
-        index = torch.where(position >= start + added, index - added, index)
-        first = torch.zeros_like(lengths)
-        if prompt.vectors.ndim == 3:  # each caption's own
-            first = torch.arange(len(tokens), device=slot.device)[:, None] * added
-        index = torch.where(slot >= 0, words + first + slot, index)
-        padding = words + prompt.vectors.shape[:-1].numel()
-    return torch.where(position < lengths + added, index, padding), slot
 
 
 def _start(backbone: Backbone, lengths: Tensor, place: Place) -> Tensor:
