@@ -255,6 +255,7 @@ def real_shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backbone]
     deep=st.booleans(),
     owners=st.sampled_from(["one", "own", "two"]),
     share=st.booleans(),
+    rounded=st.sampled_from([(1, 1), (16, 64)]),
     seed=st.integers(0, 9),
 )
 def test_any_batch_equals_formula_with_gradients(
@@ -267,9 +268,34 @@ def test_any_batch_equals_formula_with_gradients(
     deep: bool,
     owners: str,
     share: bool,
+    rounded: tuple[int, int],
     seed: int,
 ) -> None:
-    backbone = clip if shape == "tiny" else real_shapes[shape]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(text_tower.ROUNDED, "cpu", rounded)
+        equals_formula(
+            clip if shape == "tiny" else real_shapes[shape],
+            lengths,
+            n_ctx,
+            place,
+            deep,
+            owners,
+            share,
+            seed,
+        )
+
+
+def equals_formula(
+    backbone: Backbone,
+    lengths: list[int],
+    n_ctx: int,
+    place: Place,
+    deep: bool,
+    owners: str,
+    share: bool,
+    seed: int,
+) -> None:
+    """Outputs and gradients of one random batch against `by_hand`, caption by caption."""
     tokens = ragged(backbone, lengths, seed=seed)
     torch.manual_seed(seed)
     weights = torch.randn(len(tokens), backbone.embed_dim)

@@ -28,6 +28,8 @@ from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
 
 ROWS_A_PASS = 512  # without gradients: what bounds the memory, and stays in a CPU's cache
+# On a GPU shapes are rounded up to few: a step captured for one batch can be replayed for others.
+ROUNDED = {"cpu": (1, 1), "cuda": (16, 64)}  # rows and positions, nodes
 Place = Literal["after_sos", "before_eot", "front"]
 
 
@@ -81,7 +83,9 @@ def embed_text(
     if share and backbone.kind == "clip":
         content, inverse = content.unique(dim=0, return_inverse=True)  # sorted, as a trie is
     passes = [content] if torch.is_grad_enabled() else content.split(ROWS_A_PASS)
-    done = [_embed(backbone, Layout.of(backbone, part, share), prompt) for part in passes]
+    done = [
+        _embed(backbone, Layout.of(backbone, part, share), prompt)[: len(part)] for part in passes
+    ]
     return F.embedding(inverse.to(backbone.device), torch.cat(done))
 
 
@@ -129,9 +133,6 @@ class Group:
     keys: Tensor  # (n, h, k) int64
     mask: Tensor  # (n, 1, q, k) bool, true where a query may look
 
-    def to(self, device: torch.device) -> Group:
-        return Group(self.queries.to(device), self.keys.to(device), self.mask.to(device))
-
 
 @dataclass(frozen=True)
 class Attention:
@@ -171,72 +172,88 @@ class Layout:
     def of(cls, backbone: Backbone, content: Tensor, share: bool) -> Layout:
         """The layout of distinct rows `content` (U, W), sorted where they share."""
         device, clip = backbone.device, backbone.kind == "clip"
-        heads = backbone.model.config.text_config.num_attention_heads
         valid = content >= 0
         new = valid.clone()
         if share and clip:  # what a row has in common with the one before is that one's
             new[1:] &= (content[1:] != content[:-1]).cumsum(1) > 0
         number = new.flatten().cumsum(0).view_as(content) - 1
-        path = torch.where(new, number, 0).cummax(0).values if share and clip else number  # (U, W)
-        lengths, own = valid.sum(1), new.sum(1)
+        path = torch.where(new, number, 0).cummax(0).values if share and clip else number
+        step, nodes_step = ROUNDED[device.type]
+        rows, width, nodes = -len(path) % step, -path.shape[1] % step, -int(new.sum()) % nodes_step
+        path = F.pad(path, (0, width, 0, rows))
+        packing = _Packing(
+            path,
+            F.pad(valid.sum(1), (0, rows), value=1),
+            F.pad(new.sum(1), (0, rows)),
+            backbone.model.config.text_config.num_attention_heads,
+            clip,
+            device,
+        )
         position = torch.arange(content.shape[1]).expand_as(content)
-        rows = _Rows(path, lengths, own, heads, clip)
-        ends = path.gather(1, lengths[:, None] - 1)[:, 0]
         return cls(
-            content[new].to(device),
-            position[new].to(device),
-            rows.attention(device),
-            ends.to(device),
-            rows.last(device),
+            F.pad(content[new], (0, nodes)).to(device),
+            F.pad(position[new], (0, nodes)).to(device),
+            packing.attention(nodes),
+            path.gather(1, packing.lengths[:, None] - 1)[:, 0].to(device),
+            packing.last(),
         )
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The rows of a layout, cut into groups."""
+class _Packing:
+    """How the rows of a layout attend. U rows, those that only round their number up included."""
 
     path: Tensor  # (U, W) int64: the node at each position of each row
     lengths: Tensor  # (U,)
     own: Tensor  # (U,) how many nodes at its end each row owns
     heads: int
     causal: bool
+    device: torch.device
 
-    def attention(self, device: torch.device) -> Attention:
-        """Rows that own a like number of nodes (within a factor of four) are padded together."""
-        level = torch.log2(self.own.float()).div(2).ceil() if device.type == "cpu" else self.own * 0
-        back = torch.empty(int(self.own.sum()), self.heads, dtype=torch.int64)
+    def attention(self, unused: int) -> Attention:
+        """Of all nodes, and `unused` ones that nobody looks at. On a CPU, rows that own a like
+        number of nodes (within a factor of four) are padded together."""
+        level = self.own.clamp(min=1).float().log2().div(2).ceil()
+        if self.device.type != "cpu":
+            level = torch.zeros_like(level)
+        back = torch.zeros(int(self.own.sum()) + unused, self.heads, dtype=torch.int64)
         groups, before = [], 0
         for one in level.unique():
             rows = (level == one).nonzero()[:, 0]
             own, start = self.own[rows, None], (self.lengths - self.own)[rows, None]
-            within = torch.arange(int(own.max()))
+            within = torch.arange(self._rounded(own))
             queries = self.path[rows].gather(1, (start + within).clamp(max=self.path.shape[1] - 1))
             owned = within < own  # (n, q)
             row = torch.arange(len(rows))[:, None]
-            place = before + row * self.heads * len(within) + within
+            place = before + row * self.heads * len(within) + within  # (n, q)
             head = torch.arange(self.heads) * len(within)
             back[queries[owned]] = place[owned][:, None] + head
-            groups.append(self._group(rows, queries, start + within).to(device))
+            groups.append(self._group(rows, queries, start + within))
             before += len(rows) * self.heads * len(within)
-        return Attention(groups, back.to(device))
+        return Attention(groups, back.to(self.device))
 
-    def last(self, device: torch.device) -> Attention:
-        """Each row's last position alone, as query number u."""
+    def last(self) -> Attention:
+        """Of each row's last position alone, as query number u."""
         every = torch.arange(len(self.path))
         group = self._group(every, every[:, None], self.lengths[:, None] - 1)
         back = every[:, None] * self.heads + torch.arange(self.heads)
-        return Attention([group.to(device)], back.to(device))
+        return Attention([group], back.to(self.device))
 
     def _group(self, rows: Tensor, queries: Tensor, positions: Tensor) -> Group:
         """`rows` (n,) with their `queries` (n, q), which stand at `positions` (n, q)."""
-        width = int(self.lengths[rows].max())
+        width = self._rounded(self.lengths[rows])
         head = torch.arange(self.heads)[:, None]
         mask = torch.arange(width) <= positions[..., None]
+        mask = mask if self.causal else torch.ones_like(mask)
         return Group(
-            queries[:, None] * self.heads + head,
-            self.path[rows, None, :width].clamp(min=0) * self.heads + head,
-            mask[:, None] if self.causal else torch.ones_like(mask)[:, None],
+            (queries[:, None] * self.heads + head).to(self.device),
+            (self.path[rows, None, :width] * self.heads + head).to(self.device),
+            mask[:, None].to(self.device),
         )
+
+    def _rounded(self, lengths: Tensor) -> int:
+        step = ROUNDED[self.device.type][0]
+        return -(-int(lengths.max()) // step) * step
 
 
 def _embed(backbone: Backbone, layout: Layout, prompt: Prompt | None) -> Tensor:
