@@ -130,6 +130,10 @@ class InProcess:
     ) -> None:
         self.workbench, self.worker = Workbench(settings), worker
         self.should_stop = should_stop or settings.stop_file.exists
+        # What is loaded stays: were it looked through after each trial, that would take longer than
+        # a small trial itself.
+        gc.collect()
+        gc.freeze()
         self.job: Job | None = None
         self.run: Run | None = None
         self.reported = 0
