@@ -48,6 +48,8 @@ class Args:
     """Ray Train workers that train one trial together (DDP, negatives gathered across them)."""
     gpus_per_worker: float = -1.0
     """A fraction packs several trials on a card. -1: 1 where the cluster has GPUs, else 0."""
+    fuse: int = 0
+    """Trials of one shape trained as one. 0: as many as is fastest, measured; 1: none."""
     set: tuple[str, ...] = field(default_factory=tuple)
     """Fields not to search, as `batch_size=64 loss.kind=siglip`."""
 
@@ -76,9 +78,12 @@ def _check(args: Args) -> Search:
     if len(set(args.adapter)) < max(1, len(args.adapter)):
         raise CliptuneError(f"`--adapter` must name each adapter once, got {list(args.adapter)}.")
     check_metric(args.metric)
-    for flag, number in (("--trials", args.trials), ("--epochs", args.epochs)):
-        if number < 1:
-            raise CliptuneError(f"`{flag}` must be at least 1, got {number}.")
+    for flag, number, least in (
+        *(("--trials", args.trials, 1), ("--epochs", args.epochs, 1)),
+        ("--fuse", args.fuse, 0),
+    ):
+        if number < least:
+            raise CliptuneError(f"`{flag}` must be at least {least}, got {number}.")
     fields = read_fields(args.set)
     for key in fields.keys() & {"epochs", "seed"}:
         raise CliptuneError(f"`--set` takes no `{key}`, got {fields[key]!r}: use `--{key}`.")
@@ -166,7 +171,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     from pipelines.cluster import connect
     from pipelines.search.asha import StudyASHA
     from pipelines.search.callbacks import Losses, Progress
-    from pipelines.search.searcher import StudySearcher
+    from pipelines.search.searcher import StudySearcher, widest
     from pipelines.search.study import enqueue_recipes
     from pipelines.search.workers import plan
     from trainables.trial import AdapterTrial, TrialSettings
@@ -174,9 +179,13 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     enqueue_recipes(study, search)
     connect(dashboard=True)
     workers = plan(args.concurrent, args.workers_per_trial, args.gpus_per_worker)
-    settings = TrialSettings(args.features, folder, search.metric, workers.threads)
+    fuse = args.fuse if args.workers_per_trial == 1 else 1
+    settings = TrialSettings(
+        *(args.features, folder, search.metric, workers.threads),
+        most_fused=1 if fuse else widest(search),
+    )
     settings.stop_file.unlink(missing_ok=True)
-    searcher = StudySearcher(study, search, folder)
+    searcher = StudySearcher(study, search, folder, fuse)
     interrupt = _Interrupt(settings.stop_file, searcher)
     say(f"{search.trials} trials over {', '.join(search.adapters)}: {workers}")
     with workers.pool(settings) as make_runner:
@@ -186,7 +195,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
             ),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=StudyASHA(study, search),
+                scheduler=StudyASHA(study, search, settings),
                 num_samples=-1,  # the searcher says when it is finished
                 max_concurrent_trials=workers.concurrent,
                 reuse_actors=True,

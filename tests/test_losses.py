@@ -237,6 +237,7 @@ def test_learned_is_clamped_and_comes_back() -> None:
     images, texts, groups, captions = embeddings(each=1)
     scales = []
     for _ in range(3):
+        model.settle()
         loss, numbers = model(images, texts.flip(0), groups, captions, 0.0)
         optimizer.zero_grad()
         loss.backward()

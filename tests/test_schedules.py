@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from trainables.config import TemperatureConfig
 from trainables.schedules import adapted, cosine_scale, lr_factor
 
 
@@ -36,20 +35,20 @@ def test_every_step_learns(schedule: str, warmup: float, total: int) -> None:
 
 
 def test_cosine_scale_goes_from_start_to_final() -> None:
-    assert cosine_scale(100, 20, 0.0) == 100
-    assert cosine_scale(100, 20, 0.5) == pytest.approx(60)
-    assert cosine_scale(100, 20, 1.0) == pytest.approx(20)
+    ends = torch.tensor(100.0), torch.tensor(20.0)
+    assert cosine_scale(*ends, 0.0) == 100
+    assert cosine_scale(*ends, 0.5).item() == pytest.approx(60)
+    assert cosine_scale(*ends, 1.0).item() == pytest.approx(20)
 
 
 def test_adaptive_rule_moves_towards_the_wanted_entropy_and_stops_at_its_bounds() -> None:
-    config = TemperatureConfig(policy="adaptive", rate=0.5, target_entropy=0.3, low=2, high=50)
-    start = torch.tensor(math.log(10.0))
+    rule = [torch.tensor(x) for x in (0.5, 0.3, math.log(2), math.log(50))]
 
-    def after(entropy: float) -> float:
-        return float(adapted(start, torch.tensor(entropy), config).exp())
+    def after(entropy: float, start: float = math.log(10)) -> float:
+        return float(adapted(torch.tensor(start), torch.tensor(entropy), *rule).exp())
 
     assert after(0.3) == pytest.approx(10)
     assert after(0.9) == pytest.approx(10 * math.exp(0.5 * 0.6))  # too uncertain: sharper
     assert after(0.0) == pytest.approx(10 * math.exp(-0.5 * 0.3))  # too certain: softer
-    assert float(adapted(torch.tensor(9.0), torch.tensor(1.0), config).exp()) == pytest.approx(50)
-    assert float(adapted(torch.tensor(-9.0), torch.tensor(0.0), config).exp()) == pytest.approx(2)
+    assert after(1.0, start=9.0) == pytest.approx(50)
+    assert after(0.0, start=-9.0) == pytest.approx(2)

@@ -30,10 +30,13 @@ from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
 from trainables.config import to_json
 from trainables.errors import CliptuneError
-from trainables.trial import Job
+from trainables.files import write_json
+from trainables.fused import shape_of
+from trainables.trial import WIDTHS, Job, TrialSettings
 
 METRIC = "val/t2i_r1"
 SEARCH = Search(("soft_prompt", "lora"), METRIC, trials=6, epochs=9, seed=3, fixed={})
+SETTINGS = TrialSettings(Path("features"), Path("study"), METRIC, threads=1)
 
 
 def searcher(folder: Path, search: Search = SEARCH) -> StudySearcher:
@@ -42,8 +45,9 @@ def searcher(folder: Path, search: Search = SEARCH) -> StudySearcher:
     return StudySearcher(study, search, folder)
 
 
-def row(epoch: int, value: float, state: str = "running") -> dict[str, Any]:
+def row(number: int, epoch: int, value: float, state: str = "running") -> dict[str, Any]:
     return {
+        "number": number,
         **{"epoch": epoch, METRIC: value, "best": value, "best_epoch": epoch, "state": state},
         **{"seconds": 1.0, "trainable_parameters": 8},
     }
@@ -74,14 +78,14 @@ def test_states_values_and_reasons_are_told_as_they_are(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     for number in range(4):
         search.suggest(f"ray{number}")
-    search.on_trial_result("ray0", row(1, 0.1))
-    search.on_trial_result("ray0", row(2, 0.4))
-    search.on_trial_complete("ray0", row(3, 0.3, "finished") | {"best": 0.4})
-    search.on_trial_complete("ray1", row(1, 0.2))  # ASHA stopped it
+    search.on_trial_result("ray0", row(0, 1, 0.1))
+    search.on_trial_result("ray0", row(0, 2, 0.4))
+    search.on_trial_complete("ray0", row(0, 3, 0.3, "finished") | {"best": 0.4})
+    search.on_trial_complete("ray1", row(1, 1, 0.2))  # ASHA stopped it
     failed = {"done": True, "state": "failed", "reason": "Diverged: the loss became nan at step 3."}
-    search.on_trial_complete("ray2", failed)
+    search.on_trial_complete("ray2", failed | {"number": 2})
     search.on_trial_complete("ray3", error=True)  # the worker died: Ray's callback knows why
-    search.fail("ray3", "lost 3 times: the worker died")
+    search.fail("ray3", 3, "lost 3 times: the worker died")
     trials = open_study(tmp_path).trials
     assert [t.state for t in trials[:4]] == [
         TrialState.COMPLETE,
@@ -102,15 +106,17 @@ def test_states_values_and_reasons_are_told_as_they_are(tmp_path: Path) -> None:
 def test_a_restarted_driver_goes_on_with_the_running_and_repeats_nothing(tmp_path: Path) -> None:
     first = searcher(tmp_path)
     given = [first.suggest(f"ray{n}") for n in range(4)]
-    first.on_trial_complete("ray0", row(9, 0.5, "finished"))
-    first.on_trial_complete("ray2", {"done": True, "state": "interrupted"})
+    first.on_trial_complete("ray0", row(0, 9, 0.5, "finished"))
+    first.on_trial_complete("ray2", {"number": 2, "done": True, "state": "interrupted"})
     second = searcher(tmp_path)  # the driver was killed: 1, 2 and 3 were running
     again = [second.suggest(f"new{n}") for n in range(5)]
     assert [x["number"] for x in again] == [1, 2, 3, 4, 5]
     assert again[:3] == given[1:4]
     assert second.suggest("more") is None
     for n, config in enumerate(again):
-        second.on_trial_complete(f"new{n}", row(9, 0.1 * config["number"], "finished"))
+        second.on_trial_complete(
+            f"new{n}", row(config["number"], 9, 0.1 * config["number"], "finished")
+        )
     assert states(second.study)["COMPLETE"] == 6
     assert len({t.number for t in second.study.trials}) == 6
     third = searcher(tmp_path)
@@ -136,7 +142,7 @@ def test_suggestions_do_not_depend_on_restarts(tmp_path: Path) -> None:
             if restart:
                 search = searcher(folder)
             config = search.suggest(f"ray{number}")
-            search.on_trial_complete(f"ray{number}", row(9, number / 10, "finished"))
+            search.on_trial_complete(f"ray{number}", row(number, 9, number / 10, "finished"))
             found.append(config)
         return found
 
@@ -152,7 +158,7 @@ def test_a_driver_killed_before_the_first_value_draws_the_same_when_resumed(
         folder.mkdir()
         search = searcher(folder, only)
         search.suggest("ray0")
-        search.on_trial_complete("ray0", row(9, 0.5, "finished"))
+        search.on_trial_complete("ray0", row(0, 9, 0.5, "finished"))
         if killed:
             search._ask()
             search = searcher(folder, only)
@@ -178,8 +184,8 @@ def test_asha_remembers_what_ended_trials_reached(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     for number in range(4):
         search.suggest(f"ray{number}")
-        search.on_trial_complete(f"ray{number}", row(1, 0.5 + number / 10))
-    scheduler = StudyASHA(search.study, SEARCH)
+        search.on_trial_complete(f"ray{number}", row(number, 1, 0.5 + number / 10))
+    scheduler = StudyASHA(search.study, SEARCH, SETTINGS)
     rung = dict(scheduler._brackets[0]._rungs)[1]
     assert sorted(rung.values()) == [0.5, 0.6, 0.7, 0.8]
 
@@ -188,7 +194,7 @@ def test_a_restarted_trial_stands_once_in_each_rung_with_what_it_reached_there(
     tmp_path: Path,
 ) -> None:
     search = searcher(tmp_path)
-    scheduler = StudyASHA(search.study, SEARCH)
+    scheduler = StudyASHA(search.study, SEARCH, SETTINGS)
     rungs_ = dict(scheduler._brackets[0]._rungs)
 
     def given(trial_id: str) -> Any:
@@ -198,16 +204,18 @@ def test_a_restarted_trial_stands_once_in_each_rung_with_what_it_reached_there(
 
     first = given("a")
     for epoch, value in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)):
-        scheduler.on_trial_result(None, first, {"epoch": epoch, METRIC: value})
-        search.on_trial_result("a", row(epoch, value))
+        result = row(0, epoch, value)
+        scheduler.on_trial_result(None, first, result)
+        search.on_trial_result("a", result | {"pruned": False})
     scheduler.on_trial_error(None, first)
-    search.hand_out_again("a")
+    assert search.lost("a") == [0]
+    search.hand_out_again("a", 0)
     again = given("b")
     assert again.config["reported"] == 4
-    scheduler.on_trial_result(None, again, {"epoch": 5, METRIC: 0.5})
-    scheduler.on_trial_result(None, again, {"epoch": 6, METRIC: 0.6})
-    assert rungs_[1] == {"b": 0.1}
-    assert rungs_[3] == {"b": 0.3}
+    scheduler.on_trial_result(None, again, row(0, 5, 0.5))
+    scheduler.on_trial_result(None, again, row(0, 6, 0.6))
+    assert rungs_[1] == {0: 0.1}
+    assert rungs_[3] == {0: 0.3}
 
 
 def test_rungs() -> None:
@@ -221,7 +229,7 @@ def test_best_counts_pruned_trials_and_prefers_the_earlier_of_equals(tmp_path: P
     assert best_trial(search.study) is None
     for number, value in enumerate((0.2, 0.7, 0.7)):
         search.suggest(f"ray{number}")
-        search.on_trial_complete(f"ray{number}", row(1, value))
+        search.on_trial_complete(f"ray{number}", row(number, 1, value))
     top = best_trial(search.study)
     assert top is not None
     assert top.number == 1
@@ -232,7 +240,7 @@ def test_the_best_so_far_counts_trials_that_still_run(tmp_path: Path) -> None:
     assert best_so_far(search.study, METRIC) == "no trial has been measured yet."
     for number, value in enumerate((0.2, 0.3)):
         search.suggest(f"ray{number}")
-        search.on_trial_result(f"ray{number}", row(1, value))
+        search.on_trial_result(f"ray{number}", row(number, 1, value))
     expected = "best so far: trial 1, lora, val/t2i_r1 0.3000"
     assert best_so_far(search.study, METRIC) == expected
 
@@ -292,7 +300,7 @@ def test_a_trial_handed_out_again_frees_the_group_that_waits_for_its_dead_caller
 def test_unknown_metric_of_a_failed_trial_never_becomes_best(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     search.suggest("ray0")
-    search.on_trial_complete("ray0", {"done": True, "state": "failed", "reason": "x"})
+    search.on_trial_complete("ray0", {"number": 0, "done": True, "state": "failed", "reason": "x"})
     assert best_trial(search.study) is None
     assert not (tmp_path / "best.json").exists()
 
@@ -331,7 +339,7 @@ def test_the_journal_opens_in_optuna_dashboard(tmp_path: Path) -> None:
 
     search = searcher(tmp_path)
     search.suggest("ray0")
-    search.on_trial_complete("ray0", row(9, 0.5, "finished"))
+    search.on_trial_complete("ray0", row(0, 9, 0.5, "finished"))
     app = wsgi(JournalStorage(JournalFileBackend(str(tmp_path / "journal.log"))))
     asked: dict[str, Any] = {"PATH_INFO": "/api/studies/0"}
     setup_testing_defaults(asked)
@@ -368,8 +376,8 @@ def test_a_search_whose_trials_all_ended_says_so_and_mends_what_a_kill_left_out(
     args = tune.Args(features, tmp_path, adapter=("lora",), metric=METRIC, trials=1, epochs=9)
     search = searcher(tmp_path, tune._check(args))
     search.suggest("ray0")
-    failed = {"done": True, "state": "failed", "reason": "x"}
-    search.on_trial_complete("ray0", row(9, 0.5, "finished") if succeeded else failed)
+    failed = {"number": 0, "done": True, "state": "failed", "reason": "x"}
+    search.on_trial_complete("ray0", row(0, 9, 0.5, "finished") if succeeded else failed)
     (tmp_path / "best.json").unlink(missing_ok=True)
     if succeeded:
         tune.run(args)
@@ -377,3 +385,74 @@ def test_a_search_whose_trials_all_ended_says_so_and_mends_what_a_kill_left_out(
     else:
         with pytest.raises(CliptuneError, match=r"no trial .* succeeded"):
             tune.run(args)
+
+
+def test_of_trials_that_train_together_each_is_judged_alone(tmp_path: Path) -> None:
+    many = Search(("projection",), METRIC, trials=9, epochs=9, seed=3, fixed={})
+    study = open_study(tmp_path)
+    enqueue_recipes(study, many)
+    search = StudySearcher(study, many, tmp_path, fuse=4)
+    settings = TrialSettings(tmp_path, tmp_path, METRIC, threads=1)
+    scheduler = StudyASHA(study, many, settings)
+    assert "siblings" in search.suggest("recipe")  # no other recipe waits behind it
+    group = SimpleNamespace(trial_id="group", config=search.suggest("group"))
+    scheduler.on_trial_add(None, group)  # type: ignore[arg-type]
+    jobs = Job(**group.config).all
+    numbers = [job.number for job in jobs]
+    assert len(numbers) == 4
+    shapes = []
+    for job in jobs:
+        values = dict(job.values)
+        shapes.append(shape_of(make_config(values.pop("name"), values)))
+        settings.trial_folder(job.number).mkdir(parents=True)
+    assert all(shape == shapes[0] for shape in shapes)
+    assert len({job.values["optim.lr"] for job in jobs}) == 4
+    values_ = (0.9, 0.1, 0.8, 0.2)
+    first = {
+        "number": numbers[0],
+        "members": [row(n, 1, v) for n, v in zip(numbers, values_, strict=True)],
+    }
+    assert scheduler.on_trial_result(None, group, first) == "CONTINUE"  # type: ignore[arg-type]
+    search.on_trial_result("group", first)
+    pruned = [n for n in numbers if settings.pruned_file(n).exists()]
+    assert pruned == [numbers[1], numbers[3]]
+    told = {n: study.get_trials()[n].state for n in numbers}
+    assert told == {n: TrialState.PRUNED if n in pruned else TrialState.RUNNING for n in numbers}
+    ended = [row(n, 9, 0.9, "finished") for n in (numbers[0], numbers[2])]
+    last = {"number": numbers[0], "members": ended, "done": True}
+    scheduler.on_trial_complete(None, group, last)  # type: ignore[arg-type]
+    search.on_trial_complete("group", last)
+    assert study.get_trials()[numbers[0]].state == TrialState.COMPLETE
+    assert not search.live.get("group")
+
+
+def test_trials_lost_together_come_back_alone(tmp_path: Path) -> None:
+    many = Search(("projection",), METRIC, trials=9, epochs=9, seed=3, fixed={})
+    study = open_study(tmp_path)
+    enqueue_recipes(study, many)
+    search = StudySearcher(study, many, tmp_path, fuse=4)
+    search.suggest("recipe")
+    lost = [job.number for job in Job(**search.suggest("group")).all]
+    assert search.lost("group") == lost
+    for number in lost:
+        search.hand_out_again("group", number)
+    again = [search.suggest(f"again{n}") for n in range(4)]
+    assert [config["number"] for config in again] == lost
+    assert not any("siblings" in config for config in again)
+
+
+def test_groups_are_an_eighth_of_the_search_and_as_wide_as_measured(tmp_path: Path) -> None:
+    many = Search(("projection",), METRIC, trials=24, epochs=9, seed=3, fixed={})
+    study = open_study(tmp_path)
+    search = StudySearcher(study, many, tmp_path, fuse=0)
+
+    def width(name: str) -> int:
+        return len(Job(**search.suggest(name)).all)
+
+    assert width("unmeasured") == 1
+    write_json(tmp_path / WIDTHS, {"projection": 2})
+    assert width("measured") == 2
+    write_json(tmp_path / WIDTHS, {"projection": 16})
+    assert width("capped") == 3
+    search.fuse = 1
+    assert width("off") == 1

@@ -36,7 +36,9 @@ FORMAT = "cliptune-checkpoint-1"
 
 def _named(adapter: Adapter[Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
-    return tensors | {f"objective.{n}": b for n, b in adapter.objective.named_buffers()}
+    stored = adapter.objective.state_dict().keys()
+    buffers = {n: b for n, b in adapter.objective.named_buffers() if n in stored}
+    return tensors | {f"objective.{n}": b for n, b in buffers.items()}
 
 
 def trained_tensors(adapter: Adapter[Any]) -> dict[str, Tensor]:

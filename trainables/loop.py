@@ -27,6 +27,7 @@ from trainables.adapters.registry import build
 from trainables.backbone import Backbone
 from trainables.checkpoint import load_tensors, newest_intact, save_checkpoint
 from trainables.config import TrainConfig, to_json
+from trainables.data import Batch
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
 from trainables.features import SplitFeatures
 from trainables.files import read_json, write_bytes, write_json
@@ -157,29 +158,51 @@ class Run:
         if self.finished:
             return self.rows[-1]
         started = time.monotonic()
-        end = min((self.epoch + 1) * self.batches.steps_per_epoch, self.total)
-        saved = started
-        self.adapter.train()
-        while self.step < end:
+        self.begin_epoch()
+        while self.step < self.epoch_end:
             if should_stop():
-                self._save_last()
-                raise Interrupted(f"stopped at step {self.step} of {self.total}.")
-            for name, value in self._train_step().items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-            self.step += 1
-            if time.monotonic() - saved > self.checkpoint_seconds:
-                self._save_last()
-                saved = time.monotonic()
+                raise self.interrupted()
+            self.count(self._train_step())
+        return self.end_epoch(time.monotonic() - started)
+
+    @property
+    def epoch_end(self) -> int:
+        """The step at which the current epoch is over."""
+        return min((self.epoch + 1) * self.batches.steps_per_epoch, self.total)
+
+    def begin_epoch(self) -> None:
+        self.adapter.train()
+        self.saved = time.monotonic()
+
+    def interrupted(self) -> Interrupted:
+        """Save; what to raise."""
+        self._save_last()
+        return Interrupted(f"stopped at step {self.step} of {self.total}.")
+
+    def count(self, numbers: Row) -> None:
+        """Note a step that was taken."""
+        if not math.isfinite(numbers["loss"]):
+            raise Diverged(f"the loss became {numbers['loss']} at step {self.step}.")
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.step += 1
+        if time.monotonic() - self.saved > self.checkpoint_seconds:
+            self._save_last()
+
+    def end_epoch(self, train_seconds: float) -> Row:
+        """Measure and save."""
+        started = time.monotonic()
         row: Row = {"epoch": self.epoch + 1, "step": self.step}
         steps = self.batches.steps_per_epoch
         row |= {f"train/{name}": value / steps for name, value in self.sums.items()}
         self.sums = {}
         if self.trained:
             row["train/truncated_captions"] = self.truncated_captions
-            row["train/lr"] = self.optimizer.param_groups[0]["lr"]
-        row["train/seconds"] = time.monotonic() - started
+            row["train/lr"] = self.lr(self.step - 1)
+        row["train/seconds"] = train_seconds
         row |= {f"val/{name}": value for name, value in self._measure().items()}
-        row["seconds"] = time.monotonic() - started + (self.rows[-1]["seconds"] if self.rows else 0)
+        seconds = train_seconds + time.monotonic() - started
+        row["seconds"] = seconds + (self.rows[-1]["seconds"] if self.rows else 0)
         self.rows.append(row)
         if self.worker.rank == 0:
             if self.best is row:
@@ -188,24 +211,34 @@ class Run:
             self._write_metrics()
         return row
 
-    def _train_step(self) -> dict[str, float]:
+    def lr(self, step: int) -> float:
+        """The learning rate of step `step`."""
         optim = self.config.optim
-        batch = self.batches(self.step, self.total).to(self.adapter.backbone.device)
-        # Dropout, too, is a function of the step (and of the worker).
+        return optim.lr * lr_factor(optim.schedule, optim.warmup, step, self.total)
+
+    def next_batch(self) -> Batch:
+        """The batch of the current step. Dropout, too, becomes a function of the step (and of the
+        worker)."""
         seed = generator(self.config.seed, 2, self.step, self.worker.rank).initial_seed()
         torch.manual_seed(seed)
+        return self.batches(self.step, self.total).to(self.adapter.backbone.device)
+
+    def _train_step(self) -> Row:
+        batch = self.next_batch()
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.lr * lr_factor(optim.schedule, optim.warmup, self.step, self.total)
+            group["lr"] = self.lr(self.step)
+        self.adapter.objective.settle()
         with autocast(self.config.precision, self.adapter.backbone.device):
             loss, numbers = self.model(batch)
-        if not math.isfinite(numbers["loss"]):
-            raise Diverged(f"the loss became {numbers['loss']} at step {self.step}.")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if optim.clip_norm:
-            nn.utils.clip_grad_norm_(self.trained.values(), optim.clip_norm)
-        self.optimizer.step()
-        return numbers
+        # One transfer for all numbers: each would make a GPU wait.
+        values = torch.stack(list(numbers.values())).tolist()
+        if math.isfinite(values[0]):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.config.optim.clip_norm:
+                nn.utils.clip_grad_norm_(self.trained.values(), self.config.optim.clip_norm)
+            self.optimizer.step()
+        return dict(zip(numbers, values, strict=True))
 
     def _measure(self) -> dict[str, float]:
         """The val metrics, computed by worker 0 and told to the others: all decide alike."""
@@ -223,6 +256,7 @@ class Run:
     # -- disk -------------------------------------------------------------------------------
 
     def _save_last(self) -> None:
+        self.saved = time.monotonic()
         if self.worker.rank:
             return
         tensors: dict[str, Tensor] = {}

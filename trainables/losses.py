@@ -28,6 +28,14 @@ class Objective(nn.Module):
     are called positive as truly are.
     """
 
+    start: Tensor
+    final: Tensor
+    low: Tensor  # the logarithms
+    high: Tensor
+    target_entropy: Tensor
+    rate: Tensor
+    smoothing: Tensor
+    hardness: Tensor
     log_scale: Tensor
     bias: Tensor
     bias_is_set: Tensor
@@ -37,8 +45,20 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.temperature = loss, temperature
-        self.start = backbone.scale if temperature.scale is None else temperature.scale
-        log_scale = torch.tensor(math.log(self.start))
+        start = backbone.scale if temperature.scale is None else temperature.scale
+        # Numbers that trials of one shape may differ in are tensors: fused, they are stacked.
+        for name, value in {
+            "start": start,
+            "final": temperature.final,
+            "low": math.log(temperature.low),
+            "high": math.log(temperature.high),
+            "target_entropy": temperature.target_entropy,
+            "rate": temperature.rate,
+            "smoothing": loss.label_smoothing,
+            "hardness": loss.hardness,
+        }.items():
+            self.register_buffer(name, torch.tensor(value), persistent=False)
+        log_scale = torch.tensor(math.log(start))
         if temperature.policy == "learned":
             self.log_scale = nn.Parameter(log_scale)
         elif temperature.policy == "adaptive":
@@ -54,7 +74,7 @@ class Objective(nn.Module):
         image_groups: Tensor,
         caption_groups: Tensor,
         progress: float,
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss; B and M are this worker's images and captions, `progress` that of the run."""
         # bf16 keeps 3 digits, and tau multiplies what is left by 100: similarities stay in fp32.
         with torch.autocast(image_embeds.device.type, enabled=False):
@@ -62,7 +82,7 @@ class Objective(nn.Module):
             texts = gather(F.normalize(text_embeds.float(), dim=-1))  # (M, e)
             same = gather(image_groups)[:, None] == gather(caption_groups)  # (B, M)
             similarity = images @ texts.T  # (B, M)
-            scale = self._scale(progress, similarity.device)
+            scale = self._scale(progress)
             logits = scale * similarity
             loss = self._loss(logits, same)
             entropy = self._observe(logits)
@@ -73,43 +93,48 @@ class Objective(nn.Module):
             "negative": (similarity * ~same).sum() / (~same).sum().clamp_min(1),
             "entropy": entropy,
         }
-        # One transfer for all numbers: each would make a GPU wait.
-        values = torch.stack([value.detach() for value in numbers.values()]).tolist()
-        return loss, dict(zip(numbers, values, strict=True))
+        return loss, {name: value.detach() for name, value in numbers.items()}
 
-    def _scale(self, progress: float, device: torch.device) -> Tensor:
-        config = self.temperature
-        if config.policy in ("learned", "adaptive"):
-            # The value itself is moved back into its range. A clamp in the graph would have no
-            # gradient outside, and tau could never return.
-            with torch.no_grad():
-                self.log_scale.clamp_(math.log(config.low), math.log(config.high))
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Move a learned tau back into its range, before each step. A clamp in the graph would have
+        no gradient outside, and tau could never return."""
+        if self.temperature.policy == "learned":
+            self.log_scale.clamp_(self.low, self.high)
+
+    def _scale(self, progress: float) -> Tensor:
+        if self.temperature.policy in ("learned", "adaptive"):
             return self.log_scale.exp()
-        if config.policy == "cosine":
-            return torch.tensor(cosine_scale(self.start, config.final, progress), device=device)
-        return torch.tensor(self.start, device=device)
+        if self.temperature.policy == "cosine":
+            return cosine_scale(self.start, self.final, progress)
+        return self.start
 
     def _loss(self, logits: Tensor, same: Tensor) -> Tensor:
-        config = self.config
-        hardness = config.hardness if config.hard_negatives == "reweight" else 0.0
-        if config.kind == "infonce":
-            return infonce(logits, same, config.label_smoothing, hardness)
+        hardness = self.hardness if self.config.hard_negatives == "reweight" else None
+        if self.config.kind == "infonce":
+            return infonce(logits, same, self.smoothing, hardness)
         if not self.bias_is_set:
             with torch.no_grad():
                 self.bias.copy_(-logits.flatten().topk(int(same.sum())).values[-1])
                 self.bias_is_set.fill_(True)
-        return siglip(logits + self.bias, same, config.label_smoothing, hardness)
+        return siglip(logits + self.bias, same, self.smoothing, hardness)
 
     @torch.no_grad()
     def _observe(self, logits: Tensor) -> Tensor:
         """The softmax's entropy as a share of its maximum, to which an adaptive tau reacts."""
         entropy = 0.5 * (entropy_share(logits) + entropy_share(logits.T))
         if self.training and self.temperature.policy == "adaptive":
-            self.log_scale.copy_(adapted(self.log_scale, entropy, self.temperature))
+            rule = (self.rate, self.target_entropy, self.low, self.high)
+            self.log_scale.copy_(adapted(self.log_scale, entropy, *rule))
         return entropy
 
 
-def infonce(logits: Tensor, same: Tensor, smoothing: float = 0.0, hardness: float = 0.0) -> Tensor:
+Number = float | Tensor
+
+
+def infonce(
+    logits: Tensor, same: Tensor, smoothing: Number = 0.0, hardness: Number | None = None
+) -> Tensor:
     """Symmetric InfoNCE of (B, M) logits (CLIP) with multi-positive targets (LAVIS).
 
     The target of a row is spread evenly over all that share its group, in both directions.
@@ -120,15 +145,19 @@ def infonce(logits: Tensor, same: Tensor, smoothing: float = 0.0, hardness: floa
     return 0.5 * (to_text + to_image)
 
 
-def _cross_entropy(logits: Tensor, same: Tensor, smoothing: float, hardness: float) -> Tensor:
+def _cross_entropy(
+    logits: Tensor, same: Tensor, smoothing: Number, hardness: Number | None
+) -> Tensor:
     targets = same / same.sum(1, keepdim=True).clamp_min(1)  # (rows, candidates)
     targets = (1 - smoothing) * targets + smoothing / same.shape[1]
-    if hardness:
+    if hardness is not None:
         logits = logits + log_weights(logits, ~same, hardness)
     return -(targets * logits.log_softmax(1)).sum(1).mean()
 
 
-def siglip(logits: Tensor, same: Tensor, smoothing: float = 0.0, hardness: float = 0.0) -> Tensor:
+def siglip(
+    logits: Tensor, same: Tensor, smoothing: Number = 0.0, hardness: Number | None = None
+) -> Tensor:
     """The sigmoid loss (Zhai et al. 2023): -sum over pairs of log sigmoid(z * logit), over B.
 
     z is +1 for every pair of one group, -1 for all others. `smoothing` takes half its share of each
@@ -136,7 +165,7 @@ def siglip(logits: Tensor, same: Tensor, smoothing: float = 0.0, hardness: float
     """
     labels = same * (1 - smoothing) + smoothing / 2  # (B, M)
     weights = None
-    if hardness:
+    if hardness is not None:
         flat = log_weights(logits.flatten()[None], ~same.flatten()[None], hardness)
         weights = flat.view_as(logits).exp()
     loss = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
@@ -144,7 +173,7 @@ def siglip(logits: Tensor, same: Tensor, smoothing: float = 0.0, hardness: float
 
 
 @torch.no_grad()
-def log_weights(logits: Tensor, negative: Tensor, hardness: float) -> Tensor:
+def log_weights(logits: Tensor, negative: Tensor, hardness: Number) -> Tensor:
     """Logarithms of the weights of a row's negatives (Robinson et al. 2021), 0 for the others.
 
         w_j = exp(hardness * logit_j) / mean over the row's negatives of exp(hardness * logit)

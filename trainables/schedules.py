@@ -6,8 +6,6 @@ import math
 
 from torch import Tensor
 
-from trainables.config import TemperatureConfig
-
 
 def lr_factor(schedule: str, warmup: float, step: int, total: int) -> float:
     """What step `step` (from 0) of `total` multiplies `optim.lr` by, in (0, 1].
@@ -27,19 +25,20 @@ def lr_factor(schedule: str, warmup: float, step: int, total: int) -> float:
     }[schedule]
 
 
-def cosine_scale(start: float, final: float, progress: float) -> float:
+def cosine_scale(start: Tensor, final: Tensor, progress: float) -> Tensor:
     """The `cosine` temperature: from `start` to `final` along half a cosine."""
-    return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return final + (start - final) * (0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def adapted(log_scale: Tensor, entropy: Tensor, config: TemperatureConfig) -> Tensor:
-    """The `adaptive` temperature's rule, one step of it.
+def adapted(
+    log_scale: Tensor, entropy: Tensor, rate: Tensor, target: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """The `adaptive` temperature's rule, one step of it; `low` and `high` bound log tau.
 
-        log tau  <-  clamp(log tau + rate * (entropy - target_entropy), log low, log high)
+        log tau  <-  clamp(log tau + rate * (entropy - target), low, high)
 
     `entropy` is that of the batch's softmax rows as a share of its maximum log(K): 1 where the
     model cannot tell the candidates apart, 0 where it is certain. Too uncertain, tau rises and
     sharpens the softmax; too certain, it falls, and more of the negatives get a gradient again.
     """
-    moved = log_scale + config.rate * (entropy - config.target_entropy)
-    return moved.clamp(math.log(config.low), math.log(config.high))
+    return (log_scale + rate * (entropy - target)).clamp(low, high)

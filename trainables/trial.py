@@ -8,6 +8,7 @@ and features are loaded once, in `setup`.
 from __future__ import annotations
 
 import gc
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,12 @@ from trainables.adapters.registry import make_config
 from trainables.config import TrainConfig
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import backbone_of, open_features
+from trainables.files import read_json, write_json
+from trainables.fused import Fleet, best_width
 from trainables.hardware import default_device
 from trainables.loop import ALONE, Diverged, Interrupted, Row, Run, Worker
+
+WIDTHS = "fused.json"
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,12 @@ class TrialSettings:
     folder: Path  # of the study
     metric: str
     threads: int  # torch's, a worker; 0: torch's own choice
+    most_fused: int = 1  # trials of one shape that may train together
+
+    @property
+    def widths_file(self) -> Path:
+        """How many trials of each adapter train fastest together, as measured by a worker."""
+        return self.folder / WIDTHS
 
     @property
     def stop_file(self) -> Path:
@@ -40,6 +51,10 @@ class TrialSettings:
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04d}"
+
+    def pruned_file(self, number: int) -> Path:
+        """Written where the scheduler stops one of several trials that train together."""
+        return self.trial_folder(number) / "pruned"
 
 
 class Workbench:
@@ -59,7 +74,25 @@ class Workbench:
         config = make_config(str(values.pop("name")), values)
         if number == 0 and worker.rank == 0:  # the baseline that all trials are to beat, on val
             self.run(make_config("zero_shot"), self.settings.folder / "zero_shot").advance()
+        if self.settings.most_fused > 1:
+            self._measure_width(config)
         return self.run(config, self.settings.trial_folder(number), worker)
+
+    def _measure_width(self, config: TrainConfig) -> None:
+        """Once a study and adapter, by its first trial."""
+        path = self.settings.widths_file
+        widths = read_json(path) if path.exists() else {}
+        if config.name in widths:
+            return
+        most = min(self.settings.most_fused, 32 if self.backbone.device.type == "cuda" else 64)
+        with tempfile.TemporaryDirectory(dir=self.settings.folder) as folder:
+
+            def make(width: int) -> list[Run]:
+                return [self.run(config, Path(folder, f"{width}-{n}")) for n in range(width)]
+
+            trains = bool(make(1)[0].trained)
+            width = best_width(make, most) if trains else 1
+        write_json(path, widths | {config.name: width})
 
     def run(self, config: TrainConfig, folder: Path, worker: Worker = ALONE) -> Run:
         """A run on what is loaded here."""
@@ -102,11 +135,21 @@ def is_own_failure(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to train."""
+    """A trial to train, and those of its shape to train with it."""
 
     number: int
     values: dict[str, Any]  # its config, dotted
     reported: int  # epochs that the study knows already
+    siblings: tuple[dict[str, Any], ...] = ()  # fields of further jobs
+
+    @property
+    def all(self) -> list[Job]:
+        return [self, *(Job(**one) for one in self.siblings)]
+
+
+def members(result: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """A result of a Ray trial, by the number of the trial that it is of."""
+    return {one["number"]: one for one in result.get("members") or [result]}
 
 
 class Runner(Protocol):
@@ -120,7 +163,7 @@ class Runner(Protocol):
 
 
 class InProcess:
-    """The trial trained by this process: the Tune worker itself, or one worker of a group."""
+    """Trials trained by this process: the Tune worker itself, or one worker of a group."""
 
     def __init__(
         self,
@@ -130,46 +173,106 @@ class InProcess:
     ) -> None:
         self.workbench, self.worker = Workbench(settings), worker
         self.should_stop = should_stop or settings.stop_file.exists
+        self.job: Job | None = None
+        self.crew: Crew | None = None
         # What is loaded stays: were it looked through after each trial, that would take longer than
         # a small trial itself.
         gc.collect()
         gc.freeze()
-        self.job: Job | None = None
-        self.run: Run | None = None
-        self.reported = 0
 
     def start(self, job: Job) -> None:
         self.close()
-        self.job, self.reported = job, job.reported
+        self.job = job
 
     def advance(self) -> dict[str, Any]:
-        try:
-            return self._epoch()
-        except Interrupted:
-            return {"done": True, "state": "interrupted"}
-        except (CliptuneError, MemoryError, RuntimeError) as error:
-            if not is_own_failure(error):
-                raise
-            return failure(error)
-
-    def _epoch(self) -> dict[str, Any]:
-        """The next epoch that the study does not know: a driver may have been killed after one was
-        saved and before it was told."""
+        """The next epoch of the trial, or of each trial that trains with it."""
         assert self.job is not None
-        if self.run is None:
-            self.run = self.workbench.start(self.job.number, self.job.values, self.worker)
-        run = self.run
-        told = self.reported < run.epoch
-        row = run.rows[self.reported] if told else run.advance(self.should_stop)
-        self.reported = int(row["epoch"])
-        return outcome(run, row)
+        if self.crew is None:
+            self.crew = Crew(self.workbench, self.job, self.worker)
+        results = self.crew.advance(self.should_stop)
+        if len(self.job.all) == 1:
+            return results[self.job.number]
+        epochs = [result["epoch"] for result in results.values() if "epoch" in result]
+        return {
+            "number": self.job.number,
+            "members": list(results.values()),
+            "epoch": max(epochs, default=0),
+            "done": all(result["done"] for result in results.values()),
+        }
 
     def close(self) -> None:
-        """Give the trial's memory back; backbone and features stay."""
-        self.job = self.run = None
+        """Give the trials' memory back; backbone and features stay."""
+        self.job = self.crew = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+class Crew:
+    """The runs of one job: one alone, or several that are trained as a fleet."""
+
+    def __init__(self, bench: Workbench, job: Job, worker: Worker) -> None:
+        self.settings = bench.settings
+        self.reported = {one.number: one.reported for one in job.all}
+        self.runs: dict[int, Run] = {}
+        self.failed: dict[int, dict[str, Any]] = {}  # not told yet
+        for one in job.all:
+            try:
+                self.runs[one.number] = bench.start(one.number, one.values, worker)
+            except Exception as error:
+                self._failed(one.number, error)
+        self.fleet: Fleet | None = None
+
+    def advance(self, should_stop: Callable[[], bool]) -> dict[int, dict[str, Any]]:
+        """A result for each trial that has not ended."""
+        for number in [n for n in self.runs if self.settings.pruned_file(n).exists()]:
+            run = self.runs.pop(number)
+            if self.fleet is not None:
+                self.fleet.leave([run])
+        results: dict[int, dict[str, Any]] = {}
+        try:
+            results = {n: outcome(self.runs[n], row) for n, row in self._rows(should_stop).items()}
+        except Interrupted:
+            results = {n: {"done": True, "state": "interrupted"} for n in self.runs}
+        results |= self.failed
+        self.failed = {}
+        for number, result in results.items():
+            result["number"] = number
+            self.reported[number] = result.get("epoch", 0)
+            if result["done"]:
+                self.runs.pop(number, None)
+        return results
+
+    def _rows(self, should_stop: Callable[[], bool]) -> dict[int, Row]:
+        """The next epoch of each run that the study does not know: a driver may have been killed
+        after one was saved and before it was told."""
+        told = {
+            n: r.rows[self.reported[n]] for n, r in self.runs.items() if self.reported[n] < r.epoch
+        }
+        if told or len(self.runs) < 2:
+            for number in self.runs.keys() - told.keys():
+                try:
+                    told[number] = self.runs[number].advance(should_stop)
+                except Interrupted:
+                    raise
+                except Exception as error:
+                    self._failed(number, error)
+            return told
+        if self.fleet is None:
+            self.fleet = Fleet(list(self.runs.values()))
+        numbers = list(self.runs)
+        found = dict(zip(numbers, self.fleet.advance(should_stop), strict=True))
+        for number, row in found.items():
+            if isinstance(row, CliptuneError):
+                self._failed(number, row)
+        return {n: row for n, row in found.items() if not isinstance(row, CliptuneError)}
+
+    def _failed(self, number: int, error: Exception) -> None:
+        """A trial's own failure is a result; anything else ends the worker."""
+        if not is_own_failure(error):
+            raise error
+        self.runs.pop(number, None)
+        self.failed[number] = failure(error)
 
 
 class AdapterTrial(tune.Trainable):

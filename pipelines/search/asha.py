@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import ASHAScheduler
 
 from pipelines.search.study import DONE, Search, frozen_trial
+from trainables.trial import Job, TrialSettings, members
 
 ETA, GRACE = 3, 1  # of the trials at a rung, the best third goes on; the first rung is epoch 1
 
@@ -18,10 +19,12 @@ ETA, GRACE = 3, 1  # of the trials at a rung, the best third goes on; the first 
 class StudyASHA(ASHAScheduler):
     """Ray's ASHA (Li et al. 2020, arXiv:1810.05934), its rungs filled from the study.
 
-    A trial stands once in each rung, with what it reached there, however often it was restarted.
+    A trial stands once in each rung, under its number, with what it reached there, however often it
+    was restarted. Of trials that train together each is judged alone: those that are to stop are
+    named in the result, for the searcher, and by a file each, for the worker.
     """
 
-    def __init__(self, study: optuna.Study, search: Search) -> None:
+    def __init__(self, study: optuna.Study, search: Search, settings: TrialSettings) -> None:
         super().__init__(
             time_attr="epoch",
             metric=search.metric,
@@ -30,24 +33,56 @@ class StudyASHA(ASHAScheduler):
             grace_period=min(GRACE, search.epochs),
             reduction_factor=ETA,
         )
-        self.study = study
+        self.study, self.settings = study, settings
         for trial in study.get_trials(deepcopy=False, states=DONE):
             if trial.state != TrialState.FAIL:
-                self._recall(trial, f"past-{trial.number}")
+                self._recall(trial)
 
-    def _recall(self, trial: FrozenTrial, trial_id: str) -> None:
+    def _recall(self, trial: FrozenTrial) -> None:
         for epoch, value in sorted(trial.intermediate_values.items()):
-            self._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), epoch, value)
+            self._judge(trial.number, epoch, value)
+
+    def _judge(self, number: int, epoch: int, value: float) -> bool:
+        """Whether the trial may go on."""
+        verdict = self._brackets[0].on_result(SimpleNamespace(trial_id=number), epoch, value)
+        return bool(verdict == self.CONTINUE)
 
     def on_trial_add(self, tune_controller: Any, trial: RayTrial) -> None:
         super().on_trial_add(tune_controller, trial)
-        self._recall(frozen_trial(self.study, trial.config["number"]), trial.trial_id)
+        for job in Job(**trial.config).all:
+            self._recall(frozen_trial(self.study, job.number))
 
-    def on_trial_error(self, tune_controller: Any, trial: RayTrial) -> None:
-        """It may come back under another id; if it does not, it failed."""
-        super().on_trial_error(tune_controller, trial)
-        for _, recorded in self._brackets[0]._rungs:
-            recorded.pop(trial.trial_id, None)
+    def on_trial_result(self, _: Any, __: RayTrial, result: dict[str, Any]) -> str:
+        own = members(result)
+        for number, one in own.items():
+            if not self._reached(number, one) and one["state"] == "running":
+                one["pruned"] = True
+                if len(own) > 1:
+                    self.settings.pruned_file(number).touch()
+        stopped = all(one["state"] != "running" or one.get("pruned") for one in own.values())
+        return str(self.STOP if stopped else self.CONTINUE)
+
+    def on_trial_complete(self, _: Any, trial: RayTrial, result: dict[str, Any]) -> None:
+        for number, one in members(result).items():
+            self._reached(number, one)
+        self._forget(trial)
+
+    def on_trial_remove(self, _: Any, trial: RayTrial) -> None:
+        self._forget(trial)
+
+    def on_trial_error(self, controller: Any, trial: RayTrial) -> None:
+        """Its trials may come back; those that do not, failed."""
+        del controller
+        self._forget(trial)
+        for job in Job(**trial.config).all:
+            for _, recorded in self._brackets[0]._rungs:
+                recorded.pop(job.number, None)
+
+    def _reached(self, number: int, result: dict[str, Any]) -> bool:
+        return "epoch" not in result or self._judge(number, result["epoch"], result[self._metric])
+
+    def _forget(self, trial: RayTrial) -> None:
+        self._trial_info.pop(trial.trial_id, None)
 
 
 def rungs(epochs: int) -> list[int]:

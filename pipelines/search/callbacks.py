@@ -7,11 +7,13 @@ from collections import Counter
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import DONE, Search, best_trial, frozen_trial
+from trainables.trial import Job
 
 
 class Losses(Callback):
@@ -34,14 +36,15 @@ class Losses(Callback):
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
         del iteration, trials, info
-        number = trial.config["number"]
-        self.losses[number] += 1
-        if self.losses[number] <= self.retries:
-            self.searcher.hand_out_again(trial.trial_id)
-            return
         lines = [line for line in (trial.get_error() or "").splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else "the worker died"
-        self.searcher.fail(trial.trial_id, f"lost {self.losses[number]} times: {reason}")
+        for number in self.searcher.lost(trial.trial_id):
+            self.losses[number] += 1
+            if self.losses[number] <= self.retries:
+                self.searcher.hand_out_again(trial.trial_id, number)
+            else:
+                text = f"lost {self.losses[number]} times: {reason}"
+                self.searcher.fail(trial.trial_id, number, text)
 
 
 class Progress(Callback):
@@ -50,6 +53,7 @@ class Progress(Callback):
     def __init__(self, study: optuna.Study, search: Search) -> None:
         self.study, self.search = study, search
         self.started, self.already = time.monotonic(), self._ended()
+        self.told: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -57,22 +61,38 @@ class Progress(Callback):
     def _ended(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=DONE))
 
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[RayTrial],
+        trial: RayTrial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        del iteration, trials, result, info
+        self._lines(trial)
+
     def on_trial_complete(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
         del iteration, trials, info
-        self._line(trial)
+        self._lines(trial)
 
     def on_trial_error(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
         del iteration, trials, info
-        self._line(trial)
+        self._lines(trial)
 
-    def _line(self, trial: RayTrial) -> None:
-        frozen = frozen_trial(self.study, trial.config["number"])
-        if not frozen.state.is_finished():
-            return  # interrupted, or to be handed out again
+    def _lines(self, trial: RayTrial) -> None:
+        for job in Job(**trial.config).all:
+            frozen = frozen_trial(self.study, job.number)
+            # Else it is running, interrupted, or to be handed out again.
+            if frozen.state.is_finished() and job.number not in self.told:
+                self.told.add(job.number)
+                self._line(frozen)
+
+    def _line(self, frozen: FrozenTrial) -> None:
         ended = self._ended()
         spent = time.monotonic() - self.started
         left = max(self.search.trials - ended, 0) * spent / max(ended - self.already, 1)

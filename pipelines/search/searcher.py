@@ -23,6 +23,9 @@ from ray.tune.search import Searcher
 from pipelines.search.study import Search, frozen_trial, write_best
 from search_spaces.registry import SPACES
 from trainables.config import Value
+from trainables.files import read_json
+from trainables.fused import FREE
+from trainables.trial import WIDTHS, members
 
 
 def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Value:
@@ -39,6 +42,11 @@ def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> V
     return trial.suggest_categorical(name, distribution.choices)
 
 
+def widest(search: Search) -> int:
+    """The most trials that may share a shape, so that a search still sees many."""
+    return max(1, search.trials // 8)
+
+
 class StudySearcher(Searcher):
     """Ask and tell between Ray Tune and the study.
 
@@ -46,13 +54,15 @@ class StudySearcher(Searcher):
     study's history and on nothing in memory, so a resumed search samples as if never stopped.
     """
 
-    def __init__(self, study: optuna.Study, search: Search, folder: Path) -> None:
+    def __init__(self, study: optuna.Study, search: Search, folder: Path, fuse: int = 1) -> None:
+        """`fuse`: trials of one shape to train together; 0: as many as a worker found to pay."""
         super().__init__(metric=search.metric, mode="max")
-        self.study, self.search, self.folder = study, search, folder
+        self.study, self.search, self.folder, self.fuse = study, search, folder, fuse
         self.stopping = False
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.unfinished = [trial.number for trial in running]
-        self.live: dict[str, optuna.Trial] = {}  # Ray's trial id to Optuna's trial
+        # Ray's trial id to Optuna's trials by number: one, or those that train together.
+        self.live: dict[str, dict[int, optuna.Trial]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles searchers to restore them; ours is restored from the journal
@@ -69,12 +79,18 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self.stopping:
             return Searcher.FINISHED
-        trial = self._resumed(self.unfinished.pop(0)) if self.unfinished else self._ask()
+        fresh = not self.unfinished
+        trial = self._ask() if fresh else self._resumed(self.unfinished.pop(0))
         if trial is None:  # but one that is running may lose its worker and come back
             return None if self.live else Searcher.FINISHED
         if "config" not in trial.user_attrs:
             self._sample(trial)
-        self.live[trial_id] = trial
+        trials = [trial, *(self._siblings(trial) if fresh else [])]
+        self.live[trial_id] = {one.number: one for one in trials}
+        job, *siblings = (self._job(one) for one in trials)
+        return job | ({"siblings": siblings} if siblings else {})
+
+    def _job(self, trial: optuna.Trial) -> dict[str, Any]:
         reported = frozen_trial(self.study, trial.number).intermediate_values
         return {
             "number": trial.number,
@@ -82,9 +98,44 @@ class StudySearcher(Searcher):
             "reported": max(reported, default=0),
         }
 
-    def _ask(self) -> optuna.Trial | None:
+    def _siblings(self, leader: optuna.Trial) -> list[optuna.Trial]:
+        """Trials of the leader's shape, where training them with it pays.
+
+        What fixes the shape is the leader's; all else is sampled as for any other trial. Recipes
+        come first, and alone. A group is at most an eighth of the search, which must see many
+        shapes; one that was asked for on the command line is as large as asked for.
+        """
+        adapter = leader.user_attrs["config"]["name"]
+        width = self.fuse or min(widest(self.search), self._width(adapter))
+        shape = {
+            name: value
+            for name, value in leader.params.items()
+            if name.removeprefix(f"{adapter}/") not in FREE
+        }
+        siblings: list[optuna.Trial] = []
+        while len(siblings) + 1 < width and not self._waiting():
+            if self._asked() >= self.search.trials:
+                break
+            self.study.enqueue_trial(shape)
+            trial = self._ask()
+            assert trial is not None
+            self._sample(trial)
+            siblings.append(trial)
+        return siblings
+
+    def _width(self, adapter: str) -> int:
+        path = self.folder / WIDTHS
+        return int(read_json(path).get(adapter, 1)) if path.exists() else 1
+
+    def _waiting(self) -> bool:
+        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def _asked(self) -> int:
         trials = self.study.get_trials(deepcopy=False)
-        asked = sum(t.state != TrialState.WAITING for t in trials)
+        return sum(trial.state != TrialState.WAITING for trial in trials)
+
+    def _ask(self) -> optuna.Trial | None:
+        asked = self._asked()
         if asked >= self.search.trials:
             return None
         self.study.sampler = self._sampler(asked)
@@ -120,29 +171,40 @@ class StudySearcher(Searcher):
         trial.set_user_attr("config", values)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id in self.live and "epoch" in result:
-            trial, epoch = self.live[trial_id], int(result["epoch"])
-            if epoch not in frozen_trial(self.study, trial.number).intermediate_values:
-                trial.report(result[self.search.metric], epoch)
+        live = self.live.get(trial_id, {})
+        for number, own in members(result).items():
+            if number in live:
+                self._hear(live, number, own)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         if error or trial_id not in self.live or not result:
             return  # `Losses` decides, it knows the reason
-        state = result.get("state")
-        if state == "interrupted":
-            del self.live[trial_id]  # RUNNING in the journal: a resumed search goes on with it
-        elif state == "failed":
-            self.fail(trial_id, result["reason"])
-        else:
-            self.on_trial_result(trial_id, result)
-            trial = self.live.pop(trial_id)
-            self._note(trial, result)
-            done = TrialState.COMPLETE if state == "finished" else TrialState.PRUNED
-            value = result["best"] if state == "finished" else None  # PRUNED takes none
-            self.study.tell(trial, value, state=done)
-            write_best(self.study, self.search, self.folder)
+        self.on_trial_result(trial_id, result)
+        for number, trial in self.live.pop(trial_id).items():  # what the scheduler stopped
+            self._end(trial, members(result)[number], TrialState.PRUNED)
+
+    def _hear(self, live: dict[int, optuna.Trial], number: int, result: dict[str, Any]) -> None:
+        """What one trial reached; whether it ended is in its state, or in the scheduler's word."""
+        trial = live[number]
+        epoch, state = int(result.get("epoch", 0)), result["state"]
+        if epoch and epoch not in frozen_trial(self.study, number).intermediate_values:
+            trial.report(result[self.search.metric], epoch)
+        if state == "running" and not result.get("pruned"):
+            return
+        del live[number]
+        if state == "failed":
+            self._fail(trial, result["reason"])
+        elif state != "interrupted":  # RUNNING in the journal: a resumed search goes on with it
+            complete = state == "finished"
+            self._end(trial, result, TrialState.COMPLETE if complete else TrialState.PRUNED)
+
+    def _end(self, trial: optuna.Trial, result: dict[str, Any], state: TrialState) -> None:
+        self._note(trial, result)
+        value = result["best"] if state == TrialState.COMPLETE else None  # PRUNED takes none
+        self.study.tell(trial, value, state=state)
+        write_best(self.study, self.search, self.folder)
 
     def _note(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         notes = {
@@ -156,14 +218,27 @@ class StudySearcher(Searcher):
         for name, value in notes.items():
             trial.set_user_attr(name, value)
 
-    def hand_out_again(self, trial_id: str) -> None:
-        """Give a trial that lost its worker to the next one that is free."""
-        trial = self.live.pop(trial_id, None)
-        if trial is not None:
-            self.unfinished.append(trial.number)
+    def lost(self, trial_id: str) -> list[int]:
+        """The numbers of the trials that a Ray trial was training when it was lost."""
+        return list(self.live.get(trial_id, {}))
 
-    def fail(self, trial_id: str, reason: str) -> None:
-        trial = self.live.pop(trial_id, None)
+    def hand_out_again(self, trial_id: str, number: int) -> None:
+        """Give a trial that lost its worker to the next one that is free; alone."""
+        if self._take(trial_id, number) is not None:
+            self.unfinished.append(number)
+
+    def fail(self, trial_id: str, number: int, reason: str) -> None:
+        trial = self._take(trial_id, number)
         if trial is not None:
-            trial.set_user_attr("reason", reason)
-            self.study.tell(trial, state=TrialState.FAIL)
+            self._fail(trial, reason)
+
+    def _take(self, trial_id: str, number: int) -> optuna.Trial | None:
+        live = self.live.get(trial_id, {})
+        trial = live.pop(number, None)
+        if not live:
+            self.live.pop(trial_id, None)
+        return trial
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> None:
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=TrialState.FAIL)

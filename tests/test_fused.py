@@ -1,0 +1,251 @@
+"""Runs trained together against the same runs trained one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.contract import TRAINED, VARIANTS
+from trainables.adapters.registry import make_config
+from trainables.checkpoint import newest_intact, trained_tensors
+from trainables.errors import ConfigError
+from trainables.fused import FREE, Fleet, best_width, shape_of
+from trainables.loop import ALONE, METRICS, Diverged, Interrupted, Run
+from trainables.trial import Crew, Job, TrialSettings, Workbench, members
+
+METRIC = METRICS[0]
+# What members may differ in: the optimizer, the temperature, the targets.
+MEMBERS: list[dict[str, Any]] = [
+    {"optim.lr": 2e-4, "temperature.scale": 5.0},
+    {"optim.lr": 5e-4, "optim.schedule": "cosine", "optim.weight_decay": 0.3},
+    {"optim.lr": 3e-4, "loss.label_smoothing": 0.1, "optim.clip_norm": 0.05, "optim.warmup": 0.5},
+]
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "learned": {"temperature.policy": "learned", "temperature.high": 10.0},
+    "adaptive": {"temperature.policy": "adaptive"},
+    "cosine": {"temperature.policy": "cosine"},
+    "siglip": {"loss.kind": "siglip"},
+    "reweight": {"loss.hard_negatives": "reweight"},
+}
+Make = Callable[..., list[Run]]
+
+
+@pytest.fixture(scope="module")
+def bench(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    folder = tmp_path_factory.mktemp("study")
+    return Workbench(TrialSettings(features, folder, METRIC, threads=1))
+
+
+@pytest.fixture
+def make(bench: Workbench, tmp_path: Path) -> Make:
+    def runs(kind: str, variant: str = "projection", count: int = 3, **values: Any) -> list[Run]:
+        name, settings = VARIANTS[variant]
+        shared = {"precision": "fp32", "epochs": 3, "batch_size": 16, **settings, **values}
+        return [
+            bench.run(make_config(name, {**shared, **MEMBERS[n]}), tmp_path / f"{kind}{n}")
+            for n in range(count)
+        ]
+
+    return runs
+
+
+def assert_same_rows(ours: Run, theirs: Run) -> None:
+    assert len(ours.rows) == len(theirs.rows)
+    for row, other in zip(ours.rows, theirs.rows, strict=True):
+        assert row.keys() == other.keys()
+        for key in row:
+            if "seconds" not in key:
+                assert row[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5), key
+
+
+def assert_same_tensors(ours: Run, theirs: Run) -> None:
+    tensors = trained_tensors(theirs.adapter)
+    for name, tensor in trained_tensors(ours.adapter).items():
+        torch.testing.assert_close(tensor, tensors[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("variant", ["projection", "soft_prompt", "lora"])
+def test_members_equal_single_runs(variant: str, objective: str, make: Make) -> None:
+    alone = make("alone", variant, **OBJECTIVES[objective])
+    for run in alone:
+        for _ in range(3):
+            run.advance()
+    together = make("together", variant, **OBJECTIVES[objective])
+    fleet = Fleet(together)
+    for _ in range(3):
+        fleet.advance()
+    assert not fleet.runs  # all are finished
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same_rows(ours, theirs)
+        assert_same_tensors(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", TRAINED)
+def test_every_adapter_fuses_with_the_gradients_of_single_runs(variant: str, make: Make) -> None:
+    alone, together = make("alone", variant), make("together", variant)
+    fleet = Fleet(together)
+    for step in range(2):  # in the second, no LoRA matrix is 0 any more
+        numbers = fleet._step()
+        for run, other, own in zip(alone, together, numbers, strict=True):
+            expected = run._train_step()
+            assert own == pytest.approx(expected, rel=1e-5, abs=1e-6)
+            for name, parameter in run.trained.items():
+                assert parameter.grad is not None
+                grad = other.trained[name].grad
+                assert grad is not None
+                scale = float(
+                    max(p.grad.abs().max() for p in run.trained.values() if p.grad is not None)
+                )
+                assert (grad - parameter.grad).abs().max() <= 1e-5 * scale, (name, step)
+            with torch.no_grad():  # Adam makes noise of what should be 0: both go on from one place
+                for name, parameter in run.trained.items():
+                    other.trained[name].copy_(parameter)
+        for run in (*alone, *together):
+            run.step += 1
+
+
+def test_a_member_goes_on_alone_and_single_runs_together(make: Make) -> None:
+    alone = make("alone")
+    for run in alone:
+        for _ in range(3):
+            run.advance()
+    first = Fleet(make("member"))
+    first.advance()
+    single = make("member")  # resumed from what the fleet saved
+    assert [run.epoch for run in single] == [1, 1, 1]
+    for run in single:
+        run.advance()
+    second = Fleet(make("member"))
+    assert [run.epoch for run in second.runs] == [2, 2, 2]
+    ended = second.runs
+    second.advance()
+    for ours, theirs in zip(ended, alone, strict=True):
+        assert_same_rows(ours, theirs)
+        assert_same_tensors(ours, theirs)
+
+
+def test_one_that_leaves_changes_nothing_for_the_others(make: Make) -> None:
+    alone = make("alone")
+    for run in alone:
+        for _ in range(3):
+            run.advance()
+    together = make("together")
+    fleet = Fleet(together)
+    fleet.advance()
+    fleet.leave([together[1]])
+    assert len(fleet.advance()) == 2
+    fleet.advance()
+    assert together[1].epoch == 1
+    for n in (0, 2):
+        assert_same_tensors(together[n], alone[n])
+
+
+def test_one_that_diverges_fails_alone(make: Make) -> None:
+    alone = make("alone")
+    for run in alone:
+        run.advance()
+    together = make("together")
+    fleet = Fleet(together)
+    with torch.no_grad():
+        next(iter(together[1].trained.values())).fill_(torch.nan)
+    results = fleet.advance()
+    assert isinstance(results[1], Diverged)
+    assert fleet.runs == [together[0], together[2]]
+    for n in (0, 2):
+        assert_same_rows(together[n], alone[n])
+        assert_same_tensors(together[n], alone[n])
+
+
+def test_patience_ends_single_members(make: Make) -> None:
+    together = make("together", epochs=9)
+    patient = together[1]
+    object.__setattr__(patient.config, "patience", 1)
+    fleet = Fleet(together)
+    while fleet.runs:
+        fleet.advance()
+    assert together[0].epoch == together[2].epoch == 9
+    assert patient.epoch < 9
+
+
+def test_an_interrupted_fleet_has_saved_every_member(make: Make) -> None:
+    together = make("together")
+    steps = iter([False, False, True])
+    with pytest.raises(Interrupted):
+        Fleet(together).advance(lambda: next(steps))
+    for run in together:
+        assert newest_intact(run.folder / "last")[0] is not None
+    assert [run.step for run in make("together")] == [2, 2, 2]
+
+
+def test_members_must_have_one_shape_and_one_step(make: Make) -> None:
+    runs = make("together")
+    other = make("other", batch_size=8)
+    with pytest.raises(ConfigError, match="one shape and one step"):
+        Fleet([runs[0], other[1]])
+    runs[1].advance()
+    with pytest.raises(ConfigError, match=r"at step 0 .* at 3"):
+        Fleet(runs)
+
+
+def test_the_shape_is_all_but_what_members_may_differ_in() -> None:
+    shape = shape_of(make_config("soft_prompt"))
+    assert not shape.keys() & FREE
+    assert {"name", "adapter.n_ctx", "batch_size", "temperature.policy", "seed"} <= shape.keys()
+    assert shape == shape_of(make_config("soft_prompt", {"optim.lr": 0.5, "adapter.init": "a"}))
+    assert shape != shape_of(make_config("soft_prompt", {"adapter.n_ctx": 3}))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "width"),
+    [
+        ({1: 1.0, 2: 2.0}, 1),  # nothing shared
+        ({1: 1.0, 2: 1.1, 4: 1.5, 8: 3.0}, 4),
+        ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, 8),  # all shared: as many as allowed
+    ],
+)
+def test_the_width_that_is_fastest_is_found(
+    seconds: dict[int, float], width: int, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def step(self: Fleet) -> list[dict[str, float]]:
+        now[0] += seconds[len(self.runs)]
+        return [{"loss": 1.0} for _ in self.runs]
+
+    def single(self: Run) -> dict[str, float]:
+        now[0] += seconds[1]
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(Fleet, "_step", step)
+    monkeypatch.setattr(Run, "_train_step", single)
+    run = make("any", count=1)[0]
+    assert best_width(lambda n: [run] * n, 8, lambda: now[0]) == width
+
+
+@pytest.fixture
+def crew(features: Path, tmp_path: Path) -> Callable[[Job], Crew]:
+    bench = Workbench(TrialSettings(features, tmp_path, METRIC, threads=1))
+    return lambda job: Crew(bench, job, ALONE)
+
+
+def test_a_crew_tells_of_each_trial_and_drops_what_was_pruned(
+    crew: Callable[[Job], Crew], tmp_path: Path
+) -> None:
+    shared = {"name": "projection", "epochs": 2, "batch_size": 16}
+    jobs = [{"number": n + 1, "values": shared | MEMBERS[n], "reported": 0} for n in range(3)]
+    jobs[2]["values"] = shared | {"optim.lr": -1.0}
+    own = crew(Job(**jobs[0], siblings=(jobs[1], jobs[2])))  # type: ignore[arg-type]
+    first = own.advance(lambda: False)
+    assert {n: r["state"] for n, r in first.items()} == {1: "running", 2: "running", 3: "failed"}
+    assert "`optim.lr` must be above 0" in first[3]["reason"]
+    own.settings.pruned_file(1).touch()
+    second = own.advance(lambda: False)
+    assert {n: r["state"] for n, r in second.items()} == {2: "finished"}
+    assert members({"members": list(second.values())}) == second
+    assert (tmp_path / "trials" / "0001" / "best" / "manifest.json").is_file()

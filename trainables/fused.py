@@ -1,0 +1,227 @@
+"""Several runs of one shape, trained in one process and one stream of batches.
+
+Flows in: runs at one step whose configs differ in numbers only. Flows out: the rows that each of
+them would have ended its epoch with alone. What the runs have in common (the batch, a frozen
+tower's states) is computed once; the rest is one batched operation for all.
+
+A member stays an ordinary `Run`: its parameters, its gradients and its optimizer's state are views
+of stacked tensors (N, ...), so saving, measuring and resuming know nothing of this, and a member
+can go on alone at any time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from trainables.config import TrainConfig, Value, flatten
+from trainables.data import Batch
+from trainables.errors import CliptuneError, ConfigError
+from trainables.hardware import autocast
+from trainables.loop import Diverged, Row, Run, never
+
+# What runs of one shape may differ in: numbers that change no shape and no branch.
+FREE = {
+    *("optim.lr", "optim.weight_decay", "optim.schedule", "optim.warmup", "optim.clip_norm"),
+    *("temperature.scale", "temperature.final", "temperature.low", "temperature.high"),
+    *("temperature.rate", "temperature.target_entropy", "loss.label_smoothing", "loss.hardness"),
+    *("adapter.init", "adapter.init_std", "patience"),
+}
+# Attention that `vmap` knows how to batch; the CPU's fused kernel it does not.
+GPU_KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+def shape_of(config: TrainConfig) -> dict[str, Value]:
+    """The fields in which runs that are trained together must agree."""
+    return {name: value for name, value in flatten(config).items() if name not in FREE}
+
+
+class Fleet:
+    """N runs, advanced together. One that diverges or has finished leaves; the others go on."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = list(runs)
+        first = self.runs[0]
+        for run in self.runs[1:]:
+            if shape_of(run.config) != shape_of(first.config) or run.step != first.step:
+                raise ConfigError(
+                    f"runs that train together must have one shape and one step, got "
+                    f"`{first.folder}` at step {first.step} and `{run.folder}` at {run.step}."
+                )
+        self._stack()
+
+    def advance(self, should_stop: Callable[[], bool] = never) -> list[Row | CliptuneError]:
+        """`Run.advance` for all: the row of each run, or why it failed, in the order of `runs`,
+        which are then those that can go on."""
+        asked = list(self.runs)
+        results: dict[int, Row | CliptuneError] = {}
+        started = time.monotonic()
+        for run in self.runs:
+            run.begin_epoch()
+        end = self.runs[0].epoch_end
+        while self.runs and self.runs[0].step < end:
+            if should_stop():
+                stopped = [run.interrupted() for run in self.runs]
+                raise stopped[0]
+            for run, numbers in zip(self.runs, self._step(), strict=True):
+                try:
+                    run.count(numbers)
+                except Diverged as error:
+                    results[id(run)] = error
+            self._keep([run for run in self.runs if id(run) not in results])
+        each = (time.monotonic() - started) / len(asked)
+        for run in self.runs:
+            results[id(run)] = run.end_epoch(each)
+        self._keep([run for run in self.runs if not run.finished])
+        return [results[id(run)] for run in asked]
+
+    def leave(self, gone: Sequence[Run]) -> None:
+        """Go on without some of the runs."""
+        self._keep([run for run in self.runs if run not in gone])
+
+    def _keep(self, runs: list[Run]) -> None:
+        if len(runs) < len(self.runs):
+            self.runs = runs
+            self._stack()
+
+    # -- the stacks -------------------------------------------------------------------------
+
+    def _stack(self) -> None:
+        """Move what the runs train into stacks, of which they keep views."""
+        if not self.runs:
+            return
+        self.parameters: dict[str, Tensor] = {}
+        for name in self.runs[0].trained:
+            own = [run.trained[name] for run in self.runs]
+            stack = torch.stack([parameter.detach() for parameter in own])
+            moments = {
+                key: torch.stack([self._moment(run, name, key) for run in self.runs])
+                for key in ("exp_avg", "exp_avg_sq")
+            }
+            stack.requires_grad_()
+            stack.grad = torch.zeros_like(stack)
+            self.parameters[name] = stack
+            for n, (run, parameter) in enumerate(zip(self.runs, own, strict=True)):
+                parameter.data = stack.data[n]
+                parameter.grad = stack.grad[n]
+                state = run.optimizer.state[parameter]
+                state |= {key: moment[n] for key, moment in moments.items()}
+                state.setdefault("step", torch.zeros((), device=stack.device))
+        self.buffers: dict[str, Tensor] = {}
+        for name, _ in self._differing():
+            stack = torch.stack([run.adapter.objective.get_buffer(name) for run in self.runs])
+            self.buffers[f"objective.{name}"] = stack
+            for n, run in enumerate(self.runs):
+                setattr(run.adapter.objective, name, stack[n])
+        self.clip = torch.tensor(
+            [run.config.optim.clip_norm or math.inf for run in self.runs],
+            device=self.runs[0].adapter.backbone.device,
+        )
+
+    @staticmethod
+    def _moment(run: Run, name: str, key: str) -> Tensor:
+        parameter = run.trained[name]
+        found: Tensor | None = run.optimizer.state[parameter].get(key)
+        return torch.zeros_like(parameter.detach()) if found is None else found
+
+    def _differing(self) -> list[tuple[str, Tensor]]:
+        """The objective's numbers; which way it computes is the same for all."""
+        named = self.runs[0].adapter.objective.named_buffers()
+        return [(name, buffer) for name, buffer in named if buffer.is_floating_point()]
+
+    # -- one step ---------------------------------------------------------------------------
+
+    def _step(self) -> list[Row]:
+        """A step of every run; the numbers it would have returned."""
+        first = self.runs[0]
+        batch = first.next_batch()
+        self._calibrate(batch)
+        for run in self.runs:
+            run.adapter.objective.settle()
+            for group in run.optimizer.param_groups:
+                group["lr"] = run.lr(run.step)
+        for stack in self.parameters.values():
+            assert stack.grad is not None
+            stack.grad.zero_()
+        losses, numbers = self._losses(batch)
+        losses.sum().backward()
+        self._clip()
+        rows = torch.stack(list(numbers.values()), 1).tolist()  # one transfer, for all runs
+        for run, row in zip(self.runs, rows, strict=True):
+            if math.isfinite(row[0]):
+                run.optimizer.step()
+        return [dict(zip(numbers, row, strict=True)) for row in rows]
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each run's loss and numbers: (N,) each."""
+        template = self.runs[0].adapter
+
+        def member(own: Mapping[str, Tensor]) -> Any:
+            return functional_call(template, dict(own), (batch,))
+
+        # A frozen backbone is unbatched in here: what only it and the batch decide is done once.
+        # `same`: dropout draws for each run what it would have drawn alone.
+        device = template.backbone.device
+        kernels = [SDPBackend.MATH] if device.type == "cpu" else list(GPU_KERNELS)
+        with autocast(template.train_config.precision, device), sdpa_kernel(kernels):
+            found: tuple[Tensor, dict[str, Tensor]] = torch.vmap(member, randomness="same")(
+                self.parameters | self.buffers
+            )
+        return found
+
+    def _calibrate(self, batch: Batch) -> None:
+        """What a run's first batch decides (the sigmoid loss's bias), by its own forward."""
+        for run in self.runs:
+            if not getattr(run.adapter.objective, "bias_is_set", True):
+                state = torch.get_rng_state()
+                with torch.no_grad(), autocast(run.config.precision, run.adapter.backbone.device):
+                    run.adapter(batch)
+                torch.set_rng_state(state)
+
+    def _clip(self) -> None:
+        """`clip_grad_norm_` of each run's own gradients."""
+        grads = [stack.grad for stack in self.parameters.values() if stack.grad is not None]
+        squares = [grad.view(len(grad), -1).square().sum(1) for grad in grads]  # (N,) each
+        factor = (self.clip / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1)
+        for grad in grads:
+            grad.mul_(factor.view(-1, *[1] * (grad.ndim - 1)))
+
+
+def best_width(
+    make: Callable[[int], Sequence[Run]], most: int, clock: Callable[[], float] = time.perf_counter
+) -> int:
+    """How many runs of one shape train fastest together, up to `most`, measured here and now.
+
+    `make(n)` gives n fresh runs. N is doubled until a run's share of a step's time falls by less
+    than 5 %. On a CPU that is at once where the runs' own arithmetic dominates (a text tower), and
+    late where what they share or the number of calls does (heads on frozen features).
+    """
+    best, least, width = 1, math.inf, 1
+    while width <= most:
+        seconds = _step_seconds(make(width), clock) / width
+        if seconds > 0.95 * least:
+            break
+        best, least, width = width, seconds, 2 * width
+    return best
+
+
+def _step_seconds(runs: Sequence[Run], clock: Callable[[], float], rounds: int = 3) -> float:
+    """The time of one step of all, the least of a few after a first."""
+    fleet = Fleet(runs)
+    for run in runs:
+        run.begin_epoch()
+    times = []
+    for _ in range(1 + rounds):
+        started = clock()
+        steps = fleet._step() if len(runs) > 1 else [runs[0]._train_step()]
+        times.append(clock() - started)
+        for run, numbers in zip(runs, steps, strict=True):
+            run.count(numbers)
+    return min(times[1:])
