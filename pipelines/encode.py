@@ -22,18 +22,26 @@ class Args:
     out: Path = Path("features")
     """The folder of all stores; this one's is named after its contents' key."""
     views: int = 0
-    """Augmented views (crop and flip) of each training image, beside the clean one."""
+    """Augmented views (crop and flip) of each training image, beside the clean one. A view is
+    encoded when a trial first trains on it, once for all."""
     pixels: bool = False
     """Keep the pixels too, for adapters of the image tower (LoRA on vision)."""
     data_seed: int = 0
     """Of the augmented views."""
     batch_size: int = 256
     """Images a step of the tower."""
+    activations_gb: float = 20.0
+    """Disk for states of the image tower below the adapted blocks, kept as trials ask for them."""
     workers: int | Literal["auto"] = "auto"
     """Towers at work: one a GPU, or one for each 4 cores."""
 
     def __post_init__(self) -> None:
-        for name, least in (("views", 0), ("data_seed", 0), ("batch_size", 1)):
+        for name, least in (
+            ("views", 0),
+            ("data_seed", 0),
+            ("batch_size", 1),
+            ("activations_gb", 0),
+        ):
             value = getattr(self, name)
             if value < least:
                 flag = name.replace("_", "-")

@@ -136,7 +136,7 @@ def _measure(
     from trainables.shards import Seal
 
     seal = Seal(f"cliptune evaluate --run {args.run}")
-    pixels = any(adapter.inputs == "pixels" for adapter in adapters)
+    pixels = any(adapter.image_block is not None for adapter in adapters)
     say(f"embedding the {shards.splits['test']['images']:,} images of test ...")
     data = embed_split(
         backbone, shards, "test", seal=seal, pixels=pixels, batch_size=args.batch_size

@@ -12,6 +12,8 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone
 from trainables.data import Batch
+from trainables.image_tower import lower
+from trainables.text_tower import embed_text
 
 # Each line is one adapter in one configuration that takes another path through its code.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -29,25 +31,34 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lora": ("lora", {}),
     "lora both": ("lora", {"adapter.tower": "both", "adapter.targets": "all"}),
-    "lora vision": ("lora", {"adapter.tower": "vision", "adapter.layers": 1}),
+    "lora vision": ("lora", {"adapter.tower": "vision", "adapter.layers": 2}),
     "projection": ("projection", {}),
     "projection bias": ("projection", {"adapter.side": "image", "adapter.bias": True}),
 }
 TRAINED = [name for name, (adapter, _) in VARIANTS.items() if adapter != "zero_shot"]
 
 
-def batch_for(backbone: Backbone) -> Batch:
-    """16 images with 2 captions each; the last image has the bytes of the first."""
+def pictures() -> Tensor:
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (16, 3, 32, 32), generator=random, dtype=torch.uint8)
     pixels[15] = pixels[0]
+    return pixels
+
+
+def batch_for(backbone: Backbone, block: int = 0) -> Batch:
+    """16 images, as the tower has them before `block`, with 2 captions each; the last image has the
+    bytes of the first."""
+    pixels = pictures()
     groups = torch.arange(16)
     groups[15] = 0
     numbers = [i % 15 for i in range(16)]
     tokens, _ = backbone.tokenize([caption(i, v) for i in numbers for v in range(2)])
     with torch.no_grad():
         embeds = backbone.embed_images(pixels)
-    return Batch(embeds, pixels, tokens, groups, groups.repeat_interleave(2), 0.0)
+        hidden = lower(backbone, pixels, block)
+        texts = embed_text(backbone, tokens)
+    captions = groups.repeat_interleave(2)
+    return Batch(embeds, hidden, tokens, texts, groups, captions, 0.0)
 
 
 def make(variant: str, backbone: Backbone, **values: Any) -> Adapter[Any]:

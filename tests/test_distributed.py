@@ -36,9 +36,10 @@ def part(store: Path, rows: Tensor) -> Batch:
     data = open_features(store, "train")
     captions = (2 * rows[:, None] + torch.arange(2)).flatten()
     return Batch(
-        data.image_embeds[rows, 0],
+        data.image_embeds[rows],
         None,
         data.tokens.select(captions),
+        None,
         data.groups[rows],
         data.groups[data.caption_rows[captions]],
         0.0,
@@ -53,7 +54,7 @@ def gradients(folder: Path, name: str, loss: str, rows: Tensor) -> dict[str, Ten
     value, numbers = model(part(folder / "store", rows))
     value.backward()
     grads = {n: p.grad for n, p in adapter.named_parameters() if p.grad is not None}
-    return grads | {"loss": torch.tensor(numbers["loss"])}
+    return grads | {"loss": numbers["loss"]}
 
 
 def worker(rank: int, folder: Path) -> None:

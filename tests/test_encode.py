@@ -34,6 +34,7 @@ from trainables.backbone import load_backbone
 from trainables.errors import ConfigError, DataError
 from trainables.features import captions_of, embed_split, features_key, open_features
 from trainables.files import read_json, sha256_file, write_json
+from trainables.image_tower import lower
 from trainables.images import decode
 from trainables.preprocess import view_of
 from trainables.shards import Seal, ShardSet
@@ -49,7 +50,7 @@ class InProcess:
         self.die_after = 10**9
 
     def __call__(self, units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
-        read = ReadAndDecode(job.backbone.preprocess, job.views, job.data_seed)
+        read = ReadAndDecode(job.backbone.preprocess)
         tower = Tower(job.backbone.name, None, job.backbone.fingerprint, torch.get_num_threads())
         batches = 0
         for unit in reversed(units):
@@ -104,21 +105,23 @@ def test_values_are_those_of_a_plain_forward(
     tmp_path: Path, clip: Path, shards: Path, engine: InProcess
 ) -> None:
     folder, _ = encode(Args(shards, str(clip), out=tmp_path, views=2, pixels=True, data_seed=5))
-    data, backbone = open_features(folder, "train"), load_backbone(str(clip))
-    assert data.image_embeds.shape == (24, 3, 16)
-    assert data.pixels is not None
-    assert data.pixels.shape == (24, 3, 3, 32, 32)
-    assert open_features(folder, "val").image_embeds.shape == (8, 1, 16)  # measured on clean crops
+    backbone = load_backbone(str(clip))
+    data = open_features(folder, "train", backbone)
+    assert data.image_embeds.shape == (24, 16)
+    assert data.views == 2
+    assert open_features(folder, "val", backbone).views == 0  # measured on clean crops
     pre = backbone.preprocess
     for row, record in enumerate(ShardSet.open(shards).rows("train")):
         image = decode(record["image"])
-        views = [None, view_of(5, 0, row), view_of(5, 1, row)]
-        squares = torch.stack([pre.apply(image, view) for view in views])
-        assert torch.equal(data.pixels[row], squares)
-        values = pre.normalise(squares)
-        with torch.no_grad():
-            plain = backbone.model.get_image_features(pixel_values=values).pooler_output
-        torch.testing.assert_close(data.image_embeds[row], plain, rtol=1e-4, atol=1e-5)
+        for number, view in enumerate([None, view_of(5, 0, row), view_of(5, 1, row)]):
+            square = pre.apply(image, view)[None]
+            with torch.no_grad():
+                values = pre.normalise(square)
+                plain = backbone.model.get_image_features(pixel_values=values).pooler_output
+            stored = data.embeds(torch.tensor([row]), number)
+            torch.testing.assert_close(stored, plain, rtol=1e-4, atol=1e-5)
+            states = data.hidden(torch.tensor([row]), number, 1)
+            assert torch.allclose(states, lower(backbone, square, 1), rtol=1e-4, atol=1e-5)
         ids = data.tokens.select(torch.nonzero(data.caption_rows == row).flatten()).ids
         assert ids.tolist() == backbone.tokenize(record["captions"])[0].ids.tolist()
 
@@ -146,7 +149,7 @@ def test_embed_split_opens_test_with_a_seal(clip: Path, shards: Path) -> None:
     data = embed_split(
         load_backbone(str(clip)), ShardSet.open(shards), "test", seal=Seal("a test"), pixels=True
     )
-    assert data.image_embeds.shape == (8, 1, 16)
+    assert data.image_embeds.shape == (8, 16)
     assert len(data.tokens) == 16
 
 
@@ -171,8 +174,8 @@ def test_second_call_does_nothing_and_says_so(
 def test_resume_after_a_kill_computes_only_the_rest(
     tmp_path: Path, clip: Path, shards: Path, engine: InProcess, die_after: int
 ) -> None:
-    whole, _ = encode(Args(shards, str(clip), out=tmp_path / "whole", views=1))
-    args = Args(shards, str(clip), out=tmp_path / "killed", views=1)
+    whole, _ = encode(Args(shards, str(clip), out=tmp_path / "whole"))
+    args = Args(shards, str(clip), out=tmp_path / "killed")
     engine.die_after = die_after
     with pytest.raises(KeyboardInterrupt):
         encode(args)
@@ -364,9 +367,9 @@ def test_the_store_is_mapped_and_not_copied(features: Path) -> None:
             assert any(start <= tensor.data_ptr() < end for start, end in maps)
     # The mapping is private: what a careless trial writes reaches neither the file nor another.
     before = sha256_file(features / "train.safetensors")
-    kept = float(second.image_embeds[0, 0, 0])
-    first.image_embeds[0, 0, 0] = kept + 1
-    assert float(second.image_embeds[0, 0, 0]) == kept
+    kept = float(second.image_embeds[0, 0])
+    first.image_embeds[0, 0] = kept + 1
+    assert float(second.image_embeds[0, 0]) == kept
     assert sha256_file(features / "train.safetensors") == before
 
 
@@ -416,7 +419,8 @@ def test_a_source_without_val_is_refused(tmp_path: Path, clip: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [{"views": -1}, {"data_seed": -1}, {"batch_size": 0}, {"workers": 0}]
+    "flags",
+    [{"views": -1}, {"data_seed": -1}, {"batch_size": 0}, {"workers": 0}, {"activations_gb": -1}],
 )
 def test_flags_out_of_range_are_refused(flags: dict[str, Any]) -> None:
     name = next(iter(flags)).replace("_", "-")
@@ -453,7 +457,7 @@ def cli(*words: object) -> subprocess.Popen[bytes]:
 @pytest.mark.slow
 def test_with_ray_killed_and_run_again(tmp_path: Path, clip: Path, engine: InProcess) -> None:
     shards = tiny_shards(tmp_path / "shards", {"train": 400, "val": 8}, rows_per_shard=20)
-    words = ("--shards", shards, "--backbone", clip, "--out", tmp_path / "ray", "--views", "1")
+    words = ("--shards", shards, "--backbone", clip, "--out", tmp_path / "ray")
     killed = cli(*words, "--batch-size", "4")
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("ray/*/train.progress.jsonl")):
@@ -467,7 +471,7 @@ def test_with_ray_killed_and_run_again(tmp_path: Path, clip: Path, engine: InPro
     again = cli(*words)
     output, _ = again.communicate(timeout=240)
     assert again.returncode == 0, output.decode()
-    direct, _ = encode(Args(shards, str(clip), out=tmp_path / "direct", views=1))
+    direct, _ = encode(Args(shards, str(clip), out=tmp_path / "direct"))
     folder = tmp_path / "ray" / direct.name
     for split in ("train", "val"):
         ours, reference = open_features(folder, split), open_features(direct, split)

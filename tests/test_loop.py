@@ -32,7 +32,7 @@ def start(
     folder: Path, backbone: Backbone, features: Path, name: str = "soft_prompt", **extra: object
 ) -> Run:
     config = make_config(name, SETTINGS | {k.replace("__", "."): v for k, v in extra.items()})
-    train, val = open_features(features, "train"), open_features(features, "val")
+    train, val = (open_features(features, split, backbone) for split in ("train", "val"))
     return Run(config, backbone, train, val, folder, METRIC)
 
 
@@ -70,7 +70,7 @@ def test_the_best_checkpoint_gives_the_metric_it_was_chosen_for(
 
     run = finish(start(tmp_path, backbone, features, "lora"))
     adapter = load_adapter(tmp_path / "best", backbone)
-    val = open_features(features, "val")
+    val = open_features(features, "val", backbone)
     metrics = retrieval_metrics(predict(adapter, val), val.groups, val.groups[val.caption_rows])
     assert run.best is not None
     assert metrics["t2i_mrr"] == run.best[METRIC]
@@ -192,7 +192,7 @@ def test_a_run_of_one_step_an_epoch_can_be_stopped(
 def test_a_metric_that_is_not_measured_is_refused(
     tmp_path: Path, backbone: Backbone, features: Path
 ) -> None:
-    train, val = open_features(features, "train"), open_features(features, "val")
+    train, val = (open_features(features, split, backbone) for split in ("train", "val"))
     with pytest.raises(ConfigError, match="unknown metric `val/t2i_r2`"):
         Run(make_config("soft_prompt"), backbone, train, val, tmp_path, "val/t2i_r2")
 
@@ -302,32 +302,36 @@ def test_a_finished_run_gives_its_last_row_again_and_trains_no_more(
 def test_an_epoch_shows_each_image_once(backbone: Backbone, features: Path) -> None:
     config = make_config("soft_prompt", {"batch_size": 16, "loss.captions_per_image": 2})
     data = open_features(features, "train")
-    batches = Batches(data, config, pixels=False)
+    batches = Batches(data, config)
     seen = [batches(step, 6).image_groups for step in range(3)]
     assert torch.cat(seen).sort().values.tolist() == list(range(48))
     batch = batches(1, 6)
     assert len(batch.tokens) == 32
     assert torch.equal(batch.caption_groups, batch.image_groups.repeat_interleave(2))
-    later = Batches(data, config, pixels=False)(1, 6)  # nothing before it was drawn
+    later = Batches(data, config)(1, 6)  # nothing before it was drawn
     assert torch.equal(later.tokens.ids, batch.tokens.ids)
     assert not torch.equal(batches(4, 6).image_groups, batch.image_groups)
 
 
 def test_the_parts_of_two_workers_are_the_batch_of_one(backbone: Backbone, features: Path) -> None:
     config = make_config("soft_prompt", {"batch_size": 16})
-    data = open_features(features, "train")
-    whole = Batches(data, config, pixels=True)(5, 9)
-    parts = [Batches(data, config, True, rank, 2)(5, 9) for rank in range(2)]
+    data = open_features(features, "train", backbone)
+    whole = Batches(data, config, 0, True)(5, 9)
+    parts = [Batches(data, config, 0, True, rank, 2)(5, 9) for rank in range(2)]
     assert torch.equal(torch.cat([p.image_groups for p in parts]), whole.image_groups)
     assert torch.equal(torch.cat([p.tokens.ids for p in parts]), whole.tokens.ids)
-    assert whole.pixels is not None
-    assert torch.equal(torch.cat([p.pixels for p in parts if p.pixels is not None]), whole.pixels)
+    assert whole.hidden is not None
+    assert whole.text_embeds is not None
+    hidden = torch.cat([p.hidden for p in parts if p.hidden is not None])
+    torch.testing.assert_close(hidden, whole.hidden)
+    texts = torch.cat([p.text_embeds for p in parts if p.text_embeds is not None])
+    assert torch.equal(texts, whole.text_embeds)
 
 
 def test_mined_batches_hold_near_neighbours(backbone: Backbone, features: Path) -> None:
     values = {"batch_size": 8, "loss.hard_negatives": "mined", "loss.mined_pool": 3}
     data = open_features(features, "train")
-    batches = Batches(data, make_config("soft_prompt", values), pixels=False)
+    batches = Batches(data, make_config("soft_prompt", values))
     assert batches.neighbours is not None
     batch = batches(0, 12)
     anchors, partners = batch.image_groups[:4], batch.image_groups[4:]

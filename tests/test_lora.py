@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from tests.contract import batch_for, make, outputs, train, trained
+from tests.contract import batch_for, make, outputs, pictures, train, trained
 from tests.tiny import caption
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone, load_backbone
 from trainables.data import Batch
-from trainables.errors import ConfigError, DataError
+from trainables.errors import ConfigError
+from trainables.image_tower import upper
 
 # PEFT 0.21 asks transformers for an attribute that was renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -34,11 +36,10 @@ def lora(backbone: Backbone, batch: Batch, **values: Any) -> Adapter[Any]:
 
 def hugging_face(model: Any, batch: Batch, backbone: Backbone) -> Tensor:
     """The embeddings as plain transformers code computes them."""
-    assert batch.pixels is not None
     ids = batch.tokens.pad(backbone.tokenizer.eos_token_id)
     mask = torch.arange(ids.shape[1]) < batch.tokens.lengths[:, None]
     with torch.no_grad():
-        pixels = backbone.preprocess.normalise(batch.pixels)
+        pixels = backbone.preprocess.normalise(pictures())
         images = model.get_image_features(pixel_values=pixels).pooler_output
         texts = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
     return F.normalize(torch.cat([images, texts]), dim=-1)
@@ -84,9 +85,7 @@ def test_merged_it_is_a_backbone(
     assert again.fingerprint != backbone.fingerprint
     tokens, _ = again.tokenize([caption(3)])
     assert tokens.ids.tolist() == backbone.tokenize([caption(3)])[0].ids.tolist()
-    assert batch.pixels is not None
-    embeds = again.embed_images(batch.pixels)
-    moved = Batch(embeds, None, batch.tokens, batch.image_groups, batch.caption_groups, 0.0)
+    moved = replace(batch, image_embeds=again.embed_images(pictures()), hidden=None)
     zero_shot = outputs(make("zero_shot", again), moved)
     torch.testing.assert_close(zero_shot, ours, atol=1e-5, rtol=0)
 
@@ -100,16 +99,27 @@ def test_dropout_acts_in_training_only(backbone: Backbone, batch: Batch) -> None
 
 
 @pytest.mark.parametrize(
-    ("tower", "inputs"), [("text", "features"), ("vision", "pixels"), ("both", "pixels")]
+    ("tower", "layers", "block"),
+    [("text", 0, None), ("vision", 0, 0), ("vision", 1, 1), ("both", 2, 0)],
 )
-def test_only_the_vision_tower_needs_pixels(
-    tower: str, inputs: str, backbone: Backbone, batch: Batch
+def test_the_first_adapted_block_of_the_image_tower(
+    tower: str, layers: int, block: int | None, backbone: Backbone
 ) -> None:
-    adapter = build(make_config("lora", {"adapter.tower": tower}), backbone)
-    assert adapter.inputs == inputs
-    if inputs == "pixels":
-        with pytest.raises(DataError, match="needs pixels"):
-            adapter.embed_images(batch.image_embeds, None)
+    values = {"adapter.tower": tower, "adapter.layers": layers}
+    adapter = build(make_config("lora", values), backbone)
+    assert adapter.image_block == block
+    assert adapter.frozen_text == (tower == "vision")
+
+
+def test_states_below_the_adapted_blocks_give_the_same_embeddings(backbone: Backbone) -> None:
+    batch, above = batch_for(backbone), batch_for(backbone, block=1)
+    values = {"adapter.tower": "vision", "adapter.layers": 1}
+    adapter: Any = lora(backbone, above, **values)
+    adapter.eval()
+    from_pixels = upper(adapter.backbone, batch.hidden, 0)
+    from_states = adapter.embed_images(above.image_embeds, above.hidden)
+    torch.testing.assert_close(from_states, from_pixels)
+    assert not torch.allclose(from_states, above.image_embeds, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_an_adapter_without_a_foreign_format_says_how_to_load_it(
         (["--set", "optim.lr"], "takes `field=value`"),
         (["--metric", "val/t2i_medr"], "unknown metric `val/t2i_medr`"),
         (["--set", "adapter.n_ctx=76"], "leaves no room for a word"),
-        (["--adapter", "lora", "--set", "adapter.tower=vision"], "needs pixels"),
+        (["--adapter", "lora", "--set", "adapter.tower=vision"], "need pixels"),
     ],
 )
 def test_a_wrong_flag_or_field_is_named_with_its_rule(

@@ -215,21 +215,19 @@ def tiny_features(
         embeds = torch.stack(
             [sum(codes[w] for w in caption(start + i).split()) for i in range(count)]  # type: ignore[misc]
         )
-        noise = 0.1 * torch.randn(count, 1 + views, 16, generator=random)
-        noise[:, 0] = 0
         groups = torch.arange(count)
         if split == "train" and duplicates:
             embeds[-duplicates:] = embeds[:duplicates]
             groups[-duplicates:] = groups[:duplicates]
         tensors = {
-            "image_embeds": embeds[:, None] + noise,  # (N, V, e)
+            "image_embeds": embeds,  # (N, e)
             "token_ids": torch.tensor([i for ids in encoded for i in ids], dtype=torch.int32),
             "token_offsets": torch.tensor([0, *np.cumsum([len(ids) for ids in encoded])]),
             "caption_rows": torch.arange(count).repeat_interleave(captions),
             "groups": groups,
         }
         if pixels:
-            shape = (count, 1 + views, 3, 32, 32)
+            shape = (count, 3, 32, 32)
             tensors["pixels"] = torch.randint(256, shape, generator=random, dtype=torch.uint8)
         path = folder / f"{split}.safetensors"
         save_file(tensors, path)
@@ -239,7 +237,7 @@ def tiny_features(
             **{"bytes": path.stat().st_size, "sha256": sha256_file(path)},
         }
     manifest = {
-        **{"format": "cliptune-features-1", "key": "tiny", "shards": "", "shards_sha256": ""},
+        **{"format": "cliptune-features-2", "key": "tiny", "shards": "", "shards_sha256": ""},
         "backbone": {
             **{"name": str(clip or ""), "revision": None},
             "fingerprint": load_backbone(str(clip)).fingerprint if clip else "",

@@ -23,6 +23,7 @@ from transformers.utils import logging
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.files import read_json, sha256_file, sha256_json
+from trainables.image_tower import lower, upper
 from trainables.preprocess import Preprocess, read_preprocess
 
 MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
@@ -65,9 +66,7 @@ class Backbone:
         """uint8 (B, 3, R, R) to the joint space, not normalised: (B, e). Differentiable in what an
         adapter injected into an `isolated` copy; the frozen weights themselves have no gradient.
         """
-        values = self.preprocess.normalise(pixels.to(self.device))
-        embeds: Tensor = self.model.get_image_features(pixel_values=values).pooler_output
-        return embeds
+        return upper(self, lower(self, pixels, 0), 0)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tokens, int]:
         """Texts as ragged ids with SOT and EOT, and how many had to be cut to L (EOT is kept).

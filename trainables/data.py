@@ -41,6 +41,14 @@ class Tokens:
         grid[torch.arange(width, device=grid.device) < self.lengths[:, None]] = self.ids
         return grid
 
+    def unique(self) -> tuple[Tokens, Tensor]:
+        """The distinct captions (K), those that begin alike side by side; and of which of them each
+        caption is a copy: (N,) int64."""
+        rows, inverse = self.pad(-1).unique(dim=0, return_inverse=True)
+        lengths = (rows >= 0).sum(1)
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        return Tokens(rows[rows >= 0], offsets), inverse
+
     def to(self, device: torch.device | str) -> Tokens:
         return Tokens(self.ids.to(device), self.offsets.to(device))
 
@@ -50,8 +58,9 @@ class Batch:
     """B images and M captions. `groups` say which belong together: equal number, same image."""
 
     image_embeds: Tensor  # (B, e) the frozen image tower's projected outputs, not normalised
-    pixels: Tensor | None  # (B, 3, H, W) uint8, only for adapters whose inputs are "pixels"
+    hidden: Tensor | None  # (B, S, w) states before the adapter's `image_block`, if it has one
     tokens: Tokens  # M captions
+    text_embeds: Tensor | None  # (M, e) the frozen text tower's, for adapters that leave it alone
     image_groups: Tensor  # (B,) int64
     caption_groups: Tensor  # (M,) int64
     progress: float  # share of the run's steps already done, in [0, 1)
@@ -59,8 +68,9 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         return Batch(
             self.image_embeds.to(device),
-            None if self.pixels is None else self.pixels.to(device),
+            None if self.hidden is None else self.hidden.to(device),
             self.tokens.to(device),
+            None if self.text_embeds is None else self.text_embeds.to(device),
             self.image_groups.to(device),
             self.caption_groups.to(device),
             self.progress,

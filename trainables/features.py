@@ -23,27 +23,55 @@ from torch import Tensor
 from trainables import preprocess
 from trainables.backbone import Backbone, load_backbone
 from trainables.data import Tokens
+from trainables.derived import Derived
 from trainables.errors import DataError, unknown
 from trainables.files import read_json, sha256_json
 from trainables.images import decode
 from trainables.shards import Seal, ShardSet
 
-FORMAT = "cliptune-features-1"
+FORMAT = "cliptune-features-2"
 Row = Mapping[str, Any]
 TEXT_COLUMNS = ("id", "captions", "class_name", "sha256")
 
 
 @dataclass(frozen=True)
 class SplitFeatures:
-    """One split: N images in V views, M captions. View 0 is the clean one, the others augmented."""
+    """One split: N images and their M captions. View 0 of an image is the clean one, of which the
+    store holds the embedding; all else is `derived` when it is asked for."""
 
     ids: list[str]  # N
-    image_embeds: Tensor  # (N, V, e) float32, not normalised
-    pixels: Tensor | None  # (N, V, 3, R, R) uint8
+    image_embeds: Tensor  # (N, e) float32, not normalised
+    pixels: Tensor | None  # (N, 3, R, R) uint8
     tokens: Tokens  # M captions
     caption_rows: Tensor  # (M,) int64, ascending: the image of each caption
     groups: Tensor  # (N,) int64: equal where the images' bytes are
     truncated: int = 0  # captions that were cut to the text tower's length
+    views: int = 0  # augmented ones, which training shows in turn
+    derived: Derived | None = None
+
+    def embeds(self, rows: Tensor, view: int = 0) -> Tensor:
+        """The frozen image tower's outputs for a view of `rows` (B,): (B, e)."""
+        return self.image_embeds[rows] if view == 0 else self._more.view(view)["image_embeds"][rows]
+
+    def text_embeds(self) -> Tensor:
+        """The frozen text tower's outputs for all captions: (M, e)."""
+        return self._more.text_embeds(self.tokens)
+
+    def hidden(self, rows: Tensor, view: int, block: int) -> Tensor:
+        """The image tower's states before block `block` for a view of `rows` (B,): (B, S, w)."""
+        if self.pixels is None:
+            raise DataError(
+                "adapters of the image tower need pixels, the feature store has none: "
+                "`cliptune encode --pixels`."
+            )
+        pixels = self.pixels if view == 0 else self._more.view(view)["pixels"]
+        return self._more.hidden(pixels, rows, view, block)
+
+    @property
+    def _more(self) -> Derived:
+        if self.derived is None:
+            raise ValueError("these features were opened without their backbone.")
+        return self.derived
 
 
 @dataclass(frozen=True)
@@ -141,8 +169,13 @@ def backbone_of(folder: Path, device: str = "cpu") -> Backbone:
     return backbone
 
 
-def open_features(folder: Path | str, split: str) -> SplitFeatures:
-    """A split of a finished store, mapped: pages are read on first use and shared by processes."""
+def open_features(
+    folder: Path | str, split: str, backbone: Backbone | None = None
+) -> SplitFeatures:
+    """A split of a finished store, mapped: pages are read on first use and shared by processes.
+
+    `backbone`, the store's own, is needed for what is derived on first use.
+    """
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
         raise DataError(f"`{folder}` holds no finished features (no manifest.json).")
@@ -167,6 +200,8 @@ def open_features(folder: Path | str, split: str) -> SplitFeatures:
         caption_rows=tensors["caption_rows"],
         groups=tensors["groups"],
         truncated=expected["truncated_captions"],
+        views=manifest["views"] if split == "train" else 0,
+        derived=None if backbone is None else Derived(backbone, split, folder / "lazy", manifest),
     )
 
 
@@ -190,14 +225,15 @@ def embed_split(
     size = backbone.preprocess.size
     return SplitFeatures(
         ids=texts.ids,
-        image_embeds=torch.cat([torch.zeros(0, backbone.embed_dim), *embeds])[:, None],
-        pixels=torch.cat([torch.zeros(0, 3, size, size, dtype=torch.uint8), *squares])[:, None]
+        image_embeds=torch.cat([torch.zeros(0, backbone.embed_dim), *embeds]),
+        pixels=torch.cat([torch.zeros(0, 3, size, size, dtype=torch.uint8), *squares])
         if pixels
         else None,
         tokens=texts.tokens,
         caption_rows=texts.caption_rows,
         groups=texts.groups,
         truncated=texts.truncated,
+        derived=Derived(backbone, split),
     )
 
 

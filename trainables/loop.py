@@ -92,7 +92,7 @@ class Run:
         self.adapter = build(config, backbone).to(backbone.device)
         self.trained = {n: p for n, p in self.adapter.named_parameters() if p.requires_grad}
         self.batches = Batches(
-            train, config, self.adapter.inputs == "pixels", worker.rank, worker.world
+            train, config, self.adapter.image_block, self.adapter.frozen_text, *worker
         )
         self.epochs = config.epochs if self.trained else 0
         self.total = self.epochs * self.batches.steps_per_epoch

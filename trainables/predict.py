@@ -11,6 +11,8 @@ from trainables.adapters.base import Adapter
 from trainables.data import Predictions
 from trainables.features import SplitFeatures
 
+TEXTS = 4096  # captions at a time; the text tower takes fewer in one pass by itself
+
 
 @torch.no_grad()
 def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -> Predictions:
@@ -20,15 +22,17 @@ def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -
     adapter.eval()
     images, texts = [], []
     for rows in torch.arange(len(data.groups)).split(batch_size):
-        pixels = None
-        if adapter.inputs == "pixels" and data.pixels is not None:
-            pixels = data.pixels[rows, 0].to(device)
-        embeds = adapter.embed_images(data.image_embeds[rows, 0].to(device), pixels)
+        block = adapter.image_block
+        hidden = None if block is None else data.hidden(rows, 0, block).to(device)
+        embeds = adapter.embed_images(data.image_embeds[rows].to(device), hidden)
         images.append(F.normalize(embeds.float(), dim=-1))
-    # Captions of like length share a batch, so that little of it is padding.
-    order = data.tokens.lengths.argsort(stable=True)
-    for rows in order.split(batch_size):
-        embeds = adapter.embed_text(data.tokens.select(rows).to(device))
+    # A caption that stands there often, as a class's does, goes through the tower once.
+    distinct, copy_of = data.tokens.unique()
+    some = torch.zeros(len(distinct), dtype=torch.int64)
+    some[copy_of] = torch.arange(len(copy_of))  # a caption for each
+    for rows in torch.arange(len(distinct)).split(max(batch_size, TEXTS)):
+        frozen = data.text_embeds()[some[rows]].to(device) if adapter.frozen_text else None
+        embeds = adapter.embed_text(distinct.select(rows).to(device), frozen)
         texts.append(F.normalize(embeds.float(), dim=-1))
     adapter.train(training)
-    return Predictions(torch.cat(images), torch.cat(texts)[order.argsort().to(device)])
+    return Predictions(torch.cat(images), torch.cat(texts)[copy_of.to(device)])

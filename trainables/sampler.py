@@ -35,9 +35,17 @@ class Batches:
     """
 
     def __init__(
-        self, data: SplitFeatures, config: TrainConfig, pixels: bool, rank: int = 0, world: int = 1
+        self,
+        data: SplitFeatures,
+        config: TrainConfig,
+        image_block: int | None = None,
+        frozen_text: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.data, self.config, self.pixels = data, config, pixels
+        """`image_block`, `frozen_text`: what the adapter wants its inputs to be."""
+        self.data, self.config = data, config
+        self.image_block, self.frozen_text = image_block, frozen_text
         images = len(data.groups)
         if config.batch_size % world:
             raise DataError(
@@ -58,7 +66,7 @@ class Batches:
 
     def _mine(self) -> Tensor:
         pool = self.config.loss.mined_pool
-        return nearest_images(self.data.image_embeds[:, 0], pool, self.data.groups)
+        return nearest_images(self.data.image_embeds, pool, self.data.groups)
 
     def __call__(self, step: int, total: int) -> Batch:
         """Step `step` of `total`, this worker's part."""
@@ -94,13 +102,13 @@ class Batches:
         wanted = torch.arange(self.config.loss.captions_per_image)
         offsets = (begin[:, None] + wanted) % counts[:, None]
         captions = (self.first[rows][:, None] + offsets).flatten()  # (M,)
-        views = data.image_embeds.shape[1]
-        view = 1 + epoch % (views - 1) if views > 1 else 0
-        pixels = data.pixels[rows, view] if self.pixels and data.pixels is not None else None
+        view = 1 + epoch % data.views if data.views else 0
+        block = self.image_block
         return Batch(
-            image_embeds=data.image_embeds[rows, view],
-            pixels=pixels,
+            image_embeds=data.embeds(rows, view),
+            hidden=None if block is None else data.hidden(rows, view, block),
             tokens=data.tokens.select(captions),
+            text_embeds=data.text_embeds()[captions] if self.frozen_text else None,
             image_groups=data.groups[rows],
             caption_groups=data.groups[data.caption_rows[captions]],
             progress=progress,

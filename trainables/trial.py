@@ -65,8 +65,8 @@ class Workbench:
             torch.set_num_threads(settings.threads)
         self.settings = settings
         self.backbone = backbone_of(settings.features, default_device())
-        self.train = open_features(settings.features, "train")
-        self.val = open_features(settings.features, "val")
+        self.train = open_features(settings.features, "train", self.backbone)
+        self.val = open_features(settings.features, "val", self.backbone)
 
     def start(self, number: int, values: dict[str, Any], worker: Worker = ALONE) -> Run:
         """Trial `number` from where its folder says it stands."""

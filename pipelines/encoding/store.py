@@ -2,7 +2,7 @@
 
 This process writes each batch of the towers where it belongs, so Ray's order does not matter, and
 notes the shards that are complete, so a killed run goes on. Only train and val are encoded: test
-stays sealed. Val has the clean view alone.
+stays sealed.
 """
 
 from __future__ import annotations
@@ -33,18 +33,15 @@ class Store:
     """The store being written: one writer a split, and what is still to come of each shard."""
 
     def __init__(self, args: Args, folder: Path, backbone: Backbone, shards: ShardSet) -> None:
-        self.views = {"train": 1 + args.views, "val": 1}
         self.writers: dict[str, SplitWriter] = {}
         self.units: list[Unit] = []
-        self.left: dict[tuple[str, int], int] = {}  # (split, first row of a shard): squares to come
+        self.left: dict[tuple[str, int], int] = {}  # (split, first row of a shard): rows to come
         self.starts: dict[str, list[int]] = {split: [] for split in SPLITS}
         self.shards: dict[tuple[str, int], tuple[str, int]] = {}  # its hash and number of rows
         size = backbone.preprocess.size if args.pixels else None
         for split in SPLITS:
             texts = read_texts(backbone, shards.rows(split, TEXT_COLUMNS))
-            self.writers[split] = SplitWriter(
-                folder, split, texts, self.views[split], backbone.embed_dim, size
-            )
+            self.writers[split] = SplitWriter(folder, split, texts, backbone.embed_dim, size)
             self._plan(split, shards)
 
     def _plan(self, split: str, shards: ShardSet) -> None:
@@ -60,7 +57,7 @@ class Store:
             if (shard["sha256"], row) in finished:
                 row += shard["rows"]
                 continue
-            self.left[key] = shard["rows"] * self.views[split]
+            self.left[key] = shard["rows"]
             path = shards.folder / shard["file"]
             metadata = pq.read_metadata(path)
             for group in range(metadata.num_row_groups):
@@ -71,18 +68,18 @@ class Store:
         """Compute what is missing."""
         if not self.units:
             return
-        job = Job(backbone, self.views, args.data_seed, args.pixels, args.batch_size, args.workers)
-        done, missing = self._squares(), sum(self.left.values())
+        job = Job(backbone, args.pixels, args.batch_size, args.workers)
+        done, missing = self._done(), sum(self.left.values())
         with tqdm(total=done + missing, initial=done, unit="img", desc="encode") as bar:
             for batch in embed_units(self.units, job):
                 self.write(batch)
-                bar.update(len(batch["square"]))
+                bar.update(len(batch["row"]))
         if any(self.left.values()):
             raise CliptuneError(f"Ray lost {sum(self.left.values())} images: run this again.")
 
-    def _squares(self) -> int:
-        """Images and views that were there already."""
-        total = sum(len(w.texts.ids) * self.views[split] for split, w in self.writers.items())
+    def _done(self) -> int:
+        """Images that were there already."""
+        total = sum(len(w.texts.ids) for w in self.writers.values())
         return total - sum(self.left.values())
 
     def write(self, batch: dict[str, Array]) -> None:
@@ -95,14 +92,14 @@ class Store:
         for split in np.unique(batch["split"]).tolist():
             mine = batch["split"] == split
             values = {name: batch[name][mine] for name in self.writers[split].items}
-            squares = batch["square"][mine]
-            self.writers[split].write(squares, values)
-            starts = np.searchsorted(self.starts[split], squares // self.views[split], "right") - 1
+            rows = batch["row"][mine]
+            self.writers[split].write(rows, values)
+            starts = np.searchsorted(self.starts[split], rows, "right") - 1
             for number, count in zip(*np.unique(starts, return_counts=True), strict=True):
                 self._count((split, self.starts[split][number]), int(count))
 
-    def _count(self, key: tuple[str, int], squares: int) -> None:
-        self.left[key] -= squares
+    def _count(self, key: tuple[str, int], rows: int) -> None:
+        self.left[key] -= rows
         if self.left[key] == 0:
             shard, rows = self.shards[key]
             self.writers[key[0]].finish_shard(shard, key[1], rows)
@@ -134,6 +131,7 @@ def encode(args: Args) -> tuple[Path, bool]:
             "backbone": made_with | {"fingerprint": backbone.fingerprint},
             **{"preprocess": asdict(backbone.preprocess), "decoder": decoder_versions()},
             **{"views": args.views, "data_seed": args.data_seed, "pixels": args.pixels},
+            "activations_bytes": int(args.activations_gb * 1e9),
             **{"splits": splits, "truncated_captions": truncated, "created": now()},
         }
         write_json(folder / "manifest.json", manifest)

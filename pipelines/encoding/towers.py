@@ -20,7 +20,7 @@ from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, ConfigError
 from trainables.hardware import default_device
 from trainables.images import BadImage, decode
-from trainables.preprocess import Preprocess, view_of
+from trainables.preprocess import Preprocess
 
 Array = np.ndarray[Any, Any]
 READ = 32  # images decoded at a time
@@ -71,17 +71,17 @@ class Resources:
 class ReadAndDecode:
     """A row group's images as squares for the tower, a few at a time."""
 
-    def __init__(self, preprocess: Preprocess, views: dict[str, int], data_seed: int) -> None:
-        self.preprocess, self.views, self.data_seed = preprocess, views, data_seed
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
 
     def __call__(self, batch: dict[str, Array]) -> Iterator[dict[str, Array]]:
-        """Units to `split`, `square` (row * V + view), `pixels` (n, 3, R, R), `error`."""
+        """Units to `split`, `row`, `pixels` (n, 3, R, R), `error`."""
         torch.set_num_threads(1)
         for values in zip(*(batch[name].tolist() for name in Unit._fields), strict=True):
             yield from self._unit(Unit(*values))
 
     def _unit(self, unit: Unit) -> Iterator[dict[str, Array]]:
-        row, views = unit.first, self.views[unit.split]
+        row = unit.first
         with pq.ParquetFile(unit.file, pre_buffer=False) as file:
             parts = file.iter_batches(READ, row_groups=[unit.group], columns=["id", "image"])
             for part in parts:
@@ -89,27 +89,26 @@ class ReadAndDecode:
                 numbers: list[int] = []
                 errors: list[str] = []
                 for record in part.to_pylist():
-                    pixels, error = self._squares(record, row, views)
-                    squares += pixels
-                    numbers += range(row * views, (row + 1) * views)
-                    errors += [error] * views
+                    pixels, error = self._square(record)
+                    squares.append(pixels)
+                    numbers.append(row)
+                    errors.append(error)
                     row += 1
                 yield {
                     "split": np.array([unit.split] * len(numbers)),
-                    "square": np.array(numbers),
+                    "row": np.array(numbers),
                     "pixels": np.stack(squares),
                     "error": np.array(errors),
                 }
 
-    def _squares(self, record: dict[str, Any], row: int, views: int) -> tuple[list[Array], str]:
-        """All views of an image; one that does not decode is black, and says why."""
+    def _square(self, record: dict[str, Any]) -> tuple[Array, str]:
+        """An image; one that does not decode is black, and says why."""
         try:
             image = decode(record["image"])
         except BadImage as error:
             size = self.preprocess.size
-            return [np.zeros((3, size, size), np.uint8)] * views, f"`{record['id']}`: {error}"
-        chosen = [None, *(view_of(self.data_seed, k, row) for k in range(views - 1))]
-        return [self.preprocess.apply(image, view).numpy() for view in chosen], ""
+            return np.zeros((3, size, size), np.uint8), f"`{record['id']}`: {error}"
+        return self.preprocess.apply(image).numpy(), ""
 
 
 class Tower:
@@ -124,7 +123,7 @@ class Tower:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Array], keep_pixels: bool) -> dict[str, Array]:
         pixels = torch.from_numpy(np.array(batch["pixels"]))
-        result = {name: batch[name] for name in ("split", "square", "error")}
+        result = {name: batch[name] for name in ("split", "row", "error")}
         result["image_embeds"] = self.backbone.embed_images(pixels).cpu().numpy()
         return result | ({"pixels": batch["pixels"]} if keep_pixels else {})
 
@@ -134,15 +133,13 @@ class Job:
     """What to do with every unit."""
 
     backbone: Backbone
-    views: dict[str, int]  # V of each split, the clean one included
-    data_seed: int
     pixels: bool  # hand the pixels on
     batch_size: int
     workers: int | str
 
 
 def embed_units(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
-    """Batches of `split`, `square`, `error`, `image_embeds` (n, e) and perhaps `pixels`."""
+    """Batches of `split`, `row`, `error`, `image_embeds` (n, e) and perhaps `pixels`."""
     connect()
     import ray
 
@@ -156,7 +153,7 @@ def embed_units(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
     embedded = (
         ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
         .map_batches(
-            ReadAndDecode(backbone.preprocess, job.views, job.data_seed).__call__,
+            ReadAndDecode(backbone.preprocess).__call__,
             batch_size=1,
             num_cpus=resources.task_cpus,
         )

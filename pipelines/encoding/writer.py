@@ -26,15 +26,15 @@ BLOCK = 2**22  # bytes read at once when hashing
 
 
 class SplitWriter:
-    """One split's file. `squares` of a row are its V views."""
+    """One split's file."""
 
     def __init__(
-        self, folder: Path, split: str, texts: Texts, views: int, width: int, size: int | None
+        self, folder: Path, split: str, texts: Texts, width: int, size: int | None
     ) -> None:
         self.path = folder / f"{split}.safetensors"
         self.partial = folder / f"{split}.partial"
         self.progress = folder / f"{split}.progress.jsonl"
-        self.views, self.texts = views, texts
+        self.texts = texts
         arrays = {
             "token_offsets": texts.tokens.offsets.numpy(),
             "caption_rows": texts.caption_rows.numpy(),
@@ -44,15 +44,15 @@ class SplitWriter:
         # Wide types first, so that each tensor begins at a multiple of its item's size.
         layout: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = [
             *((name, array.dtype, array.shape) for name, array in arrays.items()),
-            ("image_embeds", np.dtype(np.float32), (rows, views, width)),
+            ("image_embeds", np.dtype(np.float32), (rows, width)),
             ("token_ids", np.dtype(np.int32), (len(texts.tokens.ids),)),
         ]
         arrays["token_ids"] = texts.tokens.ids.numpy()
         if size is not None:
-            layout.append(("pixels", np.dtype(np.uint8), (rows, views, 3, size, size)))
+            layout.append(("pixels", np.dtype(np.uint8), (rows, 3, size, size)))
         header, self.starts, end = _header(layout)
-        self.items = {  # bytes of one square
-            name: int(np.prod(shape[2:])) * dtype.itemsize
+        self.items = {  # bytes of one row
+            name: int(np.prod(shape[1:])) * dtype.itemsize
             for name, dtype, shape in layout
             if name not in arrays
         }
@@ -78,13 +78,13 @@ class SplitWriter:
                 file.seek(self.starts[name])
                 file.write(array.tobytes())
 
-    def write(self, squares: Array, values: dict[str, Array]) -> None:
-        """Put `values` (n, ...) at `squares` (n,), the numbers row * V + view."""
-        runs = np.split(np.arange(len(squares)), np.flatnonzero(np.diff(squares) != 1) + 1)
+    def write(self, rows: Array, values: dict[str, Array]) -> None:
+        """Put `values` (n, ...) at `rows` (n,)."""
+        runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)
         with self.partial.open("r+b") as file:
             for run in runs:
                 for name, array in values.items():
-                    file.seek(self.starts[name] + int(squares[run[0]]) * self.items[name])
+                    file.seek(self.starts[name] + int(rows[run[0]]) * self.items[name])
                     file.write(np.ascontiguousarray(array[run[0] : run[-1] + 1]).data)
 
     def finish_shard(self, shard: str, first: int, rows: int) -> None:
@@ -112,8 +112,8 @@ class SplitWriter:
         digest = hashlib.sha256()
         with self.partial.open("rb") as file:
             for name, item in self.items.items():
-                file.seek(self.starts[name] + first * self.views * item)
-                left = rows * self.views * item
+                file.seek(self.starts[name] + first * item)
+                left = rows * item
                 while block := file.read(min(left, BLOCK)):
                     digest.update(block)
                     left -= len(block)

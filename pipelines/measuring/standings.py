@@ -26,7 +26,7 @@ def standings(
         _row(one, adapter, model, models[0], protocol)
         for one, adapter, model in zip(contest.contestants, adapters, models, strict=True)
     ]
-    val = open_features(contest.features, "val")
+    val = open_features(contest.features, "val", adapters[0].backbone)
     predictions = predict(adapters[0], val, batch_size)
     rows[0]["val"] = retrieval_metrics(predictions, val.groups, val.groups[val.caption_rows])
     return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -44,9 +44,15 @@ class Adapter(nn.Module, ABC, Generic[C]):
         return self._frozen[0]
 
     @property
-    def inputs(self) -> Literal["features", "pixels"]:
-        """What the images of a batch must come as."""
-        return "features"
+    def image_block(self) -> int | None:
+        """The first block of the image tower that the method changes; None: it leaves the tower
+        alone, and images come as its outputs. What is below is computed once for all trials."""
+        return None
+
+    @property
+    def frozen_text(self) -> bool:
+        """Whether the method leaves the text tower alone, and captions come as its outputs."""
+        return False
 
     @property
     def added_tokens(self) -> int:
@@ -54,23 +60,24 @@ class Adapter(nn.Module, ABC, Generic[C]):
         return 0
 
     @abstractmethod
-    def embed_text(self, tokens: Tokens) -> Tensor:
-        """Captions to the joint space, not normalised: (M, e)."""
+    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        """Captions to the joint space, not normalised: (M, e). `text_embeds` (M, e) are the frozen
+        tower's, where `frozen_text`."""
 
-    def embed_images(self, image_embeds: Tensor, pixels: Tensor | None) -> Tensor:
+    def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Images to the joint space, not normalised: (B, e). By default the frozen tower's."""
-        del pixels
+        del hidden
         return image_embeds
 
     @abstractmethod
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, and numbers worth logging."""
 
     @abstractmethod
     def predict(self, batch: Batch) -> Predictions:
         """The normalised embeddings that the metrics rank."""
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, under the name that DDP wraps."""
         return self.loss(batch)
 

@@ -19,8 +19,8 @@ from trainables.adapters.shared import contrastive_loss, retrieval_predictions
 from trainables.backbone import Backbone
 from trainables.config import TrainConfig, Value, check
 from trainables.data import Batch, Predictions, Tokens
-from trainables.errors import DataError
 from trainables.files import write_json
+from trainables.image_tower import depth, upper
 from trainables.text_tower import embed_text
 
 ATTENTION = r"self_attn\.(?:{})_proj"
@@ -103,21 +103,28 @@ class Lora(Adapter[LoraConfig]):
         )
 
     @property
-    def inputs(self) -> Literal["features", "pixels"]:
-        return "features" if self.config.tower == "text" else "pixels"
+    def image_block(self) -> int | None:
+        if self.config.tower == "text":
+            return None
+        return depth(self.backbone) - self.config.layers if self.config.layers else 0
 
-    def embed_text(self, tokens: Tokens) -> Tensor:
-        return embed_text(self.backbone, tokens)
+    @property
+    def frozen_text(self) -> bool:
+        return self.config.tower == "vision"
 
-    def embed_images(self, image_embeds: Tensor, pixels: Tensor | None) -> Tensor:
-        if self.inputs == "features":
+    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        if self.frozen_text and text_embeds is not None:
+            return text_embeds
+        dropout = self.training and self.config.dropout > 0  # it draws for each node
+        return embed_text(self.backbone, tokens, share=not dropout)
+
+    def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
+        if self.image_block is None:
             return image_embeds
-        if pixels is None:
-            tower = self.config.tower
-            raise DataError(f"`adapter.tower` `{tower}` needs pixels; the feature store has none.")
-        return self.backbone.embed_images(pixels)
+        assert hidden is not None
+        return upper(self.backbone, hidden, self.image_block)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return contrastive_loss(self, batch)
 
     def predict(self, batch: Batch) -> Predictions:

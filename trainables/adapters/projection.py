@@ -51,6 +51,10 @@ class Projection(Adapter[ProjectionConfig]):
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
 
+    @property
+    def frozen_text(self) -> bool:
+        return True
+
     def _project(self, side: str, embeds: Tensor) -> Tensor:
         if side not in self.heads:
             return embeds
@@ -58,14 +62,16 @@ class Projection(Adapter[ProjectionConfig]):
         projected: Tensor = unit + self.heads[side](unit)
         return projected
 
-    def embed_text(self, tokens: Tokens) -> Tensor:
-        return self._project("text", embed_text(self.backbone, tokens))
+    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        if text_embeds is None:
+            text_embeds = embed_text(self.backbone, tokens)
+        return self._project("text", text_embeds)
 
-    def embed_images(self, image_embeds: Tensor, pixels: Tensor | None) -> Tensor:
-        del pixels
+    def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
+        del hidden
         return self._project("image", image_embeds)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return contrastive_loss(self, batch)
 
     def predict(self, batch: Batch) -> Predictions:

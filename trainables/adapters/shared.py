@@ -11,11 +11,11 @@ from trainables.adapters.base import Adapter
 from trainables.data import Batch, Predictions
 
 
-def contrastive_loss(adapter: Adapter[Any], batch: Batch) -> tuple[Tensor, dict[str, float]]:
+def contrastive_loss(adapter: Adapter[Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective of the batch's images and captions, both as the adapter embeds them."""
-    loss: tuple[Tensor, dict[str, float]] = adapter.objective(
-        adapter.embed_images(batch.image_embeds, batch.pixels),
-        adapter.embed_text(batch.tokens),
+    loss: tuple[Tensor, dict[str, Tensor]] = adapter.objective(
+        adapter.embed_images(batch.image_embeds, batch.hidden),
+        adapter.embed_text(batch.tokens, batch.text_embeds),
         batch.image_groups,
         batch.caption_groups,
         batch.progress,
@@ -25,6 +25,6 @@ def contrastive_loss(adapter: Adapter[Any], batch: Batch) -> tuple[Tensor, dict[
 
 def retrieval_predictions(adapter: Adapter[Any], batch: Batch) -> Predictions:
     """The batch's images and captions, as the adapter embeds them, L2-normalised."""
-    images = adapter.embed_images(batch.image_embeds, batch.pixels)
-    texts = adapter.embed_text(batch.tokens)
+    images = adapter.embed_images(batch.image_embeds, batch.hidden)
+    texts = adapter.embed_text(batch.tokens, batch.text_embeds)
     return Predictions(F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1))

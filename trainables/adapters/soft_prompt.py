@@ -63,10 +63,11 @@ class SoftPrompt(Adapter[SoftPromptConfig]):
     def added_tokens(self) -> int:
         return self.config.n_ctx
 
-    def embed_text(self, tokens: Tokens) -> Tensor:
+    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        del text_embeds
         return embed_text(self.backbone, tokens, Prompt(self.vectors, self.config.place, self.deep))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return contrastive_loss(self, batch)
 
     def predict(self, batch: Batch) -> Predictions:

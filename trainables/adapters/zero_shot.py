@@ -52,14 +52,15 @@ class ZeroShot(Adapter[ZeroShotConfig]):
         templates = [part.split("{}") for part in self.config.template.split("|")]
         self.around = [(_words(backbone, a), _words(backbone, b)) for a, b in templates]
 
-    def embed_text(self, tokens: Tokens) -> Tensor:
+    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        del text_embeds
         embeds = []
         for before, after in self.around:
             wrapped = wrap(self.backbone, tokens, before, after)
             embeds.append(F.normalize(embed_text(self.backbone, wrapped), dim=-1))
         return torch.stack(embeds).mean(0)  # (M, e)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return contrastive_loss(self, batch)
 
     def predict(self, batch: Batch) -> Predictions:

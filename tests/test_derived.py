@@ -1,0 +1,208 @@
+"""What is made of a split on first use: right, once, and never needed to be there."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.encode import Args
+from pipelines.encoding import store as encoding
+from pipelines.encoding.store import encode
+from tests.test_encode import InProcess
+from tests.tiny import caption, tiny_features, tiny_shards
+from trainables.adapters.registry import build, make_config
+from trainables.backbone import Backbone
+from trainables.checkpoint import trained_tensors
+from trainables.derived import Derived
+from trainables.errors import DataError
+from trainables.features import SplitFeatures, backbone_of, embed_split, open_features
+from trainables.files import read_json, write_json
+from trainables.loop import METRICS, Run
+from trainables.predict import predict
+from trainables.shards import Seal, ShardSet
+from trainables.text_tower import embed_text
+
+ROWS = torch.tensor([3, 0, 7])
+
+
+@pytest.fixture
+def store(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A real store with two views declared, and pixels."""
+    monkeypatch.setattr(encoding, "embed_units", InProcess())
+    shards = tiny_shards(tmp_path / "shards")
+    return encode(Args(shards, str(clip), out=tmp_path / "out", views=2, pixels=True))[0]
+
+
+@pytest.fixture
+def towers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images the image tower's lower half was given, call by call."""
+    from trainables import derived
+
+    given: list[int] = []
+    plain = derived.lower
+
+    def counted(backbone: Backbone, pixels: torch.Tensor, block: int) -> torch.Tensor:
+        given.append(len(pixels))
+        return plain(backbone, pixels, block)
+
+    monkeypatch.setattr(derived, "lower", counted)
+    return given
+
+
+def test_nothing_is_made_before_it_is_asked_for(store: Path) -> None:
+    open_features(store, "train", backbone_of(store))
+    assert not (store / "lazy").exists()
+    assert read_json(store / "manifest.json")["views"] == 2
+
+
+def test_captions_are_embedded_once_and_equal_the_tower(store: Path) -> None:
+    backbone = backbone_of(store)
+    data = open_features(store, "val", backbone)
+    embeds = data.text_embeds()
+    with torch.no_grad():
+        torch.testing.assert_close(embeds, embed_text(backbone, data.tokens))
+    assert [path.name for path in (store / "lazy").glob("*.safetensors")] == [
+        "text-val.safetensors"
+    ]
+    backbone.model.text_projection.weight.data.zero_()  # whoever asks again reads the file
+    assert torch.equal(open_features(store, "val", backbone).text_embeds(), embeds)
+
+
+def test_a_damaged_file_is_made_again(store: Path) -> None:
+    backbone = backbone_of(store)
+    embeds = open_features(store, "val", backbone).text_embeds().clone()
+    path = store / "lazy" / "text-val.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert torch.equal(open_features(store, "val", backbone).text_embeds(), embeds)
+    assert path.stat().st_size > embeds.nbytes
+
+
+def ask_for_a_view(store: Path, results: Any) -> None:
+    made: list[int] = []
+    plain = Derived._encode
+
+    def counted(self: Derived, number: int) -> Any:
+        made.append(number)
+        return plain(self, number)
+
+    Derived._encode = counted  # type: ignore[method-assign]
+    data = open_features(store, "train", backbone_of(store))
+    results.put((data.embeds(torch.arange(24), 1).sum().item(), len(made)))
+
+
+def test_two_processes_encode_a_view_once(store: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=ask_for_a_view, args=(store, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert sorted(made for _, made in found) == [0, 1]
+    assert found[0][0] == found[1][0]
+
+
+def test_a_view_needs_the_shards_it_was_declared_on(store: Path) -> None:
+    manifest = read_json(store / "manifest.json")
+    write_json(store / "manifest.json", manifest | {"shards_sha256": "other"})
+    data = open_features(store, "train", backbone_of(store))
+    with pytest.raises(DataError, match="changed since the features"):
+        data.embeds(ROWS, 1)
+
+
+def test_states_are_computed_once_for_all(store: Path, towers: list[int]) -> None:
+    backbone = backbone_of(store)
+    first = open_features(store, "train", backbone).hidden(ROWS, 0, 1)
+    again = open_features(store, "train", backbone).hidden(ROWS.flip(0), 0, 1)
+    assert torch.equal(again, first.flip(0))
+    assert towers == [1, 3, 1]  # one image each tells the shape
+    assert (store / "lazy" / "block-01-view-0000-train.states").is_file()
+
+
+def test_all_states_share_one_budget(store: Path, towers: list[int]) -> None:
+    manifest = read_json(store / "manifest.json")
+    size = 4 * 17 * 32 + 4  # a row: 16 patches and CLS, and its checksum
+    write_json(store / "manifest.json", manifest | {"activations_bytes": 30 * size})
+    backbone = backbone_of(store)
+    train, val = (open_features(store, split, backbone) for split in ("train", "val"))
+    train.hidden(torch.arange(24), 0, 1)
+    val.hidden(torch.arange(8), 0, 1)
+    files = sorted((store / "lazy").glob("*.states"))
+    assert sum(path.stat().st_size for path in files) <= 30 * size
+    towers.clear()
+    val.hidden(torch.arange(8), 0, 1)
+    assert towers == [2]  # six of them fit
+
+
+def test_pixels_that_are_not_there_are_asked_for(tmp_path: Path, clip: Path) -> None:
+    folder = tiny_features(tmp_path, clip=clip)
+    with pytest.raises(DataError, match="encode --pixels"):
+        open_features(folder, "train", backbone_of(folder)).hidden(ROWS, 0, 1)
+
+
+def test_a_store_that_cannot_be_written_is_read_all_the_same(store: Path) -> None:
+    (store / "lazy").write_text("a file where the folder would be")
+    data = open_features(store, "train", backbone_of(store))
+    assert data.text_embeds().shape == (48, 16)
+    assert data.hidden(ROWS, 1, 1).shape == (3, 17, 32)
+
+
+def test_test_leaves_nothing_on_disk(store: Path) -> None:
+    backbone = backbone_of(store)
+    shards = ShardSet.open(read_json(store / "manifest.json")["shards"])
+    before = sorted(store.rglob("*"))
+    data = embed_split(backbone, shards, "test", seal=Seal("a test"), pixels=True)
+    assert data.hidden(ROWS, 0, 1).shape == (3, 17, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(data.text_embeds(), embed_text(backbone, data.tokens))
+    assert sorted(store.rglob("*")) == before
+
+
+def test_training_on_kept_states_equals_training_on_pixels(store: Path, tmp_path: Path) -> None:
+    backbone = backbone_of(store)
+    values = {"adapter.tower": "vision", "adapter.layers": 1, "adapter.dropout": 0.0}
+    values |= {"precision": "fp32", "epochs": 2, "batch_size": 8, "optim.lr": 1e-4}
+
+    def run(kind: str, budget: int) -> Run:
+        manifest = read_json(store / "manifest.json")
+        write_json(store / "manifest.json", manifest | {"activations_bytes": budget})
+        train, val = (open_features(store, split, backbone) for split in ("train", "val"))
+        config = make_config("lora", values)
+        made = Run(config, backbone, train, val, tmp_path / kind, METRICS[0])
+        while not made.finished:
+            made.advance()
+        return made
+
+    computed, kept, again = run("computed", 0), run("kept", 10**9), run("again", 10**9)
+    for other in (kept, again):
+        for name, tensor in trained_tensors(computed.adapter).items():
+            torch.testing.assert_close(
+                trained_tensors(other.adapter)[name], tensor, rtol=1e-5, atol=1e-6
+            )
+
+
+def test_predict_embeds_each_distinct_caption_once(backbone: Backbone) -> None:
+    texts = [caption(n % 3) for n in range(9)]  # as an image folder's classes
+    tokens, _ = backbone.tokenize(texts)
+    embeds = torch.randn(9, backbone.embed_dim)
+    rows = torch.arange(9)
+    data = SplitFeatures([str(n) for n in rows], embeds, None, tokens, rows, rows)
+    adapter = build(make_config("soft_prompt"), backbone)
+    seen: list[int] = []
+    plain = adapter.embed_text
+
+    def counted(tokens: Any, text_embeds: Any = None) -> Any:
+        seen.append(len(tokens))
+        return plain(tokens, text_embeds)
+
+    adapter.embed_text = counted  # type: ignore[method-assign]
+    found = predict(adapter, data).text_embeds
+    assert seen == [3]
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(plain(tokens), dim=-1)
+    torch.testing.assert_close(found, expected)

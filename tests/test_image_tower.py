@@ -1,0 +1,104 @@
+"""Both halves of the image tower against the plain transformers forward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
+
+from tests.tiny import tiny_clip
+from trainables.backbone import Backbone, load_backbone
+from trainables.errors import ConfigError, DataError
+from trainables.image_tower import depth, lower, upper
+
+SHAPES: dict[str, dict[str, Any]] = {  # the proportions of the real ones
+    "B/32": {"vision_width": 48, "heads": 4, "layers": 3, "patch": 16},
+    "B/16": {"vision_width": 48, "heads": 4, "layers": 3, "patch": 8},
+    "L/14": {"vision_width": 64, "text_width": 48, "heads": 4, "layers": 4, "patch": 4},
+}
+
+
+def pixels(count: int = 5, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, 3, 32, 32), generator=random, dtype=torch.uint8)
+
+
+def plain(backbone: Backbone, images: Tensor) -> Tensor:
+    values = backbone.preprocess.normalise(images)
+    embeds: Tensor = backbone.model.get_image_features(pixel_values=values).pooler_output
+    return embeds
+
+
+def assert_close(ours: Tensor, reference: Tensor) -> None:
+    assert ours.shape == reference.shape
+    assert (ours - reference).abs().max() <= 1e-5 * reference.abs().max()
+
+
+@pytest.fixture(scope="module", params=[*SHAPES, "siglip"])
+def tower(
+    request: pytest.FixtureRequest, siglip: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> Backbone:
+    if request.param == "siglip":
+        return siglip
+    return load_backbone(str(tiny_clip(tmp_path_factory.mktemp("clip"), **SHAPES[request.param])))
+
+
+def test_cut_anywhere_it_equals_the_plain_forward(tower: Backbone) -> None:
+    reference = plain(tower, pixels())
+    assert_close(tower.embed_images(pixels()), reference)
+    for block in range(depth(tower) + 1):
+        hidden = lower(tower, pixels(), block)
+        assert hidden.shape[0] == 5
+        assert_close(upper(tower, hidden, block), reference)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_gradients_of_adapted_upper_blocks_equal_the_plain_forward(
+    tower: Backbone, layers: int
+) -> None:
+    torch.manual_seed(0)
+    if layers > depth(tower):
+        pytest.skip("the tower is not that high")
+    copy, block = tower.isolated(), depth(tower) - layers
+    names = "|".join(map(str, range(block, depth(tower))))
+    config = LoraConfig(
+        r=2,
+        target_modules=rf"encoder\.layers\.({names})\.(self_attn\.(q|k|v|out)_proj|mlp\.fc\d)",
+        init_lora_weights=False,
+    )
+    inject_adapter_in_model(config, copy.model.vision_model)
+    trained = [p for p in copy.model.parameters() if p.requires_grad]
+    assert trained
+    weights = torch.randn(5, tower.embed_dim)
+    hidden = lower(tower, pixels(), block)  # of the frozen model: it is the same below
+    ours, reference = upper(copy, hidden, block), plain(copy, pixels())
+    assert_close(ours.detach(), reference.detach())
+    gradients = [torch.autograd.grad((x * weights).sum(), trained) for x in (ours, reference)]
+    scale = max(gradient.abs().max() for gradient in gradients[1])
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * scale
+
+
+def test_no_images_are_refused(tower: Backbone) -> None:
+    with pytest.raises(DataError, match="at least 1 image, got 0"):
+        tower.embed_images(pixels(0))
+
+
+def test_a_cut_outside_the_tower_is_refused(tower: Backbone) -> None:
+    high = depth(tower)
+    with pytest.raises(ConfigError, match=f"has {high} blocks.* got {high + 1}"):
+        lower(tower, pixels(), high + 1)
+
+
+def test_the_real_clip_equals_the_plain_forward() -> None:
+    folder = Path(__file__).parents[1].parent / "shared" / "data" / "clip-flickr8k"
+    if not folder.is_dir():
+        pytest.skip("the small real CLIP is not here (../shared/data/clip-flickr8k)")
+    backbone = load_backbone(str(folder))
+    size = backbone.preprocess.size
+    images = torch.randint(256, (3, 3, size, size), dtype=torch.uint8)
+    assert_close(backbone.embed_images(images), plain(backbone, images))

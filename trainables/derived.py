@@ -1,0 +1,199 @@
+"""What is made of a split on first use, once, for all trials of all searches.
+
+Flows in: a feature store's folder and its backbone. Flows out: the frozen text tower's embeddings
+of the captions, augmented views of the images, states of the image tower's lower blocks. They are
+kept in the store's sub-folder `lazy/`. The store's own files never change, and as its name is a
+hash of weights, preprocessing, decoder, data seed and shards, nothing here can be stale.
+
+The first process that asks makes a file, the others wait and map it. Where the store cannot be
+written, or without one (test, in memory), what is asked for is made and not kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainables.activations import LowerStates
+from trainables.backbone import Backbone
+from trainables.data import Tokens
+from trainables.errors import DataError
+from trainables.image_tower import lower
+from trainables.images import decode
+from trainables.preprocess import view_of
+from trainables.shards import ShardSet
+from trainables.text_tower import embed_text
+
+Tensors = dict[str, Tensor]
+CHUNK = 64  # images decoded and embedded at a time
+
+
+def made_once(path: Path | None, make: Callable[[], Tensors]) -> Tensors:
+    """The tensors in `path`, mapped; whoever comes first makes them, the others wait."""
+    if path is None:
+        return make()
+    found = _mapped(path)
+    if found is not None:
+        return found
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("w")
+    except OSError:  # a store that others own
+        return make()
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = _mapped(path)
+        if found is not None:
+            return found
+        tensors = make()
+        partial = path.with_suffix(".partial")
+        try:
+            save_file(tensors, partial)
+            partial.replace(path)
+        except (
+            OSError,
+            SafetensorError,
+        ):  # a full disk: this process has them, the next makes its own
+            partial.unlink(missing_ok=True)
+        return tensors
+
+
+def _mapped(path: Path) -> Tensors | None:
+    """None where the file is not there, or not whole."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:
+        return None
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What one split can give beyond its store's own files."""
+
+    backbone: Backbone
+    split: str
+    folder: Path | None = None  # `lazy/`, or None: nothing is kept on disk
+    manifest: dict[str, Any] = field(default_factory=dict)  # the store's
+    kept: dict[str, Any] = field(default_factory=dict)  # in this process
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / name
+
+    @torch.no_grad()
+    def text_embeds(self, tokens: Tokens) -> Tensor:
+        """The frozen text tower's embeddings of all captions, not normalised: (M, e)."""
+
+        def make() -> Tensors:
+            return {"text_embeds": embed_each_once(self.backbone, tokens)}
+
+        if "text" not in self.kept:
+            path = self._path(f"text-{self.split}.safetensors")
+            self.kept["text"] = made_once(path, make)["text_embeds"]
+        embeds: Tensor = self.kept["text"]
+        return embeds
+
+    def view(self, number: int) -> Tensors:
+        """Augmented view `number` (from 1) of every image: `image_embeds` (N, e) and, where the
+        store has them, `pixels` (N, 3, R, R)."""
+        name = f"view-{number:04d}-{self.split}.safetensors"
+        if name not in self.kept:
+            self.kept[name] = made_once(self._path(name), lambda: self._encode(number))
+        tensors: Tensors = self.kept[name]
+        return tensors
+
+    @torch.no_grad()
+    def _encode(self, number: int) -> Tensors:
+        embeds, squares = [], []
+        for pixels in self._squares(number):
+            embeds.append(self.backbone.embed_images(pixels).cpu())
+            if self.manifest["pixels"]:
+                squares.append(pixels)
+        tensors = {"image_embeds": torch.cat(embeds)}
+        return tensors | ({"pixels": torch.cat(squares)} if squares else {})
+
+    def _squares(self, number: int) -> Iterator[Tensor]:
+        """The view of each image in the store's order, a chunk at a time."""
+        shards = ShardSet.open(self.manifest["shards"])
+        if shards.digest != self.manifest["shards_sha256"]:
+            raise DataError(f"`{shards.folder}` changed since the features were made of it.")
+        total = self.manifest["splits"][self.split]["images"]
+        seed, started, said = self.manifest["data_seed"], time.monotonic(), time.monotonic()
+
+        def square(item: tuple[int, dict[str, Any]]) -> Tensor:
+            row, record = item
+            view = view_of(seed, number - 1, row)
+            return self.backbone.preprocess.apply(decode(record["image"]), view)
+
+        done = 0
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders release the GIL
+            for chunk in _chunks(enumerate(shards.rows(self.split, ["id", "image"])), CHUNK):
+                yield torch.stack(list(pool.map(square, chunk)))
+                done += len(chunk)
+                if time.monotonic() - said > 10:
+                    said = time.monotonic()
+                    rate = done / (said - started)
+                    print(
+                        f"view {number} of {self.split}: {done:,} of {total:,} images, "
+                        f"{rate:.0f} img/s, about {(total - done) / rate:.0f} s left",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+
+    @torch.no_grad()
+    def hidden(self, pixels: Tensor, rows: Tensor, view: int, block: int) -> Tensor:
+        """The image tower's states before block `block`, of `rows` of all `pixels` (N, 3, R, R):
+        (B, S, w). fp32 whatever the trial computes in, so that all trials may share them."""
+
+        def compute(some: Tensor) -> Tensor:
+            with torch.autocast(self.backbone.device.type, enabled=False):
+                return lower(self.backbone, pixels[some], block)
+
+        if block == 0:
+            return compute(rows)
+        name = f"block-{block:02d}-view-{view:04d}-{self.split}.states"
+        if name not in self.kept:
+            shape = compute(rows[:1]).shape[1:]
+            self.kept[name] = LowerStates(self._path(name), len(pixels), shape, self._budget(name))
+        states: LowerStates = self.kept[name]
+        return states(rows, compute).to(self.backbone.device)
+
+    def _budget(self, name: str) -> int:
+        """Bytes left for one file of states, after those of all others."""
+        if self.folder is None:
+            return 0
+        others = sum(p.stat().st_size for p in self.folder.glob("*.states") if p.name != name)
+        return int(max(0, self.manifest.get("activations_bytes", 0) - others))
+
+
+def embed_each_once(backbone: Backbone, tokens: Tokens, chunk: int = 4096) -> Tensor:
+    """The text tower on each distinct caption once: (M, e) on the CPU."""
+    distinct, inverse = tokens.unique()
+    parts = torch.arange(len(distinct)).split(chunk)
+    embeds = [embed_text(backbone, distinct.select(rows)).float().cpu() for rows in parts]
+    return torch.cat(embeds)[inverse]
+
+
+def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    chunk = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
