@@ -103,6 +103,7 @@ class Run:
         self.rows: list[Row] = []
         self.sums: dict[str, float] = {}  # of the current epoch's steps
         self.warnings: list[str] = []
+        self.saved = time.monotonic()  # when `last` was written
         self.model: nn.Module = self.adapter
         if self.trained:
             self.optimizer = self._make_optimizer()
@@ -172,7 +173,6 @@ class Run:
 
     def begin_epoch(self) -> None:
         self.adapter.train()
-        self.saved = time.monotonic()
 
     def interrupted(self) -> Interrupted:
         """Save; what to raise."""
@@ -205,7 +205,7 @@ class Run:
         row["seconds"] = seconds + (self.rows[-1]["seconds"] if self.rows else 0)
         self.rows.append(row)
         if self.worker.rank == 0:
-            if self.best is row:
+            if self.best is row:  # what is reported as best is on disk before
                 save_checkpoint(self.folder / "best", self.adapter, {"row": row})
             self._save_last()
             self._write_metrics()

@@ -20,7 +20,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from pipelines.search.study import Search, frozen_trial, write_best
+from pipelines.search.study import Search, batch, frozen_trial, write_best
 from search_spaces.registry import SPACES
 from trainables.config import Value
 from trainables.files import read_json
@@ -79,6 +79,10 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self.stopping:
             return Searcher.FINISHED
+        with batch(self.study):
+            return self._suggest(trial_id)
+
+    def _suggest(self, trial_id: str) -> Any:
         fresh = not self.unfinished
         trial = self._ask() if fresh else self._resumed(self.unfinished.pop(0))
         if trial is None:  # but one that is running may lose its worker and come back
@@ -172,18 +176,22 @@ class StudySearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         live = self.live.get(trial_id, {})
-        for number, own in members(result).items():
-            if number in live:
-                self._hear(live, number, own)
+        with batch(self.study):
+            for number, own in members(result).items():
+                if number in live:
+                    self._hear(live, number, own)
+            write_best(self.study, self.search, self.folder)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         if error or trial_id not in self.live or not result:
             return  # `Losses` decides, it knows the reason
-        self.on_trial_result(trial_id, result)
-        for number, trial in self.live.pop(trial_id).items():  # what the scheduler stopped
-            self._end(trial, members(result)[number], TrialState.PRUNED)
+        with batch(self.study):
+            self.on_trial_result(trial_id, result)
+            for number, trial in self.live.pop(trial_id).items():  # what the scheduler stopped
+                self._end(trial, members(result)[number], TrialState.PRUNED)
+            write_best(self.study, self.search, self.folder)
 
     def _hear(self, live: dict[int, optuna.Trial], number: int, result: dict[str, Any]) -> None:
         """What one trial reached; whether it ended is in its state, or in the scheduler's word."""
@@ -204,7 +212,6 @@ class StudySearcher(Searcher):
         self._note(trial, result)
         value = result["best"] if state == TrialState.COMPLETE else None  # PRUNED takes none
         self.study.tell(trial, value, state=state)
-        write_best(self.study, self.search, self.folder)
 
     def _note(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         notes = {
