@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from trainables.derived import Derived
 from trainables.errors import DataError
 from trainables.features import SplitFeatures, backbone_of, embed_split, open_features
 from trainables.files import read_json, write_json
+from trainables.image_tower import lower
 from trainables.loop import METRICS, Run
 from trainables.predict import predict
 from trainables.shards import Seal, ShardSet
@@ -70,6 +72,37 @@ def test_captions_are_embedded_once_and_equal_the_tower(store: Path) -> None:
     ]
     backbone.model.text_projection.weight.data.zero_()  # whoever asks again reads the file
     assert torch.equal(open_features(store, "val", backbone).text_embeds(), embeds)
+
+
+def test_what_all_share_is_fp32_whoever_asks_first(store: Path) -> None:
+    backbone = backbone_of(store)
+    plain = open_features(store, "train", backbone)
+    with torch.no_grad():
+        texts = embed_text(backbone, plain.tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        asked = open_features(store, "train", backbone)
+        made = (asked.text_embeds(), asked.embeds(ROWS, 1), asked.hidden(ROWS, 1, 1))
+    assert all(not tensor.requires_grad for tensor in made)
+    torch.testing.assert_close(made[0], texts)
+    squares = open_features(store, "train", backbone).derived.view(1)["pixels"][ROWS]  # type: ignore[union-attr]
+    with torch.no_grad():
+        torch.testing.assert_close(made[1], backbone.embed_images(squares))
+        torch.testing.assert_close(made[2], lower(backbone, squares, 1))
+
+
+def test_a_full_disk_costs_only_the_keeping(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    backbone = backbone_of(store)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainables.derived.save_file", full)
+        embeds = open_features(store, "train", backbone).embeds(ROWS, 2)
+    assert not list((store / "lazy").glob("*.safetensors"))
+    assert torch.equal(open_features(store, "train", backbone).embeds(ROWS, 2), embeds)
+    assert [path.name for path in (store / "lazy").glob("*.safetensors")] == [
+        "view-0002-train.safetensors"
+    ]
 
 
 def test_a_damaged_file_is_made_again(store: Path) -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,12 @@ def made_once(path: Path | None, make: Callable[[], Tensors]) -> Tensors:
         partial = path.with_suffix(".partial")
         try:
             save_file(tensors, partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
             partial.replace(path)
-        except (
-            OSError,
-            SafetensorError,
-        ):  # a full disk: this process has them, the next makes its own
+        except (OSError, SafetensorError):  # a full disk: the next process makes its own
             partial.unlink(missing_ok=True)
-        return tensors
+        return _mapped(path) or tensors  # mapped, they take no memory of this process
 
 
 def _mapped(path: Path) -> Tensors | None:
@@ -79,6 +79,13 @@ def _mapped(path: Path) -> Tensors | None:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError:
         return None
+
+
+@contextmanager
+def exact(backbone: Backbone) -> Iterator[None]:
+    """fp32 without gradients, whatever the trial that asks computes in: all trials share it."""
+    with torch.no_grad(), torch.autocast(backbone.device.type, enabled=False):
+        yield
 
 
 @dataclass(frozen=True)
@@ -94,12 +101,12 @@ class Derived:
     def _path(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / name
 
-    @torch.no_grad()
     def text_embeds(self, tokens: Tokens) -> Tensor:
         """The frozen text tower's embeddings of all captions, not normalised: (M, e)."""
 
         def make() -> Tensors:
-            return {"text_embeds": embed_each_once(self.backbone, tokens)}
+            with exact(self.backbone):
+                return {"text_embeds": embed_each_once(self.backbone, tokens)}
 
         if "text" not in self.kept:
             path = self._path(f"text-{self.split}.safetensors")
@@ -116,15 +123,19 @@ class Derived:
         tensors: Tensors = self.kept[name]
         return tensors
 
-    @torch.no_grad()
     def _encode(self, number: int) -> Tensors:
-        embeds, squares = [], []
-        for pixels in self._squares(number):
-            embeds.append(self.backbone.embed_images(pixels).cpu())
-            if self.manifest["pixels"]:
-                squares.append(pixels)
-        tensors = {"image_embeds": torch.cat(embeds)}
-        return tensors | ({"pixels": torch.cat(squares)} if squares else {})
+        images, size = self.manifest["splits"][self.split]["images"], self.backbone.preprocess.size
+        tensors = {"image_embeds": torch.empty(images, self.backbone.embed_dim)}
+        if self.manifest["pixels"]:
+            tensors["pixels"] = torch.empty(images, 3, size, size, dtype=torch.uint8)
+        done = 0
+        for squares in self._squares(number):
+            part = slice(done, done := done + len(squares))
+            with exact(self.backbone):
+                tensors["image_embeds"][part] = self.backbone.embed_images(squares).cpu()
+            if "pixels" in tensors:
+                tensors["pixels"][part] = squares
+        return tensors
 
     def _squares(self, number: int) -> Iterator[Tensor]:
         """The view of each image in the store's order, a chunk at a time."""
@@ -154,13 +165,12 @@ class Derived:
                         flush=True,
                     )
 
-    @torch.no_grad()
     def hidden(self, pixels: Tensor, rows: Tensor, view: int, block: int) -> Tensor:
         """The image tower's states before block `block`, of `rows` of all `pixels` (N, 3, R, R):
-        (B, S, w). fp32 whatever the trial computes in, so that all trials may share them."""
+        (B, S, w)."""
 
         def compute(some: Tensor) -> Tensor:
-            with torch.autocast(self.backbone.device.type, enabled=False):
+            with exact(self.backbone):
                 return lower(self.backbone, pixels[some], block)
 
         if block == 0:

@@ -1,0 +1,161 @@
+"""Trials trained together against the same trials one after the other, optimizer included.
+
+Both sides are the engine's: `Run` steps each trial as if it were alone, `Fleet` steps all of them
+as one. The heads are the small ones that fusing is for, on cached features.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.harness import Case, Outputs, Row
+from benchmarks.models import backbone, normal
+from benchmarks.steps import SCALE
+from trainables.adapters.base import Adapter
+from trainables.adapters.registry import ADAPTERS, make_config
+from trainables.adapters.shared import retrieval_predictions
+from trainables.backbone import Backbone
+from trainables.config import TrainConfig, Value
+from trainables.data import Batch, Predictions, Tokens
+from trainables.features import SplitFeatures
+from trainables.fused import Fleet
+from trainables.loop import METRICS, Run
+
+CLASSES, IMAGES, STEPS = 37, 640, 20
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What is trained on the image's embedding x."""
+
+    hidden: int = 0  # 0: W x, linear. Else x + W2 relu(W1 x) through so many units (CLIP-Adapter)
+
+
+class Head(Adapter[HeadConfig]):
+    """A classifier: softmax over the classes' fixed vectors, or over the rows of a linear head."""
+
+    Config: ClassVar[type[HeadConfig]] = HeadConfig
+    RECIPE: ClassVar[Mapping[str, Value]] = {}
+    classes: Tensor
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        width, hidden = backbone.embed_dim, self.config.hidden
+        if hidden:
+            self.register_buffer("classes", normal(CLASSES, width, seed=3), persistent=False)
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden or CLASSES, bias=False),
+            *((nn.ReLU(), nn.Linear(hidden, width, bias=False)) if hidden else ()),
+        )
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        unit = F.normalize(batch.image_embeds, dim=-1)  # (B, e)
+        logits = self.layers(unit)  # (B, classes)
+        if self.config.hidden:
+            logits = F.normalize(0.8 * unit + 0.2 * logits, dim=-1) @ self.classes.T
+        loss = F.cross_entropy(SCALE * logits, batch.image_groups)
+        return loss, {"loss": loss.detach()}
+
+    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        raise NotImplementedError("a classifier embeds no text")
+
+    def predict(self, batch: Batch) -> Predictions:
+        return retrieval_predictions(self, batch)
+
+
+def features(width: int) -> SplitFeatures:
+    """Cached embeddings in clusters, one caption an image; `groups` are the classes."""
+    labels = torch.arange(IMAGES) % CLASSES
+    centres = normal(CLASSES, width, seed=0)
+    return SplitFeatures(
+        ids=[str(number) for number in range(IMAGES)],
+        image_embeds=centres[labels] + normal(IMAGES, width, seed=1),
+        pixels=None,
+        tokens=Tokens(torch.tensor([0, 1]).repeat(IMAGES), torch.arange(IMAGES + 1) * 2),
+        caption_rows=torch.arange(IMAGES),
+        groups=labels,
+    )
+
+
+def trials(count: int, hidden: int, folder: Path) -> list[Run]:
+    """`count` trials of batch 32 that differ in learning rate and weight decay."""
+    clip = backbone("B/32", text_layers=1, vision_layers=1)
+    data = features(clip.embed_dim)
+    shared: dict[str, Any] = {"adapter.hidden": hidden, "batch_size": 32, "precision": "fp32"}
+    with patch.dict(ADAPTERS, {"head": Head}):
+        return [
+            Run(
+                make_config(
+                    "head",
+                    shared
+                    | {
+                        "optim.lr": 1e-4 * 10 ** (2 * number / count),
+                        "optim.weight_decay": 0.01 * (1 + number),
+                    },
+                ),
+                *(clip, data, data, folder / f"{number}", METRICS[0]),
+                checkpoint_seconds=float("inf"),
+            )
+            for number in range(count)
+        ]
+
+
+def start(runs: list[Run], initial: list[dict[str, Tensor]]) -> None:
+    """Back to step 0, in place: a fleet's stacks are what these tensors are views of."""
+    with torch.no_grad():
+        for run, values in zip(runs, initial, strict=True):
+            run.begin_epoch()
+            run.step = 0
+            for name, parameter in run.trained.items():
+                parameter.copy_(values[name])
+                for moment in run.optimizer.state[parameter].values():
+                    moment.zero_()
+
+
+def parameters(runs: list[Run]) -> Outputs:
+    return {
+        name: torch.stack([run.trained[name].detach().clone() for run in runs])
+        for name in runs[0].trained
+    }
+
+
+def heads(count: int, hidden: int) -> Case:
+    """20 steps of each of `count` trials."""
+    with tempfile.TemporaryDirectory(prefix="cliptune-bench-") as folder:
+        alone = trials(count, hidden, Path(folder) / "alone")
+        together = trials(count, hidden, Path(folder) / "together")
+    initial = [{n: p.detach().clone() for n, p in run.trained.items()} for run in alone]
+    fleet = Fleet(together)
+
+    def baseline() -> Outputs:
+        start(alone, initial)
+        for run in alone:
+            for _ in range(STEPS):
+                run.count(run._train_step())
+        return parameters(alone)
+
+    def ours() -> Outputs:
+        start(together, initial)
+        for _ in range(STEPS):
+            for run, numbers in zip(together, fleet._step(), strict=True):
+                run.count(numbers)
+        return parameters(together)
+
+    return Case(baseline, ours)
+
+
+ROWS = (
+    Row("fused/linear", "64 trials of a linear head, 512 to 37, 20 steps of batch 32",
+        4.5, lambda: heads(64, 0)),
+    Row("fused/clip-adapter", "16 trials of a head 512-128-512, 20 steps of batch 32",
+        1.6, lambda: heads(16, 128)),
+)  # fmt: skip

@@ -1,0 +1,143 @@
+"""CLIP in its real shapes with random weights, made in memory.
+
+Flows in: the name of a shape. Flows out: a `Backbone` without a tokenizer: captions come as ids.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from benchmarks.captions import EOT, SOT
+from pipelines.demo.tokenizer import build_tokenizer
+from trainables.backbone import Backbone
+from trainables.files import write_json
+from trainables.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+
+# openai/clip-vit-base-patch32 and its larger siblings.
+SHAPES: dict[str, dict[str, Any]] = {
+    "B/32": {"joint": 512, "text": (512, 12, 8), "vision": (768, 12, 12), "patch": 32},
+    "B/16": {"joint": 512, "text": (512, 12, 8), "vision": (768, 12, 12), "patch": 16},
+    "L/14": {"joint": 768, "text": (768, 12, 12), "vision": (1024, 24, 16), "patch": 14},
+}
+SHARPER = {"q_proj": 8, "k_proj": 8, "v_proj": 4, "out_proj": 4}
+PREPROCESS = Preprocess("crop", 224, 224, "bicubic", CLIP_MEAN, CLIP_STD)
+PROCESSOR = {
+    "size": {"shortest_edge": PREPROCESS.resize},
+    "crop_size": {"height": PREPROCESS.size, "width": PREPROCESS.size},
+    **{"image_mean": list(PREPROCESS.mean), "image_std": list(PREPROCESS.std)},
+}
+
+
+def clip(
+    shape: str,
+    *,
+    text_layers: int | None = None,
+    vision_layers: int | None = None,
+    **vocabulary: int,
+) -> Any:
+    """A frozen `CLIPModel` of that shape; towers that a row does not need can be cut short.
+
+    `vocabulary` overrides the sizes and ids of CLIP's own.
+    """
+    of = SHAPES[shape]
+    config = CLIPConfig(
+        projection_dim=of["joint"],
+        text_config={
+            **_tower(of["text"], text_layers),
+            **{"eos_token_id": EOT, "bos_token_id": SOT, "pad_token_id": EOT, **vocabulary},
+        },
+        vision_config={**_tower(of["vision"], vision_layers), "patch_size": of["patch"]},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPModel._from_config(config, attn_implementation="sdpa")
+        with torch.no_grad():  # as drawn, attention is even and all inputs come out alike
+            for tower in (model.text_model, model.vision_model):
+                for layer in tower.encoder.layers:
+                    for name, factor in SHARPER.items():
+                        layer.self_attn.get_parameter(f"{name}.weight").mul_(factor)
+    return model.requires_grad_(False).eval()
+
+
+def _tower(shape: tuple[int, int, int], layers: int | None) -> dict[str, int]:
+    width, depth, heads = shape
+    return {
+        **{"hidden_size": width, "intermediate_size": 4 * width},
+        **{"num_hidden_layers": layers or depth, "num_attention_heads": heads},
+    }
+
+
+def backbone(shape: str, **layers: int) -> Backbone:
+    """`clip` as what the engine works on."""
+    model = clip(shape, **layers)
+    text = model.config.text_config
+    return Backbone(
+        name=shape,
+        revision=None,
+        fingerprint="random",
+        kind="clip",
+        model=model,
+        tokenizer=None,
+        preprocess=PREPROCESS,
+        embed_dim=model.config.projection_dim,
+        text_width=text.hidden_size,
+        context_length=text.max_position_embeddings,
+        start_token=SOT,
+        end_token=EOT,
+        pad_token=EOT,
+        scale=100.0,
+        bias=0.0,
+        device=torch.device("cpu"),
+    )
+
+
+def injected(clip: Backbone, modules: str) -> tuple[Any, dict[str, Tensor]]:
+    """PEFT's LoRA (r = 8, no dropout) in the matrices that fit the expression `modules`.
+
+    B starts away from 0: else A would have no gradient to compare.
+    """
+    peft = get_peft_model(clip.model, LoraConfig(r=8, lora_alpha=16, target_modules=modules))
+    trained = {n: p for n, p in peft.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for number, parameter in enumerate(trained.values()):
+            parameter.copy_(normal(*parameter.shape, seed=number, scale=0.02))
+    return peft.eval(), trained
+
+
+def normal(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
+    """Numbers of a fixed stream, float32."""
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(count: int, seed: int = 0) -> Tensor:
+    """uint8 (count, 3, 224, 224), smooth enough to differ after the patch embedding."""
+    coarse = normal(count, 3, 14, 14, seed=seed)
+    smooth = torch.nn.functional.interpolate(coarse, size=(224, 224), mode="bicubic")
+    return (128 + 60 * smooth).clamp(0, 255).to(torch.uint8)
+
+
+def save(folder: Path, shape: str, layers: int, captions: list[str]) -> Path:
+    """That shape with `layers` blocks a tower in Hugging Face layout, and a tokenizer.
+
+    Learnt on `captions`, it makes them about as long as CLIP's own.
+    """
+    tokenizer = build_tokenizer(captions * 2)
+    model = clip(
+        shape,
+        text_layers=layers,
+        vision_layers=layers,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", PROCESSOR)
+    return folder

@@ -1,0 +1,278 @@
+"""The benchmarks' own rules, on a clock that the tests turn: nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import captions, images
+from benchmarks.harness import Case, Outputs, Result, Row, difference, measure
+from benchmarks.models import PREPROCESS
+from benchmarks.table import Entry, Machine, Table
+from benchmarks.text import padded
+from trainables.backbone import Backbone
+from trainables.errors import ConfigError
+from trainables.images import decode
+from trainables.text_tower import Prompt, embed_text
+
+MACHINE = Machine("A CPU", "avx2 yes", 1, "2.0 (MKL)", "3.11")
+
+
+class FakeCPU:
+    """A clock that variants wind on by what they are said to cost."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def variant(
+        self, name: str, seconds: Sequence[float], outputs: Outputs
+    ) -> Callable[[], Outputs]:
+        costs = iter(seconds)
+        last = seconds[-1]
+
+        def run() -> Outputs:
+            self.now += next(costs, last)
+            self.calls.append(name)
+            return outputs
+
+        return run
+
+
+def row_of(
+    baseline: Sequence[float],
+    ours: Sequence[float],
+    got: Outputs | None = None,
+    tolerance: float = 1e-5,
+    once: bool = False,
+) -> tuple[Row, FakeCPU]:
+    cpu, expected = FakeCPU(), {"out": torch.tensor([1.0, -2.0])}
+    case = Case(
+        cpu.variant("baseline", baseline, expected),
+        cpu.variant("ours", ours, expected if got is None else got),
+        lambda: cpu.now,
+    )
+    return Row("family/row", "a row", 4.0, lambda: case, tolerance, once), cpu
+
+
+def quiet(line: str) -> None:
+    del line
+
+
+def test_the_ratio_is_the_median_over_rounds_and_the_first_call_warms_up() -> None:
+    row, cpu = row_of([99, 8, 10, 12, 10, 10], [9, 2, 2, 2, 2, 2])
+    result = measure(row, 5, quiet)
+    assert (result.ratio, result.rounds, result.error) == (5.0, 5, 0.0)
+    assert (result.baseline_seconds, result.our_seconds) == (10, 2)
+    assert result.low <= 5.0 <= result.high
+    assert (result.low, result.high) == (4.0, 6.0)
+    assert result.verdict(row) == "reached"
+    assert result.verdict(replace(row, target=5.1)) == "not reached"
+    assert cpu.calls == ["ours", "baseline"] * 6
+
+
+def test_a_quick_variant_is_repeated_until_it_can_be_timed() -> None:
+    row, cpu = row_of([1.0], [0.1])
+    result = measure(row, 2, quiet)
+    assert result.ratio == pytest.approx(10)
+    assert result.our_seconds == pytest.approx(0.1)
+    assert cpu.calls.count("ours") == 1 + 2 * 3  # 3 of 0.1 s are the first to last 0.25 s
+    assert cpu.calls.count("baseline") == 1 + 2
+
+
+def test_a_row_of_minutes_runs_once() -> None:
+    row, cpu = row_of([100.0], [10.0], once=True)
+    result = measure(row, 5, quiet)
+    assert cpu.calls == ["ours", "baseline"]
+    assert (result.ratio, result.low, result.high, result.rounds) == (10, 10, 10, 1)
+
+
+def test_progress_is_told() -> None:
+    told: list[str] = []
+    measure(row_of([8.0], [2.0])[0], 2, told.append)
+    assert told == ["family/row: round 1 of 2, 4.00x", "family/row: round 2 of 2, 4.00x"]
+
+
+@pytest.mark.parametrize(
+    "got",
+    [
+        {"out": torch.tensor([1.0, -2.001])},
+        {"out": torch.tensor([1.0, math.nan])},
+        {"out": torch.tensor([1.0])},
+        {"other": torch.tensor([1.0, -2.0])},
+        {},
+    ],
+)
+def test_unequal_variants_fail_however_fast(got: Outputs) -> None:
+    row, _ = row_of([100.0], [1.0], got)
+    assert measure(row, 2, quiet).verdict(row) == "FAILED: unequal"
+
+
+def test_a_difference_within_the_tolerance_passes() -> None:
+    row, _ = row_of([100.0], [1.0], {"out": torch.tensor([1.0, -2.001])}, tolerance=1e-3)
+    result = measure(row, 2, quiet)
+    assert result.error == pytest.approx(0.0005, rel=1e-3)
+    assert result.verdict(row) == "reached"
+
+
+def test_unsteady_ratios_fail() -> None:
+    row, _ = row_of([10, 10, 14, 10, 14, 12], [1])
+    assert measure(row, 5, quiet).verdict(row) == "FAILED: spread of 33%"
+
+
+def test_difference_is_that_of_the_worst_tensor() -> None:
+    expected = {"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([10, 20])}
+    assert difference(expected, expected) == 0.0
+    ours = {"a": torch.tensor([1.0, 4.4]), "b": torch.tensor([10, 21])}
+    assert difference(ours, expected) == pytest.approx(0.1)
+    assert difference(expected, ours | {"a": torch.tensor([math.inf, 4.4])}) == math.inf
+    zero = {"a": torch.zeros(2)}
+    assert difference(zero, zero) == 0.0
+    assert difference({"a": torch.ones(2)}, zero) == math.inf
+
+
+def result_of(**changes: float) -> Result:
+    return replace(Result(5.2, 5.0, 5.4, 0.02, 3e-6, 4.0, 0.8, 5), **changes)
+
+
+def test_the_page_shows_results_and_hides_those_of_failed_rows(tmp_path: Path) -> None:
+    rows = [
+        replace(row_of([1], [1])[0], name=f"family/{name}")
+        for name in ("good", "slow", "unequal", "unsteady", "missing")
+    ]
+    table = Table(tmp_path, MACHINE)
+    table.entries = {
+        "family/good": Entry(result_of(), 0.5),
+        "family/slow": Entry(result_of(ratio=3.9), 0.5),
+        "family/unequal": Entry(result_of(error=1e-2), 0.5),
+        "family/unsteady": Entry(result_of(spread=0.2), 0.5),
+    }
+    table.write(rows)
+    page = (tmp_path / "RESULTS.md").read_text()
+    lines = {name: next(x for x in page.splitlines() if f"/{name}`" in x) for name in
+             ("good", "slow", "unequal", "unsteady", "missing")}  # fmt: skip
+    assert "A CPU" in page
+    assert "a GPU" in page
+    assert lines["good"] == (
+        "| `family/good` | a row | 4x | 5.20x | 5.00 to 5.40 | 4 → 0.8 | 5 | 0.5 "
+        "| 3.0e-06 of 1e-05 | reached |"
+    )
+    assert lines["slow"].endswith("| not reached |")
+    assert lines["unequal"].endswith("| 1.0e-02 of 1e-05 | FAILED: unequal |")
+    assert lines["unsteady"].endswith("| FAILED: spread of 20% |")
+    assert "5.20" not in lines["unequal"] + lines["unsteady"]
+    assert lines["missing"].endswith("| not run |")
+    assert len({line.count("|") for line in lines.values()}) == 1
+
+
+def test_rows_stay_until_measured_again_on_the_same_machine(tmp_path: Path) -> None:
+    row = row_of([1], [1])[0]
+    table = Table(tmp_path, MACHINE)
+    table.entries["family/row"] = Entry(result_of(), 0.5)
+    table.write([row])
+    assert Table(tmp_path, MACHINE).entries == table.entries
+    assert Table(tmp_path, replace(MACHINE, cpu="Another")).entries == {}
+
+
+def test_the_stored_page_is_what_the_stored_results_give() -> None:
+    """Neither is edited by hand."""
+    folder = Path(command.__file__).parent
+    stored = json.loads((folder / "results.json").read_text())
+    table = Table(folder, Machine(**stored["machine"]))
+    assert {name: asdict(entry) for name, entry in table.entries.items()} == stored["rows"]
+    assert table.render(command.all_rows()) == (folder / "RESULTS.md").read_text()
+
+
+def test_the_command_runs_the_rows_asked_for_and_fails_where_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = row_of([8.0], [1.0])[0]
+    bad = replace(row_of([8.0], [1.0], {})[0], name="family/bad")
+    monkeypatch.setattr(command, "HERE", tmp_path)
+    monkeypatch.setattr(command, "all_rows", lambda: [good, bad])
+    threads = torch.get_num_threads()
+    try:
+        assert command.main(command.Args(("family/row",), rounds=2)) == 0
+        assert command.main(command.Args((), rounds=2)) == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert "FAILED: unequal" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "results.json").read_text())["rows"]) == {
+        "family/row",
+        "family/bad",
+    }
+
+
+def test_rows_are_chosen_by_name_or_family() -> None:
+    rows = command.all_rows()
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    assert command.select(rows, ()) == rows
+    assert [row.name for row in command.select(rows, ("text/coop",))] == ["text/coop"]
+    family = [name for name in names if name.startswith("images/")]
+    assert [row.name for row in command.select(rows, ("images",))] == family
+    with pytest.raises(ConfigError, match="text/coop"):
+        command.select(rows, ("text/coopp",))
+
+
+def test_texts_are_those_of_the_generator() -> None:
+    assert captions.FILE.read_text() == captions.render(captions.generate())
+    assert captions.render(captions.generate(1)) != captions.render(captions.generate())
+
+
+def test_texts_are_as_long_as_real_ones() -> None:
+    lengths = captions.captions(captions.CAPTIONS).lengths.double()
+    quantiles = lengths.quantile(torch.tensor([0.95, 0.99], dtype=torch.float64))
+    assert float(lengths.mean()) == pytest.approx(15.8, abs=0.15)
+    torch.testing.assert_close(quantiles, torch.tensor([24.0, 33.0]).double(), rtol=0, atol=1)
+    prompts = captions.class_prompts()
+    assert len(prompts) == 37
+    assert int(prompts.lengths.sum()) == 80 + 3 * 37  # CLIP cuts the 37 names into 80 pieces
+
+
+def test_the_padded_text_encoder_is_the_text_tower(backbone: Backbone) -> None:
+    tokens, _ = backbone.tokenize(["a red dog", "a photo of a green boat near the sea"])
+    shared = torch.randn(4, backbone.text_width, generator=torch.Generator().manual_seed(0))
+    each = torch.randn(2, 4, backbone.text_width, generator=torch.Generator().manual_seed(1))
+    for ctx in (shared, each):
+        ours = embed_text(backbone, tokens, Prompt(ctx))
+        torch.testing.assert_close(padded(backbone.model, tokens, ctx), ours, rtol=0, atol=1e-4)
+
+
+def test_drawn_pictures_decode_to_the_same_bytes_both_ways() -> None:
+    for size in images.SIZES[:2]:
+        data = images.jpeg(images.noise(3, *size))
+        assert 50_000 < len(data) < 250_000
+        ours = PREPROCESS.apply(decode(data))
+        assert torch.equal(images.pil(data), ours)
+        assert ours.float().std() > 20
+
+
+def test_a_process_tree_counts_what_a_command_leaves_behind(tmp_path: Path) -> None:
+    burn = "import time\nwhile time.process_time() < 0.5: pass"
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {burn!r}])"
+    # In a process of its own: a tree waits for all children that its process has.
+    script = f"""
+        import sys
+        from pathlib import Path
+        from benchmarks.processes import ProcessTree
+        tree = ProcessTree()
+        tree.run([sys.executable, "-c", {parent!r}], env={{}}, cwd=Path())
+        assert tree.seconds() >= 0.5, tree.seconds()
+        tree.run([sys.executable, "-m", "no_such_module"], env={{}}, cwd=Path())
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert found.stderr.rstrip().endswith("No module named no_such_module")
+    assert "RuntimeError" in found.stderr
