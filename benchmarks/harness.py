@@ -68,11 +68,12 @@ class Result:
         return "reached" if self.ratio >= row.target else "not reached"
 
 
-def difference(ours: Outputs, expected: Outputs) -> float:
-    """The largest over all tensors of max |a - b| / max |b|; infinite where they do not fit."""
+def difference(ours: Outputs, expected: Outputs) -> tuple[float, str]:
+    """The largest over all tensors of max |a - b| / max |b|, and whose it is; infinite where they
+    do not fit."""
     if ours.keys() != expected.keys():
-        return math.inf
-    return max(_difference(ours[name], expected[name]) for name in expected)
+        return math.inf, "what there is"
+    return max((_difference(ours[name], expected[name]), name) for name in expected)
 
 
 def _difference(ours: Tensor, expected: Tensor) -> float:
@@ -102,9 +103,11 @@ def measure(row: Row, rounds: int, say: Say) -> Result:
                 times[which].append(seconds)
             else:
                 repeats[which] = max(1, math.ceil(STRETCH / max(seconds, 1e-6)))
-        error = max(error, difference(*outputs))
+        gap, where = difference(*outputs)
+        error = max(error, gap)
         if number:
-            say(f"{row.name}: round {number} of {rounds}, {times[1][-1] / times[0][-1]:.2f}x")
+            ratio = times[1][-1] / times[0][-1]
+            say(f"{row.name}: round {number} of {rounds}, {ratio:.2f}x, {gap:.1e} in {where}")
     return _summary(times[0], times[1], error)
 
 

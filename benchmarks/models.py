@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
+from transformers.utils import logging
 
 from benchmarks.captions import EOT, SOT
 from pipelines.demo.tokenizer import build_tokenizer
@@ -19,13 +20,11 @@ from trainables.backbone import Backbone
 from trainables.files import write_json
 from trainables.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
-# openai/clip-vit-base-patch32 and its larger siblings.
+# openai/clip-vit-base-patch32 and -patch16: width, depth and heads of each tower.
 SHAPES: dict[str, dict[str, Any]] = {
     "B/32": {"joint": 512, "text": (512, 12, 8), "vision": (768, 12, 12), "patch": 32},
     "B/16": {"joint": 512, "text": (512, 12, 8), "vision": (768, 12, 12), "patch": 16},
-    "L/14": {"joint": 768, "text": (768, 12, 12), "vision": (1024, 24, 16), "patch": 14},
 }
-SHARPER = {"q_proj": 8, "k_proj": 8, "v_proj": 4, "out_proj": 4}
 PREPROCESS = Preprocess("crop", 224, 224, "bicubic", CLIP_MEAN, CLIP_STD)
 PROCESSOR = {
     "size": {"shortest_edge": PREPROCESS.resize},
@@ -39,11 +38,13 @@ def clip(
     *,
     text_layers: int | None = None,
     vision_layers: int | None = None,
+    sharpness: float = 8,
     **vocabulary: int,
 ) -> Any:
     """A frozen `CLIPModel` of that shape; towers that a row does not need can be cut short.
 
-    `vocabulary` overrides the sizes and ids of CLIP's own.
+    As drawn, attention is even and all inputs come out alike: queries and keys are multiplied by
+    `sharpness`. `vocabulary` overrides the size and the ids of CLIP's own.
     """
     of = SHAPES[shape]
     config = CLIPConfig(
@@ -57,10 +58,11 @@ def clip(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CLIPModel._from_config(config, attn_implementation="sdpa")
-        with torch.no_grad():  # as drawn, attention is even and all inputs come out alike
+        factors = {"q_proj": sharpness, "k_proj": sharpness, "v_proj": 4, "out_proj": 4}
+        with torch.no_grad():
             for tower in (model.text_model, model.vision_model):
                 for layer in tower.encoder.layers:
-                    for name, factor in SHARPER.items():
+                    for name, factor in factors.items():
                         layer.self_attn.get_parameter(f"{name}.weight").mul_(factor)
     return model.requires_grad_(False).eval()
 
@@ -132,12 +134,17 @@ def save(folder: Path, shape: str, layers: int, captions: list[str]) -> Path:
         shape,
         text_layers=layers,
         vision_layers=layers,
+        sharpness=4,  # at 8, training magnifies the last bit of a sum
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
+    if bars:
+        logging.enable_progress_bar()
     tokenizer.save_pretrained(folder)
     write_json(folder / "preprocessor_config.json", PROCESSOR)
     return folder

@@ -23,29 +23,6 @@ LINGER = 30.0  # seconds that what a command left behind may take to end
 PR_SET_CHILD_SUBREAPER = 36
 
 
-class _Command:
-    """A process whose output is kept for the case that it fails."""
-
-    def __init__(self, words: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
-        self.words = words
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 -- `finish` closes it
-        self.process = subprocess.Popen(
-            words, env=env, cwd=cwd, stdout=self.log, stderr=subprocess.STDOUT
-        )
-
-    @property
-    def ended(self) -> bool:
-        how = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self.process.pid, how) is not None
-
-    def finish(self) -> None:
-        with self.log:
-            if self.process.wait():
-                self.log.seek(0)
-                said = self.log.read().decode(errors="replace")
-                raise RuntimeError(f"{' '.join(self.words)} failed:\n{said[-4000:]}")
-
-
 class ProcessTree:
     """Runs commands; `seconds` is what they used in all."""
 
@@ -56,19 +33,21 @@ class ProcessTree:
     def seconds(self) -> float:
         return sum(self.used.values())
 
-    def run(self, *commands: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
-        """Run `commands`, one a CPU at a time, and wait for all that they started."""
-        waiting, running = list(commands), list[_Command]()
-        while waiting or running:
-            if waiting and len(running) < (os.cpu_count() or 1):
-                running.append(_Command(waiting.pop(0), env, cwd))
-                continue
-            ended = [command for command in running if command.ended]
-            self._look()  # what has ended can be read until `finish`
-            for command in ended:
-                command.finish()
-                running.remove(command)
-            time.sleep(LOOK)
+    def run(self, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
+        """Run `command` to its end, and wait for all that it started. It must succeed."""
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(
+                command, env=env, cwd=cwd, stdout=log, stderr=subprocess.STDOUT
+            )
+            how = os.WEXITED | os.WNOHANG | os.WNOWAIT  # it can be read until `wait`
+            while os.waitid(os.P_PID, process.pid, how) is None:
+                self._look()
+                time.sleep(LOOK)
+            self._look()
+            if process.wait():
+                log.seek(0)
+                said = log.read().decode(errors="replace")
+                raise RuntimeError(f"{' '.join(command)} failed:\n{said[-4000:]}")
         self._reap()
 
     def _reap(self) -> None:

@@ -58,25 +58,20 @@ class Search:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(_photo(kind, len(names) * (1 + number), split))
 
-    def run(self, *commands: tuple[object, ...]) -> None:
-        words = [[sys.executable, "-m", *map(str, command)] for command in commands]
-        self.tree.run(*words, env=ENV, cwd=ROOT)
+    def python(self, *words: object) -> None:
+        self.tree.run([sys.executable, "-m", *map(str, words)], ENV, ROOT)
 
     def ours(self) -> Outputs:
         shards, features, study = (self.folder / name for name in ("shards", "features", "study"))
-        self.run(("pipelines.shards", "--source", self.folder / "images", "--out", shards))
-        self.run(
-            (
-                *("pipelines.encode", "--shards", shards),
-                *("--backbone", self.clip, "--out", features),
-            )
+        self.python("pipelines.shards", "--source", self.folder / "images", "--out", shards)
+        self.python(
+            *("pipelines.encode", "--shards", shards),
+            *("--backbone", self.clip, "--out", features),
         )
-        self.run(
-            (
-                *("pipelines.tune", "--features", find_store(features), "--out", study),
-                *("--adapter", "soft_prompt", "--trials", TRIALS, "--epochs", EPOCHS),
-                *("--metric", "val/t2i_mrr", "--set", *FIXED),
-            )
+        self.python(
+            *("pipelines.tune", "--features", find_store(features), "--out", study),
+            *("--adapter", "soft_prompt", "--trials", TRIALS, "--epochs", EPOCHS),
+            *("--concurrent", 1, "--metric", "val/t2i_mrr", "--set", *FIXED),
         )
         return outputs({trial.name: rows_of(trial) for trial in self.trials()})
 
@@ -89,14 +84,14 @@ class Search:
             split: [str(self.folder / "images" / name) for name in read_json(store / ids)]
             for split, ids in (("train", "train.ids.json"), ("val", "val.ids.json"))
         }
-        jobs = {trial: self.folder / f"{trial.name}.json" for trial in self.trials()}
-        for trial, path in jobs.items():
+        rows = {}
+        for trial in self.trials():
             job = {"clip": str(self.clip), "config": read_json(trial / "config.json"), **files}
+            path = self.folder / f"{trial.name}.json"
             write_json(path, job | {"epochs": len(rows_of(trial))})
-        self.run(*(("benchmarks.naive", path) for path in jobs.values()))
-        return outputs(
-            {trial.name: read_json(path.with_suffix(".rows.json")) for trial, path in jobs.items()}
-        )
+            self.python("benchmarks.naive", path)
+            rows[trial.name] = read_json(path.with_suffix(".rows.json"))
+        return outputs(rows)
 
 
 def _photo(kind: int, number: int, split: str) -> bytes:

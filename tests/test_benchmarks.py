@@ -15,14 +15,19 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import captions, images
+from benchmarks import captions, fused, images, models, naive, ranks, search
 from benchmarks.harness import Case, Outputs, Result, Row, difference, measure
 from benchmarks.models import PREPROCESS
 from benchmarks.table import Entry, Machine, Table
 from benchmarks.text import padded
-from trainables.backbone import Backbone
+from trainables.adapters.registry import make_config
+from trainables.backbone import Backbone, load_backbone
+from trainables.config import read_fields, to_json
 from trainables.errors import ConfigError
+from trainables.features import SplitFeatures
+from trainables.files import read_json, write_json
 from trainables.images import decode
+from trainables.loop import Run
 from trainables.text_tower import Prompt, embed_text
 
 MACHINE = Machine("A CPU", "avx2 yes", 1, "2.0 (MKL)", "3.11")
@@ -100,7 +105,7 @@ def test_a_row_of_minutes_runs_once() -> None:
 def test_progress_is_told() -> None:
     told: list[str] = []
     measure(row_of([8.0], [2.0])[0], 2, told.append)
-    assert told == ["family/row: round 1 of 2, 4.00x", "family/row: round 2 of 2, 4.00x"]
+    assert told == [f"family/row: round {n} of 2, 4.00x, 0.0e+00 in out" for n in (1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -132,13 +137,13 @@ def test_unsteady_ratios_fail() -> None:
 
 def test_difference_is_that_of_the_worst_tensor() -> None:
     expected = {"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([10, 20])}
-    assert difference(expected, expected) == 0.0
+    assert difference(expected, expected)[0] == 0.0
     ours = {"a": torch.tensor([1.0, 4.4]), "b": torch.tensor([10, 21])}
-    assert difference(ours, expected) == pytest.approx(0.1)
-    assert difference(expected, ours | {"a": torch.tensor([math.inf, 4.4])}) == math.inf
+    assert difference(ours, expected) == (pytest.approx(0.1), "a")
+    assert difference(expected, ours | {"a": torch.tensor([math.inf, 4.4])}) == (math.inf, "a")
     zero = {"a": torch.zeros(2)}
-    assert difference(zero, zero) == 0.0
-    assert difference({"a": torch.ones(2)}, zero) == math.inf
+    assert difference(zero, zero)[0] == 0.0
+    assert difference({"a": torch.ones(2)}, zero)[0] == math.inf
 
 
 def result_of(**changes: float) -> Result:
@@ -256,6 +261,67 @@ def test_drawn_pictures_decode_to_the_same_bytes_both_ways() -> None:
         ours = PREPROCESS.apply(decode(data))
         assert torch.equal(images.pil(data), ours)
         assert ours.float().std() > 20
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows' models and pools, small enough for a test."""
+    for shape in models.SHAPES.values():
+        monkeypatch.setitem(shape, "joint", 16)
+        for tower in ("text", "vision"):
+            monkeypatch.setitem(shape, tower, (32, 4, 4))
+    monkeypatch.setattr(ranks, "IMAGES", 60)
+    monkeypatch.setattr(ranks, "WIDTH", 16)
+    monkeypatch.setattr(images, "COUNT", 2)
+    monkeypatch.setattr(fused, "STEPS", 3)
+
+
+@pytest.mark.parametrize("row", [r for r in command.all_rows() if not r.once], ids=lambda r: r.name)
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_every_rows_variants_agree_and_start_anew_at_each_call(row: Row, small: None) -> None:
+    case = row.make()
+    expected = case.baseline()
+    for _ in range(2):
+        assert difference(case.ours(), expected)[0] <= 10 * row.tolerance
+    assert difference(case.baseline(), expected)[0] == 0
+    assert all(float(out.double().abs().max()) > 0 for out in expected.values())
+
+
+def test_a_naive_trial_is_a_run_of_the_engine(tmp_path: Path, small: None) -> None:
+    names = ["pug", "beagle", "boxer", "saint bernard"]
+    files = []
+    for number in range(12):
+        path = tmp_path / names[number % 4] / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(images.jpeg(images.noise(number, 260, 230)))
+        files.append(str(path))
+    texts = [f"a photo of a {Path(file).parent.name}." for file in files]
+    clip = models.save(tmp_path / "clip", "B/32", 2, texts)
+    backbone = load_backbone(str(clip))
+    with torch.no_grad():
+        pixels = torch.stack([images.pil(Path(file).read_bytes()) for file in files])
+        embeds = backbone.embed_images(pixels)
+    rows = torch.arange(12)
+    features = SplitFeatures(files, embeds, None, backbone.tokenize(texts)[0], rows, rows)
+    fixed = {"batch_size": 5, "epochs": 3, "adapter.n_ctx": 3, "adapter.init": "a photo"}
+    config = make_config("soft_prompt", read_fields(search.FIXED) | fixed)
+    run = Run(config, backbone, features, features, tmp_path / "run", "val/t2i_mrr")
+    ours = [run.advance() for _ in range(2)]
+    job = tmp_path / "job.json"
+    write_json(
+        job,
+        {"clip": str(clip), "train": files, "val": files, "config": to_json(config), "epochs": 2},
+    )
+    threads = torch.get_num_threads()
+    try:
+        naive.main(job)
+    finally:
+        torch.set_num_threads(threads)
+    theirs = read_json(job.with_suffix(".rows.json"))
+    assert len(theirs) == 2
+    for row, other in zip(ours, theirs, strict=True):
+        assert row["train/loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert row["val/t2i_mrr"] == pytest.approx(other["val"], rel=1e-5)
 
 
 def test_a_process_tree_counts_what_a_command_leaves_behind(tmp_path: Path) -> None:

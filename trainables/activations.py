@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ class LowerStates:
                 if os.fstat(self.file).st_size == 0:  # sparse: says what it may take, takes nothing
                     os.ftruncate(self.file, self.slots * (self.size + CRC))
             except OSError as error:
-                self._stop(f"`{path}` cannot be written ({error.strerror})")
+                self._stop(f"hidden states cannot be kept in `{path}` ({error.strerror})")
 
     def __del__(self) -> None:
         if self.file is not None:
@@ -81,6 +82,7 @@ class LowerStates:
         if self.file is not None:
             os.close(self.file)
         self.file, self.notice = None, notice + ": they are computed each time."
+        print(f"warning: {self.notice}", file=sys.stderr, flush=True)
 
 
 def _crc(data: bytes) -> bytes:

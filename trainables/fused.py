@@ -199,16 +199,19 @@ def best_width(
 ) -> int:
     """How many runs of one shape train fastest together, up to `most`, measured here and now.
 
-    `make(n)` gives n fresh runs. N is doubled until a run's share of a step's time falls by less
-    than 5 %. On a CPU that is at once where the runs' own arithmetic dominates (a text tower), and
-    late where what they share or the number of calls does (heads on frozen features).
+    `make(n)` gives n fresh runs. N is doubled until a run's share of a step's time is 5 % above the
+    best; of two that differ by less, the smaller N is taken. On a CPU that is at once where the
+    runs' own arithmetic dominates (a text tower), and late where the number of calls does (heads on
+    frozen features).
     """
     best, least, width = 1, math.inf, 1
     while width <= most:
         seconds = _step_seconds(make(width), clock) / width
-        if seconds > 0.95 * least:
+        if seconds > 1.05 * least:
             break
-        best, least, width = width, seconds, 2 * width
+        if seconds < 0.95 * least:
+            best, least = width, seconds
+        width *= 2
     return best
 
 

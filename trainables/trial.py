@@ -37,7 +37,7 @@ class TrialSettings:
     folder: Path  # of the study
     metric: str
     threads: int  # torch's, a worker; 0: torch's own choice
-    most_fused: int = 1  # trials of one shape that may train together
+    most_fused: int = 1  # the widest group that a worker is to time; 1: it times none
 
     @property
     def widths_file(self) -> Path:
