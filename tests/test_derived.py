@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,23 @@ def test_a_view_needs_the_shards_it_was_declared_on(store: Path) -> None:
     data = open_features(store, "train", backbone_of(store))
     with pytest.raises(DataError, match="changed since the features"):
         data.embeds(ROWS, 1)
+
+
+def test_a_view_needs_the_decoders_it_was_declared_with(store: Path) -> None:
+    manifest = read_json(store / "manifest.json")
+    decoder = manifest["decoder"] | {"pillow": "1.0"}
+    write_json(store / "manifest.json", manifest | {"decoder": decoder})
+    data = open_features(store, "train", backbone_of(store))
+    with pytest.raises(DataError, match=r"'pillow': '1\.0'.*encode` again"):
+        data.embeds(ROWS, 1)
+
+
+def test_the_budget_of_a_finished_store_can_be_changed(
+    store: Path, clip: Path, tmp_path: Path
+) -> None:
+    args = Args(tmp_path / "shards", str(clip), out=store.parent, views=2, pixels=True)
+    assert encode(replace(args, activations_gb=1e-3)) == (store, False)
+    assert read_json(store / "manifest.json")["activations_bytes"] == 10**6
 
 
 def test_states_are_computed_once_for_all(store: Path, towers: list[int]) -> None:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from trainables.data import Tokens
 from trainables.errors import DataError
 from trainables.image_tower import lower
 from trainables.images import decode
-from trainables.preprocess import view_of
+from trainables.preprocess import decoder_versions, view_of
 from trainables.shards import ShardSet
 from trainables.text_tower import embed_text
 
@@ -48,13 +48,9 @@ def made_once(path: Path | None, make: Callable[[], Tensors]) -> Tensors:
     found = _mapped(path)
     if found is not None:
         return found
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
-    except OSError:  # a store that others own
-        return make()
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(path.with_suffix(".lock")) as locked:
+        if not locked:
+            return make()
         found = _mapped(path)
         if found is not None:
             return found
@@ -68,6 +64,19 @@ def made_once(path: Path | None, make: Callable[[], Tensors]) -> Tensors:
         except (OSError, SafetensorError):  # a full disk: the next process makes its own
             partial.unlink(missing_ok=True)
         return _mapped(path) or tensors  # mapped, they take no memory of this process
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[bool]:
+    """One process at a time; False where there can be no lock, as in a store that others own."""
+    with ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def _mapped(path: Path) -> Tensors | None:
@@ -142,6 +151,11 @@ class Derived:
         shards = ShardSet.open(self.manifest["shards"])
         if shards.digest != self.manifest["shards_sha256"]:
             raise DataError(f"`{shards.folder}` changed since the features were made of it.")
+        if self.manifest["decoder"] != decoder_versions():
+            raise DataError(
+                f"the features were made with {self.manifest['decoder']}, here is "
+                f"{decoder_versions()}: install those versions, or run `cliptune encode` again."
+            )
         total = self.manifest["splits"][self.split]["images"]
         seed, started, said = self.manifest["data_seed"], time.monotonic(), time.monotonic()
 
@@ -178,16 +192,21 @@ class Derived:
         name = f"block-{block:02d}-view-{view:04d}-{self.split}.states"
         if name not in self.kept:
             shape = compute(rows[:1]).shape[1:]
-            self.kept[name] = LowerStates(self._path(name), len(pixels), shape, self._budget(name))
+            self.kept[name] = self._open_states(name, len(pixels), shape)
         states: LowerStates = self.kept[name]
         return states(rows, compute).to(self.backbone.device)
 
-    def _budget(self, name: str) -> int:
-        """Bytes left for one file of states, after those of all others."""
+    def _open_states(self, name: str, rows: int, shape: tuple[int, ...]) -> LowerStates:
+        """A file of states, as large as those of all others leave room for."""
         if self.folder is None:
-            return 0
-        others = sum(p.stat().st_size for p in self.folder.glob("*.states") if p.name != name)
-        return int(max(0, self.manifest.get("activations_bytes", 0) - others))
+            return LowerStates(None, rows, shape, 0)
+        with alone(self.folder / "states.lock"):  # its size counts from here on
+            others = 0
+            for path in self.folder.glob("*.states"):
+                with suppress(FileNotFoundError):
+                    others += path.stat().st_size if path.name != name else 0
+            budget = max(0, self.manifest.get("activations_bytes", 0) - others)
+            return LowerStates(self.folder / name, rows, shape, budget)
 
 
 def embed_each_once(backbone: Backbone, tokens: Tokens, chunk: int = 4096) -> Tensor:

@@ -9,7 +9,6 @@ written last.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -20,13 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trainables import preprocess
 from trainables.backbone import Backbone, load_backbone
 from trainables.data import Tokens
 from trainables.derived import Derived
 from trainables.errors import DataError, unknown
 from trainables.files import read_json, sha256_json
 from trainables.images import decode
+from trainables.preprocess import decoder_versions
 from trainables.shards import Seal, ShardSet
 
 FORMAT = "cliptune-features-2"
@@ -83,13 +82,6 @@ class Texts:
     caption_rows: Tensor
     groups: Tensor
     truncated: int
-
-
-def decoder_versions() -> dict[str, str]:
-    """What turns bytes into the tower's pixels besides its own configuration."""
-    names = ("simplejpeg", "pillow")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return {"preprocess": str(preprocess.VERSION)} | versions
 
 
 def features_key(

@@ -8,6 +8,7 @@ function of (data seed, epoch, index).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,12 @@ MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 MAX_ASPECT = 16  # only the middle of a longer strip reaches the crop; the rest is cut off first
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def decoder_versions() -> dict[str, str]:
+    """What turns bytes into the tower's pixels besides its own configuration."""
+    names = ("simplejpeg", "pillow")
+    return {"preprocess": str(VERSION)} | {name: metadata.version(name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from pipelines.encoding.writer import SplitWriter
 from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, DataError
-from trainables.features import FORMAT, TEXT_COLUMNS, decoder_versions, features_key, read_texts
+from trainables.features import FORMAT, TEXT_COLUMNS, features_key, read_texts
 from trainables.files import now, read_json, sha256_file, write_json
+from trainables.preprocess import decoder_versions
 from trainables.shards import ShardSet
 
 SPLITS = ("train", "val")
@@ -108,6 +109,13 @@ class Store:
         return {split: writer.close() for split, writer in self.writers.items()}
 
 
+def _set_budget(folder: Path, args: Args) -> None:
+    """The one thing about a finished store that another call may change."""
+    manifest, budget = read_json(folder / "manifest.json"), int(args.activations_gb * 1e9)
+    if manifest["activations_bytes"] != budget:
+        write_json(folder / "manifest.json", manifest | {"activations_bytes": budget})
+
+
 def encode(args: Args) -> tuple[Path, bool]:
     """The store's folder, and whether this call had to write it."""
     shards = ShardSet.open(args.shards)
@@ -119,6 +127,7 @@ def encode(args: Args) -> tuple[Path, bool]:
     folder = args.out.absolute() / key
     with hold(folder):
         if _complete(folder):
+            _set_budget(folder, args)
             return folder, False
         store = Store(args, folder, backbone, shards)
         store.fill(args, backbone)
