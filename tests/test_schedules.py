@@ -36,9 +36,9 @@ def test_every_step_learns(schedule: str, warmup: float, total: int) -> None:
 
 def test_cosine_scale_goes_from_start_to_final() -> None:
     ends = torch.tensor(100.0), torch.tensor(20.0)
-    assert cosine_scale(*ends, 0.0) == 100
-    assert cosine_scale(*ends, 0.5).item() == pytest.approx(60)
-    assert cosine_scale(*ends, 1.0).item() == pytest.approx(20)
+    assert cosine_scale(*ends, torch.tensor(0.0)) == 100
+    assert cosine_scale(*ends, torch.tensor(0.5)).item() == pytest.approx(60)
+    assert cosine_scale(*ends, torch.tensor(1.0)).item() == pytest.approx(20)
 
 
 def test_adaptive_rule_moves_towards_the_wanted_entropy_and_stops_at_its_bounds() -> None:

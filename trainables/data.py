@@ -6,7 +6,8 @@ Flows in: a feature store's tensors, mapped read-only. Flows out: `Batch`es, eac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class Tokens:
 
     ids: Tensor  # (T,) int64, all captions one after the other
     offsets: Tensor  # (N + 1,) int64, caption n is ids[offsets[n]:offsets[n + 1]]
+    # How the text tower computes them, by the form in which it was asked to.
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -49,9 +52,6 @@ class Tokens:
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         return Tokens(rows[rows >= 0], offsets), inverse
 
-    def to(self, device: torch.device | str) -> Tokens:
-        return Tokens(self.ids.to(device), self.offsets.to(device))
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -63,17 +63,18 @@ class Batch:
     text_embeds: Tensor | None  # (M, e) the frozen text tower's, for adapters that leave it alone
     image_groups: Tensor  # (B,) int64
     caption_groups: Tensor  # (M,) int64
-    progress: float  # share of the run's steps already done, in [0, 1)
+    progress: Tensor  # () float64, share of the run's steps already done, in [0, 1)
 
     def to(self, device: torch.device | str) -> Batch:
+        """All but the tokens: the text tower makes its plans of them on the CPU."""
         return Batch(
             self.image_embeds.to(device),
             None if self.hidden is None else self.hidden.to(device),
-            self.tokens.to(device),
+            self.tokens,
             None if self.text_embeds is None else self.text_embeds.to(device),
             self.image_groups.to(device),
             self.caption_groups.to(device),
-            self.progress,
+            self.progress.to(device),
         )
 
 

@@ -26,6 +26,7 @@ from trainables.data import Batch
 from trainables.errors import CliptuneError, ConfigError
 from trainables.hardware import autocast
 from trainables.loop import Diverged, Row, Run, never
+from trainables.replays import Record, Replays, recorder
 
 # What runs of one shape may differ in: numbers that change no shape and no branch.
 FREE = {
@@ -37,6 +38,8 @@ FREE = {
 # Attention that `vmap` knows how to batch; the CPU's fused kernel it does not.
 GPU_KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
+SETUP = 2  # steps before one is timed: one as it is, one that is recorded
+
 
 def shape_of(config: TrainConfig) -> dict[str, Value]:
     """The fields in which runs that are trained together must agree."""
@@ -46,9 +49,11 @@ def shape_of(config: TrainConfig) -> dict[str, Value]:
 class Fleet:
     """N runs, advanced together. One that diverges or has finished leaves; the others go on."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], record: Record | None = None) -> None:
+        """`record`: what records steps, on a GPU its own graphs."""
         self.runs = list(runs)
         first = self.runs[0]
+        self.record = record or recorder(first.adapter.backbone.device)
         for run in self.runs[1:]:
             if shape_of(run.config) != shape_of(first.config) or run.step != first.step:
                 raise ConfigError(
@@ -97,6 +102,7 @@ class Fleet:
         """Move what the runs train into stacks, of which they keep views."""
         if not self.runs:
             return
+        device = self.runs[0].adapter.backbone.device
         self.parameters: dict[str, Tensor] = {}
         for name in self.runs[0].trained:
             own = [run.trained[name] for run in self.runs]
@@ -105,25 +111,26 @@ class Fleet:
                 key: torch.stack([self._moment(run, name, key) for run in self.runs])
                 for key in ("exp_avg", "exp_avg_sq")
             }
-            stack.requires_grad_()
-            stack.grad = torch.zeros_like(stack)
-            self.parameters[name] = stack
+            self.parameters[name] = stack.requires_grad_()
             for n, (run, parameter) in enumerate(zip(self.runs, own, strict=True)):
                 parameter.data = stack.data[n]
-                parameter.grad = stack.grad[n]
                 state = run.optimizer.state[parameter]
                 state |= {key: moment[n] for key, moment in moments.items()}
-                state.setdefault("step", torch.zeros((), device=stack.device))
+                state.setdefault("step", torch.zeros((), device=device))
         self.buffers: dict[str, Tensor] = {}
         for name, _ in self._differing():
             stack = torch.stack([run.adapter.objective.get_buffer(name) for run in self.runs])
             self.buffers[f"objective.{name}"] = stack
             for n, run in enumerate(self.runs):
                 setattr(run.adapter.objective, name, stack[n])
-        self.clip = torch.tensor(
-            [run.config.optim.clip_norm or math.inf for run in self.runs],
-            device=self.runs[0].adapter.backbone.device,
-        )
+        norms = [run.config.optim.clip_norm or math.inf for run in self.runs]
+        self.clip = torch.tensor(norms, device=device)
+        self.lr = torch.zeros(len(self.runs), device=device)  # of the next step
+        for n, run in enumerate(self.runs):
+            for group in run.optimizer.param_groups:
+                group |= {"lr": self.lr[n], "capturable": device.type == "cuda"}
+        # A recording holds the addresses of these stacks.
+        self.replays = Replays(self._update, self.runs[0].adapter.backbone, self.record)
 
     @staticmethod
     def _moment(run: Run, name: str, key: str) -> Tensor:
@@ -140,24 +147,27 @@ class Fleet:
 
     def _step(self) -> list[Row]:
         """A step of every run; the numbers it would have returned."""
-        first = self.runs[0]
-        batch = first.next_batch()
+        batch = self.runs[0].next_batch()
         self._calibrate(batch)
+        self.lr.copy_(torch.tensor([run.lr(run.step) for run in self.runs]))
+        rows = self.replays(batch).tolist()  # one transfer, for all runs
+        return [dict(zip(self.names, row, strict=True)) for row in rows]
+
+    def _update(self, batch: Batch) -> Tensor:
+        """All of a step that is computed on the device: (N, numbers)."""
         for run in self.runs:
             run.adapter.objective.settle()
-            for group in run.optimizer.param_groups:
-                group["lr"] = run.lr(run.step)
-        for stack in self.parameters.values():
-            assert stack.grad is not None
-            stack.grad.zero_()
         losses, numbers = self._losses(batch)
-        losses.sum().backward()
-        self._clip()
-        rows = torch.stack(list(numbers.values()), 1).tolist()  # one transfer, for all runs
-        for run, row in zip(self.runs, rows, strict=True):
-            if math.isfinite(row[0]):
-                run.optimizer.step()
-        return [dict(zip(numbers, row, strict=True)) for row in rows]
+        found = torch.autograd.grad(
+            losses.sum(), list(self.parameters.values()), allow_unused=True, materialize_grads=True
+        )
+        grads = self._clipped(found)
+        for n, run in enumerate(self.runs):
+            for name, grad in zip(self.parameters, grads, strict=True):
+                run.trained[name].grad = grad[n]
+            run.optimizer.step()
+        self.names = list(numbers)
+        return torch.stack(list(numbers.values()), 1)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Each run's loss and numbers: (N,) each."""
@@ -185,13 +195,13 @@ class Fleet:
                     run.adapter(batch)
                 torch.set_rng_state(state)
 
-    def _clip(self) -> None:
-        """`clip_grad_norm_` of each run's own gradients."""
-        grads = [stack.grad for stack in self.parameters.values() if stack.grad is not None]
-        squares = [grad.view(len(grad), -1).square().sum(1) for grad in grads]  # (N,) each
+    def _clipped(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """`clip_grad_norm_` of each run's own gradients; contiguous, as the optimizer looks at no
+        strides."""
+        squares = [grad.reshape(len(grad), -1).square().sum(1) for grad in grads]  # (N,) each
         factor = (self.clip / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1)
-        for grad in grads:
-            grad.mul_(factor.view(-1, *[1] * (grad.ndim - 1)))
+        factors = [factor.view(-1, *[1] * (grad.ndim - 1)) for grad in grads]
+        return [(g * f).contiguous() for g, f in zip(grads, factors, strict=True)]
 
 
 def best_width(
@@ -216,15 +226,16 @@ def best_width(
 
 
 def _step_seconds(runs: Sequence[Run], clock: Callable[[], float], rounds: int = 3) -> float:
-    """The time of one step of all, the least of a few after a first."""
-    fleet = Fleet(runs)
+    """The time of the first step of all, the least of a few times, when all is set up."""
+    fleet = Fleet(runs) if len(runs) > 1 else None
     for run in runs:
         run.begin_epoch()
     times = []
-    for _ in range(1 + rounds):
+    for _ in range(SETUP + rounds):
         started = clock()
-        steps = fleet._step() if len(runs) > 1 else [runs[0]._train_step()]
+        if fleet is None:
+            runs[0]._train_step()
+        else:
+            fleet._step()
         times.append(clock() - started)
-        for run, numbers in zip(runs, steps, strict=True):
-            run.count(numbers)
-    return min(times[1:])
+    return min(times[SETUP:])

@@ -63,6 +63,7 @@ class Objective(nn.Module):
             self.log_scale = nn.Parameter(log_scale)
         elif temperature.policy == "adaptive":
             self.register_buffer("log_scale", log_scale)
+        self.calibrated = loss.kind != "siglip"  # `bias_is_set`, once it was read to be true
         if loss.kind == "siglip":
             self.bias = nn.Parameter(torch.tensor(backbone.bias))
             self.register_buffer("bias_is_set", torch.tensor(backbone.kind == "siglip"))
@@ -73,7 +74,7 @@ class Objective(nn.Module):
         text_embeds: Tensor,
         image_groups: Tensor,
         caption_groups: Tensor,
-        progress: float,
+        progress: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss; B and M are this worker's images and captions, `progress` that of the run."""
         # bf16 keeps 3 digits, and tau multiplies what is left by 100: similarities stay in fp32.
@@ -102,7 +103,7 @@ class Objective(nn.Module):
         if self.temperature.policy == "learned":
             self.log_scale.clamp_(self.low, self.high)
 
-    def _scale(self, progress: float) -> Tensor:
+    def _scale(self, progress: Tensor) -> Tensor:
         if self.temperature.policy in ("learned", "adaptive"):
             return self.log_scale.exp()
         if self.temperature.policy == "cosine":
@@ -113,10 +114,12 @@ class Objective(nn.Module):
         hardness = self.hardness if self.config.hard_negatives == "reweight" else None
         if self.config.kind == "infonce":
             return infonce(logits, same, self.smoothing, hardness)
-        if not self.bias_is_set:
-            with torch.no_grad():
-                self.bias.copy_(-logits.flatten().topk(int(same.sum())).values[-1])
-                self.bias_is_set.fill_(True)
+        if not self.calibrated:
+            if not self.bias_is_set:
+                with torch.no_grad():
+                    self.bias.copy_(-logits.flatten().topk(int(same.sum())).values[-1])
+                    self.bias_is_set.fill_(True)
+            self.calibrated = True
         return siglip(logits + self.bias, same, self.smoothing, hardness)
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -
     some[copy_of] = torch.arange(len(copy_of))  # a caption for each
     for rows in torch.arange(len(distinct)).split(max(batch_size, TEXTS)):
         frozen = data.text_embeds()[some[rows]].to(device) if adapter.frozen_text else None
-        embeds = adapter.embed_text(distinct.select(rows).to(device), frozen)
+        embeds = adapter.embed_text(distinct.select(rows), frozen)
         texts.append(F.normalize(embeds.float(), dim=-1))
     adapter.train(training)
     return Predictions(torch.cat(images), torch.cat(texts)[copy_of.to(device)])

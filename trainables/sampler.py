@@ -111,5 +111,5 @@ class Batches:
             text_embeds=data.text_embeds()[captions] if self.frozen_text else None,
             image_groups=data.groups[rows],
             caption_groups=data.groups[data.caption_rows[captions]],
-            progress=progress,
+            progress=torch.tensor(progress, dtype=torch.float64),
         )

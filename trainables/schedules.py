@@ -25,9 +25,10 @@ def lr_factor(schedule: str, warmup: float, step: int, total: int) -> float:
     }[schedule]
 
 
-def cosine_scale(start: Tensor, final: Tensor, progress: float) -> Tensor:
+def cosine_scale(start: Tensor, final: Tensor, progress: Tensor) -> Tensor:
     """The `cosine` temperature: from `start` to `final` along half a cosine."""
-    return final + (start - final) * (0.5 * (1.0 + math.cos(math.pi * progress)))
+    share = 0.5 * (1.0 + (math.pi * progress).cos())
+    return final + (start - final) * share.to(start.dtype)
 
 
 def adapted(

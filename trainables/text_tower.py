@@ -28,8 +28,8 @@ from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
 
 ROWS_A_PASS = 512  # without gradients: what bounds the memory, and stays in a CPU's cache
-# On a GPU shapes are rounded up to few: a step captured for one batch can be replayed for others.
-ROUNDED = {"cpu": (1, 1), "cuda": (16, 64)}  # rows and positions, nodes
+# On a GPU shapes are rounded up to few: a step recorded for one batch can be replayed for others.
+ROUNDED = {"cpu": (1, 1), "cuda": (16, 64)}  # rows (a divisor of a pass's) and positions, nodes
 Place = Literal["after_sos", "before_eot", "front"]
 
 
@@ -54,8 +54,6 @@ class Prompt:
 
     def owners(self, captions: int) -> Tensor:
         """Which of the K prompts each caption gets: (N,)."""
-        if self.vectors.ndim == 2:
-            return torch.zeros(captions, dtype=torch.int64)
         if self.of is not None:
             return self.of.cpu()
         if len(self.vectors) != captions:
@@ -74,52 +72,94 @@ def embed_text(
     Captions that the prompt leaves no room for are cut, their EOT is kept; `fit` counts them.
     Without `share`, each caption has nodes of its own: for dropout, which draws for each node.
     """
-    tokens = tokens.to("cpu")  # the layout is made there: a few small matrices of integers
-    _check(backbone, tokens, prompt)
-    if prompt is not None:
-        tokens, _ = fit(backbone, tokens, prompt.length)
-    content = _contents(backbone, tokens, prompt)
-    inverse = torch.arange(len(content))
-    if share and backbone.kind == "clip":
-        content, inverse = content.unique(dim=0, return_inverse=True)  # sorted, as a trie is
-    passes = [content] if torch.is_grad_enabled() else content.split(ROWS_A_PASS)
-    done = [
-        _embed(backbone, Layout.of(backbone, part, share), prompt)[: len(part)] for part in passes
-    ]
-    return F.embedding(inverse.to(backbone.device), torch.cat(done))
+    how = plan(backbone, tokens, Form.of(backbone, tokens, prompt, share))
+    rows = torch.cat([_embed(backbone, layout, prompt) for layout in how.layouts])
+    return F.embedding(how.row, rows)
 
 
-def _check(backbone: Backbone, tokens: Tokens, prompt: Prompt | None) -> None:
+@dataclass(frozen=True)
+class Form:
+    """All that a plan depends on besides the captions."""
+
+    tower: tuple[object, ...]
+    share: bool
+    grad: bool
+    length: int = 0  # of the prompt, 0: none
+    place: Place = "after_sos"
+    owners: tuple[int, ...] = ()  # of each caption the number of its prompt; none: 0 for all
+
+    @classmethod
+    def of(cls, backbone: Backbone, tokens: Tokens, prompt: Prompt | None, share: bool) -> Form:
+        text = backbone.model.config.text_config
+        tower = (backbone.kind, backbone.device, text.num_attention_heads, text.vocab_size)
+        grad = torch.is_grad_enabled()
+        if prompt is None:
+            return cls(tower, share, grad)
+        owners = tuple(prompt.owners(len(tokens)).tolist()) if prompt.vectors.ndim == 3 else ()
+        return cls(tower, share, grad, prompt.length, prompt.place, owners)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is computed for some captions: integers alone, made on the CPU, kept with the tokens."""
+
+    layouts: list[Layout]  # one a pass
+    row: Tensor  # (N,) int64: which row of all layouts each caption is
+
+    @classmethod
+    def of(cls, backbone: Backbone, tokens: Tokens, form: Form) -> Plan:
+        """Raises `DataError` where there is no caption or one is too long for the tower."""
+        _check(backbone, tokens, form.length)
+        if form.length:
+            tokens, _ = fit(backbone, tokens, form.length)
+        content = _contents(backbone, tokens, form)
+        row = torch.arange(len(content))
+        if form.share and backbone.kind == "clip":
+            content, row = content.unique(dim=0, return_inverse=True)  # sorted, as a trie is
+        passes = [content] if form.grad else content.split(ROWS_A_PASS)
+        layouts = [Layout.of(backbone, part, form.share) for part in passes]
+        return cls(layouts, row.to(backbone.device))
+
+
+def plan(backbone: Backbone, tokens: Tokens, form: Form) -> Plan:
+    """Made once: captions that stay, as a class's do, keep theirs."""
+    if form not in tokens.plans:
+        tokens.plans[form] = Plan.of(backbone, tokens, form)
+    made: Plan = tokens.plans[form]
+    return made
+
+
+def _check(backbone: Backbone, tokens: Tokens, added: int) -> None:
     if len(tokens) == 0:
         raise DataError("a batch must hold at least 1 caption, got 0.")
     longest = int(tokens.lengths.max())
-    if prompt is None and longest > backbone.context_length:
+    if not added and longest > backbone.context_length:
         raise DataError(
             f"a caption must have at most {backbone.context_length} tokens, the text tower's "
             f"positions, got {longest}."
         )
 
 
-def _contents(backbone: Backbone, tokens: Tokens, prompt: Prompt | None) -> Tensor:
+def _contents(backbone: Backbone, tokens: Tokens, form: Form) -> Tensor:
     """What stands at each position: a token's id, V + k P + j for vector j of prompt k, or -1.
 
     (N, W) int64, W the longest caption with its prompt, for SigLIP L.
     """
     lengths = tokens.lengths[:, None]
-    words, added = int(lengths.max()), 0 if prompt is None else prompt.length
+    words, added = int(lengths.max()), form.length
     clip = backbone.kind == "clip"
     position = torch.arange(words + added if clip else backbone.context_length)[None]
     index = position.expand(len(tokens), -1)
-    if prompt is not None:
-        start = _start(backbone, lengths, prompt.place)
+    if added:
+        start = _start(backbone, lengths, form.place)
         inside = (position >= start) & (position < start + added)
         index = torch.where(position >= start + added, index - added, index)
     padded = tokens.pad(-1 if clip else backbone.pad_token, words).long()
     content = padded.gather(1, index.clamp(max=words - 1))
     content[index >= words] = -1 if clip else backbone.pad_token
-    if prompt is not None:
-        vocabulary = backbone.model.config.text_config.vocab_size
-        first = vocabulary + prompt.owners(len(tokens))[:, None] * added
+    if added:
+        owners = torch.tensor(form.owners or [0])[:, None]
+        first = backbone.model.config.text_config.vocab_size + owners * added
         content = torch.where(inside, first + position - start, content)
     return content
 

@@ -1,0 +1,95 @@
+"""Steps that are recorded and replayed against the same steps as they are."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.contract import TRAINED
+from tests.tape import Recorder
+from tests.test_fused import OBJECTIVES, Make, assert_same_rows, assert_same_tensors, bench, make
+from trainables import replays, text_tower
+from trainables.fused import Fleet
+
+__all__ = ["bench", "make"]
+
+
+@pytest.fixture(autouse=True)
+def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes as on a GPU."""
+    monkeypatch.setitem(text_tower.ROUNDED, "cpu", text_tower.ROUNDED["cuda"])
+
+
+def check(variant: str, make: Make, **values: object) -> None:
+    alone = make("alone", variant, epochs=6, **values)
+    for run in alone:
+        while not run.finished:
+            run.advance()
+    together = make("together", variant, epochs=6, **values)
+    recorder = Recorder()
+    fleet = Fleet(together, recorder)
+    while fleet.runs:
+        fleet.advance()
+    assert recorder.replayed > 2 * recorder.recorded > 0  # most steps are replays
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same_rows(ours, theirs)
+        assert_same_tensors(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", TRAINED)
+def test_replayed_steps_equal_single_runs(variant: str, make: Make) -> None:
+    check(variant, make)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_objective_decides_anything_in_python(objective: str, make: Make) -> None:
+    check("projection", make, **OBJECTIVES[objective])
+
+
+def test_dropout_draws_anew_in_each_replay(make: Make) -> None:
+    check("lora", make, **{"adapter.dropout": 0.3})
+
+
+def test_what_was_recorded_ends_with_its_members(make: Make) -> None:
+    recorder = Recorder()
+    together = make("together", epochs=6)
+    fleet = Fleet(together, recorder)
+    fleet.advance()
+    first = recorder.recorded
+    assert first > 0
+    fleet.leave([together[1]])  # the stacks are others now
+    fleet.advance()
+    assert recorder.recorded > first
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(work: object) -> object:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    alone, together = make("alone"), make("together")
+    fleet = Fleet(together, refuse)  # type: ignore[arg-type]
+    with caplog.at_level(logging.WARNING):
+        fleet.advance()
+    assert [record.message for record in caplog.records] == [
+        "steps are not recorded: operation not permitted when stream is capturing"
+    ]
+    for run, other in zip(together, alone, strict=True):
+        other.advance()
+        assert_same_tensors(run, other)
+
+
+def test_there_are_at_most_so_many_recordings(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replays, "MOST", 0)
+    recorder = Recorder()
+    fleet = Fleet(make("together"), recorder)
+    fleet.advance()
+    assert recorder.recorded == 0
+
+
+def test_a_cpu_records_nothing(tmp_path: Path) -> None:
+    assert replays.recorder(torch.device("cpu")) is None

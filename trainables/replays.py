@@ -1,0 +1,108 @@
+"""A training step recorded once for each shape of batch, and replayed.
+
+Flows in: a function of a batch, and what records (a GPU; None records nothing). Flows out: what the
+function returns. On a GPU a small step takes longer to launch than to compute; a CUDA graph starts
+all of it as one, on the very addresses that it was recorded with. So a recording owns the batch it
+was made of, and later batches of that shape are copied into it. Nothing else may differ between two
+steps but what tensors hold: numbers that change with the step are tensors, and the text tower's
+plans are made before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+
+import torch
+from torch import Tensor
+
+from trainables.backbone import Backbone
+from trainables.data import Batch
+from trainables.text_tower import Form, plan
+
+MOST = 32  # recordings; what has another shape runs as it is
+Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]  # work to its replay
+
+
+@dataclass(frozen=True)
+class Recording:
+    """`replay` computes what `inputs` hold."""
+
+    inputs: list[Tensor]
+    replay: Callable[[], Tensor]
+
+
+class Replays:
+    """`work`, with everything that a shape has in common done once."""
+
+    def __init__(
+        self, work: Callable[[Batch], Tensor], backbone: Backbone, record: Record | None
+    ) -> None:
+        self.work, self.backbone, self.record = work, backbone, record
+        self.forms: list[Form] = []  # of the plans that `work` asks for
+        self.seen: set[Hashable] = set()
+        self.recordings: dict[Hashable, Recording] = {}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """A shape's first batch runs as it is, which also sets up what must not be recorded; the
+        second one's run is recorded."""
+        if self.record is None:
+            return self.work(batch)
+        inputs = self._inputs(batch)
+        shape = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        if shape not in self.recordings and shape in self.seen and len(self.recordings) < MOST:
+            try:
+                self.recordings[shape] = Recording(inputs, self.record(lambda: self.work(batch)))
+            except RuntimeError as error:
+                logging.getLogger(__name__).warning("steps are not recorded: %s", error)
+                self.record = None
+                return self.work(batch)
+        if shape in self.recordings:
+            recording = self.recordings[shape]
+            for own, new in zip(recording.inputs, inputs, strict=True):
+                if own is not new:
+                    own.copy_(new)
+            return recording.replay()
+        self.seen.add(shape)
+        result = self.work(batch)
+        self.forms = [form for form in batch.tokens.plans if form.grad]
+        return result
+
+    def _inputs(self, batch: Batch) -> list[Tensor]:
+        """All that `work` reads of a batch."""
+        plans = [plan(self.backbone, batch.tokens, form) for form in self.forms]
+        given = (batch.image_embeds, batch.hidden, batch.text_embeds, batch.progress)
+        return list(tensors((*given, batch.image_groups, batch.caption_groups, *plans)))
+
+
+def tensors(value: object) -> Iterator[Tensor]:
+    """Those in a nest of sequences and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from tensors(one)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors(getattr(value, field.name))
+
+
+def recorder(device: torch.device) -> Record | None:
+    """CUDA graphs that share one pool of memory: they never run side by side."""
+    if device.type != "cuda":
+        return None
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            result = work()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+    return record
