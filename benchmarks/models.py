@@ -124,8 +124,8 @@ def pictures(count: int, seed: int = 0) -> Tensor:
     return (128 + 60 * smooth).clamp(0, 255).to(torch.uint8)
 
 
-def save(folder: Path, shape: str, layers: int, captions: list[str]) -> Path:
-    """That shape with `layers` blocks a tower in Hugging Face layout, and a tokenizer.
+def save(folder: Path, shape: str, captions: list[str], layers: int | None = None) -> Path:
+    """That shape, cut to `layers` blocks a tower, in Hugging Face layout, and a tokenizer.
 
     Learnt on `captions`, it makes them about as long as CLIP's own.
     """

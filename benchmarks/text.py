@@ -39,6 +39,11 @@ def context(count: int, width: int) -> Tensor:
     return normal(count, width, seed=1, scale=0.02).requires_grad_()
 
 
+def drawn(tokens: Tokens) -> Tokens:
+    """Captions as a step draws them: nothing about them is known yet."""
+    return Tokens(tokens.ids, tokens.offsets)
+
+
 def prompted(tokens: Tokens, n_ctx: int) -> Case:
     """A soft prompt on `tokens`: text side alone, and the gradient of a linear function of it."""
     clip = backbone("B/32", vision_layers=1)
@@ -51,7 +56,7 @@ def prompted(tokens: Tokens, n_ctx: int) -> Case:
 
     return Case(
         lambda: run(lambda: padded(clip.model, tokens, ctx)),
-        lambda: run(lambda: embed_text(clip, tokens, Prompt(ctx))),
+        lambda: run(lambda: embed_text(clip, drawn(tokens), Prompt(ctx))),
     )
 
 
@@ -111,7 +116,7 @@ def lora() -> Case:
 
     return Case(
         lambda: run(peft.get_text_features(input_ids=ids).pooler_output),
-        lambda: run(embed_text(clip, tokens)),
+        lambda: run(embed_text(clip, drawn(tokens))),
     )
 
 

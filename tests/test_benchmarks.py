@@ -296,7 +296,7 @@ def test_a_naive_trial_is_a_run_of_the_engine(tmp_path: Path, small: None) -> No
         path.write_bytes(images.jpeg(images.noise(number, 260, 230)))
         files.append(str(path))
     texts = [f"a photo of a {Path(file).parent.name}." for file in files]
-    clip = models.save(tmp_path / "clip", "B/32", 2, texts)
+    clip = models.save(tmp_path / "clip", "B/32", texts, layers=2)
     backbone = load_backbone(str(clip))
     with torch.no_grad():
         pixels = torch.stack([images.pil(Path(file).read_bytes()) for file in files])

@@ -97,7 +97,7 @@ def test_a_full_disk_costs_only_the_keeping(store: Path, monkeypatch: pytest.Mon
 
     backbone = backbone_of(store)
     with monkeypatch.context() as patch:
-        patch.setattr("trainables.derived.save_file", full)
+        patch.setattr("os.posix_fallocate", full)
         embeds = open_features(store, "train", backbone).embeds(ROWS, 2)
     assert not list((store / "lazy").glob("*.safetensors"))
     assert torch.equal(open_features(store, "train", backbone).embeds(ROWS, 2), embeds)
@@ -119,9 +119,9 @@ def ask_for_a_view(store: Path, results: Any) -> None:
     made: list[int] = []
     plain = Derived._encode
 
-    def counted(self: Derived, number: int) -> Any:
+    def counted(self: Derived, number: int, put: Any) -> None:
         made.append(number)
-        return plain(self, number)
+        plain(self, number, put)
 
     Derived._encode = counted  # type: ignore[method-assign]
     data = open_features(store, "train", backbone_of(store))
@@ -235,6 +235,33 @@ def test_training_on_kept_states_equals_training_on_pixels(store: Path, tmp_path
             torch.testing.assert_close(
                 trained_tensors(other.adapter)[name], tensor, rtol=1e-5, atol=1e-6
             )
+
+
+def test_a_run_on_views_resumes_with_the_same_bytes(store: Path, tmp_path: Path) -> None:
+    backbone = backbone_of(store)
+    values = {"adapter.tower": "vision", "epochs": 4, "batch_size": 8}
+
+    def run(kind: str) -> Run:
+        train, val = (open_features(store, split, backbone) for split in ("train", "val"))
+        return Run(make_config("lora", values), backbone, train, val, tmp_path / kind, METRICS[0])
+
+    through = run("through")
+    while not through.finished:
+        through.advance()
+    for _ in range(4):  # a process an epoch
+        again = run("resumed")
+        again.advance()
+    for name, tensor in trained_tensors(through.adapter).items():
+        assert torch.equal(trained_tensors(again.adapter)[name], tensor)
+
+
+def test_a_backbone_that_is_not_the_stores_is_refused(store: Path, backbone: Backbone) -> None:
+    with pytest.raises(DataError, match=r"was made with the backbone \w{12}, got"):
+        open_features(store, "train", replace(backbone, fingerprint="another"))
+    own = backbone_of(store)
+    own.model.text_projection.weight.requires_grad_()
+    with pytest.raises(DataError, match=r"`text_projection\.weight` is trained"):
+        open_features(store, "train", own)
 
 
 def test_predict_embeds_each_distinct_caption_once(backbone: Backbone) -> None:

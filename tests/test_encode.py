@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from pipelines.encode import Args, run
 from pipelines.encoding import store as encoding
+from pipelines.encoding import towers
 from pipelines.encoding.store import encode
 from pipelines.encoding.towers import Array, Job, ReadAndDecode, Resources, Tower, Unit
 from pipelines.hold import hold
@@ -99,6 +101,30 @@ def test_store_equals_embedding_in_process(
         assert equal(stored.caption_rows, direct.caption_rows)
         assert equal(stored.groups, direct.groups)
     assert not (folder / "test.safetensors").exists()
+
+
+def test_a_few_images_on_one_machine_need_no_ray(
+    tmp_path: Path, clip: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("Ray was asked for")
+
+    monkeypatch.setattr(towers, "_embed_with_ray", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    args = Args(shards, str(clip), out=tmp_path)
+    stored = open_features(encode(args)[0], "train")
+    direct = embed_split(load_backbone(str(clip)), ShardSet.open(shards), "train")
+    torch.testing.assert_close(stored.image_embeds, direct.image_embeds, rtol=1e-5, atol=1e-6)
+    with pytest.raises(AssertionError, match="Ray was asked for"):
+        encode(replace(args, out=tmp_path / "wish", workers=1))
+    monkeypatch.setattr(towers, "FEW", 3)
+    with pytest.raises(AssertionError, match="Ray was asked for"):
+        encode(replace(args, out=tmp_path / "many"))
+    monkeypatch.undo()
+    monkeypatch.setattr(towers, "_embed_with_ray", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(AssertionError, match="Ray was asked for"):
+        encode(replace(args, out=tmp_path / "cluster"))
 
 
 def test_values_are_those_of_a_plain_forward(
@@ -198,14 +224,14 @@ def test_a_finished_shard_that_was_damaged_is_computed_again(
     folder, _ = encode(args)
     good = sha256_file(folder / "train.safetensors")
     path = folder / "train.safetensors"
-    for place in (0.0, 0.5, 0.999):  # header, embeddings, captions
+    for place, damaged in ((0.0, 0), (0.5, 0), (0.999, 2)):  # header, captions, embeddings
         data = bytearray(path.read_bytes())
         data[int(place * len(data))] ^= 1
         path.write_bytes(data)
         engine.units.clear()
         assert encode(args) == (folder, True)
         assert sha256_file(path) == good
-        assert len(engine.units) == (2 if place == 0.5 else 0)
+        assert len(engine.units) == damaged
 
 
 def test_torn_progress_is_not_trusted(
@@ -457,7 +483,7 @@ def cli(*words: object) -> subprocess.Popen[bytes]:
 @pytest.mark.slow
 def test_with_ray_killed_and_run_again(tmp_path: Path, clip: Path, engine: InProcess) -> None:
     shards = tiny_shards(tmp_path / "shards", {"train": 400, "val": 8}, rows_per_shard=20)
-    words = ("--shards", shards, "--backbone", clip, "--out", tmp_path / "ray")
+    words = ("--shards", shards, "--backbone", clip, "--out", tmp_path / "ray", "--workers", 1)
     killed = cli(*words, "--batch-size", "4")
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("ray/*/train.progress.jsonl")):

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from trainables.activations import LowerStates
@@ -35,35 +36,49 @@ from trainables.image_tower import lower
 from trainables.images import decode
 from trainables.preprocess import decoder_versions, view_of
 from trainables.shards import ShardSet
+from trainables.tensor_file import Array, Layout, TensorFile
 from trainables.text_tower import embed_text
 
 Tensors = dict[str, Tensor]
+Put: TypeAlias = Callable[[str, int, Array], None]  # a tensor's name, its first row, the rows
+Fill: TypeAlias = Callable[[Put], None]
 CHUNK = 64  # images decoded and embedded at a time
 
 
-def made_once(path: Path | None, make: Callable[[], Tensors]) -> Tensors:
-    """The tensors in `path`, mapped; whoever comes first makes them, the others wait."""
+def made_once(path: Path | None, layout: Layout, fill: Fill) -> Tensors:
+    """The tensors in `path`, mapped; whoever comes first makes them, the others wait. In memory
+    where there is no `path`, or none can be written."""
     if path is None:
-        return make()
+        return _in_memory(layout, fill)
     found = _mapped(path)
     if found is not None:
         return found
     with alone(path.with_suffix(".lock")) as locked:
         if not locked:
-            return make()
+            return _in_memory(layout, fill)
         found = _mapped(path)
         if found is not None:
             return found
-        tensors = make()
-        partial = path.with_suffix(".partial")
+        file = TensorFile(path.with_suffix(".partial"), layout)
         try:
-            save_file(tensors, partial)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except (OSError, SafetensorError):  # a full disk: the next process makes its own
-            partial.unlink(missing_ok=True)
-        return _mapped(path) or tensors  # mapped, they take no memory of this process
+            file.allocate()
+        except OSError:  # a full disk: the next process makes its own
+            file.path.unlink(missing_ok=True)
+            return _in_memory(layout, fill)
+        fill(file.put)
+        file.sync()
+        file.path.replace(path)
+        return _mapped(path) or {}
+
+
+def _in_memory(layout: Layout, fill: Fill) -> Tensors:
+    arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in layout.items()}
+
+    def put(name: str, row: int, values: Array) -> None:
+        arrays[name][row : row + len(values)] = values
+
+    fill(put)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 @contextmanager
@@ -72,7 +87,12 @@ def alone(lock: Path) -> Iterator[bool]:
     with ExitStack() as stack:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
+            file = stack.enter_context(lock.open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for the process that makes `{lock.stem}`", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             yield False
         else:
@@ -113,13 +133,14 @@ class Derived:
     def text_embeds(self, tokens: Tokens) -> Tensor:
         """The frozen text tower's embeddings of all captions, not normalised: (M, e)."""
 
-        def make() -> Tensors:
+        def fill(put: Put) -> None:
             with exact(self.backbone):
-                return {"text_embeds": embed_each_once(self.backbone, tokens)}
+                put("text_embeds", 0, embed_each_once(self.backbone, tokens).numpy())
 
         if "text" not in self.kept:
             path = self._path(f"text-{self.split}.safetensors")
-            self.kept["text"] = made_once(path, make)["text_embeds"]
+            layout = {"text_embeds": (np.float32, (len(tokens), self.backbone.embed_dim))}
+            self.kept["text"] = made_once(path, layout, fill)["text_embeds"]
         embeds: Tensor = self.kept["text"]
         return embeds
 
@@ -127,24 +148,25 @@ class Derived:
         """Augmented view `number` (from 1) of every image: `image_embeds` (N, e) and, where the
         store has them, `pixels` (N, 3, R, R)."""
         name = f"view-{number:04d}-{self.split}.safetensors"
-        if name not in self.kept:
-            self.kept[name] = made_once(self._path(name), lambda: self._encode(number))
-        tensors: Tensors = self.kept[name]
+        if self.kept.get("view") != name:  # an epoch needs one: the last is enough
+            images = self.manifest["splits"][self.split]["images"]
+            size = self.backbone.preprocess.size
+            layout: Layout = {"image_embeds": (np.float32, (images, self.backbone.embed_dim))}
+            if self.manifest["pixels"]:
+                layout = {**layout, "pixels": (np.uint8, (images, 3, size, size))}
+            fill = partial(self._encode, number)
+            self.kept.update(view=name, tensors=made_once(self._path(name), layout, fill))
+        tensors: Tensors = self.kept["tensors"]
         return tensors
 
-    def _encode(self, number: int) -> Tensors:
-        images, size = self.manifest["splits"][self.split]["images"], self.backbone.preprocess.size
-        tensors = {"image_embeds": torch.empty(images, self.backbone.embed_dim)}
-        if self.manifest["pixels"]:
-            tensors["pixels"] = torch.empty(images, 3, size, size, dtype=torch.uint8)
+    def _encode(self, number: int, put: Put) -> None:
         done = 0
         for squares in self._squares(number):
-            part = slice(done, done := done + len(squares))
             with exact(self.backbone):
-                tensors["image_embeds"][part] = self.backbone.embed_images(squares).cpu()
-            if "pixels" in tensors:
-                tensors["pixels"][part] = squares
-        return tensors
+                put("image_embeds", done, self.backbone.embed_images(squares).cpu().numpy())
+            if self.manifest["pixels"]:
+                put("pixels", done, squares.numpy())
+            done += len(squares)
 
     def _squares(self, number: int) -> Iterator[Tensor]:
         """The view of each image in the store's order, a chunk at a time."""

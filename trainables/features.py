@@ -176,6 +176,8 @@ def open_features(
         raise DataError(f"`{folder / 'manifest.json'}` is not a manifest of format {FORMAT}.")
     if split not in manifest["splits"]:
         raise DataError(f"`{folder}`: " + unknown("split", split, manifest["splits"]))
+    if backbone is not None:
+        _check_own(folder, manifest["backbone"]["fingerprint"], backbone)
     path, expected = folder / f"{split}.safetensors", manifest["splits"][split]
     if not path.is_file() or path.stat().st_size != expected["bytes"]:
         raise DataError(f"`{path}` is missing or damaged; run `cliptune encode` again.")
@@ -195,6 +197,21 @@ def open_features(
         views=manifest["views"] if split == "train" else 0,
         derived=None if backbone is None else Derived(backbone, split, folder / "lazy", manifest),
     )
+
+
+def _check_own(folder: Path, fingerprint: str, backbone: Backbone) -> None:
+    """All that read the store share what is made with `backbone`."""
+    if backbone.fingerprint != fingerprint:
+        raise DataError(
+            f"`{folder}` was made with the backbone {fingerprint[:12]}, got "
+            f"{backbone.fingerprint[:12]}."
+        )
+    for name, parameter in backbone.model.named_parameters():
+        if parameter.requires_grad:
+            raise DataError(
+                f"`{folder}` needs its backbone as it was, frozen; in the one given, `{name}` is "
+                "trained."
+            )
 
 
 @torch.no_grad()

@@ -69,8 +69,8 @@ class Store:
         """Compute what is missing."""
         if not self.units:
             return
-        job = Job(backbone, args.pixels, args.batch_size, args.workers)
         done, missing = self._done(), sum(self.left.values())
+        job = Job(backbone, missing, args.pixels, args.batch_size, args.workers)
         with tqdm(total=done + missing, initial=done, unit="img", desc="encode") as bar:
             for batch in embed_units(self.units, job):
                 self.write(batch)

@@ -1,12 +1,14 @@
-"""Ray Data's part of the `encode` stage: images out of shards, through the frozen towers.
+"""The bulk of the `encode` stage: images out of shards, through the frozen towers.
 
 Flows in: row groups of shards. Flows out: batches of embeddings in whatever order they are ready,
-each with its place. Tasks read and decode; a pool of actors holds the towers.
+each with its place. Ray Data does it: tasks read and decode, a pool of actors holds the towers. A
+few images on one machine are embedded in this process, sooner than Ray would have started.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from trainables.preprocess import Preprocess
 
 Array = np.ndarray[Any, Any]
 READ = 32  # images decoded at a time
+FEW = 2000  # images
 
 
 class Unit(NamedTuple):
@@ -78,9 +81,9 @@ class ReadAndDecode:
         """Units to `split`, `row`, `pixels` (n, 3, R, R), `error`."""
         torch.set_num_threads(1)
         for values in zip(*(batch[name].tolist() for name in Unit._fields), strict=True):
-            yield from self._unit(Unit(*values))
+            yield from self.unit(Unit(*values))
 
-    def _unit(self, unit: Unit) -> Iterator[dict[str, Array]]:
+    def unit(self, unit: Unit) -> Iterator[dict[str, Array]]:
         row = unit.first
         with pq.ParquetFile(unit.file, pre_buffer=False) as file:
             parts = file.iter_batches(READ, row_groups=[unit.group], columns=["id", "image"])
@@ -120,12 +123,16 @@ class Tower:
         if self.backbone.fingerprint != fingerprint:
             raise CliptuneError(f"`{name}` changed while it was being used.")
 
-    @torch.no_grad()
     def __call__(self, batch: dict[str, Array], keep_pixels: bool) -> dict[str, Array]:
-        pixels = torch.from_numpy(np.array(batch["pixels"]))
-        result = {name: batch[name] for name in ("split", "row", "error")}
-        result["image_embeds"] = self.backbone.embed_images(pixels).cpu().numpy()
-        return result | ({"pixels": batch["pixels"]} if keep_pixels else {})
+        return embed(self.backbone, batch, keep_pixels)
+
+
+@torch.no_grad()
+def embed(backbone: Backbone, batch: dict[str, Array], keep_pixels: bool) -> dict[str, Array]:
+    pixels = torch.from_numpy(np.array(batch["pixels"]))
+    result = {name: batch[name] for name in ("split", "row", "error")}
+    result["image_embeds"] = backbone.embed_images(pixels).cpu().numpy()
+    return result | ({"pixels": batch["pixels"]} if keep_pixels else {})
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,7 @@ class Job:
     """What to do with every unit."""
 
     backbone: Backbone
+    images: int  # of all units
     pixels: bool  # hand the pixels on
     batch_size: int
     workers: int | str
@@ -140,6 +148,20 @@ class Job:
 
 def embed_units(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
     """Batches of `split`, `row`, `error`, `image_embeds` (n, e) and perhaps `pixels`."""
+    here = job.images <= FEW and job.workers == "auto" and not os.environ.get("RAY_ADDRESS")
+    yield from (_embed_here if here else _embed_with_ray)(units, job)
+
+
+def _embed_here(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
+    backbone, read = job.backbone, ReadAndDecode(job.backbone.preprocess)
+    if default_device() != backbone.device.type:
+        backbone = load_backbone(backbone.name, backbone.revision, default_device())
+    for unit in units:
+        for batch in read.unit(unit):
+            yield embed(backbone, batch, job.pixels)
+
+
+def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
     connect()
     import ray
 

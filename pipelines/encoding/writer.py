@@ -9,8 +9,6 @@ batch is in memory.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,8 @@ import numpy as np
 from trainables.errors import DataError
 from trainables.features import Texts
 from trainables.files import append_jsonl, read_jsonl, sha256_file, write_json
+from trainables.tensor_file import Array, Layout, TensorFile
 
-Array = np.ndarray[Any, Any]
-DTYPES = {"int64": "I64", "float32": "F32", "int32": "I32", "uint8": "U8"}
 BLOCK = 2**22  # bytes read at once when hashing
 
 
@@ -39,63 +36,45 @@ class SplitWriter:
             "token_offsets": texts.tokens.offsets.numpy(),
             "caption_rows": texts.caption_rows.numpy(),
             "groups": texts.groups.numpy(),
+            "token_ids": texts.tokens.ids.numpy(),
         }
         rows = len(texts.ids)
-        # Wide types first, so that each tensor begins at a multiple of its item's size.
-        layout: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = [
-            *((name, array.dtype, array.shape) for name, array in arrays.items()),
-            ("image_embeds", np.dtype(np.float32), (rows, width)),
-            ("token_ids", np.dtype(np.int32), (len(texts.tokens.ids),)),
-        ]
-        arrays["token_ids"] = texts.tokens.ids.numpy()
+        images: Layout = {"image_embeds": (np.float32, (rows, width))}
         if size is not None:
-            layout.append(("pixels", np.dtype(np.uint8), (rows, 3, size, size)))
-        header, self.starts, end = _header(layout)
-        self.items = {  # bytes of one row
-            name: int(np.prod(shape[1:])) * dtype.itemsize
-            for name, dtype, shape in layout
-            if name not in arrays
-        }
-        self._open(header, arrays, end)
+            images = {**images, "pixels": (np.uint8, (rows, 3, size, size))}
+        known = {name: (array.dtype.type, array.shape) for name, array in arrays.items()}
+        self.file = TensorFile(self.partial, {**known, **images})
+        self.items = {name: self.file.items[name] for name in images}  # bytes of one row
+        self._open(arrays)
 
-    def _open(self, header: bytes, arrays: dict[str, Array], end: int) -> None:
+    def _open(self, arrays: dict[str, Array]) -> None:
         if self.path.exists():  # of a store without a manifest: complete or not, its shards count
             self.path.replace(self.partial)
-        kept = self.partial.exists() and self.partial.stat().st_size == end
-        if not kept:
+        if not self.partial.exists() or self.partial.stat().st_size != self.file.size:
+            self.partial.unlink(missing_ok=True)
             self.progress.unlink(missing_ok=True)
-        with self.partial.open("r+b" if kept else "w+b") as file:
-            try:
-                # All of the disk that is needed, now: a full one is known before any work is done.
-                os.posix_fallocate(file.fileno(), 0, end)
-            except OSError as error:
-                self.partial.unlink()
-                raise DataError(
-                    f"`{self.partial}` needs {end:,} bytes of disk: {error.strerror}."
-                ) from error
-            file.write(header)
-            for name, array in arrays.items():
-                file.seek(self.starts[name])
-                file.write(array.tobytes())
+        try:
+            self.file.allocate()
+        except OSError as error:
+            self.partial.unlink()
+            raise DataError(
+                f"`{self.partial}` needs {self.file.size:,} bytes of disk: {error.strerror}."
+            ) from error
+        for name, array in arrays.items():
+            self.file.put(name, 0, array)
 
     def write(self, rows: Array, values: dict[str, Array]) -> None:
         """Put `values` (n, ...) at `rows` (n,)."""
         runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)
-        with self.partial.open("r+b") as file:
-            for run in runs:
-                for name, array in values.items():
-                    file.seek(self.starts[name] + int(rows[run[0]]) * self.items[name])
-                    file.write(np.ascontiguousarray(array[run[0] : run[-1] + 1]).data)
+        for run in runs:
+            for name, array in values.items():
+                self.file.put(name, int(rows[run[0]]), array[run[0] : run[-1] + 1])
 
     def finish_shard(self, shard: str, first: int, rows: int) -> None:
         """Note that `rows` rows from `first`, those of the shard with this hash, are there."""
-        self._sync()
+        self.file.sync()
         note = {"shard": shard, "first": first, "rows": rows, "sha256": self._hash(first, rows)}
         append_jsonl(self.progress, [note])
-
-    def _sync(self) -> None:
-        with self.partial.open("r+b") as file:
-            os.fsync(file.fileno())
 
     def finished(self) -> set[tuple[str, int]]:
         """(hash, first row) of the shards that an earlier run wrote and that are still intact."""
@@ -112,7 +91,7 @@ class SplitWriter:
         digest = hashlib.sha256()
         with self.partial.open("rb") as file:
             for name, item in self.items.items():
-                file.seek(self.starts[name] + first * item)
+                file.seek(self.file.starts[name] + first * item)
                 left = rows * item
                 while block := file.read(min(left, BLOCK)):
                     digest.update(block)
@@ -121,7 +100,7 @@ class SplitWriter:
 
     def close(self) -> dict[str, Any]:
         """Give the complete file its name; the split's entry in the manifest."""
-        self._sync()
+        self.file.sync()
         self.partial.replace(self.path)
         write_json(self.path.with_suffix(".ids.json"), self.texts.ids)
         return {
@@ -131,23 +110,3 @@ class SplitWriter:
             "bytes": self.path.stat().st_size,
             "sha256": sha256_file(self.path),
         }
-
-
-def _header(
-    layout: list[tuple[str, np.dtype[Any], tuple[int, ...]]],
-) -> tuple[bytes, dict[str, int], int]:
-    """The head of a safetensors file, where each tensor starts in the file, and the file's size."""
-    entries, offset, offsets = {}, 0, {}
-    for name, dtype, shape in layout:
-        size = int(np.prod(shape)) * dtype.itemsize
-        entries[name] = {
-            **{"dtype": DTYPES[dtype.name], "shape": list(shape)},
-            "data_offsets": [offset, offset + size],
-        }
-        offsets[name] = offset
-        offset += size
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    head = len(text).to_bytes(8, "little") + text
-    return head, {name: start + at for name, at in offsets.items()}, start + offset
