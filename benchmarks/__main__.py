@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for every process started from here
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Row
+    from benchmarks.harness import Limit, Row
 
 HERE = Path(__file__).parent
 
@@ -33,7 +33,13 @@ def all_rows() -> list[Row]:
     return [row for family in families for row in family.ROWS]
 
 
-def select(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+def all_limits() -> list[Limit]:
+    from benchmarks import overhead
+
+    return list(overhead.LIMITS)
+
+
+def select(rows: Sequence[Row | Limit], names: Sequence[str]) -> list[Row | Limit]:
     from trainables.errors import ConfigError, unknown
 
     known = {row.name for row in rows} | {row.name.split("/")[0] for row in rows}
@@ -47,27 +53,31 @@ def main(args: Args) -> int:
     """The exit status: 1 where a row failed."""
     import torch
 
-    from benchmarks.harness import measure
-    from benchmarks.table import Entry, Machine, Table, load_average
+    from benchmarks.harness import Limit, measure
+    from benchmarks.table import Entry, Machine, Seconds, Table, load_average
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT 0.21
-    rows = all_rows()
+    rows, limits = all_rows(), all_limits()
     table = Table(HERE, Machine.this())
     print(*table.machine.lines(), f"load average {load_average():.2f}", sep="\n", flush=True)
     failed = False
-    for row in select(rows, args.rows):
+    for row in select([*rows, *limits], args.rows):
         print(f"{row.name}: {row.what}", flush=True)
-        result = measure(row, args.rounds, lambda line: print(line, flush=True))
-        table.entries[row.name] = Entry(result, load_average())
-        table.write(rows)
-        verdict = result.verdict(row)
+        if isinstance(row, Limit):
+            found = Seconds(row.measure(), load_average())
+            table.seconds[row.name], verdict = found, found.verdict(row)
+            said = f"{found.seconds:.3g} s, allowed {row.allowed:g} s"
+        else:
+            result = measure(row, args.rounds, lambda line: print(line, flush=True))
+            table.entries[row.name], verdict = Entry(result, load_average()), result.verdict(row)
+            said = (
+                f"{result.ratio:.2f}x [{result.low:.2f}, {result.high:.2f}], "
+                f"target {row.target:g}x, difference {result.error:.1e}"
+            )
+        table.write(rows, limits)
         failed |= verdict.startswith("FAILED")
-        print(
-            f"{row.name}: {result.ratio:.2f}x [{result.low:.2f}, {result.high:.2f}], "
-            f"target {row.target:g}x, difference {result.error:.1e}: {verdict}",
-            flush=True,
-        )
+        print(f"{row.name}: {said}: {verdict}", flush=True)
     print(f"wrote {HERE / 'RESULTS.md'}")
     return int(failed)
 

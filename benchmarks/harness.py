@@ -48,6 +48,16 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A number of seconds that may not be passed."""
+
+    name: str
+    what: str
+    allowed: float
+    measure: Callable[[], float]
+
+
+@dataclass(frozen=True)
 class Result:
     """What a row measured. Seconds are CPU seconds of one call, medians over the rounds."""
 

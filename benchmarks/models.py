@@ -20,10 +20,11 @@ from trainables.backbone import Backbone
 from trainables.files import write_json
 from trainables.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
-# openai/clip-vit-base-patch32 and -patch16: width, depth and heads of each tower.
+# Width, depth and heads of each tower; those of openai/clip-vit-base-patch32 and -patch16.
 SHAPES: dict[str, dict[str, Any]] = {
     "B/32": {"joint": 512, "text": (512, 12, 8), "vision": (768, 12, 12), "patch": 32},
     "B/16": {"joint": 512, "text": (512, 12, 8), "vision": (768, 12, 12), "patch": 16},
+    "tiny": {"joint": 32, "text": (64, 2, 2), "vision": (64, 2, 2), "patch": 32},
 }
 PREPROCESS = Preprocess("crop", 224, 224, "bicubic", CLIP_MEAN, CLIP_STD)
 PROCESSOR = {

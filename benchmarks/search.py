@@ -46,11 +46,11 @@ ENV = {
 class Search:
     """Both sides of the search, in one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shape: str = SHAPE) -> None:
         self.folder, self.tree = folder, ProcessTree()
         names = list(read_json(FILE)["classes"])
         captions = [f"a photo of a {name}." for name in names]
-        self.clip = save(folder / "clip", SHAPE, captions)
+        self.clip = save(folder / "clip", shape, captions)
         for kind, name in enumerate(names):
             for split, count in PICTURES.items():
                 for number in range(count):
@@ -61,22 +61,36 @@ class Search:
     def python(self, *words: object) -> None:
         self.tree.run([sys.executable, "-m", *map(str, words)], ENV, ROOT)
 
-    def ours(self) -> Outputs:
-        shards, features, study = (self.folder / name for name in ("shards", "features", "study"))
+    def store(self) -> None:
+        """Features of the pictures."""
+        shards, features = (self.folder / name for name in ("shards", "features"))
         self.python("pipelines.shards", "--source", self.folder / "images", "--out", shards)
         self.python(
             *("pipelines.encode", "--shards", shards),
             *("--backbone", self.clip, "--out", features),
         )
+
+    def tune(self, *words: object) -> None:
+        """A search with one worker."""
         self.python(
-            *("pipelines.tune", "--features", find_store(features), "--out", study),
+            *("pipelines.tune", "--features", find_store(self.folder / "features")),
+            *("--out", self.folder / "study", "--concurrent", 1, "--metric", "val/t2i_mrr"),
+            *words,
+        )
+
+    def trial(self, number: int) -> Path:
+        return self.folder / "study" / "trials" / f"{number:04d}"
+
+    def ours(self) -> Outputs:
+        self.store()
+        self.tune(
             *("--adapter", "soft_prompt", "--trials", TRIALS, "--epochs", EPOCHS),
-            *("--concurrent", 1, "--metric", "val/t2i_mrr", "--set", *FIXED),
+            *("--set", *FIXED),
         )
         return outputs({trial.name: rows_of(trial) for trial in self.trials()})
 
     def trials(self) -> list[Path]:
-        return sorted((self.folder / "study" / "trials").iterdir())
+        return [self.trial(number) for number in range(TRIALS)]
 
     def baseline(self) -> Outputs:
         store = find_store(self.folder / "features")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness import Result, Row
+from benchmarks.harness import Limit, Result, Row
 from trainables.files import read_json, write_bytes, write_json
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
@@ -68,6 +68,17 @@ class Entry:
     load: float  # the machine's load average of one minute, after the row
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """A measured limit."""
+
+    seconds: float
+    load: float
+
+    def verdict(self, limit: Limit) -> str:
+        return "kept" if self.seconds <= limit.allowed else "not kept"
+
+
 def load_average() -> float:
     return os.getloadavg()[0]
 
@@ -78,6 +89,7 @@ class Table:
     def __init__(self, folder: Path, machine: Machine) -> None:
         self.folder, self.machine = folder, machine
         self.entries: dict[str, Entry] = {}
+        self.seconds: dict[str, Seconds] = {}
         path = folder / "results.json"
         if path.is_file():
             stored = read_json(path)
@@ -86,20 +98,23 @@ class Table:
                     name: Entry(Result(**entry["result"]), entry["load"])
                     for name, entry in stored["rows"].items()
                 }
+                limits = stored.get("limits", {})
+                self.seconds = {name: Seconds(**one) for name, one in limits.items()}
 
-    def write(self, rows: Iterable[Row]) -> None:
-        """Both files, in the order of `rows`; entries of other rows are dropped."""
-        rows = list(rows)
+    def write(self, rows: Sequence[Row], limits: Sequence[Limit]) -> None:
+        """Both files, in the order given; entries of other names are dropped."""
         found: Mapping[str, Any] = {
             row.name: asdict(self.entries[row.name]) for row in rows if row.name in self.entries
         }
-        stored = {"machine": asdict(self.machine), "rows": found}
+        kept: Mapping[str, Any] = {
+            one.name: asdict(self.seconds[one.name]) for one in limits if one.name in self.seconds
+        }
+        stored = {"machine": asdict(self.machine), "rows": found, "limits": kept}
         write_json(self.folder / "results.json", stored)
-        write_bytes(self.folder / "RESULTS.md", self.render(rows).encode())
+        write_bytes(self.folder / "RESULTS.md", self.render(rows, limits).encode())
 
-    def render(self, rows: Iterable[Row]) -> str:
+    def render(self, rows: Sequence[Row], limits: Sequence[Limit]) -> str:
         """The page."""
-        rows = list(rows)
         lines = [
             "# Benchmarks",
             "",
@@ -115,11 +130,22 @@ class Table:
             "|---|---|---|---|---|---|---|---|---|---|",
             *(self._line(row) for row in rows),
             "",
+            "| limit | what | allowed | measured | load | verdict |",
+            "|---|---|---|---|---|---|",
+            *(self._limit(one) for one in limits),
+            "",
             "| not measured here | needs |",
             "|---|---|",
             *(f"| {what} | {need} |" for what, need in NOT_MEASURED),
         ]
         return "\n".join(lines) + "\n"
+
+    def _limit(self, limit: Limit) -> str:
+        start = f"| `{limit.name}` | {limit.what} | {limit.allowed:g} s "
+        if limit.name not in self.seconds:
+            return start + "| | | not run |"
+        found = self.seconds[limit.name]
+        return start + f"| {found.seconds:.3g} s | {found.load:.1f} | {found.verdict(limit)} |"
 
     def _line(self, row: Row) -> str:
         start = f"| `{row.name}` | {row.what} | {row.target:g}x "

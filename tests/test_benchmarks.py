@@ -16,9 +16,9 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import captions, fused, images, models, naive, ranks, search
-from benchmarks.harness import Case, Outputs, Result, Row, difference, measure
+from benchmarks.harness import Case, Limit, Outputs, Result, Row, difference, measure
 from benchmarks.models import PREPROCESS
-from benchmarks.table import Entry, Machine, Table
+from benchmarks.table import Entry, Machine, Seconds, Table
 from benchmarks.text import padded
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone, load_backbone
@@ -162,7 +162,7 @@ def test_the_page_shows_results_and_hides_those_of_failed_rows(tmp_path: Path) -
         "family/unequal": Entry(result_of(error=1e-2), 0.5),
         "family/unsteady": Entry(result_of(spread=0.2), 0.5),
     }
-    table.write(rows)
+    table.write(rows, [])
     page = (tmp_path / "RESULTS.md").read_text()
     lines = {name: next(x for x in page.splitlines() if f"/{name}`" in x) for name in
              ("good", "slow", "unequal", "unsteady", "missing")}  # fmt: skip
@@ -180,11 +180,25 @@ def test_the_page_shows_results_and_hides_those_of_failed_rows(tmp_path: Path) -
     assert len({line.count("|") for line in lines.values()}) == 1
 
 
+def test_the_page_shows_limits(tmp_path: Path) -> None:
+    limits = [Limit(f"over/{name}", "a limit", 0.5, float) for name in ("kept", "broken", "new")]
+    table = Table(tmp_path, MACHINE)
+    table.seconds = {"over/kept": Seconds(0.5, 1.0), "over/broken": Seconds(0.6, 1.0)}
+    table.write([], limits)
+    assert Table(tmp_path, MACHINE).seconds == table.seconds
+    lines = [x for x in (tmp_path / "RESULTS.md").read_text().splitlines() if "`over/" in x]
+    assert lines == [
+        "| `over/kept` | a limit | 0.5 s | 0.5 s | 1.0 | kept |",
+        "| `over/broken` | a limit | 0.5 s | 0.6 s | 1.0 | not kept |",
+        "| `over/new` | a limit | 0.5 s | | | not run |",
+    ]
+
+
 def test_rows_stay_until_measured_again_on_the_same_machine(tmp_path: Path) -> None:
     row = row_of([1], [1])[0]
     table = Table(tmp_path, MACHINE)
     table.entries["family/row"] = Entry(result_of(), 0.5)
-    table.write([row])
+    table.write([row], [])
     assert Table(tmp_path, MACHINE).entries == table.entries
     assert Table(tmp_path, replace(MACHINE, cpu="Another")).entries == {}
 
@@ -195,7 +209,11 @@ def test_the_stored_page_is_what_the_stored_results_give() -> None:
     stored = json.loads((folder / "results.json").read_text())
     table = Table(folder, Machine(**stored["machine"]))
     assert {name: asdict(entry) for name, entry in table.entries.items()} == stored["rows"]
-    assert table.render(command.all_rows()) == (folder / "RESULTS.md").read_text()
+    assert {name: asdict(one) for name, one in table.seconds.items()} == stored["limits"]
+    assert (
+        table.render(command.all_rows(), command.all_limits())
+        == (folder / "RESULTS.md").read_text()
+    )
 
 
 def test_the_command_runs_the_rows_asked_for_and_fails_where_one_does(
@@ -204,14 +222,18 @@ def test_the_command_runs_the_rows_asked_for_and_fails_where_one_does(
     good = row_of([8.0], [1.0])[0]
     bad = replace(row_of([8.0], [1.0], {})[0], name="family/bad")
     monkeypatch.setattr(command, "HERE", tmp_path)
+    limit = Limit("family/limit", "a limit", 0.5, lambda: 0.7)
     monkeypatch.setattr(command, "all_rows", lambda: [good, bad])
+    monkeypatch.setattr(command, "all_limits", lambda: [limit])
     threads = torch.get_num_threads()
     try:
         assert command.main(command.Args(("family/row",), rounds=2)) == 0
         assert command.main(command.Args((), rounds=2)) == 1
     finally:
         torch.set_num_threads(threads)
-    assert "FAILED: unequal" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "FAILED: unequal" in said
+    assert "family/limit: 0.7 s, allowed 0.5 s: not kept" in said
     assert set(json.loads((tmp_path / "results.json").read_text())["rows"]) == {
         "family/row",
         "family/bad",
