@@ -14,12 +14,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from trainables.config import TrainConfig, Value, flatten
 from trainables.data import Batch
@@ -104,19 +108,23 @@ class Fleet:
             return
         device = self.runs[0].adapter.backbone.device
         self.parameters: dict[str, Tensor] = {}
+        self.grads: dict[str, Tensor] = {}
+        self.steps: list[Tensor] = []
         for name in self.runs[0].trained:
             own = [run.trained[name] for run in self.runs]
             stack = torch.stack([parameter.detach() for parameter in own])
             moments = {
                 key: torch.stack([self._moment(run, name, key) for run in self.runs])
-                for key in ("exp_avg", "exp_avg_sq")
+                for key in ("exp_avg", "exp_avg_sq", "step")
             }
+            self.steps.append(moments["step"])  # (N,)
             self.parameters[name] = stack.requires_grad_()
+            self.grads[name] = torch.zeros_like(stack)
             for n, (run, parameter) in enumerate(zip(self.runs, own, strict=True)):
                 parameter.data = stack.data[n]
+                parameter.grad = self.grads[name][n]
                 state = run.optimizer.state[parameter]
                 state |= {key: moment[n] for key, moment in moments.items()}
-                state.setdefault("step", torch.zeros((), device=device))
         self.buffers: dict[str, Tensor] = {}
         for name, _ in self._differing():
             stack = torch.stack([run.adapter.objective.get_buffer(name) for run in self.runs])
@@ -126,9 +134,12 @@ class Fleet:
         norms = [run.config.optim.clip_norm or math.inf for run in self.runs]
         self.clip = torch.tensor(norms, device=device)
         self.lr = torch.zeros(len(self.runs), device=device)  # of the next step
-        for n, run in enumerate(self.runs):
-            for group in run.optimizer.param_groups:
-                group |= {"lr": self.lr[n], "capturable": device.type == "cuda"}
+        self.updates = [
+            _adamw(run.optimizer, group, self.lr[n])
+            for n, run in enumerate(self.runs)
+            for group in run.optimizer.param_groups
+            if group["params"]
+        ]
         # A recording holds the addresses of these stacks.
         self.replays = Replays(self._update, self.runs[0].adapter.backbone, self.record)
 
@@ -136,7 +147,10 @@ class Fleet:
     def _moment(run: Run, name: str, key: str) -> Tensor:
         parameter = run.trained[name]
         found: Tensor | None = run.optimizer.state[parameter].get(key)
-        return torch.zeros_like(parameter.detach()) if found is None else found
+        if found is None:
+            like = parameter.detach()
+            return like.new_zeros(()) if key == "step" else torch.zeros_like(like)
+        return found
 
     def _differing(self) -> list[tuple[str, Tensor]]:
         """The objective's numbers; which way it computes is the same for all."""
@@ -161,11 +175,11 @@ class Fleet:
         found = torch.autograd.grad(
             losses.sum(), list(self.parameters.values()), allow_unused=True, materialize_grads=True
         )
-        grads = self._clipped(found)
-        for n, run in enumerate(self.runs):
-            for name, grad in zip(self.parameters, grads, strict=True):
-                run.trained[name].grad = grad[n]
-            run.optimizer.step()
+        with torch.no_grad():
+            self._clip(found)
+            torch._foreach_add_(self.steps, 1)
+            for update in self.updates:
+                update()
         self.names = list(numbers)
         return torch.stack(list(numbers.values()), 1)
 
@@ -180,7 +194,7 @@ class Fleet:
         # `same`: dropout draws for each run what it would have drawn alone.
         device = template.backbone.device
         kernels = [SDPBackend.MATH] if device.type == "cpu" else list(GPU_KERNELS)
-        with autocast(template.train_config.precision, device), sdpa_kernel(kernels):
+        with autocast(template.train_config.precision, device), sdpa_kernel(kernels), _Linear():
             found: tuple[Tensor, dict[str, Tensor]] = torch.vmap(member, randomness="same")(
                 self.parameters | self.buffers
             )
@@ -189,19 +203,58 @@ class Fleet:
     def _calibrate(self, batch: Batch) -> None:
         """What a run's first batch decides (the sigmoid loss's bias), by its own forward."""
         for run in self.runs:
-            if not getattr(run.adapter.objective, "bias_is_set", True):
+            if not run.adapter.objective.calibrated:
                 state = torch.get_rng_state()
                 with torch.no_grad(), autocast(run.config.precision, run.adapter.backbone.device):
                     run.adapter(batch)
                 torch.set_rng_state(state)
 
-    def _clipped(self, grads: Sequence[Tensor]) -> list[Tensor]:
-        """`clip_grad_norm_` of each run's own gradients; contiguous, as the optimizer looks at no
-        strides."""
-        squares = [grad.reshape(len(grad), -1).square().sum(1) for grad in grads]  # (N,) each
-        factor = (self.clip / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1)
-        factors = [factor.view(-1, *[1] * (grad.ndim - 1)) for grad in grads]
-        return [(g * f).contiguous() for g, f in zip(grads, factors, strict=True)]
+    def _clip(self, found: Sequence[Tensor]) -> None:
+        """`clip_grad_norm_` of each run's own gradients, into its `grad`."""
+        for grad, new in zip(self.grads.values(), found, strict=True):
+            grad.copy_(new)
+        flat = [grad.view(len(self.runs), -1) for grad in self.grads.values()]
+        norms = torch.stack([torch.linalg.vector_norm(grad, dim=1) for grad in flat])
+        factor = self.clip / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)  # (N,)
+        for grad in flat:
+            grad.mul_(factor.clamp(max=1)[:, None])
+
+
+def _adamw(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], lr: Tensor
+) -> Callable[[], object]:
+    """What `optimizer.step()` does for one of its groups, all but counting the step, without what
+    it looks up each time: of a small head's step that is more than the arithmetic."""
+    states = [optimizer.state[parameter] for parameter in group["params"]]
+    return partial(
+        torch._fused_adamw_,
+        group["params"],
+        [parameter.grad for parameter in group["params"]],
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        amsgrad=False,
+        lr=lr,  # a tensor: it changes with the step, and a recording reads it from memory
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+class _Linear(TorchFunctionMode):
+    """In `vmap`, x W^T as (W x^T)^T: the runs' matrices then stand in one product with what they
+    share, and the gradients of W lie as W does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and args[0].ndim == 2 and is_batchedtensor(args[1]):
+            inputs, weight, *bias = args
+            bias = bias or list((kwargs or {}).values())
+            out = (weight @ inputs.mT).mT
+            return out + bias[0] if bias and bias[0] is not None else out
+        return func(*args, **(kwargs or {}))
 
 
 def best_width(

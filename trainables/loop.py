@@ -220,7 +220,11 @@ class Run:
         """The batch of the current step. Dropout, too, becomes a function of the step (and of the
         worker)."""
         seed = generator(self.config.seed, 2, self.step, self.worker.rank).initial_seed()
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(
+            seed
+        )  # `torch.manual_seed` looks at every kind of device
+        if self.adapter.backbone.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         return self.batches(self.step, self.total).to(self.adapter.backbone.device)
 
     def _train_step(self) -> Row:
