@@ -7,6 +7,7 @@ space, on the command line, in `config.json` and in an error. Nothing else is co
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -167,8 +168,14 @@ def replace(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return typing.cast(TrainConfig, _replace(config, "", values))
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a config's fields."""
+    return typing.get_type_hints(kind)
+
+
 def _replace(config: Any, prefix: str, values: Mapping[str, Any]) -> Any:
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(config.__class__)
     changed: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         name = prefix + item.name

@@ -308,12 +308,13 @@ class Run:
             raise RuntimeError(f"the workers read checkpoints of different steps: {steps}.")
 
     def _write_metrics(self) -> None:
-        """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line."""
+        """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line. The
+        checkpoint has them too."""
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_bytes(self.folder / "metrics.jsonl", lines.encode())
+        write_bytes(self.folder / "metrics.jsonl", lines.encode(), durable=False)
         table = io.StringIO()
         with contextlib.closing(table):
             writer = csv.DictWriter(table, fieldnames=list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
-            write_bytes(self.folder / "metrics.csv", table.getvalue().encode())
+            write_bytes(self.folder / "metrics.csv", table.getvalue().encode(), durable=False)

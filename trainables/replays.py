@@ -50,7 +50,7 @@ class Replays:
         if self.record is None:
             return self.work(batch)
         inputs = self._inputs(batch)
-        shape = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        shape = _shape(inputs)
         if shape not in self.recordings and shape in self.seen and len(self.recordings) < MOST:
             try:
                 self.recordings[shape] = Recording(inputs, self.record(lambda: self.work(batch)))
@@ -64,9 +64,9 @@ class Replays:
                 if own is not new:
                     own.copy_(new)
             return recording.replay()
-        self.seen.add(shape)
         result = self.work(batch)
         self.forms = [form for form in batch.tokens.plans if form.grad]
+        self.seen.add(_shape(self._inputs(batch)))
         return result
 
     def _inputs(self, batch: Batch) -> list[Tensor]:
@@ -74,6 +74,10 @@ class Replays:
         plans = [plan(self.backbone, batch.tokens, form) for form in self.forms]
         given = (batch.image_embeds, batch.hidden, batch.text_embeds, batch.progress)
         return list(tensors((*given, batch.image_groups, batch.caption_groups, *plans)))
+
+
+def _shape(inputs: list[Tensor]) -> Hashable:
+    return tuple((tensor.shape, tensor.dtype) for tensor in inputs)
 
 
 def tensors(value: object) -> Iterator[Tensor]:
