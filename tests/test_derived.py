@@ -156,6 +156,7 @@ def test_a_view_needs_the_decoders_it_was_declared_with(store: Path) -> None:
     data = open_features(store, "train", backbone_of(store))
     with pytest.raises(DataError, match=r"'pillow': '1\.0'.*encode` again"):
         data.embeds(ROWS, 1)
+    assert not list((store / "lazy").glob("*.partial"))
 
 
 def test_the_budget_of_a_finished_store_can_be_changed(

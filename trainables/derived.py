@@ -65,10 +65,16 @@ def made_once(path: Path | None, layout: Layout, fill: Fill) -> Tensors:
         except OSError:  # a full disk: the next process makes its own
             file.path.unlink(missing_ok=True)
             return _in_memory(layout, fill)
-        fill(file.put)
-        file.sync()
+        try:
+            fill(file.put)
+            file.sync()
+        except BaseException:
+            file.path.unlink()
+            raise
         file.path.replace(path)
-        return _mapped(path) or {}
+        found = _mapped(path)
+        assert found is not None
+        return found
 
 
 def _in_memory(layout: Layout, fill: Fill) -> Tensors:

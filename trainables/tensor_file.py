@@ -47,6 +47,7 @@ class TensorFile:
         is done. What the file holds already stays."""
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
             os.posix_fallocate(file.fileno(), 0, self.size)
+            file.truncate(self.size)
             file.write(self.header)
 
     def put(self, name: str, row: int, values: Array) -> None:
