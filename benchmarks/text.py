@@ -40,7 +40,7 @@ def context(count: int, width: int) -> Tensor:
 
 
 def drawn(tokens: Tokens) -> Tokens:
-    """Captions as a step draws them: nothing about them is known yet."""
+    """Captions as a step draws them: how to compute them is not known yet."""
     return Tokens(tokens.ids, tokens.offsets)
 
 
@@ -74,7 +74,7 @@ def coop() -> Case:
 
     return Case(
         lambda: run(clip.embed_images(pixels), padded(clip.model, tokens, ctx)),
-        lambda: run(cached, embed_text(clip, tokens, Prompt(ctx))),
+        lambda: run(cached, embed_text(clip, drawn(tokens), Prompt(ctx))),
     )
 
 
@@ -100,7 +100,7 @@ def cocoop() -> Case:
 
     return Case(
         lambda: run(clip.embed_images(pixels), lambda shifted: padded(clip.model, tokens, shifted)),
-        lambda: run(cached, lambda shifted: embed_text(clip, tokens, Prompt(shifted))),
+        lambda: run(cached, lambda shifted: embed_text(clip, drawn(tokens), Prompt(shifted))),
     )
 
 

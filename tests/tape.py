@@ -14,7 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-WAITS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+aten = torch.ops.aten
+WAITS = (
+    *(aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default),
+    *(aten._unique2.default, aten.unique_dim.default, aten.repeat_interleave.Tensor),
+)  # and an index that is a mask
 
 
 class Tape(TorchDispatchMode):
@@ -26,7 +30,10 @@ class Tape(TorchDispatchMode):
         self.before: list[tuple[Tensor, Tensor]] = []  # what was written to, as it was
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in WAITS:
+        masked = func in (aten.index.Tensor, aten.index_put_.default) and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if func in WAITS or masked:
             raise RuntimeError(f"{func} makes the CPU wait for the device")
         kwargs = kwargs or {}
         for argument, value in zip(func._schema.arguments, args, strict=False):

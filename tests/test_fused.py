@@ -30,6 +30,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "adaptive": {"temperature.policy": "adaptive"},
     "cosine": {"temperature.policy": "cosine"},
     "siglip": {"loss.kind": "siglip"},
+    "siglip adaptive": {"loss.kind": "siglip", "temperature.policy": "adaptive"},
     "reweight": {"loss.hard_negatives": "reweight"},
 }
 Make = Callable[..., list[Run]]
@@ -110,18 +111,20 @@ def test_every_adapter_fuses_with_the_gradients_of_single_runs(variant: str, mak
             run.step += 1
 
 
-def test_a_member_goes_on_alone_and_single_runs_together(make: Make) -> None:
-    alone = make("alone")
+@pytest.mark.parametrize("objective", ["plain", "siglip adaptive"])
+def test_a_member_goes_on_alone_and_single_runs_together(objective: str, make: Make) -> None:
+    values = OBJECTIVES[objective]
+    alone = make("alone", **values)
     for run in alone:
         for _ in range(3):
             run.advance()
-    first = Fleet(make("member"))
+    first = Fleet(make("member", **values))
     first.advance()
-    single = make("member")  # resumed from what the fleet saved
+    single = make("member", **values)  # resumed from what the fleet saved
     assert [run.epoch for run in single] == [1, 1, 1]
     for run in single:
         run.advance()
-    second = Fleet(make("member"))
+    second = Fleet(make("member", **values))
     assert [run.epoch for run in second.runs] == [2, 2, 2]
     ended = second.runs
     second.advance()

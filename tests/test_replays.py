@@ -30,7 +30,7 @@ def check(variant: str, make: Make, **values: object) -> None:
             run.advance()
     together = make("together", variant, epochs=6, **values)
     recorder = Recorder()
-    fleet = Fleet(together, recorder)
+    fleet = Fleet(together, lambda device: recorder)
     while fleet.runs:
         fleet.advance()
     assert recorder.replayed > 2 * recorder.recorded > 0  # most steps are replays
@@ -56,7 +56,7 @@ def test_dropout_draws_anew_in_each_replay(make: Make) -> None:
 def test_what_was_recorded_ends_with_its_members(make: Make) -> None:
     recorder = Recorder()
     together = make("together", epochs=6)
-    fleet = Fleet(together, recorder)
+    fleet = Fleet(together, lambda device: recorder)
     fleet.advance()
     first = recorder.recorded
     assert first > 0
@@ -72,7 +72,7 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(
         raise RuntimeError("operation not permitted when stream is capturing")
 
     alone, together = make("alone"), make("together")
-    fleet = Fleet(together, refuse)  # type: ignore[arg-type]
+    fleet = Fleet(together, lambda device: refuse)  # type: ignore[arg-type,return-value]
     with caplog.at_level(logging.WARNING):
         fleet.advance()
     assert [record.message for record in caplog.records] == [
@@ -81,12 +81,14 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(
     for run, other in zip(together, alone, strict=True):
         other.advance()
         assert_same_tensors(run, other)
+    fleet.leave([together[1]])
+    assert fleet.replays.record is None  # it is not tried again
 
 
 def test_there_are_at_most_so_many_recordings(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replays, "MOST", 0)
     recorder = Recorder()
-    fleet = Fleet(make("together"), recorder)
+    fleet = Fleet(make("together"), lambda device: recorder)
     fleet.advance()
     assert recorder.recorded == 0
 

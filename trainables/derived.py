@@ -55,26 +55,30 @@ def made_once(path: Path | None, layout: Layout, fill: Fill) -> Tensors:
         return found
     with alone(path.with_suffix(".lock")) as locked:
         if not locked:
-            return _in_memory(layout, fill)
+            return _unkept(path, layout, fill)
         found = _mapped(path)
         if found is not None:
             return found
         file = TensorFile(path.with_suffix(".partial"), layout)
         try:
             file.allocate()
-        except OSError:  # a full disk: the next process makes its own
-            file.path.unlink(missing_ok=True)
-            return _in_memory(layout, fill)
-        try:
             fill(file.put)
             file.sync()
+            file.path.replace(path)
+        except OSError:  # a full disk
+            file.path.unlink(missing_ok=True)
+            return _unkept(path, layout, fill)
         except BaseException:
-            file.path.unlink()
+            file.path.unlink(missing_ok=True)
             raise
-        file.path.replace(path)
         found = _mapped(path)
         assert found is not None
         return found
+
+
+def _unkept(path: Path, layout: Layout, fill: Fill) -> Tensors:
+    print(f"warning: `{path}` cannot be written: each process makes its own", file=sys.stderr)
+    return _in_memory(layout, fill)
 
 
 def _in_memory(layout: Layout, fill: Fill) -> Tensors:

@@ -53,11 +53,12 @@ def shape_of(config: TrainConfig) -> dict[str, Value]:
 class Fleet:
     """N runs, advanced together. One that diverges or has finished leaves; the others go on."""
 
-    def __init__(self, runs: Sequence[Run], record: Record | None = None) -> None:
-        """`record`: what records steps, on a GPU its own graphs."""
-        self.runs = list(runs)
+    def __init__(
+        self, runs: Sequence[Run], recorder: Callable[[torch.device], Record | None] = recorder
+    ) -> None:
+        """`recorder`: what gives a device's way to record steps, if it has one."""
+        self.runs, self.recorder = list(runs), recorder
         first = self.runs[0]
-        self.record = record or recorder(first.adapter.backbone.device)
         for run in self.runs[1:]:
             if shape_of(run.config) != shape_of(first.config) or run.step != first.step:
                 raise ConfigError(
@@ -98,6 +99,8 @@ class Fleet:
     def _keep(self, runs: list[Run]) -> None:
         if len(runs) < len(self.runs):
             self.runs = runs
+            if self.replays.refused:
+                self.recorder = lambda _: None
             self._stack()
 
     # -- the stacks -------------------------------------------------------------------------
@@ -141,7 +144,7 @@ class Fleet:
             if group["params"]
         ]
         # A recording holds the addresses of these stacks.
-        self.replays = Replays(self._update, self.runs[0].adapter.backbone, self.record)
+        self.replays = Replays(self._update, self.runs[0].adapter.backbone, self.recorder(device))
 
     @staticmethod
     def _moment(run: Run, name: str, key: str) -> Tensor:
@@ -203,11 +206,20 @@ class Fleet:
     def _calibrate(self, batch: Batch) -> None:
         """What a run's first batch decides (the sigmoid loss's bias), by its own forward."""
         for run in self.runs:
-            if not run.adapter.objective.calibrated:
-                state = torch.get_rng_state()
-                with torch.no_grad(), autocast(run.config.precision, run.adapter.backbone.device):
+            objective, device = run.adapter.objective, run.adapter.backbone.device
+            if objective.calibrated:
+                continue
+            cards = [device] if device.type == "cuda" else []
+            with (
+                torch.random.fork_rng(cards),
+                torch.no_grad(),
+                autocast(run.config.precision, device),
+            ):
+                objective.eval()  # an adaptive temperature stays where it is
+                if not objective.bias_is_set:
                     run.adapter(batch)
-                torch.set_rng_state(state)
+                objective.train()
+            objective.calibrated = True
 
     def _clip(self, found: Sequence[Tensor]) -> None:
         """`clip_grad_norm_` of each run's own gradients, into its `grad`."""

@@ -224,7 +224,8 @@ class Run:
             seed
         )  # `torch.manual_seed` looks at every kind of device
         if self.adapter.backbone.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(self.adapter.backbone.device):
+                torch.cuda.manual_seed(seed)
         return self.batches(self.step, self.total).to(self.adapter.backbone.device)
 
     def _train_step(self) -> Row:
@@ -308,13 +309,15 @@ class Run:
             raise RuntimeError(f"the workers read checkpoints of different steps: {steps}.")
 
     def _write_metrics(self) -> None:
-        """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line. The
-        checkpoint has them too."""
+        """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line. All
+        but a run's last state can be written anew from its checkpoint."""
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_bytes(self.folder / "metrics.jsonl", lines.encode(), durable=False)
+        write_bytes(self.folder / "metrics.jsonl", lines.encode(), durable=self.finished)
         table = io.StringIO()
         with contextlib.closing(table):
             writer = csv.DictWriter(table, fieldnames=list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
-            write_bytes(self.folder / "metrics.csv", table.getvalue().encode(), durable=False)
+            write_bytes(
+                self.folder / "metrics.csv", table.getvalue().encode(), durable=self.finished
+            )

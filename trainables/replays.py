@@ -41,6 +41,7 @@ class Replays:
     ) -> None:
         self.work, self.backbone, self.record = work, backbone, record
         self.forms: list[Form] = []  # of the plans that `work` asks for
+        self.refused = False
         self.seen: set[Hashable] = set()
         self.recordings: dict[Hashable, Recording] = {}
 
@@ -56,7 +57,8 @@ class Replays:
                 self.recordings[shape] = Recording(inputs, self.record(lambda: self.work(batch)))
             except RuntimeError as error:
                 logging.getLogger(__name__).warning("steps are not recorded: %s", error)
-                self.record = None
+                self.refused, self.record = True, None
+                self.recordings.clear()
                 return self.work(batch)
         if shape in self.recordings:
             recording = self.recordings[shape]
@@ -93,15 +95,20 @@ def tensors(value: object) -> Iterator[Tensor]:
 
 
 def recorder(device: torch.device) -> Record | None:
-    """CUDA graphs that share one pool of memory: they never run side by side."""
+    """CUDA graphs that share one pool of memory: they never run side by side. A pool ends with the
+    last of its graphs, so each set of them needs a recorder of its own."""
     if device.type != "cuda":
         return None
     pool = torch.cuda.graph_pool_handle()
 
     def record(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            result = work()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                result = work()
+        except RuntimeError:
+            torch.cuda.set_stream(stream)  # it may have stayed on the one that was recorded
+            raise
 
         def replay() -> Tensor:
             graph.replay()

@@ -91,7 +91,10 @@ class Form:
     @classmethod
     def of(cls, backbone: Backbone, tokens: Tokens, prompt: Prompt | None, share: bool) -> Form:
         text = backbone.model.config.text_config
-        tower = (backbone.kind, backbone.device, text.num_attention_heads, text.vocab_size)
+        tower = (
+            *(backbone.kind, backbone.device, text.num_attention_heads, text.vocab_size),
+            *(backbone.context_length, backbone.start_token, backbone.pad_token),
+        )
         grad = torch.is_grad_enabled()
         if prompt is None:
             return cls(tower, share, grad)

@@ -76,7 +76,7 @@ class Store:
                 self.write(batch)
                 bar.update(len(batch["row"]))
         if any(self.left.values()):
-            raise CliptuneError(f"Ray lost {sum(self.left.values())} images: run this again.")
+            raise CliptuneError(f"{sum(self.left.values())} images got lost: run this again.")
 
     def _done(self) -> int:
         """Images that were there already."""

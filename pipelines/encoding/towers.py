@@ -155,7 +155,8 @@ def embed_units(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
 def _embed_here(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
     backbone, read = job.backbone, ReadAndDecode(job.backbone.preprocess)
     if default_device() != backbone.device.type:
-        backbone = load_backbone(backbone.name, backbone.revision, default_device())
+        of = (backbone.name, backbone.revision, backbone.fingerprint)
+        backbone = Tower(*of, torch.get_num_threads()).backbone
     for unit in units:
         for batch in read.unit(unit):
             yield embed(backbone, batch, job.pixels)

@@ -53,10 +53,12 @@ class SplitWriter:
         if not self.partial.exists() or self.partial.stat().st_size != self.file.size:
             self.partial.unlink(missing_ok=True)
             self.progress.unlink(missing_ok=True)
+        kept = self.partial.exists()
         try:
             self.file.allocate()
         except OSError as error:
-            self.partial.unlink()
+            if not kept:
+                self.partial.unlink(missing_ok=True)
             raise DataError(
                 f"`{self.partial}` needs {self.file.size:,} bytes of disk: {error.strerror}."
             ) from error
