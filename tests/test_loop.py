@@ -337,6 +337,8 @@ def test_mined_batches_hold_near_neighbours(backbone: Backbone, features: Path) 
     anchors, partners = batch.image_groups[:4], batch.image_groups[4:]
     for anchor, partner in zip(anchors.tolist(), partners.tolist(), strict=True):
         assert partner in batches.neighbours[anchor].tolist()
+    again = Batches(data, make_config("soft_prompt", values | {"seed": 1}))
+    assert again.neighbours is batches.neighbours  # found once for all trials of a process
 
 
 def test_auto_precision_looks_at_the_processor(tmp_path: Path) -> None:

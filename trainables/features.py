@@ -10,7 +10,7 @@ written last.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from trainables.derived import Derived
 from trainables.errors import DataError, unknown
 from trainables.files import read_json, sha256_json
 from trainables.images import decode
+from trainables.mining import nearest_images
 from trainables.preprocess import decoder_versions
 from trainables.shards import Seal, ShardSet
 
@@ -47,6 +48,7 @@ class SplitFeatures:
     truncated: int = 0  # captions that were cut to the text tower's length
     views: int = 0  # augmented ones, which training shows in turn
     derived: Derived | None = None
+    nearest: dict[int, Tensor] = field(default_factory=dict)  # what `neighbours` has found
 
     def embeds(self, rows: Tensor, view: int = 0) -> Tensor:
         """The frozen image tower's outputs for a view of `rows` (B,): (B, e)."""
@@ -65,6 +67,12 @@ class SplitFeatures:
             )
         pixels = self.pixels if view == 0 else self._more.view(view)["pixels"]
         return self._more.hidden(pixels, rows, view, block)
+
+    def neighbours(self, k: int) -> Tensor:
+        """`nearest_images` of all clean views, once a process: (N, k) int64."""
+        if k not in self.nearest:
+            self.nearest[k] = nearest_images(self.image_embeds, k, self.groups)
+        return self.nearest[k]
 
     @property
     def _more(self) -> Derived:

@@ -1,4 +1,4 @@
-"""Hard negatives from the feature store: each image's most similar others, found once a run."""
+"""Hard negatives from the feature store: each image's most similar others, found once a process."""
 
 from __future__ import annotations
 

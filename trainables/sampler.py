@@ -13,7 +13,6 @@ from trainables.config import TrainConfig
 from trainables.data import Batch
 from trainables.errors import DataError
 from trainables.features import SplitFeatures
-from trainables.mining import nearest_images
 
 
 def generator(*key: int) -> torch.Generator:
@@ -57,16 +56,12 @@ class Batches:
         self.anchors = min(config.batch_size, images)
         if mined:
             self.anchors = max(1, config.batch_size // (1 + config.loss.mined_per_image))
-        self.neighbours = self._mine() if mined else None
+        self.neighbours = data.neighbours(config.loss.mined_pool) if mined else None
         self.steps_per_epoch = max(1, images // self.anchors)
         self.counts = torch.bincount(data.caption_rows, minlength=images)  # (N,)
         self.first = self.counts.cumsum(0) - self.counts
         self.part = (rank, world)
         self._order: tuple[int, Tensor] | None = None
-
-    def _mine(self) -> Tensor:
-        pool = self.config.loss.mined_pool
-        return nearest_images(self.data.image_embeds, pool, self.data.groups)
 
     def __call__(self, step: int, total: int) -> Batch:
         """Step `step` of `total`, this worker's part."""
