@@ -28,7 +28,7 @@ from pipelines.encode import Args, run
 from pipelines.encoding import store as encoding
 from pipelines.encoding import towers
 from pipelines.encoding.store import encode
-from pipelines.encoding.towers import Array, Job, ReadAndDecode, Resources, Tower, Unit
+from pipelines.encoding.towers import Job, ReadAndDecode, Resources, Tower, Unit
 from pipelines.hold import hold
 from tests.tiny import tiny_clip, tiny_shards
 from trainables import features as features_module
@@ -40,6 +40,7 @@ from trainables.image_tower import lower
 from trainables.images import decode
 from trainables.preprocess import view_of
 from trainables.shards import Seal, ShardSet
+from trainables.tensor_file import Array
 
 ROOT = Path(__file__).parents[1]
 

@@ -35,7 +35,7 @@ from trainables.errors import DataError
 from trainables.image_tower import lower
 from trainables.images import decode
 from trainables.preprocess import decoder_versions, view_of
-from trainables.shards import ShardSet
+from trainables.shards import ShardSet, chunks
 from trainables.tensor_file import Array, Layout, TensorFile
 from trainables.text_tower import embed_text
 
@@ -198,7 +198,7 @@ class Derived:
 
         done = 0
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders release the GIL
-            for chunk in _chunks(enumerate(shards.rows(self.split, ["id", "image"])), CHUNK):
+            for chunk in chunks(enumerate(shards.rows(self.split, ["id", "image"])), CHUNK):
                 yield torch.stack(list(pool.map(square, chunk)))
                 done += len(chunk)
                 if time.monotonic() - said > 10:
@@ -247,14 +247,3 @@ def embed_each_once(backbone: Backbone, tokens: Tokens, chunk: int = 4096) -> Te
     parts = torch.arange(len(distinct)).split(chunk)
     embeds = [embed_text(backbone, distinct.select(rows)).float().cpu() for rows in parts]
     return torch.cat(embeds)[inverse]
-
-
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    chunk = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

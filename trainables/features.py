@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from trainables.files import read_json, sha256_json
 from trainables.images import decode
 from trainables.mining import nearest_images
 from trainables.preprocess import decoder_versions
-from trainables.shards import Seal, ShardSet
+from trainables.shards import Seal, ShardSet, chunks
 
 FORMAT = "cliptune-features-2"
 Row = Mapping[str, Any]
@@ -111,13 +110,6 @@ def captions_of(row: Row) -> list[str]:
     if row["class_name"]:
         return [f"a photo of a {row['class_name']}."]
     raise DataError(f"image `{row['id']}` has neither a caption nor a class name.")
-
-
-def chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """`rows` in lists of `size`, the last one shorter."""
-    rows = iter(rows)
-    while chunk := list(islice(rows, size)):
-        yield chunk
 
 
 def read_texts(backbone: Backbone, rows: Iterable[Row]) -> Texts:

@@ -6,10 +6,11 @@ each, in order and one row group at a time. The test split opens only for the ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from trainables.errors import DataError, unknown
 from trainables.files import read_json, sha256_file, sha256_json
 
+T = TypeVar("T")
 FORMAT = "cliptune-shards-1"
 SPLITS = ("train", "val", "test")
 SCHEMA = pa.schema(
@@ -107,3 +109,10 @@ def _rows(files: Sequence[Path], columns: list[str] | None) -> Iterator[dict[str
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for group in range(file.num_row_groups):
                 yield from file.read_row_group(group, columns=columns).to_pylist()
+
+
+def chunks(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    """`rows` in lists of `size`, the last one shorter."""
+    rows = iter(rows)
+    while chunk := list(islice(rows, size)):
+        yield chunk

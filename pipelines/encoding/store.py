@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pipelines import console
 from pipelines.encode import Args
-from pipelines.encoding.towers import Array, Job, Unit, embed_units
+from pipelines.encoding.towers import Job, Unit, embed_units
 from pipelines.encoding.writer import SplitWriter
 from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
@@ -26,6 +26,7 @@ from trainables.features import FORMAT, TEXT_COLUMNS, features_key, read_texts
 from trainables.files import now, read_json, sha256_file, write_json
 from trainables.preprocess import decoder_versions
 from trainables.shards import ShardSet
+from trainables.tensor_file import Array
 
 SPLITS = ("train", "val")
 

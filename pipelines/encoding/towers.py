@@ -23,8 +23,8 @@ from trainables.errors import CliptuneError, ConfigError
 from trainables.hardware import default_device
 from trainables.images import BadImage, decode
 from trainables.preprocess import Preprocess
+from trainables.tensor_file import Array
 
-Array = np.ndarray[Any, Any]
 READ = 32  # images decoded at a time
 FEW = 2000  # images
 
