@@ -15,6 +15,7 @@ from trainables.errors import CliptuneError, unknown
 STAGES = {
     "demo": "the whole line on a drawn data set: see it work first",
     "shards": "check a source of images and words, write Parquet shards",
+    "draw": "choose a few labelled images a class: one classification task",
     "encode": "run the frozen towers once, write the feature store",
     "tune": "search adapters and hyperparameters on train and val",
     "train": "train one adapter with given hyperparameters",

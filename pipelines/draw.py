@@ -1,0 +1,83 @@
+"""Draw a few labelled images a class from shards: one classification task, as a list of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from trainables.errors import DataError
+
+if TYPE_CHECKING:
+    from trainables.draws import Draw
+
+
+@dataclass(frozen=True)
+class Args:
+    """Which images, and how many."""
+
+    shards: Path
+    """The folder that `cliptune shards` wrote, of images with classes."""
+    shots: int = 16
+    """Images a class in train, and at most 4 in val. 0: all there are."""
+    seed: int = 1
+    """Of the draw: another seed, other images."""
+    part: Literal["all", "base", "new"] = "all"
+    """All classes, or the first or second half of them (base-to-new generalisation)."""
+    words: str = "default"
+    """Names and template for the prompts: a shipped list such as eurosat, or a JSON file."""
+    index: Path | None = None
+    """Take the images that this index JSON lists (`shot_16-seed_1.json` of cross-modal
+    adaptation) and draw none."""
+    fewer: bool = False
+    """Where a class has fewer images than shots, take what there is."""
+    dataset: str | None = None
+    """The data's name in tables; the shards folder's own where not given."""
+    out: Path | None = None
+    """The file to write; draws/<dataset>-<shots>-<seed>.json where not given."""
+
+
+def run(args: Args) -> None:
+    from pipelines import console
+    from trainables.draws import read_draw, write_draw
+
+    draw = _draw(args)
+    half = "" if draw.part == "all" else f"-{draw.part}"
+    out = args.out or Path("draws") / f"{draw.dataset}-{draw.shots}-{draw.seed}{half}.json"
+    then = f"cliptune tune --features features/<key> --draw {out} --adapter coop"
+    if out.exists():
+        _refuse_another(out, read_draw(out), draw)
+        console.nothing_to_do(out, then)
+        return
+    write_draw(out, draw)
+    console.say(f"{len(draw.names)} classes, such as: {draw.template.format(draw.names[0])}")
+    for split, members in (("train", draw.train), ("val", draw.val)):
+        console.say(f"{split:<6}{len(members):>9,} images")
+    console.done([out], then)
+
+
+def _draw(args: Args) -> Draw:
+    from pipelines.drawing.index_json import index_draw
+    from pipelines.drawing.make import make_draw
+    from pipelines.drawing.words import read_words
+    from trainables.shards import ShardSet
+
+    words = read_words(args.words)
+    shards = ShardSet.open(args.shards)
+    dataset = args.dataset or shards.folder.name
+    asked = (shards, dataset, args.shots, args.seed, args.part, words, args.fewer)
+    return make_draw(*asked) if args.index is None else index_draw(args.index, *asked)
+
+
+def _refuse_another(out: Path, old: Draw, new: Draw) -> None:
+    if old.key != new.key:
+        names = [field.name for field in dataclasses.fields(new)]
+        changed = ", ".join(n for n in names if getattr(old, n) != getattr(new, n))
+        raise DataError(f"`{out}` holds another draw ({changed} differ); choose another `--out`.")
+
+
+if __name__ == "__main__":
+    from pipelines.cli import stage_main
+
+    stage_main("draw")

@@ -1,0 +1,1 @@
+"""The work behind `cliptune draw`: labelled shards in, one classification task out."""

@@ -1,0 +1,97 @@
+"""Other people's draws: the index JSON of cross-modal adaptation (Lin et al. 2023).
+
+Flows in: `{"train": {"data": [{"impath": ..., "label": ..., "classname": ...}, ...]}, "val": ...}`
+and the shards of the same data. Flows out: the same images as a `Draw`. The paths are of another
+machine, so an image is found by its path's end: `./data/2750/River/River_1.jpg` is the shards'
+`River/River_1.jpg`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipelines.drawing.labelled import SPLITS, Labelled, Split, read_labelled
+from pipelines.drawing.make import Task, assemble, check_enough
+from pipelines.drawing.words import Words
+from trainables.draws import Draw, Member, Part
+from trainables.errors import DataError
+from trainables.files import read_json
+from trainables.shards import ShardSet
+
+
+def index_draw(
+    path: Path,
+    shards: ShardSet,
+    dataset: str,
+    shots: int,
+    seed: int,
+    part: Part,
+    words: Words,
+    fewer: bool = False,
+) -> Draw:
+    """The images that `path` lists. It must hold `shots` a class of train; val is as it says."""
+    task = Task(dataset, shots, seed, part, words, fewer)
+    data = read_labelled(shards)
+    listed = {split: _read(path, split, data) for split in SPLITS}
+
+    def take(split: Split, label: int) -> list[Member]:
+        images = listed[split].get(label, [])
+        check_enough(data, task, split, label, len(images), shots if split == "train" else 0)
+        if split == "train" and len(images) > shots > 0:
+            raise DataError(
+                f"`{path}` has {len(images)} `train` images of class `{data.classes[label]}` "
+                f"(label {label}), more than `--shots` {shots}."
+            )
+        return images
+
+    return assemble(data, task, take)
+
+
+def _read(path: Path, split: Split, data: Labelled) -> dict[int, list[Member]]:
+    """The listed images by label."""
+    by_id = {member.id: member for member in data.members[split]}
+    members: dict[int, list[Member]] = {}
+    seen: set[str] = set()
+    for number, row in enumerate(_rows(path, split), 1):
+        where = f"`{path}`, row {number} of `{split}`"
+        if not isinstance(row, dict):
+            raise DataError(f"{where} must have `impath` and `label`, got {row!r:.60}.")
+        name, label = row.get("impath"), row.get("label")
+        if not isinstance(name, str) or not isinstance(label, int):
+            raise DataError(f"{where} must have `impath` and `label`, got {row!r:.60}.")
+        member = _find(name, by_id)
+        if member is None:
+            raise DataError(f"{where}: `{name}` is no `{split}` image of the shards.")
+        if member.label != label:
+            raise DataError(
+                f"{where}: `{name}` has label {label}, and {member.label} "
+                f"(`{data.classes[member.label]}`) in the shards."
+            )
+        if member.id in seen:
+            raise DataError(f"{where}: `{name}` was listed before.")
+        seen.add(member.id)
+        members.setdefault(label, []).append(member)
+    return members
+
+
+def _rows(path: Path, split: Split) -> Sequence[Any]:
+    value = read_json(path)
+    try:
+        rows = value[split]["data"]
+    except (KeyError, TypeError):  # another file altogether
+        rows = None
+    if not isinstance(rows, list):
+        raise DataError(f"`{path}` has no list of images at `{split}.data`.")
+    return rows
+
+
+def _find(name: str, by_id: Mapping[str, Member]) -> Member | None:
+    """The image whose id is the longest end of the path."""
+    return next((by_id[end] for end in _ends(name) if end in by_id), None)
+
+
+def _ends(name: str) -> Iterator[str]:
+    parts = PurePosixPath(name).parts
+    return ("/".join(parts[start:]) for start in range(len(parts)))

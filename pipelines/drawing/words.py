@@ -1,0 +1,121 @@
+"""The words for the classes: what stands in a prompt for `AnnualCrop`, and around it.
+
+Flows in: a shipped list's name or a file `{"template": "a photo of a {}.", "names": {...}}` of
+class to words (either key may be left out), and the classes of the shards. Flows out: one name a
+class. A class that the list does not name is cleaned; its case is kept, as CoOp does (CLIP's
+tokenizer folds it anyway).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainables.draws import check_template
+from trainables.errors import ConfigError, DataError, unknown
+from trainables.files import read_json
+
+FOLDER = Path(__file__).parent / "words"
+DEFAULT = "default"
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class Words:
+    """A template and names. `whole`: a shipped list of a whole data set, of which yours may be a
+    part; in a user's own list a name without a class is a mistake."""
+
+    source: str
+    template: str
+    names: Mapping[str, str]
+    whole: bool = False
+
+    def of(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """The words for each of `classes`, in their order."""
+        self._check_fit(classes)
+        by_words = {_fold(words): words for words in self.names.values()}
+        return tuple(
+            self.names.get(name) or by_words.get(_fold(name)) or self._clean(name)
+            for name in classes
+        )
+
+    def _check_fit(self, classes: Sequence[str]) -> None:
+        """A name fits a class of that name, or one that already bears its words."""
+        have, folded = set(classes), {_fold(name) for name in classes}
+        idle = [
+            name
+            for name, words in self.names.items()
+            if name not in have and _fold(words) not in folded
+        ]
+        if not idle or (self.whole and len(idle) < len(self.names)):
+            return
+        near = difflib.get_close_matches(_fold(idle[0]), sorted(folded), n=1, cutoff=0.0)
+        nearest = next(name for name in classes if _fold(name) == near[0])
+        if self.whole:
+            raise DataError(
+                f"the words `{self.source}` are of other data: none of its {len(self.names)} "
+                f"names, such as `{idle[0]}`, is a class here; the nearest is `{nearest}`."
+            )
+        raise DataError(
+            f"`{self.source}`: name `{idle[0]}` fits no class; the nearest is `{nearest}`."
+        )
+
+    def _clean(self, name: str) -> str:
+        if _WORDNET_ID.fullmatch(name):
+            raise DataError(
+                f"class `{name}` is a WordNet id, which says nothing in a prompt; give words "
+                f'for the classes with `--words FILE`: {{"names": {{"{name}": "..."}}}}.'
+            )
+        return clean(name)
+
+
+def clean(name: str) -> str:
+    """Underscores are blanks, and a name without any is parted as CamelCase: `BenchPress`."""
+    parted = name.replace("_", " ")
+    if not re.search(r"\s", parted.strip()):  # "McLaren 12C" is words already
+        parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", parted)
+    return " ".join(parted.split())
+
+
+def _fold(name: str) -> str:
+    return clean(name).casefold()
+
+
+def shipped() -> list[str]:
+    """The data sets that have a list here."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def read_words(name: str) -> Words:
+    """A shipped list by its name, or a user's own by its path."""
+    if name in shipped():
+        return _words(name, read_json(FOLDER / f"{name}.json"), whole=True)
+    if not Path(name).is_file():
+        raise ConfigError("`--words`: no such file, and " + unknown("list", name, shipped()))
+    return _words(name, read_json(Path(name)), whole=False)
+
+
+def _words(source: str, value: Any, whole: bool) -> Words:
+    if not isinstance(value, dict):
+        raise DataError(f'`{source}` must hold {{"template": ..., "names": {{...}}}}.')
+    for key in value:
+        if key not in ("template", "names"):
+            raise DataError(f"`{source}`: " + unknown("key", key, ("template", "names")))
+    template = value.get("template", "a photo of a {}.")
+    names = value.get("names", {})
+    if not isinstance(template, str):
+        raise DataError(f"`{source}`: `template` must be text, got {template!r}.")
+    try:
+        check_template(template)
+    except DataError as error:  # the rule is the draw's; the file is named here
+        raise DataError(f"`{source}`: {error}") from None
+    if not isinstance(names, dict):
+        raise DataError(f"`{source}`: `names` must map classes to words, got {names!r:.40}.")
+    for name, words in names.items():
+        if not isinstance(words, str) or not words.strip():
+            raise DataError(f"`{source}`: the words for `{name}` must be text, got {words!r:.40}.")
+    return Words(source, template, {n: " ".join(w.split()) for n, w in names.items()}, whole)

@@ -1,0 +1,144 @@
+"""Draws: one classification task each, as lists of images that everybody can read again.
+
+Flows in and out: a JSON file of format `cliptune-draw-1`. It holds ids and hashes, no image, and
+its own SHA-256, so an altered draw is never trained on by accident.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainables.errors import DataError, unknown
+from trainables.files import read_json, sha256_json, write_json
+
+FORMAT = "cliptune-draw-1"
+Part = Literal["all", "base", "new"]
+PARTS: tuple[Part, ...] = typing.get_args(Part)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image of a draw."""
+
+    id: str
+    sha256: str
+    label: int  # index into `Draw.names`
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Few labelled images a class for training, fewer for choosing, and the classes' words.
+
+    `base` and `new` are the two halves of the classes (Zhou et al. 2022, CoCoOp): what an adapter
+    learns on one shall hold on the other. The test images of a draw are all of the test split that
+    have one of its labels; they are not listed here, because that split is sealed.
+    """
+
+    dataset: str  # the folder's or the user's name for the data
+    shards_sha256: str  # ShardSet.digest
+    shots: int  # images a class in train; 0: all there are
+    seed: int
+    part: Part
+    names: tuple[str, ...]  # class names as they stand in a prompt, by label
+    labels: tuple[int, ...]  # the source's label of each
+    template: str  # "a photo of a {}."
+    train: tuple[Member, ...]
+    val: tuple[Member, ...]
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise DataError(unknown("part", self.part, PARTS))
+        if self.shots < 0:
+            raise DataError(f"`shots` must be at least 0 (0: all images), got {self.shots}.")
+        check_template(self.template)
+        _check_names(self.names, self.labels)
+        for split, members in (("train", self.train), ("val", self.val)):
+            if empty := set(range(len(self.names))) - {m.label for m in members}:
+                raise DataError(f"class `{self.names[min(empty)]}` has no image in `{split}`.")
+        _check_once((*self.train, *self.val), len(self.names))
+
+    @property
+    def key(self) -> str:
+        """One hash for all of it: equal where the task is equal, image by image."""
+        return sha256_json(_to_json(self))
+
+
+def check_template(template: str) -> None:
+    if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+        raise DataError(
+            f"`template` must hold `{{}}` once, for the class name, and no other brace, "
+            f"got {template!r}."
+        )
+
+
+def _check_names(names: Sequence[str], labels: Sequence[int]) -> None:
+    if len(names) < 2:
+        raise DataError(f"a draw needs at least 2 classes, got {len(names)}: {', '.join(names)}.")
+    if len(labels) != len(names) or len(set(labels)) != len(labels):
+        raise DataError(f"`labels` must be one for each of {len(names)} names, got {labels}.")
+    label_of: dict[str, int] = {}
+    for name, label in zip(names, labels, strict=True):
+        if not name.strip():
+            raise DataError(f"the class with label {label} has an empty name.")
+        first = label_of.setdefault(name.casefold(), label)
+        if first != label:
+            raise DataError(
+                f"class names must differ in more than case: labels {first} and {label} "
+                f"are both `{name}`."
+            )
+
+
+def _check_once(members: Sequence[Member], classes: int) -> None:
+    """The same picture twice would train double, or be chosen by what it was trained on."""
+    seen: dict[str, str] = {}
+    for member in members:
+        if not 0 <= member.label < classes:
+            raise DataError(
+                f"image `{member.id}` has label {member.label}, outside 0 to {classes - 1}."
+            )
+        first = seen.setdefault(member.sha256, member.id)
+        if first != member.id:
+            raise DataError(f"`{first}` and `{member.id}` are the same image.")
+    if len(seen) < len(members):
+        twice = next(m for n, m in enumerate(members) if m in members[:n])
+        raise DataError(f"image `{twice.id}` is in the draw twice.")
+
+
+def _to_json(draw: Draw) -> dict[str, Any]:
+    # Tuples become lists, as they are after reading; the hash is of JSON and sees no difference.
+    return {"format": FORMAT, **dataclasses.asdict(draw)}
+
+
+def write_draw(path: Path, draw: Draw) -> None:
+    value = _to_json(draw)
+    write_json(path, {**value, "sha256": sha256_json(value)})
+
+
+def read_draw(path: Path) -> Draw:
+    """The draw in `path`; one that is missing, altered or no draw is a `DataError` naming it."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise DataError(f"`{path}` is not a draw of format {FORMAT}.")
+    own = value.pop("sha256", None)
+    if own != sha256_json(value):
+        raise DataError(
+            f"`{path}` was altered since it was written; make it again with `cliptune draw`."
+        )
+    try:
+        return _from_json(value)
+    except (KeyError, TypeError, DataError) as error:  # a right hash over what we never wrote
+        raise DataError(f"`{path}` is not a draw: {error}") from None
+
+
+def _from_json(value: Mapping[str, Any]) -> Draw:
+    fields = {name: value[name] for name in value if name != "format"}
+    for name in ("names", "labels"):
+        fields[name] = tuple(fields[name])
+    for split in ("train", "val"):
+        fields[split] = tuple(Member(**member) for member in fields[split])
+    return Draw(**fields)
