@@ -22,10 +22,9 @@ from benchmarks.models import backbone, normal
 from benchmarks.steps import SCALE
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, make_config
-from trainables.adapters.shared import retrieval_predictions
 from trainables.backbone import Backbone
-from trainables.config import TrainConfig, Value
-from trainables.data import Batch, Predictions, Tokens
+from trainables.config import Task, TrainConfig, Value
+from trainables.data import Batch, Tokens
 from trainables.features import SplitFeatures
 from trainables.fused import Fleet
 from trainables.loop import METRICS, Run
@@ -44,14 +43,14 @@ class Head(Adapter[HeadConfig]):
     """A classifier: softmax over the classes' fixed vectors, or over the rows of a linear head."""
 
     Config: ClassVar[type[HeadConfig]] = HeadConfig
-    RECIPE: ClassVar[Mapping[str, Value]] = {}
-    classes: Tensor
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {"retrieval": {}}
+    centres: Tensor
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         width, hidden = backbone.embed_dim, self.config.hidden
         if hidden:
-            self.register_buffer("classes", normal(CLASSES, width, seed=3), persistent=False)
+            self.register_buffer("centres", normal(CLASSES, width, seed=3), persistent=False)
         self.layers = nn.Sequential(
             nn.Linear(width, hidden or CLASSES, bias=False),
             *((nn.ReLU(), nn.Linear(hidden, width, bias=False)) if hidden else ()),
@@ -61,15 +60,12 @@ class Head(Adapter[HeadConfig]):
         unit = F.normalize(batch.image_embeds, dim=-1)  # (B, e)
         logits = self.layers(unit)  # (B, classes)
         if self.config.hidden:
-            logits = F.normalize(0.8 * unit + 0.2 * logits, dim=-1) @ self.classes.T
+            logits = F.normalize(0.8 * unit + 0.2 * logits, dim=-1) @ self.centres.T
         loss = F.cross_entropy(SCALE * logits, batch.image_groups)
         return loss, {"loss": loss.detach()}
 
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
         raise NotImplementedError("a classifier embeds no text")
-
-    def predict(self, batch: Batch) -> Predictions:
-        return retrieval_predictions(self, batch)
 
 
 def features(width: int) -> SplitFeatures:
@@ -102,7 +98,7 @@ def trials(count: int, hidden: int, folder: Path) -> list[Run]:
                         "optim.weight_decay": 0.01 * (1 + number),
                     },
                 ),
-                *(clip, data, data, folder / f"{number}", METRICS[0]),
+                *(clip, data, data, folder / f"{number}", METRICS["retrieval"][0]),
                 checkpoint_seconds=float("inf"),
             )
             for number in range(count)

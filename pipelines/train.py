@@ -28,21 +28,33 @@ class Args:
     """Adapter to train."""
     set: tuple[str, ...] = field(default_factory=tuple)
     """Hyperparameters, as `optim.lr=1e-3 adapter.n_ctx=8`."""
-    metric: str = "val/t2i_r1"
-    """Decides which epoch is best and when patience ends."""
+    draw: Path | None = None
+    """A draw written by `cliptune draw`: classify its images instead of retrieving captions."""
+    metric: str = ""
+    """Decides which epoch is best and when patience ends. Default: val/t2i_r1, or val/accuracy with
+    a draw."""
     workers: int = 1
     """Ray Train workers that train together (DDP, negatives gathered across them)."""
 
 
 def run(args: Args) -> None:
     from trainables.adapters.registry import make_config
-    from trainables.config import read_fields
+    from trainables.config import Task, read_fields
+    from trainables.draws import check_draw
     from trainables.features import find_store
-    from trainables.loop import check_metric
+    from trainables.loop import METRICS, check_metric
 
-    args = dataclasses.replace(args, features=find_store(args.features).absolute())
-    check_metric(args.metric)
-    config = make_config(args.adapter, read_fields(args.set))
+    task: Task = "classification" if args.draw else "retrieval"
+    args = dataclasses.replace(
+        args,
+        features=find_store(args.features).absolute(),
+        draw=args.draw and args.draw.absolute(),
+        metric=args.metric or METRICS[task][0],
+    )
+    check_metric(args.metric, task)
+    if args.draw:
+        check_draw(args.features, args.draw)
+    config = make_config(args.adapter, {"task": task, **read_fields(args.set)})
     folder = args.out.absolute()
     job = {"args": args, "config": config, "folder": folder}
     with hold(folder):
@@ -57,19 +69,23 @@ def run(args: Args) -> None:
 
 def _claim(folder: Path, args: Args) -> None:
     """Write `run.json`, or check that this folder holds the same run."""
+    from trainables.draws import read_draw
+
     wanted = {
         "format": "cliptune-run-1",
         "features": str(args.features),
         "features_key": read_json(args.features / "manifest.json")["key"],
         "metric": args.metric,
     }
+    if args.draw:
+        wanted |= {"draw": str(args.draw), "draw_key": read_draw(args.draw).key}
     path = folder / "run.json"
     found = read_json(path) if path.exists() else wanted
-    for name in ("features_key", "metric"):
-        if found.get(name) != wanted[name]:
+    for name in ("features_key", "metric", "draw_key"):
+        if found.get(name) != wanted.get(name):
             raise DataError(
                 f"`{folder}` holds another run: its `{name}` is {found.get(name)!r}, "
-                f"this one's {wanted[name]!r}. Give another `--out`."
+                f"this one's {wanted.get(name)!r}. Give another `--out`."
             )
     write_json(path, wanted)
 
@@ -109,7 +125,7 @@ def train_here(job: dict[str, Any]) -> bool:
     worker = Worker()
     if torch.distributed.is_initialized():
         worker = Worker(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    settings = TrialSettings(args.features, job["folder"], args.metric, threads=0)
+    settings = TrialSettings(args.features, job["folder"], args.metric, threads=0, draw=args.draw)
     bench = Workbench(settings)
     run = bench.run(job["config"], job["folder"], worker)
     for warning in run.warnings:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
-from trainables.errors import CliptuneError, DataError, unknown
+from trainables.errors import CliptuneError, DataError
 from trainables.files import now, read_json, write_json
 
 if TYPE_CHECKING:
@@ -32,14 +32,18 @@ class Args:
     """A feature store written by `cliptune encode`, or a folder with one in it."""
     out: Path = Path("runs/study")
     """Folder of the study. The same command in the same folder goes on where it stopped."""
-    adapter: tuple[str, ...] = ("soft_prompt", "lora")
-    """Adapters to search over."""
+    adapter: tuple[str, ...] = ()
+    """Adapters to search over; `auto`: all that there are for the task. Default: soft_prompt and
+    lora, with a draw coop and lora."""
     trials: int = 16
     """Trials in all; each adapter's published recipe is its first."""
     epochs: int = 9
     """Epochs of a trial that is never stopped early. ASHA decides at 1, 3, 9, ..."""
-    metric: str = "val/t2i_r1"
-    """What is maximised: R@K or MRR on val, such as `val/i2t_r5` or `val/t2i_mrr`."""
+    draw: Path | None = None
+    """A draw written by `cliptune draw`: classify its images instead of retrieving captions."""
+    metric: str = ""
+    """What is maximised on val: `val/t2i_r1`, `val/i2t_r5`, `val/t2i_mrr`, ...; with a draw
+    `val/accuracy`, `val/class_accuracy` or `val/log_likelihood`. Default: the first of them."""
     seed: int = 0
     """Of the sampler and of every trial."""
     concurrent: int = 0
@@ -67,17 +71,23 @@ def run(args: Args) -> None:
 def _check(args: Args) -> Search:
     """Everything that can be wrong with the flags, before any work."""
     from pipelines.search.study import Search
-    from search_spaces.registry import SPACES
-    from trainables.adapters.registry import make_config
-    from trainables.config import Value, flatten, read_fields
-    from trainables.loop import check_metric
+    from trainables.adapters.registry import adapters_for, make_config
+    from trainables.config import Task, Value, flatten, read_fields
+    from trainables.draws import check_draw
+    from trainables.loop import METRICS, check_metric
 
-    for name in args.adapter:
-        if name not in SPACES:
-            raise CliptuneError(unknown("adapter", name, SPACES))
-    if len(set(args.adapter)) < max(1, len(args.adapter)):
-        raise CliptuneError(f"`--adapter` must name each adapter once, got {list(args.adapter)}.")
-    check_metric(args.metric)
+    task: Task = "classification" if args.draw else "retrieval"
+    adapters = args.adapter or ("coop" if args.draw else "soft_prompt", "lora")
+    if adapters == ("auto",):
+        adapters = tuple(adapters_for(task))
+    for name in adapters:
+        make_config(name, {"task": task})
+    if len(set(adapters)) < len(adapters):
+        raise CliptuneError(f"`--adapter` must name each adapter once, got {list(adapters)}.")
+    metric = args.metric or METRICS[task][0]
+    check_metric(metric, task)
+    if args.draw:
+        check_draw(args.features, args.draw)
     for flag, number, least in (
         *(("--trials", args.trials, 1), ("--epochs", args.epochs, 1)),
         ("--fuse", args.fuse, 0),
@@ -85,13 +95,14 @@ def _check(args: Args) -> Search:
         if number < least:
             raise CliptuneError(f"`{flag}` must be at least {least}, got {number}.")
     fields = read_fields(args.set)
-    for key in fields.keys() & {"epochs", "seed"}:
-        raise CliptuneError(f"`--set` takes no `{key}`, got {fields[key]!r}: use `--{key}`.")
+    for key in fields.keys() & {"epochs", "seed", "task"}:
+        flag = {"task": "draw"}.get(key, key)
+        raise CliptuneError(f"`--set` takes no `{key}`, got {fields[key]!r}: use `--{flag}`.")
     fixed: dict[str, Value] = {}
-    for name in args.adapter:
-        config = flatten(make_config(name, fields))
+    for name in adapters:
+        config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
-    return Search(args.adapter, args.metric, args.trials, args.epochs, args.seed, fixed)
+    return Search(adapters, metric, args.trials, args.epochs, args.seed, fixed, task)
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
@@ -131,6 +142,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
 def _claim(folder: Path, args: Args, search: Search) -> None:
     """Write `study.json`, or check that this folder holds the same study."""
     from pipelines.search.asha import rungs
+    from trainables.draws import read_draw
 
     manifest = read_json(args.features / "manifest.json")
     wanted = {
@@ -145,11 +157,13 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
         "fixed": search.fixed,
         "workers_per_trial": args.workers_per_trial,
     }
+    if args.draw:
+        wanted |= {"draw": str(args.draw.absolute()), "draw_key": read_draw(args.draw).key}
     path = folder / "study.json"
     if path.exists():
         found = read_json(path)
         for name, value in wanted.items():
-            if name != "features" and found.get(name) != value:
+            if name not in ("features", "draw") and found.get(name) != value:
                 raise DataError(
                     f"`{folder}` holds another study: its `{name}` is {found.get(name)!r}, "
                     f"this one's {value!r}. Give another `--out`."
@@ -183,6 +197,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     settings = TrialSettings(
         *(args.features, folder, search.metric, workers.threads),
         most_fused=1 if fuse else widest(search),
+        draw=args.draw and args.draw.absolute(),
     )
     settings.stop_file.unlink(missing_ok=True)
     searcher = StudySearcher(study, search, folder, fuse)

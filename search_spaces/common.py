@@ -15,6 +15,7 @@ from optuna.distributions import (
 )
 
 Space = dict[str, BaseDistribution]
+Spaces = dict[str, Space]  # by task: "retrieval", "classification"
 
 
 def choice(*values: str | int | float | bool | None) -> CategoricalDistribution:
@@ -36,3 +37,9 @@ CONTRASTIVE: Space = {
 }
 
 LABEL_SMOOTHING: Space = {"loss.label_smoothing": FloatDistribution(0.0, 0.2)}
+
+# What CoOp and its followers fix: their optimizer is part of the method, its rate is not.
+PROMPT: Space = {
+    "optim.lr": log_float(2e-4, 0.2),
+    "adapter.init_std": log_float(0.005, 0.1),
+}

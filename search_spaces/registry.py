@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from search_spaces import lora, projection, soft_prompt, zero_shot
-from search_spaces.common import Space
+from search_spaces import (
+    clip_adapter,
+    cocoop,
+    coop,
+    kgcoop,
+    linear_probe,
+    lora,
+    mip,
+    projection,
+    soft_prompt,
+    tip_adapter,
+    zero_shot,
+)
+from search_spaces.common import Spaces
 
-SPACES: dict[str, Space] = {
-    "zero_shot": zero_shot.SPACE,
-    "soft_prompt": soft_prompt.SPACE,
-    "lora": lora.SPACE,
-    "projection": projection.SPACE,
+SPACES: dict[str, Spaces] = {
+    "zero_shot": zero_shot.SPACES,
+    "soft_prompt": soft_prompt.SPACES,
+    "lora": lora.SPACES,
+    "projection": projection.SPACES,
+    "coop": coop.SPACES,
+    "cocoop": cocoop.SPACES,
+    "kgcoop": kgcoop.SPACES,
+    "mip": mip.SPACES,
+    "clip_adapter": clip_adapter.SPACES,
+    "tip_adapter": tip_adapter.SPACES,
+    "linear_probe": linear_probe.SPACES,
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from optuna.distributions import IntDistribution
 
-from search_spaces.common import CONTRASTIVE, LABEL_SMOOTHING, Space, choice, log_float
+from search_spaces.common import CONTRASTIVE, LABEL_SMOOTHING, Spaces, choice, log_float
 
-SPACE: Space = {
-    **CONTRASTIVE,
-    **LABEL_SMOOTHING,
-    "optim.lr": log_float(3e-5, 3e-2),
-    "adapter.n_ctx": IntDistribution(1, 16),
-    "adapter.init": choice("random", "a photo of"),
+SPACES: Spaces = {
+    "retrieval": {
+        **CONTRASTIVE,
+        **LABEL_SMOOTHING,
+        "optim.lr": log_float(3e-5, 3e-2),
+        "adapter.n_ctx": IntDistribution(1, 16),
+        "adapter.init": choice("random", "a photo of"),
+    },
 }

@@ -11,8 +11,12 @@ from tests.tiny import caption
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone
+from trainables.classes import Classes
 from trainables.data import Batch
+from trainables.derived import Derived
+from trainables.features import SplitFeatures
 from trainables.image_tower import lower
+from trainables.sampler import ClassBatches
 from trainables.text_tower import embed_text
 
 # Each line is one adapter in one configuration that takes another path through its code.
@@ -36,6 +40,34 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "projection bias": ("projection", {"adapter.side": "image", "adapter.bias": True}),
 }
 TRAINED = [name for name, (adapter, _) in VARIANTS.items() if adapter != "zero_shot"]
+# The same for images among classes.
+CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "zero_shot classes": ("zero_shot", {}),
+    "zero_shot classes ensemble": ("zero_shot", {"adapter.template": "a {}.|a photo of a {}."}),
+    "lora classes": ("lora", {"adapter.dropout": 0.0}),
+    "projection classes": ("projection", {}),
+    "coop": ("coop", {"adapter.n_ctx": 4}),
+    "coop middle": ("coop", {"adapter.n_ctx": 3, "adapter.class_position": "middle"}),
+    "coop front": ("coop", {"adapter.init": "a photo", "adapter.class_position": "front"}),
+    "coop specific": ("coop", {"adapter.n_ctx": 2, "adapter.class_specific": True}),
+    "cocoop": ("cocoop", {}),
+    "kgcoop": ("kgcoop", {}),
+    "mip": ("mip", {}),
+    "mip plain": (
+        "mip",
+        {"adapter.meta": False, "adapter.terms": "rows", "adapter.fill": "same"}
+        | {"adapter.length": "words", "adapter.divisor": "norm"},
+    ),
+    "clip_adapter": ("clip_adapter", {}),
+    "tip_adapter": ("tip_adapter", {}),
+    "tip_adapter tuned": ("tip_adapter", {"adapter.tune": True}),
+    "linear_probe": ("linear_probe", {}),
+    "linear_probe text": ("linear_probe", {"adapter.init": "text"}),
+}
+ALL = {**VARIANTS, **CLASSIFIERS}
+UNTRAINED = ("zero_shot", "zero_shot ensemble", "zero_shot classes", "zero_shot classes ensemble")
+LEARNING = [name for name in ALL if name not in (*UNTRAINED, "tip_adapter")]
+CLASSES = Classes(("red dog", "green cat", "white boat", "black car", "blue house"))
 
 
 def pictures() -> Tensor:
@@ -61,9 +93,35 @@ def batch_for(backbone: Backbone, block: int = 0) -> Batch:
     return Batch(embeds, hidden, tokens, texts, groups, captions, 0.0)
 
 
+def examples(backbone: Backbone) -> SplitFeatures:
+    """The same 16 images, labelled."""
+    batch = batch_for(backbone)
+    return SplitFeatures(
+        ids=[str(n) for n in range(16)],
+        image_embeds=batch.image_embeds,
+        pixels=pictures(),
+        tokens=batch.tokens,
+        caption_rows=torch.arange(16).repeat_interleave(2),
+        groups=batch.image_groups,
+        derived=Derived(backbone, "train"),
+        labels=torch.arange(16) % 5,
+        classes=CLASSES,
+    )
+
+
 def make(variant: str, backbone: Backbone, **values: Any) -> Adapter[Any]:
-    name, settings = VARIANTS[variant]
-    return build(make_config(name, {**settings, **values}), backbone)
+    name, settings = ALL[variant]
+    if variant in VARIANTS:
+        return build(make_config(name, {**settings, **values}), backbone)
+    values = {"task": "classification", "batch_size": 16, **settings, **values}
+    return build(make_config(name, values), backbone, examples(backbone))
+
+
+def batch_of(adapter: Adapter[Any], backbone: Backbone) -> Batch:
+    """The fixed batch of the adapter's task."""
+    if adapter.train_config.task == "retrieval":
+        return batch_for(backbone)
+    return ClassBatches(examples(backbone), adapter)(0, 1)
 
 
 def trained(adapter: Adapter[Any]) -> dict[str, Tensor]:
@@ -85,8 +143,11 @@ def train(adapter: Adapter[Any], batch: Batch, steps: int = 25, lr: float = 5e-3
 
 
 def outputs(adapter: Adapter[Any], batch: Batch) -> Tensor:
-    """Both embeddings as the metrics see them, in evaluation mode."""
+    """Both embeddings, or the classes' scores, as the metrics see them, in evaluation mode."""
     adapter.eval()
     with torch.no_grad():
+        if adapter.train_config.task == "classification":
+            classifier = adapter.classifier(batch.tokens, batch.text_embeds)
+            return classifier(batch.image_embeds, batch.hidden)
         found = adapter.predict(batch)
     return torch.cat([found.image_embeds, found.text_embeds])

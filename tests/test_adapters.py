@@ -6,29 +6,43 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.contract import TRAINED, VARIANTS, batch_for, make, outputs, train, trained
-from trainables.adapters.registry import ADAPTERS, make_config
+from tests.contract import (
+    ALL,
+    CLASSIFIERS,
+    LEARNING,
+    VARIANTS,
+    batch_of,
+    make,
+    outputs,
+    train,
+    trained,
+)
+from trainables.adapters.registry import ADAPTERS, adapters_for, make_config
 from trainables.backbone import Backbone
+from trainables.checkpoint import trained_tensors
 from trainables.data import Batch
 from trainables.errors import ConfigError
 from trainables.text_tower import embed_text
 
 
 def test_variants_cover_the_registry() -> None:
-    assert {name for name, _ in VARIANTS.values()} == ADAPTERS.keys()
+    assert {name for name, _ in ALL.values()} == ADAPTERS.keys()
+    assert {name for name, _ in CLASSIFIERS.values()} == set(adapters_for("classification"))
 
 
-@pytest.mark.parametrize("variant", TRAINED)
-def test_the_loss_falls(variant: str, backbone: Backbone, batch: Batch) -> None:
-    losses = train(make(variant, backbone, **{"temperature.scale": 10.0}), batch)
-    assert losses[-1] < losses[0] - 0.02
+@pytest.mark.parametrize("variant", LEARNING)
+def test_the_loss_falls(variant: str, backbone: Backbone) -> None:
+    adapter = make(variant, backbone, **{"temperature.scale": 10.0})
+    losses = train(adapter, batch_of(adapter, backbone))
+    assert losses[-1] < losses[0] - 0.005
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_backbone_is_never_changed(variant: str, backbone: Backbone, batch: Batch) -> None:
+@pytest.mark.parametrize("variant", ALL)
+def test_the_backbone_is_never_changed(variant: str, backbone: Backbone) -> None:
     before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     structure = str(backbone.model)
     adapter = make(variant, backbone)
+    batch = batch_of(adapter, backbone)
     if trained(adapter):
         train(adapter, batch, steps=2, lr=0.1)
     outputs(adapter, batch)
@@ -42,11 +56,12 @@ def test_the_backbone_is_never_changed(variant: str, backbone: Backbone, batch: 
         assert not parameter.requires_grad, name
 
 
-@pytest.mark.parametrize("variant", TRAINED)
+@pytest.mark.parametrize("variant", LEARNING)
 def test_all_that_is_trained_gets_a_gradient_and_is_the_adapters_own(
-    variant: str, backbone: Backbone, batch: Batch
+    variant: str, backbone: Backbone
 ) -> None:
     adapter = make(variant, backbone)
+    batch = batch_of(adapter, backbone)
     # LoRA's A has none before B has left 0.
     train(adapter, batch, steps=1)
     adapter(batch)[0].backward()
@@ -56,15 +71,13 @@ def test_all_that_is_trained_gets_a_gradient_and_is_the_adapters_own(
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
         assert parameter.data_ptr() not in frozen, name
-    shapes = sum(value.numel() for value in adapter.state_dict().values())
-    assert shapes <= sum(p.numel() for p in trained(adapter).values()) + 2  # objective's state
+    assert adapter.state_dict().keys() == trained_tensors(adapter).keys()  # no backbone
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_saved_and_loaded_gives_the_same_output(
-    variant: str, backbone: Backbone, batch: Batch
-) -> None:
+@pytest.mark.parametrize("variant", ALL)
+def test_saved_and_loaded_gives_the_same_output(variant: str, backbone: Backbone) -> None:
     adapter = make(variant, backbone)
+    batch = batch_of(adapter, backbone)
     if trained(adapter):
         train(adapter, batch, steps=2)
     state = {name: value.clone() for name, value in adapter.state_dict().items()}
@@ -73,11 +86,12 @@ def test_saved_and_loaded_gives_the_same_output(
     assert torch.equal(outputs(adapter, batch), outputs(other, batch))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_same_seed_same_result(variant: str, backbone: Backbone, batch: Batch) -> None:
+@pytest.mark.parametrize("variant", ALL)
+def test_same_seed_same_result(variant: str, backbone: Backbone) -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
     one = make(variant, backbone)
+    batch = batch_of(one, backbone)
     assert torch.equal(torch.get_rng_state(), state)  # building draws from no one else's stream
     torch.manual_seed(2)
     two = make(variant, backbone)
@@ -109,16 +123,20 @@ def test_another_seed_is_another_start(variant: str, backbone: Backbone) -> None
     assert any(not torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ALL)
 def test_siglip_is_a_backbone_like_clip(variant: str, siglip: Backbone) -> None:
-    batch = batch_for(siglip)
+    if ALL[variant][0] == "mip":
+        with pytest.raises(ConfigError, match="used with a CLIP"):
+            make(variant, siglip)
+        return
     adapter = make(variant, siglip, **{"temperature.scale": 10.0})
+    batch = batch_of(adapter, siglip)
     if variant in ("zero_shot", "lora", "lora both", "projection"):
         expected = torch.cat([batch.image_embeds, embed_text(siglip, batch.tokens)])
         torch.testing.assert_close(outputs(adapter, batch), F.normalize(expected, dim=1))
     if trained(adapter):
         losses = train(adapter.train(), batch)
-        assert losses[-1] < losses[0] - 0.02
+        assert losses[-1] < losses[0] - 0.005
 
 
 def test_unknown_names_tell_the_nearest() -> None:

@@ -225,7 +225,7 @@ def test_training_on_kept_states_equals_training_on_pixels(store: Path, tmp_path
         write_json(store / "manifest.json", manifest | {"activations_bytes": budget})
         train, val = (open_features(store, split, backbone) for split in ("train", "val"))
         config = make_config("lora", values)
-        made = Run(config, backbone, train, val, tmp_path / kind, METRICS[0])
+        made = Run(config, backbone, train, val, tmp_path / kind, METRICS["retrieval"][0])
         while not made.finished:
             made.advance()
         return made
@@ -244,7 +244,14 @@ def test_a_run_on_views_resumes_with_the_same_bytes(store: Path, tmp_path: Path)
 
     def run(kind: str) -> Run:
         train, val = (open_features(store, split, backbone) for split in ("train", "val"))
-        return Run(make_config("lora", values), backbone, train, val, tmp_path / kind, METRICS[0])
+        return Run(
+            make_config("lora", values),
+            backbone,
+            train,
+            val,
+            tmp_path / kind,
+            METRICS["retrieval"][0],
+        )
 
     through = run("through")
     while not through.finished:

@@ -17,7 +17,7 @@ from trainables.fused import FREE, Fleet, best_width, shape_of
 from trainables.loop import ALONE, METRICS, Diverged, Interrupted, Run
 from trainables.trial import Crew, Job, TrialSettings, Workbench, members
 
-METRIC = METRICS[0]
+METRIC = METRICS["retrieval"][0]
 # What members may differ in: the optimizer, the temperature, the targets.
 MEMBERS: list[dict[str, Any]] = [
     {"optim.lr": 2e-4, "temperature.scale": 5.0},

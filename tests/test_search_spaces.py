@@ -19,7 +19,12 @@ from search_spaces.registry import SPACES
 from trainables.adapters.registry import ADAPTERS, make_config
 from trainables.config import flatten
 
-FIELDS = [(name, field) for name, space in SPACES.items() for field in space]
+FIELDS = [
+    (name, task, field)
+    for name, spaces in SPACES.items()
+    for task, space in spaces.items()
+    for field in space
+]
 
 
 def edges(distribution: BaseDistribution) -> list[Any]:
@@ -38,24 +43,25 @@ def test_every_adapter_has_a_space_of_its_name_and_file() -> None:
         assert {path.stem for path in folder.glob("*.py")} - shared == SPACES.keys()
 
 
-@pytest.mark.parametrize(("name", "field"), FIELDS)
-def test_every_value_fits_its_config_field(name: str, field: str) -> None:
-    for value in edges(SPACES[name][field]):
-        config = flatten(make_config(name, {field: value}))
+@pytest.mark.parametrize(("name", "task", "field"), FIELDS)
+def test_every_value_fits_its_config_field(name: str, task: str, field: str) -> None:
+    for value in edges(SPACES[name][task][field]):
+        config = flatten(make_config(name, {"task": task, field: value}))
         assert config[field] == value
         assert type(config[field]) is type(value)
 
 
-@pytest.mark.parametrize(("name", "field"), FIELDS)
-def test_the_published_recipe_lies_inside(name: str, field: str) -> None:
-    distribution = SPACES[name][field]
-    value = flatten(make_config(name))[field]
+@pytest.mark.parametrize(("name", "task", "field"), FIELDS)
+def test_the_published_recipe_lies_inside(name: str, task: str, field: str) -> None:
+    distribution = SPACES[name][task][field]
+    value = flatten(make_config(name, {"task": task}))[field]
     assert distribution._contains(distribution.to_internal_repr(value))
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_a_space_stays_small(name: str) -> None:
-    assert 1 <= len(SPACES[name]) <= 10
+    assert SPACES[name].keys() == ADAPTERS[name].RECIPES.keys()
+    assert all(1 <= len(space) <= 10 for space in SPACES[name].values())
 
 
 def test_spaces_import_no_model_code() -> None:

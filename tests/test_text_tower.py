@@ -21,7 +21,7 @@ from trainables.errors import ConfigError, DataError
 from trainables.text_tower import Place, Prompt, embed_text, fit, word_vectors
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "clip-flickr8k"
-PLACES: tuple[Place, ...] = ("after_sos", "before_eot", "front")
+PLACES: tuple[Place, ...] = ("after_sos", "before_eot", "front", "after_name", "around_name")
 TEXTS = [caption(i, i % 2) for i in range(9)] + [
     "",
     "dog",
@@ -59,15 +59,26 @@ def by_hand(backbone: Backbone, tokens: Tokens, prompt: Prompt) -> Tensor:
         words = list(tower.embeddings.token_embedding(ids))
         words, eot = words[: length - len(vectors) - 1], words[-1]
         words = words if len(words) < len(ids) else words[:-1]
-        at = {"front": 0, "after_sos": 1, "before_eot": len(words)}[prompt.place]
-        row = [*words[:at], *vectors, *words[at:], eot]
+        stop = max(1, len(words) - 1)  # the place of the last word
+        first, second = {
+            "front": (0, 0),
+            "after_sos": (1, 1),
+            "before_eot": (len(words), len(words)),
+            "after_name": (stop, stop),
+            "around_name": (1, stop),
+        }[prompt.place]
+        half = len(vectors) // 2
+        row = [*words[:first], *vectors[:half], *words[first:second], *vectors[half:]]
+        row += [*words[second:], eot]
+        slots = [*range(first, first + half), *range(second + half, second + len(vectors))]
         end = len(row) - 1
         row += [torch.zeros_like(eot)] * (length - len(row))
         hidden = torch.stack(row)[None] + tower.embeddings.position_embedding.weight
         for number, block in enumerate(tower.encoder.layers):
             if prompt.deep is not None and 1 <= number <= len(prompt.deep):
-                deep = prompt.deep[number - 1]
-                hidden = torch.cat([hidden[:, :at], deep[None], hidden[:, at + len(deep) :]], 1)
+                hidden = hidden.index_copy(
+                    1, torch.tensor(slots, dtype=torch.int64), prompt.deep[number - 1][None]
+                )
             hidden = block(hidden, mask)
         rows.append(backbone.model.text_projection(tower.final_layer_norm(hidden[0, end])))
     return torch.stack(rows)

@@ -1,9 +1,9 @@
 """Checkpoints: folders of safetensors and JSON that are whole, or are not there.
 
 A checkpoint folder holds `adapter.safetensors` (exactly what was trained), `config.json` (the run's
-flat config), optionally `optimizer.safetensors` and `state.json` (where the run stands), and
-`manifest.json`, written last, with the SHA-256 of each. safetensors has no checksum of its own: a
-flipped byte would load.
+flat config), `classes.json` where it is about classes, optionally `optimizer.safetensors`,
+`state.json` (where the run stands), and `manifest.json`, written last, with the SHA-256 of each.
+safetensors has no checksum of its own: a flipped byte would load.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone
+from trainables.classes import Classes
 from trainables.config import TrainConfig, to_json
 from trainables.errors import CheckpointError, CliptuneError
 from trainables.files import (
@@ -36,13 +38,12 @@ FORMAT = "cliptune-checkpoint-1"
 
 def _named(adapter: Adapter[Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
-    stored = adapter.objective.state_dict().keys()
-    buffers = {n: b for n, b in adapter.objective.named_buffers() if n in stored}
-    return tensors | {f"objective.{n}": b for n, b in buffers.items()}
+    stored = adapter.state_dict().keys()
+    return tensors | {n: b for n, b in adapter.named_buffers() if n in stored}
 
 
 def trained_tensors(adapter: Adapter[Any]) -> dict[str, Tensor]:
-    """What an adapter learned: parameters with `requires_grad`, and the objective's own state."""
+    """What an adapter learned: parameters with `requires_grad`, and what else it keeps."""
     return {name: t.detach().cpu().contiguous() for name, t in _named(adapter).items()}
 
 
@@ -64,6 +65,9 @@ def save_checkpoint(
         write_bytes(new / name, data)
     write_json(new / "config.json", config)
     write_json(new / "state.json", dict(state))
+    if adapter.classes is not None:
+        own = {"names": list(adapter.classes.names), "template": adapter.classes.template}
+        write_json(new / "classes.json", own)
     manifest = {
         "format": FORMAT,
         "backbone": {
@@ -120,6 +124,8 @@ def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
         raise CheckpointError(f"`{folder}` does not fit the adapter: tensors {odd[:3]} differ.")
     with torch.no_grad():
         for name, tensor in named.items():
+            if is_lazy(tensor):  # its shape was for the training data to say
+                tensor.materialize(stored[name].shape)
             if stored[name].shape != tensor.shape:
                 raise CheckpointError(
                     f"`{name}` in `{folder}` must have shape {tuple(tensor.shape)}, "
@@ -145,6 +151,9 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
             f"with {backbone.fingerprint[:12]}."
         )
     adapter = build(read_config(folder), backbone)
+    if (folder / "classes.json").is_file():
+        own = read_json(folder / "classes.json")
+        adapter.classes = Classes(tuple(own["names"]), own["template"])
     load_tensors(folder, adapter)
     return adapter.to(backbone.device).eval()
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 from trainables.errors import ConfigError, unknown
 
 Value: TypeAlias = str | int | float | bool | None
+Task: TypeAlias = Literal["retrieval", "classification"]
 
 
 def check(rule: bool, name: str, text: str, value: object) -> None:
@@ -100,11 +101,15 @@ class TemperatureConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Fused AdamW and its learning-rate schedule."""
+    """Fused AdamW, or SGD with momentum 0.9, and the learning-rate schedule.
 
+    `coop` is the schedule of CoOp and what followed it (`schedules.py`), with its own warm-up.
+    """
+
+    kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-4
     weight_decay: float = 0.01
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "coop"] = "constant"
     warmup: float = 0.0  # share of all steps
     clip_norm: float = 1.0  # 0 switches clipping off
 
@@ -121,6 +126,7 @@ class TrainConfig:
 
     name: str  # of the adapter, a key of `trainables.adapters.registry.ADAPTERS`
     adapter: Any  # that adapter's own frozen `Config`
+    task: Task = "retrieval"  # or images among the classes of a draw
     loss: LossConfig = field(default_factory=LossConfig)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -131,7 +137,8 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def __post_init__(self) -> None:
-        check(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
+        least = 2 if self.task == "retrieval" else 1  # a caption needs another to be told from
+        check(self.batch_size >= least, "batch_size", f"at least {least}", self.batch_size)
         check(self.epochs >= 0, "epochs", "at least 0", self.epochs)
         check(self.patience >= 0, "patience", "at least 0", self.patience)
 

@@ -142,3 +142,14 @@ def _from_json(value: Mapping[str, Any]) -> Draw:
     for split in ("train", "val"):
         fields[split] = tuple(Member(**member) for member in fields[split])
     return Draw(**fields)
+
+
+def check_draw(features: Path, path: Path) -> Draw:
+    """The draw in `path`, made of the very shards that the feature store was made of."""
+    draw, made_of = read_draw(path), read_json(features / "manifest.json")["shards_sha256"]
+    if draw.shards_sha256 != made_of:
+        raise DataError(
+            f"`{path}` was drawn from other shards ({draw.shards_sha256[:12]}) than `{features}` "
+            f"was made of ({made_of[:12]}): draw again, or encode those shards."
+        )
+    return draw

@@ -10,7 +10,7 @@ written last.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainables.backbone import Backbone, load_backbone
+from trainables.classes import Classes
 from trainables.data import Tokens
 from trainables.derived import Derived
 from trainables.errors import DataError, unknown
@@ -36,7 +37,10 @@ TEXT_COLUMNS = ("id", "captions", "class_name", "sha256")
 @dataclass(frozen=True)
 class SplitFeatures:
     """One split: N images and their M captions. View 0 of an image is the clean one, of which the
-    store holds the embedding; all else is `derived` when it is asked for."""
+    store holds the embedding; all else is `derived` when it is asked for.
+
+    `take` makes a part of one a task of classification: its images then have labels.
+    """
 
     ids: list[str]  # N
     image_embeds: Tensor  # (N, e) float32, not normalised
@@ -48,10 +52,40 @@ class SplitFeatures:
     views: int = 0  # augmented ones, which training shows in turn
     derived: Derived | None = None
     nearest: dict[int, Tensor] = field(default_factory=dict)  # what `neighbours` has found
+    source: Tensor | None = None  # (N,) int64: of a part, the rows of the whole
+    labels: Tensor | None = None  # (N,) int64
+    classes: Classes | None = None  # C
+
+    def take(self, examples: Mapping[str, int], classes: Classes) -> SplitFeatures:
+        """The images with these ids as examples of classes, by label; `pixels` stay the whole's."""
+        rows = torch.tensor([n for n, id_ in enumerate(self.ids) if id_ in examples])
+        if len(rows) < len(examples):
+            missing = sorted(examples.keys() - set(self.ids))[0]
+            raise DataError(f"image `{missing}` of the draw is not in the feature store.")
+        ids = [self.ids[row] for row in rows.tolist()]
+        captions = torch.isin(self.caption_rows, rows).nonzero()[:, 0]
+        return replace(
+            self,
+            ids=ids,
+            image_embeds=self.image_embeds[rows],
+            tokens=self.tokens.select(captions),
+            caption_rows=torch.searchsorted(rows, self.caption_rows[captions]),
+            groups=self.groups[rows],
+            nearest={},
+            source=rows if self.source is None else self.source[rows],
+            labels=torch.tensor([examples[id_] for id_ in ids]),
+            classes=classes,
+        )
 
     def embeds(self, rows: Tensor, view: int = 0) -> Tensor:
         """The frozen image tower's outputs for a view of `rows` (B,): (B, e)."""
-        return self.image_embeds[rows] if view == 0 else self._more.view(view)["image_embeds"][rows]
+        if view == 0:
+            return self.image_embeds[rows]
+        embeds: Tensor = self._more.view(view)["image_embeds"][self._whole(rows)]
+        return embeds
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        return rows if self.source is None else self.source[rows]
 
     def text_embeds(self) -> Tensor:
         """The frozen text tower's outputs for all captions: (M, e)."""
@@ -65,7 +99,7 @@ class SplitFeatures:
                 "`cliptune encode --pixels`."
             )
         pixels = self.pixels if view == 0 else self._more.view(view)["pixels"]
-        return self._more.hidden(pixels, rows, view, block)
+        return self._more.hidden(pixels, self._whole(rows), view, block)
 
     def neighbours(self, k: int) -> Tensor:
         """`nearest_images` of all clean views, once a process: (N, k) int64."""

@@ -59,6 +59,10 @@ class Fleet:
         """`recorder`: what gives a device's way to record steps, if it has one."""
         self.runs, self.recorder = list(runs), recorder
         first = self.runs[0]
+        if first.config.optim.kind != "adamw":
+            raise ConfigError(
+                f"runs train together with `optim.kind` adamw, got {first.config.optim.kind}."
+            )
         for run in self.runs[1:]:
             if shape_of(run.config) != shape_of(first.config) or run.step != first.step:
                 raise ConfigError(

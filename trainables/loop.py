@@ -23,23 +23,30 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.backbone import Backbone
 from trainables.checkpoint import load_tensors, newest_intact, save_checkpoint
-from trainables.config import TrainConfig, to_json
+from trainables.config import Task, TrainConfig, to_json
 from trainables.data import Batch
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
 from trainables.features import SplitFeatures
 from trainables.files import read_json, write_bytes, write_json
 from trainables.hardware import autocast
+from trainables.metrics.classification import classification_metrics
 from trainables.metrics.retrieval import retrieval_metrics
-from trainables.predict import predict
-from trainables.sampler import Batches, generator
-from trainables.schedules import lr_factor
+from trainables.predict import predict, score
+from trainables.sampler import Batches, ClassBatches, generator
+from trainables.schedules import coop_lr, lr_factor
 
 Row = dict[str, float]
-# What may decide: higher is better.
-METRICS = [f"val/{way}_{what}" for way in ("t2i", "i2t") for what in ("r1", "r5", "r10", "mrr")]
+# What may decide, the first by default: higher is better.
+METRICS: dict[Task, list[str]] = {
+    "retrieval": [
+        f"val/{way}_{what}" for way in ("t2i", "i2t") for what in ("r1", "r5", "r10", "mrr")
+    ],
+    "classification": ["val/accuracy", "val/class_accuracy", "val/log_likelihood"],
+}
 
 
 class Diverged(CliptuneError):
@@ -64,15 +71,36 @@ def never() -> bool:
     return False
 
 
-def check_metric(name: str) -> None:
-    if name not in METRICS:
-        raise ConfigError(unknown("metric", name, METRICS))
+def check_metric(name: str, task: Task) -> None:
+    if name not in METRICS[task]:
+        raise ConfigError(unknown("metric", name, METRICS[task]))
+
+
+def batches(train: SplitFeatures, adapter: Adapter[Any], worker: Worker) -> Batches | ClassBatches:
+    """What the adapter is trained on, for its task."""
+    if (train.labels is not None) != (adapter.train_config.task == "classification"):
+        raise ConfigError(
+            f"`{adapter.train_config.name}` is configured for {adapter.train_config.task}, which "
+            f"{'takes no draw' if train.labels is not None else 'needs a draw with classes'}."
+        )
+    if train.labels is not None:
+        return ClassBatches(train, adapter, *worker)
+    return Batches(train, adapter.train_config, adapter.image_block, adapter.frozen_text, *worker)
+
+
+def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
+    """The metrics of the adapter's task on a split."""
+    if data.labels is not None and data.classes is not None:
+        scores = score(adapter, data, data.classes)
+        return classification_metrics(scores, data.labels, adapter.tau)
+    predictions = predict(adapter, data)
+    return retrieval_metrics(predictions, data.groups, data.groups[data.caption_rows])
 
 
 class Run:
     """One adapter's training, advanced an epoch at a time, always resumable.
 
-    `metric`, one of `METRICS`, decides what is best and when patience ends.
+    `metric`, one of its task's `METRICS`, decides what is best and when patience ends.
     """
 
     def __init__(
@@ -86,14 +114,12 @@ class Run:
         worker: Worker = ALONE,
         checkpoint_seconds: float = 30.0,
     ) -> None:
-        check_metric(metric)
+        check_metric(metric, config.task)
         self.config, self.val, self.folder, self.metric = config, val, folder, metric
         self.worker, self.checkpoint_seconds = worker, checkpoint_seconds
-        self.adapter = build(config, backbone).to(backbone.device)
+        self.adapter = build(config, backbone, train).to(backbone.device)
         self.trained = {n: p for n, p in self.adapter.named_parameters() if p.requires_grad}
-        self.batches = Batches(
-            train, config, self.adapter.image_block, self.adapter.frozen_text, *worker
-        )
+        self.batches = batches(train, self.adapter, worker)
         self.epochs = config.epochs if self.trained else 0
         self.total = self.epochs * self.batches.steps_per_epoch
         # Train captions that do not fit into the text tower, beside what the adapter adds.
@@ -116,14 +142,17 @@ class Run:
             self._start_together()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        """Fused AdamW. Decay pulls matrices and prompts to 0; for a temperature or a bias, 0 is no
-        natural place."""
-        decay = self.config.optim.weight_decay
+        """Decay pulls matrices and prompts to 0; for a temperature or a bias, 0 is no natural
+        place."""
+        optim = self.config.optim
+        decay = optim.weight_decay
         groups = [
             {"params": [p for p in self.trained.values() if p.ndim > 1], "weight_decay": decay},
             {"params": [p for p in self.trained.values() if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.config.optim.lr, fused=True)
+        if optim.kind == "sgd":
+            return torch.optim.SGD(groups, lr=optim.lr, momentum=0.9, fused=True)
+        return torch.optim.AdamW(groups, lr=optim.lr, fused=True)
 
     # -- where the run stands ---------------------------------------------------------------
 
@@ -192,6 +221,7 @@ class Run:
     def end_epoch(self, train_seconds: float) -> Row:
         """Measure and save."""
         started = time.monotonic()
+        self.adapter.end_epoch(self.epoch + 1, self.val)
         row: Row = {"epoch": self.epoch + 1, "step": self.step}
         steps = self.batches.steps_per_epoch
         row |= {f"train/{name}": value / steps for name, value in self.sums.items()}
@@ -214,6 +244,8 @@ class Run:
     def lr(self, step: int) -> float:
         """The learning rate of step `step`."""
         optim = self.config.optim
+        if optim.schedule == "coop":
+            return coop_lr(optim.lr, step // self.batches.steps_per_epoch, self.epochs)
         return optim.lr * lr_factor(optim.schedule, optim.warmup, step, self.total)
 
     def next_batch(self) -> Batch:
@@ -249,9 +281,7 @@ class Run:
         """The val metrics, computed by worker 0 and told to the others: all decide alike."""
         metrics: dict[str, float] = {}
         if self.worker.rank == 0:
-            groups = self.val.groups
-            predictions = predict(self.adapter, self.val)
-            metrics = retrieval_metrics(predictions, groups, groups[self.val.caption_rows])
+            metrics = measure(self.adapter, self.val)
         if self.worker.world > 1:
             shared: list[Any] = [metrics]
             torch.distributed.broadcast_object_list(shared)

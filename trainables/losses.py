@@ -1,7 +1,8 @@
-"""The contrastive objective: embeddings of images and captions in, a scalar and log numbers out.
+"""The objective: similarities of images and words in, a scalar and log numbers out.
 
-Pairs are told apart by group numbers, never by position: an image may bring several captions, and
-stand in two rows, without one of them counting as a negative of the other.
+Captions are learnt by contrast, classes by cross-entropy. In a contrast, pairs are told apart by
+group numbers, never by position: an image may bring several captions, and stand in two rows,
+without one of them counting as a negative of the other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from trainables.schedules import adapted, cosine_scale
 
 
 class Objective(nn.Module):
-    """Contrastive loss and temperature, over the rows of all workers.
+    """Loss and temperature: contrastive over the rows of all workers, or of classes.
 
     tau multiplies cosine similarities. `log_scale` is a parameter where tau is learned, a buffer
     where it is adaptive, and absent else. `bias` is a parameter of the sigmoid loss. A SigLIP
@@ -83,18 +84,29 @@ class Objective(nn.Module):
             texts = gather(F.normalize(text_embeds.float(), dim=-1))  # (M, e)
             same = gather(image_groups)[:, None] == gather(caption_groups)  # (B, M)
             similarity = images @ texts.T  # (B, M)
-            scale = self._scale(progress)
+            scale = self.scale(progress)
             logits = scale * similarity
             loss = self._loss(logits, same)
+            entropy = self._observe(logits, logits.T)
+        return loss, _numbers(loss, scale, similarity, same, entropy)
+
+    def classify(
+        self, similarity: Tensor, labels: Tensor, progress: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of tau times the similarity of (B, C) images and classes; labels (B,).
+
+        Label smoothing as of any classifier. The other fields of `loss` are about captions.
+        """
+        with torch.autocast(similarity.device.type, enabled=False):
+            similarity = similarity.float()
+            same = labels[:, None] == torch.arange(similarity.shape[1], device=labels.device)
+            scale = self.scale(progress)
+            logits = scale * similarity
+            loss = _cross_entropy(logits, same, self.smoothing, None)
             entropy = self._observe(logits)
-        numbers = {
-            "loss": loss,
-            "scale": scale,
-            "positive": (similarity * same).sum() / same.sum(),
-            "negative": (similarity * ~same).sum() / (~same).sum().clamp_min(1),
-            "entropy": entropy,
-        }
-        return loss, {name: value.detach() for name, value in numbers.items()}
+        numbers = _numbers(loss, scale, similarity, same, entropy)
+        right = (logits.argmax(1) == labels).float().mean()
+        return loss, numbers | {"accuracy": right.detach()}
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -103,7 +115,8 @@ class Objective(nn.Module):
         if self.temperature.policy == "learned":
             self.log_scale.clamp_(self.low, self.high)
 
-    def _scale(self, progress: Tensor) -> Tensor:
+    def scale(self, progress: Tensor) -> Tensor:
+        """tau at a share of the run."""
         if self.temperature.policy in ("learned", "adaptive"):
             return self.log_scale.exp()
         if self.temperature.policy == "cosine":
@@ -123,13 +136,27 @@ class Objective(nn.Module):
         return siglip(logits + self.bias, same, self.smoothing, hardness)
 
     @torch.no_grad()
-    def _observe(self, logits: Tensor) -> Tensor:
-        """The softmax's entropy as a share of its maximum, to which an adaptive tau reacts."""
-        entropy = 0.5 * (entropy_share(logits) + entropy_share(logits.T))
+    def _observe(self, *logits: Tensor) -> Tensor:
+        """The softmaxes' entropy as a share of its maximum, to which an adaptive tau reacts."""
+        entropy = torch.stack([entropy_share(one) for one in logits]).mean()
         if self.training and self.temperature.policy == "adaptive":
             rule = (self.rate, self.target_entropy, self.low, self.high)
             self.log_scale.copy_(adapted(self.log_scale, entropy, *rule))
         return entropy
+
+
+def _numbers(
+    loss: Tensor, scale: Tensor, similarity: Tensor, same: Tensor, entropy: Tensor
+) -> dict[str, Tensor]:
+    """What is worth logging."""
+    numbers = {
+        "loss": loss,
+        "scale": scale,
+        "positive": (similarity * same).sum() / same.sum(),
+        "negative": (similarity * ~same).sum() / (~same).sum().clamp_min(1),
+        "entropy": entropy,
+    }
+    return {name: value.detach() for name, value in numbers.items()}
 
 
 Number = float | Tensor

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
+from trainables.classes import Classes
 from trainables.data import Predictions
 from trainables.features import SplitFeatures
 
@@ -36,3 +38,23 @@ def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -
         texts.append(F.normalize(embeds.float(), dim=-1))
     adapter.train(training)
     return Predictions(torch.cat(images), torch.cat(texts)[copy_of.to(device)])
+
+
+@torch.no_grad()
+def score(
+    adapter: Adapter[Any], data: SplitFeatures, classes: Classes, batch_size: int = 256
+) -> Tensor:
+    """The similarities of all images (view 0) of `data` to each class: (N, C) float32."""
+    device, backbone = adapter.backbone.device, adapter.backbone
+    training = adapter.training
+    adapter.eval()
+    frozen = classes.text_embeds(backbone, adapter.frozen_words) if adapter.frozen_text else None
+    words = classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
+    classifier = adapter.classifier(words, frozen)
+    scores = []
+    for rows in torch.arange(len(data.groups)).split(batch_size):
+        block = adapter.image_block
+        hidden = None if block is None else data.hidden(rows, 0, block).to(device)
+        scores.append(classifier(data.image_embeds[rows].to(device), hidden).float().cpu())
+    adapter.train(training)
+    return torch.cat(scores)

@@ -6,12 +6,15 @@ Flows in: one split's features, mapped read-only. Flows out: `Batch`es, each a p
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from trainables.adapters.base import Adapter
 from trainables.config import TrainConfig
 from trainables.data import Batch
-from trainables.errors import DataError
+from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures
 
 
@@ -22,6 +25,25 @@ def generator(*key: int) -> torch.Generator:
         state = (state ^ part) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019 & (1 << 63) - 1
         state ^= state >> 29
     return torch.Generator().manual_seed(state)
+
+
+class Order:
+    """The order of the images in each epoch, drawn from (seed, epoch)."""
+
+    def __init__(self, seed: int, images: int) -> None:
+        self.seed, self.images = seed, images
+        self.last: tuple[int, Tensor] | None = None
+
+    def __call__(self, epoch: int) -> Tensor:
+        if self.last is None or self.last[0] != epoch:
+            draw = generator(self.seed, 0, epoch)
+            self.last = (epoch, torch.randperm(self.images, generator=draw))
+        return self.last[1]
+
+
+def shown(data: SplitFeatures, epoch: int) -> int:
+    """The view of epoch `epoch`: 1 + epoch mod K of K augmented ones, else the clean one."""
+    return 1 + epoch % data.views if data.views else 0
 
 
 class Batches:
@@ -61,13 +83,13 @@ class Batches:
         self.counts = torch.bincount(data.caption_rows, minlength=images)  # (N,)
         self.first = self.counts.cumsum(0) - self.counts
         self.part = (rank, world)
-        self._order: tuple[int, Tensor] | None = None
+        self.order = Order(config.seed, images)
 
     def __call__(self, step: int, total: int) -> Batch:
         """Step `step` of `total`, this worker's part."""
         epoch, within = divmod(step, self.steps_per_epoch)
         draw = generator(self.config.seed, 1, step)
-        rows = self._epoch_order(epoch)[within * self.anchors : (within + 1) * self.anchors]
+        rows = self.order(epoch)[within * self.anchors : (within + 1) * self.anchors]
         if self.neighbours is not None:
             pool = self.neighbours.shape[1]
             picks = torch.randint(
@@ -82,14 +104,6 @@ class Batches:
             rows, start = (x[rank * share : (rank + 1) * share] for x in (rows, start))
         return self._batch(rows, start, epoch, step / total)
 
-    def _epoch_order(self, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            order = torch.randperm(
-                len(self.counts), generator=generator(self.config.seed, 0, epoch)
-            )
-            self._order = (epoch, order)
-        return self._order[1]
-
     def _batch(self, rows: Tensor, start: Tensor, epoch: int, progress: float) -> Batch:
         data = self.data
         counts = self.counts[rows]
@@ -97,7 +111,7 @@ class Batches:
         wanted = torch.arange(self.config.loss.captions_per_image)
         offsets = (begin[:, None] + wanted) % counts[:, None]
         captions = (self.first[rows][:, None] + offsets).flatten()  # (M,)
-        view = 1 + epoch % data.views if data.views else 0
+        view = shown(data, epoch)
         block = self.image_block
         return Batch(
             image_embeds=data.embeds(rows, view),
@@ -107,4 +121,50 @@ class Batches:
             image_groups=data.groups[rows],
             caption_groups=data.groups[data.caption_rows[captions]],
             progress=torch.tensor(progress, dtype=torch.float64),
+        )
+
+
+class ClassBatches:
+    """The training batches of labelled images; every batch has the words of all C classes.
+
+    Epochs, the incomplete last batch and augmented views are as in `Batches`.
+    """
+
+    def __init__(
+        self, data: SplitFeatures, adapter: Adapter[Any], rank: int = 0, world: int = 1
+    ) -> None:
+        """Raises `ConfigError` where a class name does not fit beside what the adapter adds."""
+        assert data.labels is not None
+        assert data.classes is not None
+        config, backbone = adapter.train_config, adapter.backbone
+        size = config.batch_size // world * world
+        if not size:
+            raise ConfigError(
+                f"`batch_size` must be at least 1 for each of {world} workers, got "
+                f"{config.batch_size}."
+            )
+        self.data, self.adapter, self.labels = data, adapter, data.labels
+        self.size = min(size, len(data.groups) // world * world)
+        self.steps_per_epoch = len(data.groups) // self.size
+        self.tokens = data.classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
+        self.text_embeds = None
+        if adapter.frozen_text:
+            self.text_embeds = data.classes.text_embeds(backbone, adapter.frozen_words)
+        self.part = (rank, world)
+        self.order = Order(config.seed, len(data.groups))
+
+    def __call__(self, step: int, total: int) -> Batch:
+        """Step `step` of `total`, this worker's part."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        rank, world = self.part
+        rows = self.order(epoch)[within * self.size : (within + 1) * self.size][rank::world]
+        view, block = shown(self.data, epoch), self.adapter.image_block
+        return Batch(
+            image_embeds=self.data.embeds(rows, view),
+            hidden=None if block is None else self.data.hidden(rows, view, block),
+            tokens=self.tokens,
+            text_embeds=self.text_embeds,
+            image_groups=self.labels[rows],
+            caption_groups=torch.arange(len(self.tokens)),
+            progress=torch.tensor(step / total, dtype=torch.float64),
         )

@@ -25,6 +25,16 @@ def lr_factor(schedule: str, warmup: float, step: int, total: int) -> float:
     }[schedule]
 
 
+def coop_lr(lr: float, epoch: int, epochs: int) -> float:
+    """CoOp's learning rate in epoch `epoch` (from 0) of `epochs`, which many papers took over.
+
+    A first epoch at 1e-5, then half a cosine that is one epoch behind: it never reaches 0.
+    """
+    if epoch == 0:
+        return 1e-5
+    return 0.5 * lr * (1.0 + math.cos(math.pi * (epoch - 1) / epochs))
+
+
 def cosine_scale(start: Tensor, final: Tensor, progress: Tensor) -> Tensor:
     """The `cosine` temperature: from `start` to `final` along half a cosine."""
     share = 0.5 * (1.0 + (math.pi * progress).cos())

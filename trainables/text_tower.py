@@ -30,7 +30,7 @@ from trainables.errors import ConfigError, DataError
 ROWS_A_PASS = 512  # without gradients: what bounds the memory, and stays in a CPU's cache
 # On a GPU shapes are rounded up to few: a step recorded for one batch can be replayed for others.
 ROUNDED = {"cpu": (1, 1), "cuda": (16, 64)}  # rows (a divisor of a pass's) and positions, nodes
-Place = Literal["after_sos", "before_eot", "front"]
+Place = Literal["after_sos", "before_eot", "front", "after_name", "around_name"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Prompt:
     `of` says which of K prompts each caption gets; without it, caption n gets prompt n.
     `deep`: vectors that take the prompt's places again before blocks 1 to D (block 0 is the first),
     as in deep prompting (VPT-deep, Jia et al. 2022; MaPLe, Khattak et al. 2023).
-    SigLIP has no SOS: `after_sos` and `front` are one place there.
+    SigLIP has no SOS: `after_sos` and `front` are one place there. For captions that are a name and
+    a full stop, `after_name` is between the two, and `around_name` has the first half of the
+    vectors in front of the name, the others behind it.
     """
 
     vectors: Tensor  # (P, d) for all captions, or (K, P, d)
@@ -154,16 +156,17 @@ def _contents(backbone: Backbone, tokens: Tokens, form: Form) -> Tensor:
     position = torch.arange(words + added if clip else backbone.context_length)[None]
     index = position.expand(len(tokens), -1)
     if added:
-        start = _start(backbone, lengths, form.place)
-        inside = (position >= start) & (position < start + added)
-        index = torch.where(position >= start + added, index - added, index)
+        places = _places(backbone, lengths, form.place, added)
+        inside = torch.zeros_like(index, dtype=torch.bool).scatter(1, places, True)
+        number = inside.cumsum(1) - 1  # of the last vector up to here
+        index = torch.where(inside, 0, index - number - 1)
     padded = tokens.pad(-1 if clip else backbone.pad_token, words).long()
     content = padded.gather(1, index.clamp(max=words - 1))
     content[index >= words] = -1 if clip else backbone.pad_token
     if added:
         owners = torch.tensor(form.owners or [0])[:, None]
         first = backbone.model.config.text_config.vocab_size + owners * added
-        content = torch.where(inside, first + position - start, content)
+        content = torch.where(inside, first + number, content)
     return content
 
 
@@ -390,8 +393,15 @@ def word_vectors(backbone: Backbone, text: str) -> Tensor:
     return weight.detach()[ids.to(weight.device)].clone()
 
 
-def _start(backbone: Backbone, lengths: Tensor, place: Place) -> Tensor:
-    """The position of the first prompt vector in each caption: (N, 1)."""
+def _places(backbone: Backbone, lengths: Tensor, place: Place, added: int) -> Tensor:
+    """The positions of the prompt's vectors in each caption: (N, P)."""
+    vector = torch.arange(added)
+    start = int(place != "front" and backbone.start_token is not None)
+    ahead = torch.full_like(lengths, start).expand(-1, added)  # words in front of each vector
     if place == "before_eot":
-        return lengths - 1
-    return torch.full_like(lengths, int(place == "after_sos" and backbone.start_token is not None))
+        ahead = lengths - 1
+    elif place == "after_name":
+        ahead = (lengths - 2).clamp(min=start)
+    elif place == "around_name":
+        ahead = torch.where(vector < added // 2, ahead, (lengths - 2).clamp(min=start))
+    return ahead + vector

@@ -18,7 +18,9 @@ import torch
 from ray import tune
 
 from trainables.adapters.registry import make_config
+from trainables.classes import Classes
 from trainables.config import TrainConfig
+from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import backbone_of, open_features
 from trainables.files import read_json, write_json
@@ -38,6 +40,7 @@ class TrialSettings:
     metric: str
     threads: int  # torch's, a worker; 0: torch's own choice
     most_fused: int = 1  # the widest group that a worker is to time; 1: it times none
+    draw: Path | None = None  # what makes the features a task of classification
 
     @property
     def widths_file(self) -> Path:
@@ -67,13 +70,19 @@ class Workbench:
         self.backbone = backbone_of(settings.features, default_device())
         self.train = open_features(settings.features, "train", self.backbone)
         self.val = open_features(settings.features, "val", self.backbone)
+        if settings.draw is not None:
+            draw = read_draw(settings.draw)
+            classes = Classes(draw.names, draw.template)
+            self.train = self.train.take({m.id: m.label for m in draw.train}, classes)
+            self.val = self.val.take({m.id: m.label for m in draw.val}, classes)
 
     def start(self, number: int, values: dict[str, Any], worker: Worker = ALONE) -> Run:
         """Trial `number` from where its folder says it stands."""
         values = dict(values)
         config = make_config(str(values.pop("name")), values)
         if number == 0 and worker.rank == 0:  # the baseline that all trials are to beat, on val
-            self.run(make_config("zero_shot"), self.settings.folder / "zero_shot").advance()
+            baseline = make_config("zero_shot", {"task": config.task})
+            self.run(baseline, self.settings.folder / "zero_shot").advance()
         if self.settings.most_fused > 1:
             self._measure_width(config)
         return self.run(config, self.settings.trial_folder(number), worker)
@@ -90,7 +99,7 @@ class Workbench:
             def make(width: int) -> list[Run]:
                 return [self.run(config, Path(folder, f"{width}-{n}")) for n in range(width)]
 
-            trains = bool(make(1)[0].trained)
+            trains = bool(make(1)[0].trained) and config.optim.kind == "adamw"
             width = best_width(make, most) if trains else 1
         write_json(path, widths | {config.name: width})
 

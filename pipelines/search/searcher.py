@@ -21,7 +21,6 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from pipelines.search.study import Search, batch, frozen_trial, write_best
-from search_spaces.registry import SPACES
 from trainables.config import Value
 from trainables.files import read_json
 from trainables.fused import FREE
@@ -167,9 +166,9 @@ class StudySearcher(Searcher):
         adapter = adapters[0]
         if len(adapters) > 1:
             adapter = trial.suggest_categorical("adapter", adapters)
-        values: dict[str, Value] = {"name": adapter, "epochs": self.search.epochs}
-        values |= {"seed": self.search.seed} | self.search.fixed
-        for key, distribution in SPACES[adapter].items():
+        values: dict[str, Value] = {"name": adapter, "task": self.search.task}
+        values |= {"epochs": self.search.epochs, "seed": self.search.seed} | self.search.fixed
+        for key, distribution in self.search.space(adapter).items():
             if key not in self.search.fixed:
                 values[key] = suggest(trial, f"{adapter}/{key}", distribution)
         trial.set_user_attr("config", values)

@@ -19,9 +19,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from search_spaces.common import Space
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
-from trainables.config import Value, flatten
+from trainables.config import Task, Value, flatten
 from trainables.files import write_json
 
 STUDY = "cliptune"
@@ -38,6 +39,15 @@ class Search:
     epochs: int
     seed: int
     fixed: dict[str, Value]  # dotted fields that every trial gets, beside `epochs`
+    task: Task = "retrieval"
+
+    def space(self, adapter: str) -> Space:
+        """What is searched of an adapter."""
+        return SPACES[adapter][self.task]
+
+    def recipe(self, adapter: str) -> dict[str, Value]:
+        """The adapter's published settings for the task."""
+        return flatten(make_config(adapter, {"task": self.task}))
 
 
 class Journal(JournalFileBackend):
@@ -104,8 +114,8 @@ def enqueue_recipes(study: optuna.Study, search: Search) -> None:
     """The published recipe of each adapter becomes its first trial."""
     with batch(study):
         for adapter in search.adapters:
-            recipe = flatten(make_config(adapter))
-            point: dict[str, Any] = {f"{adapter}/{key}": recipe[key] for key in SPACES[adapter]}
+            recipe = search.recipe(adapter)
+            point: dict[str, Any] = {f"{adapter}/{k}": recipe[k] for k in search.space(adapter)}
             if len(search.adapters) > 1:
                 point["adapter"] = adapter
             study.enqueue_trial(point, user_attrs={"recipe": True}, skip_if_exists=True)

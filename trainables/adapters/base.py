@@ -7,18 +7,26 @@ for the metrics, and a checkpoint that is exactly the trainable parameters plus 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trainables.backbone import Backbone
-from trainables.config import TrainConfig, Value
+from trainables.config import Task, TrainConfig, Value
 from trainables.data import Batch, Predictions, Tokens
 from trainables.losses import Objective
 
+if TYPE_CHECKING:
+    from trainables.classes import Classes
+    from trainables.features import SplitFeatures
+
 C = TypeVar("C")
+# A batch's `image_embeds` (B, e) and `hidden` to similarities (B, C).
+Classifier: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Adapter(nn.Module, ABC, Generic[C]):
@@ -29,19 +37,31 @@ class Adapter(nn.Module, ABC, Generic[C]):
     """
 
     Config: ClassVar[type[Any]]
-    RECIPE: ClassVar[Mapping[str, Value]]  # the published settings outside `Config`, dotted
+    # For each task that the method is for: the published settings, dotted.
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]]
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
         super().__init__()
         self.train_config = config
         self.config: C = config.adapter
         self.objective = Objective(config.loss, config.temperature, backbone)
+        self.classes: Classes | None = None  # those that it is or was trained on
         # A list hides the frozen backbone from `parameters()`, `state_dict()` and DDP.
         self._frozen = [backbone]
 
     @property
     def backbone(self) -> Backbone:
         return self._frozen[0]
+
+    @property
+    def tau(self) -> float:
+        """What similarities are multiplied by, when training is over."""
+        return float(self.objective.scale(torch.tensor(1.0)))
+
+    @property
+    def open_classes(self) -> bool:
+        """Whether what was learned on some classes can be asked about others."""
+        return True
 
     @property
     def image_block(self) -> int | None:
@@ -51,8 +71,19 @@ class Adapter(nn.Module, ABC, Generic[C]):
 
     @property
     def frozen_text(self) -> bool:
-        """Whether the method leaves the text tower alone, and captions come as its outputs."""
+        """Whether the method asks for the frozen text tower's outputs: instead of the words, or
+        beside them."""
         return False
+
+    @property
+    def class_words(self) -> str:
+        """What stands around a class name in `tokens`; "": the data set's own template."""
+        return ""
+
+    @property
+    def frozen_words(self) -> str:
+        """The same for `text_embeds`; several templates, separated by `|`, make an ensemble."""
+        return ""
 
     @property
     def added_tokens(self) -> int:
@@ -69,13 +100,46 @@ class Adapter(nn.Module, ABC, Generic[C]):
         del hidden
         return image_embeds
 
-    @abstractmethod
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and numbers worth logging."""
+    def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
+        """What scores images among C classes, whose text is embedded once: by default the cosine
+        similarities. The objective multiplies by tau."""
+        texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)  # (C, e)
 
-    @abstractmethod
+        def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
+            images = F.normalize(self.embed_images(image_embeds, hidden).float(), dim=-1)
+            return images @ texts.T
+
+        return similarity
+
+    def prepare(self, train: SplitFeatures) -> None:
+        """Take from the training data what the method needs before its first step."""
+
+    def end_epoch(self, epoch: int, val: SplitFeatures) -> None:
+        """Epoch `epoch` (from 1) has been trained, and is about to be measured on `val`: choose on
+        it what needs no training."""
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, and numbers worth logging: the objective of the task."""
+        if self.train_config.task == "classification":
+            return self.objective.classify(
+                self.classifier(batch.tokens, batch.text_embeds)(batch.image_embeds, batch.hidden),
+                batch.image_groups,
+                batch.progress,
+            )
+        loss: tuple[Tensor, dict[str, Tensor]] = self.objective(
+            self.embed_images(batch.image_embeds, batch.hidden),
+            self.embed_text(batch.tokens, batch.text_embeds),
+            batch.image_groups,
+            batch.caption_groups,
+            batch.progress,
+        )
+        return loss
+
     def predict(self, batch: Batch) -> Predictions:
-        """The normalised embeddings that the metrics rank."""
+        """The batch's images and captions as the adapter embeds them, L2-normalised."""
+        images = self.embed_images(batch.image_embeds, batch.hidden)
+        texts = self.embed_text(batch.tokens, batch.text_embeds)
+        return Predictions(F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, under the name that DDP wraps."""

@@ -15,10 +15,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
-from trainables.adapters.shared import contrastive_loss, retrieval_predictions
 from trainables.backbone import Backbone
-from trainables.config import TrainConfig, Value, check
-from trainables.data import Batch, Predictions, Tokens
+from trainables.config import Task, TrainConfig, Value, check
+from trainables.data import Tokens
 from trainables.files import write_json
 from trainables.image_tower import depth, upper
 from trainables.text_tower import embed_text
@@ -57,17 +56,33 @@ class Lora(Adapter[LoraConfig]):
 
     LoRA: Hu et al. 2021, arXiv:2106.09685. The recipe is that of the project "Multimodal AI: CLIP
     Fine-tuning for Image-Text Retrieval": text tower, q and v, temperature frozen. Unlike there,
-    captions of one image are never each other's negatives.
+    captions of one image are never each other's negatives. For classes, it is that of CLIP-LoRA
+    (Zanella and Ben Ayed 2024, arXiv:2405.18541), in which one setting serves every data set.
     """
 
     Config: ClassVar[type[LoraConfig]] = LoraConfig
-    RECIPE: ClassVar[Mapping[str, Value]] = {
-        "optim.lr": 5e-5,
-        "optim.weight_decay": 0.01,
-        "optim.schedule": "constant",
-        "batch_size": 32,
-        "epochs": 20,
-        "patience": 3,
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
+        "retrieval": {
+            "optim.lr": 5e-5,
+            "optim.weight_decay": 0.01,
+            "optim.schedule": "constant",
+            "batch_size": 32,
+            "epochs": 20,
+            "patience": 3,
+        },
+        "classification": {
+            "adapter.tower": "both",
+            "adapter.targets": "qkv",
+            "adapter.rank": 2,
+            "adapter.alpha": 1.0,
+            "adapter.dropout": 0.25,
+            "adapter.rslora": True,
+            "optim.lr": 2e-4,
+            "optim.weight_decay": 0.01,
+            "optim.schedule": "cosine",
+            "batch_size": 32,
+            "epochs": 100,  # 500 steps a shot, of batches that hold 32 of the shots of 10 classes
+        },
     }
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
@@ -123,12 +138,6 @@ class Lora(Adapter[LoraConfig]):
             return image_embeds
         assert hidden is not None
         return upper(self.backbone, hidden, self.image_block)
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return contrastive_loss(self, batch)
-
-    def predict(self, batch: Batch) -> Predictions:
-        return retrieval_predictions(self, batch)
 
     def export(self, folder: Path) -> list[Path]:
         """Write PEFT's own format, for `PeftModel.from_pretrained(CLIPModel..., folder)`."""

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
-from trainables.adapters.shared import contrastive_loss, retrieval_predictions
 from trainables.backbone import Backbone
-from trainables.config import TrainConfig, Value
-from trainables.data import Batch, Predictions, Tokens
+from trainables.config import Task, TrainConfig, Value
+from trainables.data import Tokens
 from trainables.text_tower import embed_text
 
 
@@ -33,10 +32,14 @@ class Projection(Adapter[ProjectionConfig]):
     """
 
     Config: ClassVar[type[ProjectionConfig]] = ProjectionConfig
-    RECIPE: ClassVar[Mapping[str, Value]] = {
-        "optim.lr": 1e-4,
-        "optim.schedule": "cosine",
-        "batch_size": 128,
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
+        "retrieval": {"optim.lr": 1e-4, "optim.schedule": "cosine", "batch_size": 128},
+        "classification": {
+            "optim.lr": 1e-3,
+            "optim.schedule": "cosine",
+            "batch_size": 32,
+            "epochs": 50,
+        },
     }
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
@@ -70,9 +73,3 @@ class Projection(Adapter[ProjectionConfig]):
     def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
         del hidden
         return self._project("image", image_embeds)
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return contrastive_loss(self, batch)
-
-    def predict(self, batch: Batch) -> Predictions:
-        return retrieval_predictions(self, batch)

@@ -8,34 +8,67 @@ from typing import Any
 import torch
 
 from trainables.adapters.base import Adapter
+from trainables.adapters.clip_adapter import ClipAdapter
+from trainables.adapters.cocoop import CoCoop
+from trainables.adapters.coop import Coop
+from trainables.adapters.kgcoop import KgCoop
+from trainables.adapters.linear_probe import LinearProbe
 from trainables.adapters.lora import Lora
+from trainables.adapters.mip import Mip
 from trainables.adapters.projection import Projection
 from trainables.adapters.soft_prompt import SoftPrompt
+from trainables.adapters.tip_adapter import TipAdapter
 from trainables.adapters.zero_shot import ZeroShot
 from trainables.backbone import Backbone
-from trainables.config import TrainConfig, replace
+from trainables.config import Task, TrainConfig, replace
 from trainables.errors import ConfigError, unknown
+from trainables.features import SplitFeatures
 
 ADAPTERS: dict[str, type[Adapter[Any]]] = {
     "zero_shot": ZeroShot,
     "soft_prompt": SoftPrompt,
     "lora": Lora,
     "projection": Projection,
+    "coop": Coop,
+    "cocoop": CoCoop,
+    "kgcoop": KgCoop,
+    "clip_adapter": ClipAdapter,
+    "tip_adapter": TipAdapter,
+    "mip": Mip,
+    "linear_probe": LinearProbe,
 }
 
 
 def make_config(name: str, values: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Adapter `name`'s published recipe with dotted `values` over it; unknown names are errors."""
+    """Adapter `name`'s published recipe with dotted `values` over it; unknown names are errors.
+
+    `values["task"]` chooses the recipe; without it, it is the adapter's first.
+    """
     if name not in ADAPTERS:
         raise ConfigError(unknown("adapter", name, ADAPTERS))
-    kind = ADAPTERS[name]
-    return replace(TrainConfig(name, kind.Config()), {**kind.RECIPE, **(values or {})})
+    kind, values = ADAPTERS[name], dict(values or {})
+    task = values.setdefault("task", next(iter(kind.RECIPES)))
+    if task not in kind.RECIPES:
+        raise ConfigError(f"`{name}` is for {' and '.join(kind.RECIPES)}, not for {task}.")
+    return replace(TrainConfig(name, kind.Config()), {**kind.RECIPES[task], **values})
 
 
-def build(config: TrainConfig, backbone: Backbone) -> Adapter[Any]:
-    """The adapter as it starts: a function of `config` alone, whatever was drawn before."""
+def adapters_for(task: Task) -> list[str]:
+    """The adapters that have a recipe for `task`."""
+    return [name for name, kind in ADAPTERS.items() if task in kind.RECIPES]
+
+
+def build(
+    config: TrainConfig, backbone: Backbone, train: SplitFeatures | None = None
+) -> Adapter[Any]:
+    """The adapter as it starts: a function of `config` and, where it is to be trained, of the data
+    that it is trained on; whatever was drawn before."""
     # Weights are drawn on the CPU, so they are equal on every device; only its stream is set, and
     # given back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        return ADAPTERS[config.name](config, backbone)
+        adapter = ADAPTERS[config.name](config, backbone)
+        if train is not None:
+            adapter.classes = train.classes
+            adapter.prepare(train)
+        return adapter

@@ -2,29 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.adapters.base import Adapter
-from trainables.data import Batch, Predictions
+from trainables.adapters.base import Classifier
+from trainables.backbone import Backbone
+from trainables.config import check
+from trainables.data import Tokens
+from trainables.text_tower import Prompt, embed_text, word_vectors
+
+PROMPTS = 4096  # class prompts of several images that are embedded at a time
 
 
-def contrastive_loss(adapter: Adapter[Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective of the batch's images and captions, both as the adapter embeds them."""
-    loss: tuple[Tensor, dict[str, Tensor]] = adapter.objective(
-        adapter.embed_images(batch.image_embeds, batch.hidden),
-        adapter.embed_text(batch.tokens, batch.text_embeds),
-        batch.image_groups,
-        batch.caption_groups,
-        batch.progress,
+def context(backbone: Backbone, n_ctx: int, init: str, std: float) -> Tensor:
+    """Vectors to start a prompt with: (M, d). `init` is "random" or words, whose embeddings the
+    first ones are; the others are drawn from N(0, std)."""
+    vectors = torch.randn(n_ctx, backbone.text_width) * std
+    if init != "random":
+        words = word_vectors(backbone, init)[:n_ctx]
+        vectors[: len(words)] = words.cpu()
+    return vectors
+
+
+def check_context(n_ctx: int, init: str, std: float) -> None:
+    """The rules for the fields that describe a prompt."""
+    check(n_ctx >= 1, "adapter.n_ctx", "at least 1", n_ctx)
+    check(bool(init.strip()), "adapter.init", '"random" or some words', init)
+    check(std > 0, "adapter.init_std", "above 0", std)
+
+
+def meta_network(backbone: Backbone) -> nn.Sequential:
+    """CoCoOp's two layers, from an image's feature to a shift of the context: (B, e) to (B, d)."""
+    width = max(4, backbone.embed_dim // 16)
+    return nn.Sequential(
+        nn.Linear(backbone.embed_dim, width), nn.ReLU(), nn.Linear(width, backbone.text_width)
     )
-    return loss
 
 
-def retrieval_predictions(adapter: Adapter[Any], batch: Batch) -> Predictions:
-    """The batch's images and captions, as the adapter embeds them, L2-normalised."""
-    images = adapter.embed_images(batch.image_embeds, batch.hidden)
-    texts = adapter.embed_text(batch.tokens, batch.text_embeds)
-    return Predictions(F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1))
+class Tiles:
+    """Class names repeated for B images, kept: the text tower's plan of them is then kept too."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Tokens, Tokens]] = {}
+
+    def __call__(self, tokens: Tokens, images: int) -> Tokens:
+        if images not in self.kept or self.kept[images][0] is not tokens:
+            rows = torch.arange(len(tokens)).repeat(images)
+            self.kept[images] = (tokens, tokens.select(rows))
+        return self.kept[images][1]
+
+
+def conditional(
+    backbone: Backbone, tiles: Tiles, tokens: Tokens, contexts: Callable[[Tensor], Tensor]
+) -> Classifier:
+    """Scores by prompts of each image's own context: `contexts` is (B, e) to (B, M, d)."""
+    classes = len(tokens)
+
+    def some(images: Tensor) -> Tensor:
+        owners = torch.arange(len(images)).repeat_interleave(classes)
+        prompt = Prompt(contexts(images), of=owners)
+        texts = embed_text(backbone, tiles(tokens, len(images)), prompt)
+        texts = F.normalize(texts.float(), dim=-1).unflatten(0, (-1, classes))  # (B, C, e)
+        return (texts @ images[:, :, None])[:, :, 0]
+
+    def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
+        del hidden
+        images = F.normalize(image_embeds.float(), dim=-1)
+        return torch.cat([some(part) for part in images.split(max(1, PROMPTS // classes))])
+
+    return similarity

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
-from trainables.adapters.shared import contrastive_loss, retrieval_predictions
+from trainables.adapters.shared import check_context, context
 from trainables.backbone import Backbone
-from trainables.config import TrainConfig, Value, check
-from trainables.data import Batch, Predictions, Tokens
-from trainables.text_tower import Prompt, embed_text, word_vectors
+from trainables.config import Task, TrainConfig, Value, check
+from trainables.data import Tokens
+from trainables.text_tower import Prompt, embed_text
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class SoftPromptConfig:
     depth: int = 0  # of the blocks after the first, how many get P vectors of their own
 
     def __post_init__(self) -> None:
-        check(self.n_ctx >= 1, "adapter.n_ctx", "at least 1", self.n_ctx)
-        check(bool(self.init.strip()), "adapter.init", '"random" or some words', self.init)
-        check(self.init_std > 0, "adapter.init_std", "above 0", self.init_std)
+        check_context(self.n_ctx, self.init, self.init_std)
         check(self.depth >= 0, "adapter.depth", "at least 0", self.depth)
 
 
@@ -44,17 +42,15 @@ class SoftPrompt(Adapter[SoftPromptConfig]):
     """
 
     Config: ClassVar[type[SoftPromptConfig]] = SoftPromptConfig
-    RECIPE: ClassVar[Mapping[str, Value]] = {"optim.lr": 1e-4, "batch_size": 32}
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
+        "retrieval": {"optim.lr": 1e-4, "batch_size": 32}
+    }
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         own = self.config
         shape = (own.n_ctx, backbone.text_width)
-        vectors = torch.randn(shape) * own.init_std  # (P, d)
-        if own.init != "random":
-            words = word_vectors(backbone, own.init)[: own.n_ctx]
-            vectors[: len(words)] = words
-        self.vectors = nn.Parameter(vectors)
+        self.vectors = nn.Parameter(context(backbone, own.n_ctx, own.init, own.init_std))  # (P, d)
         self.deep = (
             nn.Parameter(torch.randn(own.depth, *shape) * own.init_std) if own.depth else None
         )
@@ -66,9 +62,3 @@ class SoftPrompt(Adapter[SoftPromptConfig]):
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
         del text_embeds
         return embed_text(self.backbone, tokens, Prompt(self.vectors, self.config.place, self.deep))
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return contrastive_loss(self, batch)
-
-    def predict(self, batch: Batch) -> Predictions:
-        return retrieval_predictions(self, batch)

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
-from trainables.adapters.shared import contrastive_loss, retrieval_predictions
 from trainables.backbone import Backbone
-from trainables.config import TrainConfig, Value, check
-from trainables.data import Batch, Predictions, Tokens
+from trainables.config import Task, TrainConfig, Value, check
+from trainables.data import Tokens
 from trainables.text_tower import embed_text
 
 
@@ -45,7 +44,10 @@ class ZeroShot(Adapter[ZeroShotConfig]):
     """
 
     Config: ClassVar[type[ZeroShotConfig]] = ZeroShotConfig
-    RECIPE: ClassVar[Mapping[str, Value]] = {"epochs": 0}
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
+        "retrieval": {"epochs": 0},
+        "classification": {"epochs": 0},
+    }
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -59,12 +61,6 @@ class ZeroShot(Adapter[ZeroShotConfig]):
             wrapped = wrap(self.backbone, tokens, before, after)
             embeds.append(F.normalize(embed_text(self.backbone, wrapped), dim=-1))
         return torch.stack(embeds).mean(0)  # (M, e)
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return contrastive_loss(self, batch)
-
-    def predict(self, batch: Batch) -> Predictions:
-        return retrieval_predictions(self, batch)
 
 
 def _words(backbone: Backbone, text: str) -> list[int]:

@@ -1,0 +1,71 @@
+"""`clip_adapter`: a bottleneck behind the frozen image tower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from trainables.adapters.base import Adapter
+from trainables.backbone import Backbone
+from trainables.config import Task, TrainConfig, Value, check
+from trainables.data import Tokens
+from trainables.text_tower import embed_text
+
+
+@dataclass(frozen=True)
+class ClipAdapterConfig:
+    """The bottleneck."""
+
+    reduction: int = 4  # its width is e / reduction
+    ratio: float = 0.2  # of what it makes in the mixture
+
+    def __post_init__(self) -> None:
+        check(self.reduction >= 1, "adapter.reduction", "at least 1", self.reduction)
+        check(0 < self.ratio <= 1, "adapter.ratio", "in (0, 1]", self.ratio)
+
+
+class ClipAdapter(Adapter[ClipAdapterConfig]):
+    """f' = ratio A(f) + (1 - ratio) f with A(f) = relu(W2 relu(W1 f)), on the frozen feature f.
+
+    CLIP-Adapter: Gao et al. 2021, arXiv:2110.04544, the visual one of its two. W1 (e/4, e),
+    W2 (e, e/4), without biases. The text is zero-shot's.
+    """
+
+    Config: ClassVar[type[ClipAdapterConfig]] = ClipAdapterConfig
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
+        "classification": {
+            "optim.kind": "sgd",
+            "optim.lr": 2e-3,
+            "optim.weight_decay": 5e-4,
+            "optim.schedule": "coop",
+            "optim.clip_norm": 0.0,
+            "batch_size": 32,
+            "epochs": 200,
+        }
+    }
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        wide, narrow = backbone.embed_dim, max(1, backbone.embed_dim // self.config.reduction)
+        self.bottleneck = nn.Sequential(
+            nn.Linear(wide, narrow, bias=False),
+            nn.ReLU(),
+            nn.Linear(narrow, wide, bias=False),
+            nn.ReLU(),
+        )
+
+    @property
+    def frozen_text(self) -> bool:
+        return True
+
+    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        return embed_text(self.backbone, tokens) if text_embeds is None else text_embeds
+
+    def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
+        del hidden
+        ratio = self.config.ratio
+        mixed: Tensor = ratio * self.bottleneck(image_embeds) + (1 - ratio) * image_embeds
+        return mixed

@@ -1,0 +1,78 @@
+"""`cocoop`: a context that a small network moves for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from trainables.adapters.base import Adapter, Classifier
+from trainables.adapters.shared import Tiles, check_context, conditional, context, meta_network
+from trainables.backbone import Backbone
+from trainables.config import Task, TrainConfig, Value
+from trainables.data import Tokens
+from trainables.text_tower import Prompt, embed_text
+
+
+@dataclass(frozen=True)
+class CoCoopConfig:
+    """The context."""
+
+    n_ctx: int = 4  # M
+    init: str = "a photo of a"  # or "random"
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_context(self.n_ctx, self.init, self.init_std)
+
+
+class CoCoop(Adapter[CoCoopConfig]):
+    """v_m(x) = v_m + pi(x), with pi = W2 relu(W1 f) of the normalised image feature f.
+
+    CoCoOp: Zhou et al. 2022, arXiv:2203.05557. W1 (e/16, e), W2 (d, e/16). Every image has class
+    prompts of its own: B x C of them, which share SOS and the context of their image.
+    """
+
+    Config: ClassVar[type[CoCoopConfig]] = CoCoopConfig
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
+        "classification": {
+            "optim.kind": "sgd",
+            "optim.lr": 2e-3,
+            "optim.weight_decay": 5e-4,
+            "optim.schedule": "coop",
+            "optim.clip_norm": 0.0,
+            "batch_size": 1,
+            "epochs": 10,
+        }
+    }
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        own = self.config
+        self.vectors = nn.Parameter(context(backbone, own.n_ctx, own.init, own.init_std))  # (M, d)
+        self.meta = meta_network(backbone)
+        self.tiles = Tiles()
+
+    @property
+    def added_tokens(self) -> int:
+        return self.config.n_ctx
+
+    @property
+    def class_words(self) -> str:
+        return "{}."
+
+    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        """With the context that no image has moved."""
+        del text_embeds
+        return embed_text(self.backbone, tokens, Prompt(self.vectors))
+
+    def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
+        del text_embeds
+
+        def contexts(images: Tensor) -> Tensor:
+            moved: Tensor = self.vectors + self.meta(images)[:, None]  # (B, M, d)
+            return moved
+
+        return conditional(self.backbone, self.tiles, tokens, contexts)

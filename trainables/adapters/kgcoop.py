@@ -1,0 +1,83 @@
+"""`kgcoop`: CoOp held near the words that zero-shot uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.adapters.base import Adapter
+from trainables.adapters.shared import check_context, context
+from trainables.backbone import Backbone
+from trainables.config import Task, TrainConfig, Value, check
+from trainables.data import Batch, Tokens
+from trainables.text_tower import Prompt, embed_text
+
+
+@dataclass(frozen=True)
+class KgCoopConfig:
+    """The context, and how hard it is held."""
+
+    n_ctx: int = 4  # M
+    init: str = "a photo of a"  # or "random"
+    init_std: float = 0.02
+    weight: float = 8.0  # lambda
+
+    def __post_init__(self) -> None:
+        check_context(self.n_ctx, self.init, self.init_std)
+        check(self.weight >= 0, "adapter.weight", "at least 0", self.weight)
+
+
+class KgCoop(Adapter[KgCoopConfig]):
+    """CoOp's loss + lambda (1 - mean over classes of cos(learned text, the template's text)).
+
+    KgCoOp: Yao et al. 2023, arXiv:2303.13283. The template is the data set's own.
+    """
+
+    Config: ClassVar[type[KgCoopConfig]] = KgCoopConfig
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
+        "classification": {
+            "optim.kind": "sgd",
+            "optim.lr": 2e-3,
+            "optim.weight_decay": 5e-4,
+            "optim.schedule": "coop",
+            "optim.clip_norm": 0.0,
+            "batch_size": 128,
+            "epochs": 100,
+        }
+    }
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        own = self.config
+        self.vectors = nn.Parameter(context(backbone, own.n_ctx, own.init, own.init_std))  # (M, d)
+
+    @property
+    def frozen_text(self) -> bool:
+        return True
+
+    @property
+    def added_tokens(self) -> int:
+        return self.config.n_ctx
+
+    @property
+    def class_words(self) -> str:
+        return "{}."
+
+    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        del text_embeds
+        return embed_text(self.backbone, tokens, Prompt(self.vectors))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.text_embeds is not None
+        texts = F.normalize(self.embed_text(batch.tokens).float(), dim=-1)  # (C, e)
+        images = F.normalize(batch.image_embeds.float(), dim=-1)  # (B, e)
+        loss, numbers = self.objective.classify(
+            images @ texts.T, batch.image_groups, batch.progress
+        )
+        kept = (texts * batch.text_embeds).sum(1).mean()
+        loss = loss + self.config.weight * (1 - kept)
+        return loss, numbers | {"loss": loss.detach(), "kept": kept.detach()}

@@ -1,0 +1,134 @@
+"""`tip_adapter`: the training images themselves as a cache that zero-shot looks things up in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parameter import UninitializedBuffer
+
+from trainables.adapters.base import Adapter, Classifier
+from trainables.backbone import Backbone
+from trainables.config import Task, TrainConfig, Value, check
+from trainables.data import Tokens
+from trainables.features import SplitFeatures
+from trainables.text_tower import embed_text
+
+SHARPNESS, SHARE = (0.1, 7.0, 200), (0.1, 3.0, 20)  # the paper's grid for beta and for alpha
+VIEWS = 10  # augmented views that a key is the mean of
+
+
+@dataclass(frozen=True)
+class TipAdapterConfig:
+    """The cache. `alpha` and `beta` are where a tuned cache trains; val chooses them after."""
+
+    tune: bool = False  # train the keys (Tip-Adapter-F)
+    alpha: float = 1.17  # how much the cache weighs
+    beta: float = 1.0  # how sharply it looks
+    grid: float = 1.0  # multiplies both ends of the search for beta and alpha
+
+    def __post_init__(self) -> None:
+        check(self.alpha >= 0, "adapter.alpha", "at least 0", self.alpha)
+        check(self.beta > 0, "adapter.beta", "above 0", self.beta)
+        check(self.grid > 0, "adapter.grid", "above 0", self.grid)
+
+
+class TipAdapter(Adapter[TipAdapterConfig]):
+    """Logits tau f W^T + alpha exp(-beta (1 - f F^T)) V, of normalised features.
+
+    Tip-Adapter: Zhang et al. 2022, arXiv:2207.09519. W (C, e) zero-shot's text, F (N, e) the keys:
+    each training image, the mean of its views; V (N, C) their labels. alpha and beta are chosen on
+    val, at every epoch, from a grid of 4,000; there and in the epoch the paper's code used test.
+    """
+
+    Config: ClassVar[type[TipAdapterConfig]] = TipAdapterConfig
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
+        "classification": {
+            "optim.lr": 1e-3,
+            "optim.schedule": "cosine",
+            "batch_size": 256,
+            "epochs": 20,
+        }
+    }
+
+    keys: Tensor  # (N, e)
+    labels: Tensor  # (N,)
+    alpha: Tensor
+    beta: Tensor
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        if self.config.tune:
+            self.keys = nn.UninitializedParameter()
+        else:
+            self.register_buffer("keys", UninitializedBuffer())
+        self.register_buffer("labels", UninitializedBuffer(dtype=torch.int64))  # type: ignore[call-arg]
+        self.register_buffer("alpha", torch.tensor(self.config.alpha))
+        self.register_buffer("beta", torch.tensor(self.config.beta))
+
+    def prepare(self, train: SplitFeatures) -> None:
+        assert train.labels is not None
+        rows = torch.arange(len(train.groups))
+        views = range(1, min(train.views, VIEWS) + 1) or range(1)
+        seen = [F.normalize(train.embeds(rows, view).float(), dim=-1) for view in views]
+        keys = F.normalize(torch.stack(seen).mean(0), dim=-1)
+        if self.config.tune:
+            self.keys = nn.Parameter(keys)
+        else:
+            self.keys = keys
+        self.labels = train.labels
+
+    @property
+    def open_classes(self) -> bool:
+        return False
+
+    @property
+    def frozen_text(self) -> bool:
+        return True
+
+    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        return embed_text(self.backbone, tokens) if text_embeds is None else text_embeds
+
+    def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
+        texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)
+        values = F.one_hot(self.labels, len(texts)).to(texts.dtype)
+
+        def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
+            del hidden
+            images = F.normalize(image_embeds.float(), dim=-1)
+            own = self.config if self.training else self
+            near = torch.exp(-own.beta * (1 - images @ self.keys.T))  # (B, N)
+            # The objective multiplies by tau, which is not for the cache.
+            return images @ texts.T + own.alpha * (near @ values) / self.objective.start
+
+        return similarity
+
+    @torch.no_grad()
+    def end_epoch(self, epoch: int, val: SplitFeatures) -> None:
+        """Choose alpha and beta on val: the most accurate, of those the likeliest."""
+        del epoch
+        assert val.classes is not None
+        assert val.labels is not None
+        device = self.backbone.device
+        texts, labels = val.classes.text_embeds(self.backbone), val.labels.to(device)
+        images = F.normalize(val.image_embeds.to(device).float(), dim=-1)
+        plain, affinity = self.tau * images @ texts.T, images @ self.keys.T  # (n, C), (n, N)
+        values = F.one_hot(self.labels, len(texts)).to(texts.dtype)
+        grid = self.config.grid
+        alphas = torch.linspace(SHARE[0], SHARE[1] * grid, SHARE[2], device=device)
+        best = (-1.0, -torch.inf)
+        for beta in torch.linspace(SHARPNESS[0], SHARPNESS[1] * grid, SHARPNESS[2]).tolist():
+            cache = torch.exp(-beta * (1 - affinity)) @ values
+            logits = plain + alphas[:, None, None] * cache  # (20, n, C)
+            right = (logits.argmax(2) == labels).double().mean(1)
+            likely = logits.log_softmax(2).gather(2, labels.expand(len(alphas), -1)[..., None])
+            scores = zip(right.tolist(), likely.mean((1, 2)).tolist(), strict=True)
+            score, at = max((score, n) for n, score in enumerate(scores))
+            if score > best:
+                best = score
+                self.beta.fill_(beta)
+                self.alpha.copy_(alphas[at])

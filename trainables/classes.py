@@ -1,0 +1,74 @@
+"""The classes of a task, in the words that each method wants around them.
+
+Flows in: class names and the data set's template. Flows out: token ids, and the frozen text tower's
+embeddings, both made once for each template and kept for all trials of a process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.backbone import Backbone
+from trainables.data import Tokens
+from trainables.derived import exact
+from trainables.errors import ConfigError
+from trainables.text_tower import embed_text
+
+DEFAULT = "a photo of a {}."
+# Seven that together serve ImageNet as well as the 80 of the paper: the authors' own selection, in
+# their notebook on prompt engineering (Radford et al. 2021).
+ENSEMBLE = (
+    "itap of a {}.|a bad photo of the {}.|a origami {}.|a photo of the large {}.|"
+    "a {} in a video game.|art of the {}.|a photo of the small {}."
+)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """C classes of one task, by label."""
+
+    names: tuple[str, ...]
+    template: str = DEFAULT
+    kept: dict[tuple[str, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def tokens(self, backbone: Backbone, template: str = "", added: int = 0) -> Tokens:
+        """The names in `template` as ids; `""` is the data set's own. Raises `ConfigError` where
+        `added` vectors do not fit beside them into the text tower."""
+        template = template or self.template
+        key = ("tokens", backbone.fingerprint, template)
+        if key not in self.kept:
+            texts = [template.replace("{}", name) for name in self.names]
+            self.kept[key] = backbone.tokenize(texts)
+        tokens, cut = self.kept[key]
+        room = backbone.context_length - added
+        if cut or tokens.lengths.max() > room:
+            name = self.names[int(tokens.lengths.argmax())]
+            raise ConfigError(
+                f"class `{name}` in `{template}` must have at most {room} tokens, the text tower's "
+                f"{backbone.context_length} positions without {added} learned vectors, got "
+                f"{'more' if cut else int(tokens.lengths.max())}."
+            )
+        found: Tokens = tokens
+        return found
+
+    def text_embeds(self, backbone: Backbone, templates: str = "") -> Tensor:
+        """The frozen text tower's classes, of unit length: (C, e). Of several templates, separated
+        by `|`, it is the mean of their embeddings, normalised before and after."""
+        key = ("embeds", backbone.fingerprint, templates)
+        if key not in self.kept:
+            with exact(backbone):
+                every = [
+                    F.normalize(embed_text(backbone, self.tokens(backbone, one)).float(), dim=-1)
+                    for one in templates.split("|")
+                ]
+                self.kept[key] = F.normalize(torch.stack(every).mean(0), dim=-1)
+        embeds: Tensor = self.kept[key]
+        return embeds
