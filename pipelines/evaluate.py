@@ -16,6 +16,7 @@ from trainables.errors import ConfigError, DataError
 from trainables.files import append_jsonl, now, read_json, read_jsonl, sha256_json, write_json
 
 if TYPE_CHECKING:
+    from pipelines.measuring.accuracy import ClassProtocol
     from pipelines.measuring.contestants import Contest
     from pipelines.measuring.protocol import Protocol
     from trainables.adapters.base import Adapter
@@ -63,7 +64,7 @@ def run(args: Args) -> None:
         nothing_to_do(path, then)
         return
     backbone = backbone_of(contest.features, default_device())
-    adapters = [one.load(backbone) for one in contest.contestants]
+    adapters = [one.load(backbone, contest.task) for one in contest.contestants]
     openings = _log_opening(args.run, contest, shards)
     result = _measure(args, contest, shards, backbone, adapters)
     result |= {"inputs": inputs, "test_openings": openings, "seconds": time.monotonic() - started}
@@ -127,12 +128,12 @@ def _measure(
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
+    from pipelines.measuring.accuracy import ClassProtocol
     from pipelines.measuring.gallery import COLUMNS, RULE, gallery
     from pipelines.measuring.protocol import Protocol
     from pipelines.measuring.provenance import hardware, versions
     from pipelines.measuring.standings import standings
     from trainables.features import embed_split
-    from trainables.predict import predict
     from trainables.shards import Seal
 
     seal = Seal(f"cliptune evaluate --run {args.run}")
@@ -141,14 +142,19 @@ def _measure(
     data = embed_split(
         backbone, shards, "test", seal=seal, pixels=pixels, batch_size=args.batch_size
     )
-    protocol = Protocol(data, args.bootstrap)
+    protocol: Protocol | ClassProtocol
+    if contest.draw is None:
+        protocol = Protocol(data, args.bootstrap)
+    else:
+        data = contest.draw.among(data, shards.rows("test", ["id", "label"], seal))
+        protocol = ClassProtocol(data, args.bootstrap)
     models = [
-        protocol.measure(predict(adapter, data, args.batch_size))
+        protocol.of(adapter, args.batch_size)
         for adapter in tqdm(adapters, "measuring", unit="adapter")
     ]
     chosen = next((n for n, one in enumerate(contest.contestants) if one.selected), 0)
     pictures = []
-    if chosen and args.gallery:
+    if chosen and args.gallery and contest.draw is None:
         records = shards.rows("test", COLUMNS, seal)
         pictures = gallery(models[0], models[chosen], data, records, args.gallery)
     return {
@@ -162,14 +168,16 @@ def _measure(
         },
         "metric": contest.metric,
         "protocol": [*protocol.text(contest.metric), *([RULE] if pictures else [])],
-        "rows": standings(contest, adapters, models, protocol, args.batch_size),
+        "rows": standings(contest, adapters, models, protocol),
         "gallery": pictures,
         "versions": versions(),
         "hardware": hardware(),
     }
 
 
-def _about(shards: ShardSet, data: SplitFeatures, protocol: Protocol) -> dict[str, Any]:
+def _about(
+    shards: ShardSet, data: SplitFeatures, protocol: Protocol | ClassProtocol
+) -> dict[str, Any]:
     return {
         "shards": str(shards.folder),
         "digest": shards.digest,

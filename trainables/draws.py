@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainables.classes import Classes
 from trainables.errors import DataError, unknown
+from trainables.features import SplitFeatures
 from trainables.files import read_json, sha256_json, write_json
 
 FORMAT = "cliptune-draw-1"
@@ -61,6 +63,23 @@ class Draw:
             if empty := set(range(len(self.names))) - {m.label for m in members}:
                 raise DataError(f"class `{self.names[min(empty)]}` has no image in `{split}`.")
         _check_once((*self.train, *self.val), len(self.names))
+
+    @property
+    def classes(self) -> Classes:
+        return Classes(self.names, self.template)
+
+    def of(self, data: SplitFeatures, split: Literal["train", "val"]) -> SplitFeatures:
+        """The images of the draw in a split's features, labelled."""
+        members = self.train if split == "train" else self.val
+        return data.take({member.id: member.label for member in members}, self.classes)
+
+    def among(self, data: SplitFeatures, rows: Iterable[Mapping[str, Any]]) -> SplitFeatures:
+        """All images of the draw's classes, as of the test split; `rows` have `id` and `label`."""
+        label_of = {label: number for number, label in enumerate(self.labels)}
+        examples = {r["id"]: label_of[r["label"]] for r in rows if r["label"] in label_of}
+        if not examples:
+            raise DataError("the split has no image of the draw's classes.")
+        return data.take(examples, self.classes)
 
     @property
     def key(self) -> str:

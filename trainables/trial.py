@@ -18,7 +18,6 @@ import torch
 from ray import tune
 
 from trainables.adapters.registry import make_config
-from trainables.classes import Classes
 from trainables.config import TrainConfig
 from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError
@@ -72,9 +71,7 @@ class Workbench:
         self.val = open_features(settings.features, "val", self.backbone)
         if settings.draw is not None:
             draw = read_draw(settings.draw)
-            classes = Classes(draw.names, draw.template)
-            self.train = self.train.take({m.id: m.label for m in draw.train}, classes)
-            self.val = self.val.take({m.id: m.label for m in draw.val}, classes)
+            self.train, self.val = draw.of(self.train, "train"), draw.of(self.val, "val")
 
     def start(self, number: int, values: dict[str, Any], worker: Worker = ALONE) -> Run:
         """Trial `number` from where its folder says it stands."""

@@ -13,6 +13,8 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone
 from trainables.checkpoint import digest, load_adapter, read_config, verify
+from trainables.config import Task
+from trainables.draws import Draw, read_draw
 from trainables.errors import DataError
 from trainables.files import read_json, read_jsonl
 
@@ -28,9 +30,10 @@ class Contestant:
     trial: int | None = None
     selected: bool = False  # chosen on val among all of the run
 
-    def load(self, backbone: Backbone) -> Adapter[Any]:
+    def load(self, backbone: Backbone, task: Task = "retrieval") -> Adapter[Any]:
         if self.folder is None:
-            return build(make_config("zero_shot", ZERO_SHOT), backbone).to(backbone.device).eval()
+            config = make_config("zero_shot", {"task": task, **ZERO_SHOT})
+            return build(config, backbone).to(backbone.device).eval()
         return load_adapter(self.folder / "best", backbone)
 
     def identity(self) -> str:
@@ -57,6 +60,11 @@ class Contest:
     features: Path
     metric: str  # without its split, e.g. t2i_r1
     contestants: list[Contestant]
+    draw: Draw | None = None
+
+    @property
+    def task(self) -> Task:
+        return "retrieval" if self.draw is None else "classification"
 
 
 def read_contest(run: Path, only_best: bool) -> Contest:
@@ -71,7 +79,17 @@ def read_contest(run: Path, only_best: bool) -> Contest:
     else:
         raise DataError(f"`{run}` holds no run: neither study.json nor run.json is there.")
     metric = str(about.get("metric", "val/t2i_r1")).removeprefix("val/")
-    return Contest(Path(about["features"]), metric, _with_baseline(trained))
+    return Contest(Path(about["features"]), metric, _with_baseline(trained), _draw(about))
+
+
+def _draw(about: dict[str, Any]) -> Draw | None:
+    """The draw that the run was trained on, unchanged since."""
+    if "draw" not in about:
+        return None
+    draw = read_draw(Path(about["draw"]))
+    if draw.key != about["draw_key"]:
+        raise DataError(f"`{about['draw']}` is another draw than the run was trained on.")
+    return draw
 
 
 def _of_study(run: Path, only_best: bool) -> list[Contestant]:

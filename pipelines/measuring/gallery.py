@@ -103,6 +103,7 @@ def gallery(
 
 
 def _nearest(model: Measured, caption: int) -> list[tuple[int, float]]:
+    assert model.predictions is not None
     scores = model.predictions.image_embeds @ model.predictions.text_embeds[caption]  # (N,)
     order = scores.argsort(descending=True, stable=True)[:SHOWN]
     return [(int(row), round(float(scores[row]), 4)) for row in order]

@@ -6,31 +6,68 @@ their pool's size in the name, their intervals, paired differences, and the prot
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
+from trainables.adapters.base import Adapter
 from trainables.data import Predictions
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import Array, Bootstrap, difference, interval
 from trainables.metrics.retrieval import per_query, summarise
+from trainables.predict import predict
 
 
 @dataclass(frozen=True)
 class Measured:
     """One model on the split."""
 
-    predictions: Predictions
     values: dict[str, Tensor]  # by metric, of every query
     summary: dict[str, float]
     replicates: dict[str, Array]  # by metric, of every resample
+    predictions: Predictions | None = None  # of captions, for the gallery
+
+
+def metrics(model: Measured, named: Callable[[str], str]) -> dict[str, dict[str, float]]:
+    """`{"t2i_r1@1000": {"value", "low", "high"}, ...}`."""
+    return {
+        named(name): asdict(interval(value, model.replicates[name]))
+        for name, value in model.summary.items()
+    }
+
+
+def versus(
+    model: Measured, baseline: Measured, named: Callable[[str], str]
+) -> dict[str, dict[str, float]]:
+    """`{"t2i_r1@1000": {"difference", "low", "high", "p"}, ...}`, paired."""
+    return {
+        named(name): asdict(
+            difference(
+                value - baseline.summary[name], model.replicates[name], baseline.replicates[name]
+            )
+        )
+        for name, value in model.summary.items()
+    }
+
+
+def duplicates(groups: Tensor, ids: Sequence[str]) -> dict[str, Any]:
+    """The lint: rows that repeat an earlier row's image, and groups of ids that are equal."""
+    _, numbers, counts = groups.unique(return_inverse=True, return_counts=True)
+    repeated = (counts > 1).nonzero().flatten()  # (groups,)
+    examples = [
+        [ids[row] for row in (numbers == group).nonzero().flatten().tolist()]
+        for group in repeated[:5]
+    ]
+    return {"rows": len(groups) - len(counts), "groups": examples}
 
 
 class Protocol:
     """Measures models on one split, on the same resamples of its images."""
 
     def __init__(self, data: SplitFeatures, resamples: int) -> None:
+        self.data = data
         self.image_groups = data.groups  # (N,)
         self.caption_groups = data.groups[data.caption_rows]  # (M,)
         self.ids = data.ids
@@ -44,44 +81,26 @@ class Protocol:
         pool = self.image_groups if metric.startswith("t2i") else self.caption_groups
         return f"{metric}@{len(pool)}"
 
+    def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
+        return self.measure(predict(adapter, self.data, batch_size))
+
     def measure(self, predictions: Predictions) -> Measured:
         values = per_query(predictions, self.image_groups, self.caption_groups)
         replicates = {
             name: self.bootstrap.replicates(name, value, self.clusters[name[:3]])
             for name, value in values.items()
         }
-        return Measured(predictions, values, summarise(values), replicates)
+        return Measured(values, summarise(values), replicates, predictions)
 
     def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
-        """`{"t2i_r1@1000": {"value", "low", "high"}, ...}`."""
-        return {
-            self.named(name): asdict(interval(value, model.replicates[name]))
-            for name, value in model.summary.items()
-        }
+        return metrics(model, self.named)
 
     def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
-        """`{"t2i_r1@1000": {"difference", "low", "high", "p"}, ...}`, paired."""
-        return {
-            self.named(name): asdict(
-                difference(
-                    value - baseline.summary[name],
-                    model.replicates[name],
-                    baseline.replicates[name],
-                )
-            )
-            for name, value in model.summary.items()
-        }
+        return versus(model, baseline, self.named)
 
     def duplicates(self) -> dict[str, Any]:
-        """The lint: rows that repeat an earlier row's image, and groups of ids that are equal."""
-        _, numbers, counts = self.image_groups.unique(return_inverse=True, return_counts=True)
-        repeated = (counts > 1).nonzero().flatten()  # (groups,)
-        examples = [
-            [self.ids[row] for row in (numbers == group).nonzero().flatten().tolist()]
-            for group in repeated[:5]
-        ]
-        rows = len(self.image_groups) - self.distinct
-        return {"rows": rows, "groups": examples, "warning": self._warning(rows) if rows else None}
+        found = duplicates(self.image_groups, self.ids)
+        return found | {"warning": self._warning(found["rows"]) if found["rows"] else None}
 
     def _warning(self, rows: int) -> str:
         total = len(self.image_groups)

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipelines.measuring.accuracy import ClassProtocol
 from pipelines.measuring.contestants import Contest, Contestant
 from pipelines.measuring.protocol import Measured, Protocol
 from trainables.adapters.base import Adapter
 from trainables.config import to_json
 from trainables.features import open_features
-from trainables.metrics.retrieval import retrieval_metrics
-from trainables.predict import predict
+from trainables.loop import measure
 
 
 def standings(
     contest: Contest,
     adapters: Sequence[Adapter[Any]],
     models: Sequence[Measured],
-    protocol: Protocol,
-    batch_size: int,
+    protocol: Protocol | ClassProtocol,
 ) -> list[dict[str, Any]]:
     """One row a contestant, zero-shot first; its val metrics are measured here."""
     rows = [
@@ -27,8 +26,9 @@ def standings(
         for one, adapter, model in zip(contest.contestants, adapters, models, strict=True)
     ]
     val = open_features(contest.features, "val", adapters[0].backbone)
-    predictions = predict(adapters[0], val, batch_size)
-    rows[0]["val"] = retrieval_metrics(predictions, val.groups, val.groups[val.caption_rows])
+    if contest.draw is not None:
+        val = contest.draw.of(val, "val")
+    rows[0]["val"] = measure(adapters[0], val)
     return rows
 
 
@@ -37,8 +37,9 @@ def _row(
     adapter: Adapter[Any],
     model: Measured,
     baseline: Measured,
-    protocol: Protocol,
+    protocol: Protocol | ClassProtocol,
 ) -> dict[str, Any]:
+    per_class = protocol.per_class(model) if isinstance(protocol, ClassProtocol) else None
     return {
         "name": one.name,
         "adapter": adapter.train_config.name,
@@ -48,6 +49,7 @@ def _row(
         **one.history(),
         "metrics": protocol.metrics(model),
         "vs_zero_shot": {} if model is baseline else protocol.versus(model, baseline),
+        **({"per_class": per_class} if per_class else {}),
         "selected": one.selected,
     }
 

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 NONE = "\N{EN DASH}"
 DIRECTIONS = {"t2i": "text-to-image", "i2t": "image-to-text"}
-STATISTICS = {"medr": "median rank", "meanr": "mean rank", "mrr": "MRR"}
-PERCENT = re.compile(r"r\d+|acc|accuracy")
+STATISTICS = {
+    **{"medr": "median rank", "meanr": "mean rank", "mrr": "MRR"},
+    **{"class_accuracy": "mean accuracy of classes", "log_likelihood": "log-likelihood"},
+}
+PERCENT = re.compile(r"r\d+|accuracy|class_accuracy")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ def by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
     return sums / torch.bincount(labels, minlength=classes)
 
 
+def log_likelihood(scores: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """log softmax(scale x scores) of each image's own class: (N,) float64."""
+    return -F.cross_entropy(scale * scores.double(), labels, reduction="none")
+
+
 def classification_metrics(scores: Tensor, labels: Tensor, scale: float) -> dict[str, float]:
     """Of (N, C) similarities: `accuracy` over images, `class_accuracy` over classes (their mean),
     and `log_likelihood` of the labels under softmax(scale x scores), which small splits need: they
@@ -31,5 +36,5 @@ def classification_metrics(scores: Tensor, labels: Tensor, scale: float) -> dict
     return {
         "accuracy": float(right.mean()),
         "class_accuracy": float(by_class(right, labels, scores.shape[1]).nanmean()),
-        "log_likelihood": -float(F.cross_entropy(scale * scores.double(), labels)),
+        "log_likelihood": float(log_likelihood(scores, labels, scale).mean()),
     }

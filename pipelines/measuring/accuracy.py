@@ -1,0 +1,87 @@
+"""The protocol of the test split for classes, beside that for captions in `protocol.py`.
+
+Flows in: a split's labelled features and the scores of several models on it. Flows out: accuracies
+with the number of classes in their name, their intervals, paired differences, and the protocol in
+words.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.measuring.protocol import Measured, duplicates, metrics, versus
+from trainables.adapters.base import Adapter
+from trainables.features import SplitFeatures
+from trainables.metrics.bootstrap import Bootstrap
+from trainables.metrics.classification import by_class, hits, log_likelihood
+from trainables.predict import score
+
+
+class ClassProtocol:
+    """Measures models on labelled images, on the same resamples of them."""
+
+    def __init__(self, data: SplitFeatures, resamples: int) -> None:
+        assert data.labels is not None
+        assert data.classes is not None
+        self.data, self.labels, self.classes = data, data.labels, data.classes
+        distinct, self.clusters = data.groups.unique(return_inverse=True)
+        self.bootstrap = Bootstrap(len(distinct), resamples)
+
+    def named(self, metric: str) -> str:
+        """`accuracy` with its pool: among C classes."""
+        return f"{metric}@{len(self.classes)}"
+
+    def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
+        scores = score(adapter, self.data, self.classes, batch_size)
+        return self.measure(scores, adapter.tau)
+
+    def measure(self, scores: Tensor, scale: float) -> Measured:
+        """Of (N, C) similarities, which `scale` turns into logits."""
+        right = hits(scores, self.labels)
+        # Each class weighs alike: its images by the inverse of their number.
+        counts = torch.bincount(self.labels, minlength=len(self.classes))
+        weights = len(self.labels) / ((counts > 0).sum() * counts[self.labels])
+        values = {
+            "accuracy": right,
+            "class_accuracy": right * weights,
+            "log_likelihood": log_likelihood(scores, self.labels, scale),
+        }
+        replicates = {
+            name: self.bootstrap.replicates(name, value, self.clusters)
+            for name, value in values.items()
+        }
+        return Measured(values, {n: float(v.mean()) for n, v in values.items()}, replicates)
+
+    def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
+        return metrics(model, self.named)
+
+    def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
+        return versus(model, baseline, self.named)
+
+    def per_class(self, model: Measured) -> dict[str, float]:
+        """The accuracy of each class that has images."""
+        found = by_class(model.values["accuracy"], self.labels, len(self.classes)).tolist()
+        named = zip(self.classes.names, found, strict=True)
+        return {name: value for name, value in named if not math.isnan(value)}
+
+    def duplicates(self) -> dict[str, Any]:
+        return duplicates(self.data.groups, self.data.ids) | {"warning": None}
+
+    def text(self, metric: str) -> list[str]:
+        """The protocol in sentences."""
+        return [
+            f"Each of {len(self.labels):,} images is put into one of {len(self.classes)} classes, "
+            "the number after @; ties are broken at random, in expectation.",
+            "accuracy counts images, class_accuracy is the mean over classes, log_likelihood is "
+            "that of the true class.",
+            f"Intervals are 95 % percentile bootstrap intervals over images, "
+            f"{len(self.bootstrap.counts):,} resamples, seed 0.",
+            "Differences to zero-shot are paired: the same resamples. p is twice the smaller share "
+            "of resamples on one side of zero, not corrected for the number of rows.",
+            f"All choices were made on val, by {metric}; nothing was chosen on test. Zero-shot is "
+            f"the frozen backbone with `{self.classes.template}`.",
+        ]
