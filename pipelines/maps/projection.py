@@ -1,0 +1,149 @@
+"""Embeddings as places on a flat map, and how far such a map may be believed.
+
+Flows in: rows of a joint space. Flows out: two coordinates a row, the share of neighbourhoods that
+the map keeps, and the accuracy of neighbours in the joint space itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from trainables.config import check
+from trainables.errors import ConfigError, DataError, unknown
+from trainables.mining import nearest_images
+
+Floats: TypeAlias = npt.NDArray[Any]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Method: TypeAlias = Literal["umap", "tsne"]
+FEWEST = 5  # rows of which a map says something
+ROWS_A_PASS = 512
+
+
+def project(embeds: Floats, method: Method, seed: int) -> Floats:
+    """Places on a map of the rows of `embeds` by cosine: (N, e) -> (N, 2) float32.
+
+    `tsne`: van der Maaten & Hinton 2008, perplexity 30. `umap`: McInnes et al. 2018, 15 neighbours.
+    Few rows get fewer of both. Distances between groups, their sizes, and the axes mean nothing;
+    who stands beside whom does, as far as `trustworthiness` says. CLIP's images and texts lie in
+    two separate cones, so on one map they form two islands.
+
+    Equal rows and seeds give equal places, on one machine. That costs the use of one core: threads
+    add up in another order at each call. UMAP compiles itself for ten seconds in each process.
+    """
+    if method not in get_args(Method):
+        raise ConfigError(unknown("method", str(method), get_args(Method)))
+    rows = _unit(embeds)
+    return _umap(rows, seed) if method == "umap" else _tsne(rows, seed)
+
+
+def _tsne(rows: Floats, seed: int) -> Floats:
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    perplexity = min(30.0, (len(rows) - 1) / 3)  # a third of the others at most, or all look near
+    with threadpool_limits(limits=1):
+        made = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows)
+    return np.asarray(made, np.float32)
+
+
+def _umap(rows: Floats, seed: int) -> Floats:
+    if importlib.util.find_spec("umap") is None:
+        raise ConfigError(
+            "`umap` needs the package umap-learn, which is not installed: "
+            "`pip install cliptune[umap]` (210 MB), or take `tsne`."
+        )
+    with warnings.catch_warnings():
+        # Its own advertisement of a part that needs TensorFlow, which is not wanted here.
+        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
+        from umap import UMAP
+    neighbours = min(15, len(rows) - 1)
+    made = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(rows)
+    return np.asarray(made, np.float32)
+
+
+def align(places: Floats, onto: Floats) -> Floats:
+    """`places` shifted and turned, mirrored if need be, to lie as near as they can to `onto`.
+
+    Both methods leave a map's turn and mirror to chance; with it gone, two maps of the same rows
+    can be compared by eye. No distance within the map changes. Orthogonal Procrustes, Schoenemann
+    1966: (N, 2), (N, 2) -> (N, 2).
+    """
+    centre = onto.mean(0)
+    ours = places - places.mean(0)
+    left, _, right = np.linalg.svd(ours.T @ (onto - centre))
+    return np.asarray(ours @ (left @ right) + centre, np.float32)
+
+
+def trustworthiness(embeds: Floats, places: Floats, k: int = 15) -> float:
+    """How far neighbours on the map are neighbours in the joint space (Venna & Kaski 2001).
+
+    1: each of a row's `k` nearest on the map is among its `k` nearest by cosine. Those that are not
+    cost by how far down they stand. A map drawn at random has about 0.5. Few rows get a smaller k.
+    """
+    rows, count = _unit(embeds), len(embeds)
+    k = min(k, (count - 1) // 2)
+    check(k >= 1, "k", "at least 1", k)
+    cost = 0
+    for start in range(0, count, ROWS_A_PASS):
+        own = np.arange(start, min(start + ROWS_A_PASS, count))
+        line = np.arange(len(own))
+        near = _squares(np.asarray(places, np.float64), own)
+        near[line, own] = np.inf
+        shown = near.argsort(1, kind="stable")[:, :k]  # (rows, k)
+        far = _squares(rows.astype(np.float64), own)
+        far[line, own] = -np.inf  # rank 0 is the row itself
+        rank = np.empty(far.shape, np.int64)
+        np.put_along_axis(rank, far.argsort(1, kind="stable"), np.arange(count)[None], 1)
+        cost += int(np.maximum(np.take_along_axis(rank, shown, 1) - k, 0).sum())
+    return 1 - 2 * cost / (count * k * (2 * count - 3 * k - 1))
+
+
+def neighbour_hits(embeds: Floats, labels: Ints, k: int = 10) -> Floats:
+    """Whether the `k` nearest others by cosine vote for each row's own label: (N,), 1 or 0.
+
+    The mean is the leave-one-out accuracy of k nearest neighbours, in the joint space itself:
+    where it and a map disagree, believe it. Each vote weighs its cosine plus 1, which also breaks
+    ties. Hits before and after an adaptation are paired by row, as `Bootstrap` wants them. A class
+    of one row is always missed.
+    """
+    rows = torch.from_numpy(_unit(embeds))
+    known = torch.from_numpy(np.asarray(labels, np.int64))
+    check(k >= 1, "k", "at least 1", k)
+    if len(known) != len(rows):
+        raise DataError(f"`labels` must be one a row, {len(rows)}, got {len(known)}.")
+    near = nearest_images(rows, k, torch.arange(len(rows)))  # (N, k)
+    votes = torch.zeros(len(rows), int(known.max()) + 1)
+    for column in near.T:
+        weight = F.cosine_similarity(rows, rows[column]) + 1
+        votes.scatter_add_(1, known[column, None], weight[:, None])
+    return (votes.argmax(1) == known).double().numpy()
+
+
+def _squares(rows: Floats, own: Ints) -> Floats:
+    """Squared distances of the rows `own` to all: (n, N)."""
+    squares = np.square(rows).sum(1)
+    return squares[own, None] + squares[None] - 2 * (rows[own] @ rows.T)
+
+
+def _unit(embeds: Floats) -> Floats:
+    """The rows at length 1 in fp32, or why they make no map."""
+    if embeds.ndim != 2 or embeds.shape[1] < 2:
+        raise DataError(f"`embeds` must be (N, e) with e of at least 2, got {embeds.shape}.")
+    rows = np.ascontiguousarray(embeds, np.float32)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    wrong = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
+    if len(wrong):
+        raise DataError(f"`embeds[{wrong[0]}]` must have a direction, got NaN, infinity or zeros.")
+    different = len(np.unique(rows, axis=0))
+    if different < FEWEST:
+        raise DataError(
+            f"`embeds` must have at least {FEWEST} different rows for a map, got {different}."
+        )
+    return np.asarray(rows / norms, np.float32)

@@ -1,0 +1,73 @@
+"""What chance alone gives: random vectors and their nearest words, and p-values corrected.
+
+Flows in: a vocabulary, the norms of learned vectors, a seed. Flows out: distances of a null, and
+p-values that allow for their number.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.vocabulary import Measure, Vocabulary
+
+Floats = npt.NDArray[Any]
+DRAWS_A_PASS = 256
+
+
+def sphere(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Directions uniform on the sphere of the last axis."""
+    return F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def null_distances(
+    vocabulary: Vocabulary, norms: Tensor, measure: Measure, directions: Tensor
+) -> Floats:
+    """The distance from each direction, at each norm, to its nearest word: (R, n), or (1, n) for
+    the cosine, which knows no norm.
+    """
+    columns = []
+    table = vocabulary.unit if measure == "cosine" else vocabulary.vectors
+    for some in directions.to(table).split(DRAWS_A_PASS):
+        dots = some @ table.T  # (n, W)
+        if measure == "cosine":
+            columns.append(1 - dots.amax(1).double().cpu()[None])
+        else:
+            columns += [_lowest(row, vocabulary.squares, norms)[:, None] for row in dots]
+    return torch.cat(columns, 1).numpy()
+
+
+def _lowest(dots: Tensor, squares: Tensor, norms: Tensor) -> Tensor:
+    """The least distance of r u to the words e, for each r of `norms`: (R,).
+
+    The squared distance is r^2 + |e|^2 - 2 r u.e: but for r^2, a line in r for each word. Below the
+    lines that are lowest at the two ends, only one that is below where these two cross can come.
+    """
+    ends = norms[norms.argmin()], norms[norms.argmax()]
+    first, last = (int((squares - 2 * float(r) * dots).argmin()) for r in ends)
+    rise = float(dots[last] - dots[first])
+    cross = float(squares[last] - squares[first]) / (2 * rise) if rise > 0 else float(ends[0])
+    heights = squares - 2 * cross * dots
+    keep = heights <= torch.maximum(heights[first], heights[last])
+    lines = squares[keep].double().cpu() - 2 * norms[:, None].cpu() * dots[keep].double().cpu()
+    return (norms.cpu().square() + lines.amin(1)).clamp(min=0).sqrt()
+
+
+def correct(p: Floats, method: Literal["holm", "bh"]) -> Floats:
+    """p-values corrected for their number: of any false claim (Holm 1979), or of the expected
+    share of false claims among all claims (Benjamini & Hochberg 1995).
+    """
+    order = np.argsort(p)
+    rank = np.arange(1, len(p) + 1)
+    if method == "holm":
+        sorted_p = np.maximum.accumulate(p[order] * (len(p) + 1 - rank))
+    else:
+        sorted_p = np.minimum.accumulate((p[order] * len(p) / rank)[::-1])[::-1]
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(sorted_p, 1.0)
+    return corrected
