@@ -91,12 +91,12 @@ def render(run: Path, study: Study, result: Result | None) -> tuple[str, str]:
         "fewest": FEWEST,
         **charts,
     }
-    html = _environment(escape=True).get_template("report.html.j2").render(context)
-    markdown = _environment(escape=False).get_template("report.md.j2").render(context)
+    html = environment(escape=True).get_template("report.html.j2").render(context)
+    markdown = environment(escape=False).get_template("report.md.j2").render(context)
     return html, markdown
 
 
-def _environment(escape: bool) -> Environment:
+def environment(escape: bool) -> Environment:
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=escape,

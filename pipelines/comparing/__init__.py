@@ -1,0 +1,1 @@
+"""The arena's numbers in a table, in charts and in words."""
