@@ -30,7 +30,8 @@ FORMAT = "cliptune-result-1"
 @dataclass(frozen=True)
 class Args:
     run: Path
-    """Folder of a study (`cliptune tune`) or of a single training run (`cliptune train`)."""
+    """Folder of a study (`cliptune tune`), of a single training run (`cliptune train`), or of an
+    arena."""
     adapters: Literal["per-adapter", "best"] = "per-adapter"
     """Measure the best of each adapter, or only the best of all. Zero-shot is always beside it."""
     bootstrap: int = 2000
@@ -49,6 +50,9 @@ def run(args: Args) -> None:
     ):
         if value < least:
             raise ConfigError(f"`{flag}` must be at least {least}, got {value}.")
+    if (args.run / "plan.json").is_file():
+        _evaluate_arena(args)
+        return
     from pipelines.measuring.contestants import read_contest
     from pipelines.measuring.standings import table
     from trainables.features import backbone_of
@@ -73,6 +77,24 @@ def run(args: Args) -> None:
         say(line)
     if warning := result["data"]["duplicated_image_rows"]["warning"]:
         say(f"warning: {warning}")
+    done([path], then)
+
+
+def _evaluate_arena(args: Args) -> None:
+    """All cells of an arena, as `cliptune arena` asks for it at its end."""
+    from pipelines.comparing.measuring import identity, measure_arena
+    from trainables.shards import Seal
+
+    path, inputs = args.run / "arena.json", identity(args.run)
+    then = "cliptune arena, as before: it writes the page"
+    if path.exists() and read_json(path).get("inputs") == inputs:
+        nothing_to_do(path, then)
+        return
+    opening = {"at": now(), "by": "cliptune evaluate", "inputs": inputs}
+    append_jsonl(args.run / "test_openings.jsonl", [opening])
+    arena = measure_arena(args.run, Seal(f"cliptune evaluate --run {args.run}"))
+    openings = read_jsonl(args.run / "test_openings.jsonl")
+    write_json(path, arena | {"inputs": inputs, "test_openings": openings})
     done([path], then)
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import signal
-import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +17,7 @@ from trainables.files import now, read_json, write_json
 if TYPE_CHECKING:
     import optuna
 
-    from pipelines.search.searcher import StudySearcher
     from pipelines.search.study import Search
-
-STOP_SECONDS = 8.0  # after an interrupt the driver is gone within ten
 
 
 @dataclass(frozen=True)
@@ -185,8 +179,9 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     from pipelines.cluster import connect
     from pipelines.search.asha import StudyASHA
     from pipelines.search.callbacks import Losses, Progress
+    from pipelines.search.interrupt import Interrupt
     from pipelines.search.searcher import StudySearcher, widest
-    from pipelines.search.study import enqueue_recipes
+    from pipelines.search.study import best_so_far, enqueue_recipes
     from pipelines.search.workers import plan
     from trainables.trial import AdapterTrial, TrialSettings
 
@@ -201,7 +196,9 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     )
     settings.stop_file.unlink(missing_ok=True)
     searcher = StudySearcher(study, search, folder, fuse)
-    interrupt = _Interrupt(settings.stop_file, searcher)
+    interrupt = Interrupt(
+        settings.stop_file, searcher.stop, lambda: best_so_far(study, search.metric)
+    )
     say(f"{search.trials} trials over {', '.join(search.adapters)}: {workers}")
     with workers.pool(settings) as make_runner:
         tuner = tune.Tuner(
@@ -229,44 +226,6 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
             tuner.fit()
     settings.stop_file.unlink(missing_ok=True)
     return interrupt.seen
-
-
-class _Interrupt:
-    """SIGINT, SIGTERM: the trials save and stop at their next step. A second one ends at once."""
-
-    def __init__(self, stop_file: Path, searcher: StudySearcher) -> None:
-        self.stop_file, self.searcher = stop_file, searcher
-        self.seen = False
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        if not self.seen and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def _handle(self, *_: object) -> None:
-        if self.seen:
-            os._exit(130)
-        self.seen = True
-        self.searcher.stopping = True
-        self.stop_file.touch()
-        threading.Thread(target=self._deadline, daemon=True).start()
-
-    def _deadline(self) -> None:
-        """A step that takes longer than the user should wait is given up; its last save stands."""
-        from pipelines.search.study import best_so_far
-
-        try:  # said here: a signal's handler may have interrupted another print
-            say("stopping: waiting for the running trials to save ...")
-            time.sleep(STOP_SECONDS)
-            say(best_so_far(self.searcher.study, self.searcher.search.metric))
-            say("interrupted: the same command goes on from the last save.")
-        finally:
-            os._exit(130)
 
 
 if __name__ == "__main__":

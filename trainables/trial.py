@@ -18,6 +18,7 @@ import torch
 from ray import tune
 
 from trainables.adapters.registry import make_config
+from trainables.backbone import Backbone
 from trainables.config import TrainConfig
 from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError
@@ -62,11 +63,12 @@ class TrialSettings:
 class Workbench:
     """What a worker process loads once and uses for every trial."""
 
-    def __init__(self, settings: TrialSettings) -> None:
+    def __init__(self, settings: TrialSettings, backbone: Backbone | None = None) -> None:
+        """`backbone`: the features' own, where it is loaded already."""
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.settings = settings
-        self.backbone = backbone_of(settings.features, default_device())
+        self.backbone = backbone or backbone_of(settings.features, default_device())
         self.train = open_features(settings.features, "train", self.backbone)
         self.val = open_features(settings.features, "val", self.backbone)
         if settings.draw is not None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.console import done, say
+from pipelines.stages import run_stage
 
 BACKBONE = Path(__file__).parent / "clip"
 
@@ -37,24 +35,13 @@ def run(args: Args) -> None:
         say("drawing scenes in a style and with words that the tiny CLIP has never seen ...")
         draw(index.parent, "shifted", train=1200, val=300, test=1000, seed=args.seed)
     shards, features, study = (args.out / name for name in ("shards", "features", "study"))
-    _stage("shards", "--source", index, "--out", shards)
-    _stage("encode", "--shards", shards, "--backbone", BACKBONE, "--out", features)
-    _stage(
+    run_stage("shards", "--source", index, "--out", shards)
+    run_stage("encode", "--shards", shards, "--backbone", BACKBONE, "--out", features)
+    run_stage(
         *("tune", "--features", features, "--out", study, "--adapter", *args.adapter),
         *("--trials", args.trials, "--epochs", args.epochs, "--seed", args.seed),
     )
-    _stage("evaluate", "--run", study)
-    _stage("report", "--run", study)
+    run_stage("evaluate", "--run", study)
+    run_stage("report", "--run", study)
     say(f"\nthe whole line took {time.monotonic() - started:.0f} s.")
     done([study / "report.html"], f"open {study / 'report.html'}, then the README's own-data lines")
-
-
-def _stage(*words: object) -> None:
-    """Run one command in its own process, as a user would; its failure is ours."""
-    stage, *flags = map(str, words)
-    say(f"\n$ cliptune {stage} {shlex.join(flags)}")
-    code = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{stage}", *flags], check=False
-    ).returncode
-    if code:
-        sys.exit(code)

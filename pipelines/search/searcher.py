@@ -75,6 +75,10 @@ class StudySearcher(Searcher):
     def set_search_properties(self, *_: Any, **__: Any) -> bool:
         return True
 
+    def stop(self) -> None:
+        """Hand out no more trials."""
+        self.stopping = True
+
     def suggest(self, trial_id: str) -> Any:
         if self.stopping:
             return Searcher.FINISHED

@@ -1,0 +1,244 @@
+"""Every few-shot adapter in one environment: same splits, same backbone, same budget, sealed test.
+
+Flows in: shards of labelled images. Flows out: one table with everything tuned on val and measured
+on test once, `arena.html`, and a folder for each cell that is a study like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipelines.console import done, say
+from pipelines.hold import hold
+from trainables.errors import CliptuneError
+
+if TYPE_CHECKING:
+    from pipelines.comparing.plan import Plan
+
+
+@dataclass(frozen=True)
+class Args:
+    data: tuple[str, ...]
+    """Labelled shards as NAME=DIR, e.g. `eurosat=shards/eurosat`."""
+    backbone: str
+    """A directory in Hugging Face layout, or a Hub id."""
+    revision: str | None = None
+    """The commit (40 hex digits) of a Hub id."""
+    out: Path = Path("runs/arena")
+    """Folder of the arena. The same command goes on where it stopped."""
+    words: tuple[str, ...] = ()
+    """Class names and template as NAME=LIST, a shipped list or a JSON file; a data set that bears a
+    shipped list's name has that one anyway."""
+    adapter: tuple[str, ...] = ()
+    """Adapters; all that classify where not given."""
+    shots: tuple[int, ...] = (16,)
+    """Images a class to train on; val has at most 4."""
+    seed: tuple[int, ...] = (1, 2, 3)
+    """Of the draws and of the training."""
+    protocol: tuple[Literal["all", "base_to_new", "transfer", "shift"], ...] = (
+        "all",
+        "base_to_new",
+    )
+    """Trained and tested on all classes; on half of them, tested on both halves; tested on the
+    other data sets: of other classes, or a shift with the same ones."""
+    trials: int = 4
+    """Budget of every cell: trials, the published recipe first."""
+    seconds: float = 0.0
+    """Budget of every cell in seconds of training and measuring; 0: no such limit."""
+    epochs: int = 0
+    """The most epochs of any trial; 0: as many as each recipe has."""
+    views: int = 0
+    """Augmented views of each training image, encoded once for all."""
+    fewer: bool = False
+    """Where a class has fewer images than shots, take what there is."""
+    concurrent: int = 0
+    """Cells at once; 0: one a GPU, or a CPU."""
+
+
+def run(args: Args) -> None:
+    for flag, value, least in (
+        *(("--trials", args.trials, 1), ("--seconds", args.seconds, 0)),
+        *(("--epochs", args.epochs, 0), ("--views", args.views, 0)),
+        *(("--concurrent", args.concurrent, 0), ("--shots", min(args.shots, default=0), 1)),
+    ):
+        if value < least:
+            raise CliptuneError(f"`{flag}` must be at least {least}, got {value}.")
+    folder = args.out.absolute()
+    with hold(folder):
+        _compete(args, _plan(args), folder)
+
+
+def _plan(args: Args) -> Plan:
+    """What the flags ask for; all that can be wrong with them."""
+    from pipelines.comparing.plan import Plan, Source
+    from pipelines.drawing.words import DEFAULT, shipped
+    from trainables.adapters.registry import adapters_for, make_config
+
+    data, words = _pairs("--data", args.data), _pairs("--words", args.words)
+    if unknown_names := words.keys() - data.keys():
+        raise CliptuneError(f"`--words` names `{min(unknown_names)}`, which `--data` does not.")
+    adapters = args.adapter or tuple(adapters_for("classification"))
+    for name in adapters:
+        make_config(name, {"task": "classification"})
+    for flag, values in (
+        *(("--adapter", adapters), ("--shots", args.shots), ("--seed", args.seed)),
+        ("--protocol", args.protocol),
+    ):
+        if not values or len(set(values)) < len(values):
+            raise CliptuneError(f"`{flag}` must name each of its values once, got {list(values)}.")
+    sources = tuple(
+        Source(
+            name,
+            str(Path(folder).absolute()),
+            words.get(name, name if name in shipped() else DEFAULT),
+        )
+        for name, folder in data.items()
+    )
+    return Plan(
+        sources=sources,
+        backbone=str(Path(args.backbone).absolute())
+        if Path(args.backbone).is_dir()
+        else args.backbone,
+        revision=args.revision,
+        adapters=adapters,
+        shots=args.shots,
+        seeds=args.seed,
+        protocols=args.protocol,
+        trials=args.trials,
+        seconds=args.seconds,
+        epochs=args.epochs,
+        views=args.views,
+    )
+
+
+def _pairs(flag: str, words: Iterable[str]) -> dict[str, str]:
+    """`["eurosat=shards/eurosat", ...]` by name."""
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value) or name in pairs or "/" in name:
+            raise CliptuneError(f"`{flag}` takes each NAME=VALUE once, got {word!r}.")
+        pairs[name] = value
+    return pairs
+
+
+def _compete(args: Args, plan: Plan, folder: Path) -> None:
+    from pipelines.comparing.page import write_page
+    from pipelines.comparing.plan import pending, store_of, write_plan
+    from pipelines.stages import run_stage
+    from trainables.files import read_json
+
+    _draw(args, plan, folder)
+    write_plan(folder, plan)
+    for source in plan.sources:
+        revision = ("--revision", plan.revision) if plan.revision else ()
+        run_stage(
+            *("encode", "--shards", source.shards, "--backbone", plan.backbone, *revision),
+            *("--pixels", "--views", plan.views, "--out", store_of(folder, source.name)),
+        )
+    _check_words(plan, folder)
+    cells = list(plan.cells())
+    todo = pending(folder, cells)
+    say(f"\n{len(cells)} cells, {len(cells) - len(todo)} of them tuned already.")
+    if todo and _tune(args, plan, folder, todo):
+        say("interrupted: what is trained is saved; the same command goes on from here.")
+        os._exit(130)
+    run_stage("evaluate", "--run", folder)
+    wrote = write_page(read_json(folder / "arena.json"), folder)
+    done([folder / "arena.json", *wrote], f"open {wrote[0]} in a browser")
+
+
+def _draw(args: Args, plan: Plan, folder: Path) -> None:
+    """Every draw, before any other work: what is wrong with the data shows here."""
+    from pipelines.comparing.plan import draw_path
+    from pipelines.drawing.make import make_draw
+    from pipelines.drawing.words import read_words
+    from trainables.draws import Part, read_draw, write_draw
+    from trainables.errors import DataError
+    from trainables.shards import ShardSet
+
+    halves: dict[str, tuple[Part, ...]] = {"all": ("all",), "base": ("base", "new")}
+    for name, source, shots, seed, part in plan.tasks():
+        shards, words = ShardSet.open(source.shards), read_words(source.words)
+        if "test" not in shards.splits:
+            raise DataError(f"`{shards.folder}` has no test split: there is nothing to measure on.")
+        for half in halves[part]:
+            path = draw_path(folder, name.removesuffix(part) + half)
+            draw = make_draw(shards, source.name, shots, seed, half, words, args.fewer)
+            if path.exists() and read_draw(path).key != draw.key:
+                raise DataError(f"`{path}` holds another draw: give another `--out`.")
+            write_draw(path, draw)
+
+
+def _check_words(plan: Plan, folder: Path) -> None:
+    """Every class name fits beside what each recipe adds to it."""
+    from pipelines.comparing.plan import draw_of
+    from trainables.adapters.registry import build, make_config
+    from trainables.backbone import load_backbone
+
+    backbone = load_backbone(plan.backbone, plan.revision)
+    adapters = [
+        build(make_config(name, {"task": "classification"}), backbone) for name in plan.adapters
+    ]
+    for name, *_ in plan.tasks():
+        classes = draw_of(folder, name).classes
+        for adapter in adapters:
+            classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
+
+
+def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
+    """Tune the cells that are left; whether it was interrupted."""
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    import dataclasses
+    import logging
+
+    from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Progress` says what it would log
+    from pipelines.cluster import connect
+    from pipelines.comparing.progress import Progress
+    from pipelines.comparing.tuning import Arena, CellTrial
+    from pipelines.search.interrupt import Interrupt
+    from pipelines.search.workers import plan as divide
+
+    connect(dashboard=True)
+    workers = divide(args.concurrent, 1, -1.0)
+    arena = Arena(plan, folder, workers.threads)
+    arena.stop_file.unlink(missing_ok=True)
+    progress = Progress(folder, len(todo))
+    interrupt = Interrupt(arena.stop_file, lambda: None, progress.standing)
+    say(f"{len(todo)} cells of at most {plan.trials} trials: {workers}")
+    points = [dataclasses.asdict(cell) for cell in todo]
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(CellTrial, arena=arena), workers.trial_resources),
+        param_space={"cell": tune.grid_search(points)},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=workers.concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=f"from-{int(time.time())}",
+            storage_path=str(folder / "ray"),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[progress],
+            verbose=0,
+        ),
+    )
+    with interrupt:
+        tuner.fit()
+    arena.stop_file.unlink(missing_ok=True)
+    return interrupt.seen
+
+
+if __name__ == "__main__":
+    from pipelines.cli import stage_main
+
+    stage_main("arena")

@@ -1,0 +1,196 @@
+"""The arena on test: every cell's winner, chosen on val, on the sealed split of its data.
+
+Flows in: the arena's folder and leave to open test. Flows out: the value of `arena.json`. What a
+cell reached is kept beside it, with the hash of what was measured, so that only new cells are
+measured again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipelines.comparing.literature import LITERATURE
+from pipelines.comparing.plan import (
+    Cell,
+    Plan,
+    Source,
+    cell_folder,
+    draw_of,
+    read_plan,
+    store_of,
+)
+from pipelines.console import say
+from trainables.adapters.base import Adapter
+from trainables.backbone import Backbone
+from trainables.checkpoint import digest, load_adapter
+from trainables.errors import DataError
+from trainables.features import SplitFeatures, backbone_of, embed_split, find_store
+from trainables.files import now, read_json, sha256_json, write_json
+from trainables.hardware import default_device
+from trainables.metrics.classification import by_class, hits
+from trainables.predict import score
+from trainables.shards import Seal, ShardSet
+
+FORMAT = "cliptune-arena-1"
+Entry = dict[str, Any]
+
+
+def identity(folder: Path) -> str:
+    """Equal for two calls that would measure the same."""
+    plan = read_plan(folder)
+    return sha256_json([[cell.name, *_standing(folder, cell)] for cell in plan.cells()])
+
+
+def _standing(folder: Path, cell: Cell) -> tuple[str, str]:
+    """Whether the cell is done, failed or pending; and the hash of its winner, or why it failed."""
+    own = cell_folder(folder, cell)
+    if (own / "cell.json").exists():
+        found = read_json(own / "cell.json")
+        if found["state"] == "failed":
+            return "failed", found["reason"]
+        return "done", digest(own / read_json(own / "best.json")["path"] / "best")
+    if (own / "failed.json").exists():
+        return "failed", read_json(own / "failed.json")["reason"]
+    return "pending", ""
+
+
+class Tests:
+    """The test splits, embedded once each, and the classes of each task among them."""
+
+    def __init__(self, folder: Path, plan: Plan, backbone: Backbone, seal: Seal) -> None:
+        self.folder, self.plan, self.backbone, self.seal = folder, plan, backbone, seal
+        self.splits: dict[str, tuple[SplitFeatures, list[Any]]] = {}
+        self.parts: dict[tuple[str, str], SplitFeatures] = {}
+
+    def whole(self, source: Source) -> tuple[SplitFeatures, list[Any]]:
+        if source.name not in self.splits:
+            store = find_store(store_of(self.folder, source.name))
+            shards, made_of = ShardSet.open(source.shards), read_json(store / "manifest.json")
+            if shards.digest != made_of["shards_sha256"]:
+                raise DataError(f"`{shards.folder}` changed since `{store}` was made of it.")
+            say(f"embedding the {shards.splits['test']['images']:,} test images of {source.name}")
+            data = embed_split(self.backbone, shards, "test", seal=self.seal, pixels=True)
+            rows = list(shards.rows("test", ["id", "label"], self.seal))
+            self.splits[source.name] = (data, rows)
+        return self.splits[source.name]
+
+    def of(self, source: Source, part: str) -> SplitFeatures:
+        """The test images of a part's classes; names and template are the same for all draws."""
+        if (source.name, part) not in self.parts:
+            shots, seed = self.plan.shots[0], self.plan.seeds[0]
+            draw = draw_of(self.folder, f"{source.name}-{shots}-{seed}-{part}")
+            self.parts[source.name, part] = draw.among(*self.whole(source))
+        return self.parts[source.name, part]
+
+
+def measure_arena(folder: Path, seal: Seal) -> Entry:
+    """The value of `arena.json`."""
+    plan = read_plan(folder)
+    first = find_store(store_of(folder, plan.sources[0].name))
+    backbone = backbone_of(first, default_device())
+    tests = Tests(folder, plan, backbone, seal)
+    cells = list(plan.cells())
+    entries = [
+        entry
+        for cell in tqdm(cells, "measuring", unit="cell")
+        for entry in _entries(folder, plan, cell, tests)
+    ]
+    return {
+        "format": FORMAT,
+        "created": now(),
+        "metric": plan.metric,
+        "backbone": {
+            "name": backbone.name,
+            "revision": backbone.revision,
+            "fingerprint": backbone.fingerprint,
+        },
+        "budget": {"trials": plan.trials, "seconds": plan.seconds or None, "epochs": plan.epochs},
+        "adapters": list(plan.adapters),
+        "cells": entries,
+        "literature": LITERATURE,
+    }
+
+
+def _entries(folder: Path, plan: Plan, cell: Cell, tests: Tests) -> Iterator[Entry]:
+    """A cell's rows of the arena: one for each protocol that it serves."""
+    source = next(one for one in plan.sources if one.name == cell.dataset)
+    state, detail = _standing(folder, cell)
+    own = cell_folder(folder, cell)
+    cost = read_json(own / "cell.json") if state == "done" else {}
+    row: Entry = {
+        **{"dataset": cell.dataset, "shots": cell.shots, "seed": cell.seed},
+        **{"adapter": cell.adapter, "state": state},
+        "reason": detail if state == "failed" else None,
+        **{name: cost.get(name) for name in ("val", "trials", "seconds", "trainable_parameters")},
+    }
+    wanted = list(_wanted(folder, plan, source, cell))
+    if state != "done":
+        for protocol, target, _ in wanted:
+            empty: Entry = {"accuracy": {}, "per_class": {}, "correct": {}}
+            yield row | {"protocol": protocol, "target": target} | empty
+        return
+    kept = read_json(own / "test.json") if (own / "test.json").exists() else {}
+    adapter: Adapter[Any] | None = None
+    for protocol, target, parts in wanted:
+        key = f"{protocol}/{target or cell.dataset}"
+        if kept.get(key, {}).get("digest") != detail:
+            if adapter is None:
+                adapter = load_adapter(
+                    own / read_json(own / "best.json")["path"] / "best", tests.backbone
+                )
+            kept[key] = _measure(adapter, parts, tests) | {"digest": detail}
+            write_json(own / "test.json", kept)
+        found = {name: kept[key][name] for name in ("accuracy", "per_class", "correct")}
+        if target and found["accuracy"]["all"] is None:
+            continue  # it cannot name the other classes
+        yield row | {"protocol": protocol, "target": target} | found
+
+
+Parts = dict[str, tuple[Source, str]]  # the name of an accuracy: the data set and part it is of
+
+
+def _wanted(
+    folder: Path, plan: Plan, source: Source, cell: Cell
+) -> Iterator[tuple[str, str | None, Parts]]:
+    """The protocols that a cell is measured for: (protocol, other data set, parts). Other data of
+    the same classes is a shift of these, of other classes a transfer."""
+    if cell.part == "base":
+        yield "base_to_new", None, {"base": (source, "base"), "new": (source, "new")}
+        return
+    if "all" in plan.protocols:
+        yield "all", None, {"all": (source, "all")}
+    names = draw_of(folder, cell.task).names
+    for other in plan.sources:
+        if other.name != source.name and {"transfer", "shift"} & set(plan.protocols):
+            task = f"{other.name}-{cell.shots}-{cell.seed}-all"
+            protocol = "shift" if draw_of(folder, task).names == names else "transfer"
+            if protocol in plan.protocols:
+                yield protocol, other.name, {"all": (other, "all")}
+
+
+def _measure(adapter: Adapter[Any], parts: Parts, tests: Tests) -> Entry:
+    accuracy: dict[str, float | None] = {}
+    per_class, correct = {}, {}
+    for name, (source, part) in parts.items():
+        data = tests.of(source, part)
+        assert data.classes is not None
+        assert data.labels is not None
+        own = adapter.classes is not None and adapter.classes.names == data.classes.names
+        if not own and not adapter.open_classes:
+            accuracy[name] = None
+            continue
+        right = hits(score(adapter, data, data.classes), data.labels)
+        accuracy[name] = float(right.mean())
+        means = by_class(right, data.labels, len(data.classes)).tolist()
+        per_class[name] = dict(zip(data.classes.names, means, strict=True))
+        correct[name] = "".join("01"[int(value == 1)] for value in right.tolist())
+    if "new" in parts:
+        base, new = accuracy["base"], accuracy["new"]
+        accuracy["harmonic"] = None
+        if base is not None and new is not None:
+            accuracy["harmonic"] = 2 * base * new / (base + new) if base + new else 0.0
+    return {"accuracy": accuracy, "per_class": per_class, "correct": correct}

@@ -1,0 +1,66 @@
+"""A line for each cell of the arena that ends: what it reached on val, the rate, the ETA."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.tune.callback import Callback
+from ray.tune.experiment import Trial as RayTrial
+
+from pipelines.comparing.plan import Cell
+from pipelines.comparing.tuning import fail
+from pipelines.console import say
+
+
+class Progress(Callback):
+    """Counts the cells of one call."""
+
+    def __init__(self, folder: Path, cells: int) -> None:
+        self.folder, self.cells = folder, cells
+        self.ended, self.trials, self.started = 0, 0, time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def standing(self) -> str:
+        """In words."""
+        return f"{self.ended} of {self.cells} cells ended, {self.trials} trials in all."
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[RayTrial],
+        trial: RayTrial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        del iteration, trials, info
+        state = result["state"]
+        self.trials += state == "running"
+        if state == "done":
+            cost = f"{result['trials']} trials, {result['seconds']:.0f} s"
+            self._line(Cell(**trial.config["cell"]), f"val {result['val']:.4f} ({cost})")
+        elif state == "failed":
+            self._line(Cell(**trial.config["cell"]), f"failed: {result['reason']}")
+
+    def on_trial_error(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
+    ) -> None:
+        """Its worker died: the others go on."""
+        del iteration, trials, info
+        cell = Cell(**trial.config["cell"])
+        lines = [line for line in (trial.get_error() or "").splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else "the worker died"
+        fail(self.folder, cell, reason)
+        self._line(cell, f"failed: {reason}")
+
+    def _line(self, cell: Cell, text: str) -> None:
+        self.ended += 1
+        spent = time.monotonic() - self.started
+        left = (self.cells - self.ended) * spent / self.ended
+        say(
+            f"[{self.ended}/{self.cells}] {cell.task:<24} {cell.adapter:<13} {text} | "
+            f"{60 * self.ended / spent:.1f} cells/min, about {left:.0f} s left"
+        )

@@ -1,0 +1,188 @@
+"""One cell of the arena: an adapter's own small search, within one worker.
+
+Flows in: a cell's draw and the features of its data set. Flows out: the cell's folder, a study like
+any other: journal, trials, best.json; and `cell.json`, written last: what it cost, or why it
+failed. Trials follow one another, so the budget is the same for every adapter, however many workers
+there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+from ray import tune
+
+from pipelines.comparing.plan import Cell, Plan, cell_folder, draw_path, store_of
+from pipelines.search.searcher import StudySearcher
+from pipelines.search.study import Search, best_trial, enqueue_recipes, open_study, write_best
+from trainables.adapters.registry import make_config
+from trainables.backbone import Backbone
+from trainables.draws import read_draw
+from trainables.features import backbone_of, find_store
+from trainables.files import now, read_json, write_json
+from trainables.hardware import default_device
+from trainables.loop import Interrupted
+from trainables.trial import TrialSettings, Workbench, failure, is_own_failure, outcome
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What all cells share."""
+
+    plan: Plan
+    folder: Path
+    threads: int
+
+    @property
+    def stop_file(self) -> Path:
+        return self.folder / "stop"
+
+
+def search_of(plan: Plan, cell: Cell) -> Search:
+    """The search of a cell: the published recipe first."""
+    recipe = make_config(cell.adapter, {"task": "classification"})
+    epochs = min(recipe.epochs, plan.epochs or recipe.epochs)
+    adapters, task = (cell.adapter,), recipe.task
+    return Search(adapters, plan.metric, plan.trials, epochs, cell.seed, {}, task)
+
+
+class CellSearch:
+    """A cell, advanced a trial at a time, always resumable."""
+
+    def __init__(self, arena: Arena, cell: Cell, backbone: Backbone | None = None) -> None:
+        self.arena, self.cell = arena, cell
+        self.folder = cell_folder(arena.folder, cell)
+        self.search = search_of(arena.plan, cell)
+        store = find_store(store_of(arena.folder, cell.dataset)).absolute()
+        draw = draw_path(arena.folder, cell.task).absolute()
+        settings = TrialSettings(store, self.folder, arena.plan.metric, arena.threads, draw=draw)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim(store, draw)
+        self.study = open_study(self.folder)
+        enqueue_recipes(self.study, self.search)
+        self.searcher = StudySearcher(self.study, self.search, self.folder, fuse=1)
+        self.bench = Workbench(settings, backbone)
+
+    def _claim(self, store: Path, draw: Path) -> None:
+        """`study.json`, so that the folder can be reported and exported by itself."""
+        about = {
+            "format": "cliptune-study-1",
+            "created": now(),
+            "features": str(store),
+            "features_key": read_json(store / "manifest.json")["key"],
+            "metric": self.search.metric,
+            "adapters": list(self.search.adapters),
+            "epochs": self.search.epochs,
+            "rungs": [self.search.epochs],
+            "seed": self.search.seed,
+            "fixed": {},
+            "workers_per_trial": 1,
+            "draw": str(draw),
+            "draw_key": read_draw(draw).key,
+            "trials": self.search.trials,
+        }
+        write_json(self.folder / "study.json", about)
+
+    @property
+    def spent(self) -> float:
+        """Seconds of training and measuring, of all trials that ended."""
+        ended = self.study.get_trials(deepcopy=False)
+        return sum(float(trial.user_attrs.get("seconds", 0.0)) for trial in ended)
+
+    def advance(self, should_stop: Callable[[], bool]) -> bool:
+        """Train the next trial to its end; whether there may be another."""
+        if 0 < self.arena.plan.seconds <= self.spent:
+            return False
+        job: Any = self.searcher.suggest("cell")
+        if not isinstance(job, dict):
+            return False
+        number, ended = job["number"], False
+        while not ended:
+            result = self._epoch(job, should_stop)
+            result["number"], ended = number, result["done"]
+            self.searcher.on_trial_result("cell", result)
+        self.searcher.live.clear()
+        self.run = None
+        gc.collect()
+        return True
+
+    run: Any = None
+
+    def _epoch(self, job: dict[str, Any], should_stop: Callable[[], bool]) -> dict[str, Any]:
+        try:
+            if self.run is None:
+                self.run = self.bench.start(job["number"], job["values"])
+            return outcome(self.run, self.run.advance(should_stop))
+        except Interrupted:
+            raise
+        except Exception as error:  # a trial's own failure is a result
+            if not is_own_failure(error):
+                raise
+            return failure(error)
+
+    def close(self) -> dict[str, Any]:
+        """Write `cell.json`, and what is in it."""
+        write_best(self.study, self.search, self.folder)
+        trials = self.study.get_trials(deepcopy=False)
+        best = best_trial(self.study)
+        ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.FAIL)]
+        reasons = [str(t.user_attrs["reason"]) for t in ended if "reason" in t.user_attrs]
+        value = {
+            **dataclasses.asdict(self.cell),
+            "state": "done" if best else "failed",
+            "reason": None if best else (reasons or ["no trial ended."])[0],
+            "val": best and best.user_attrs["best"],
+            "trials": len(ended),
+            "failed_trials": len(reasons),
+            "seconds": self.spent,
+            "trainable_parameters": best and best.user_attrs["trainable_parameters"],
+        }
+        write_json(self.folder / "cell.json", value)
+        return value
+
+
+class CellTrial(tune.Trainable):
+    """A cell as a Ray Tune trial, one trial of its search a step. The worker outlives its cells:
+    the backbone is loaded once."""
+
+    def setup(self, config: dict[str, Any], arena: Arena) -> None:
+        self.arena = arena
+        self.backbone: Backbone | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cell = Cell(**new_config["cell"])
+        self.search: CellSearch | None = None
+        return True
+
+    def step(self) -> dict[str, Any]:
+        stop_file = self.arena.stop_file
+        try:
+            if self.backbone is None:
+                store = find_store(store_of(self.arena.folder, self.cell.dataset))
+                self.backbone = backbone_of(store, default_device())
+            if self.search is None:
+                self.search = CellSearch(self.arena, self.cell, self.backbone)
+            if stop_file.exists():
+                return {"done": True, "state": "interrupted"}
+            if self.search.advance(stop_file.exists):
+                return {"done": False, "state": "running"}
+            return self.search.close() | {"done": True}
+        except Interrupted:
+            return {"done": True, "state": "interrupted"}
+        except Exception as error:  # the others go on: the cell is shown as failed
+            return fail(self.arena.folder, self.cell, f"{type(error).__name__}: {error}")
+
+
+def fail(folder: Path, cell: Cell, reason: str) -> dict[str, Any]:
+    """A cell that could not be tuned, on disk beside the others; it is tried again by the next
+    call."""
+    value = {**dataclasses.asdict(cell), "state": "failed", "reason": " ".join(reason.split())}
+    write_json(cell_folder(folder, cell) / "failed.json", value)
+    return value | {"done": True}
