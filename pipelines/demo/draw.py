@@ -1,13 +1,14 @@
-"""Draw a demo set to disk: a domain and three sizes in, a Karpathy-layout folder out.
+"""Draw a demo set to disk: a domain and three sizes in; captions in Karpathy's layout out, or
+classes in CoOp's.
 
-`out/images/*.jpg` first, then `out/dataset.json`, whose existence means that the folder is whole.
+`out/images/*.jpg` first, then the JSON file, whose existence means that the folder is whole.
 """
 
 import json
 from pathlib import Path
 
 from pipelines.demo.render import render
-from pipelines.demo.scenes import Domain, Split, invent
+from pipelines.demo.scenes import SHAPES, Domain, Split, invent, invent_one
 from pipelines.demo.words import CAPTIONS, captions, tokens
 
 QUALITY = 90
@@ -19,9 +20,28 @@ def draw(out: Path, domain: Domain, train: int, val: int, test: int, seed: int =
     sizes: dict[Split, int] = {"train": train, "val": val, "test": test}
     wanted = [(split, index) for split, size in sizes.items() for index in range(size)]
     images = [_entry(out, domain, *place, seed, imgid) for imgid, place in enumerate(wanted)]
-    target = out / "dataset.json"
-    partial = out / "dataset.json.partial"
-    partial.write_text(json.dumps({"dataset": "cliptune-demo", "images": images}))
+    return _write(out / "dataset.json", {"dataset": "cliptune-demo", "images": images})
+
+
+def draw_classes(out: Path, domain: Domain, train: int, val: int, test: int, seed: int = 0) -> Path:
+    """Write so many images of each shape, one thing a picture; returns the path of
+    `split_zhou_shapes.json`."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    sizes: dict[Split, int] = {"train": train, "val": val, "test": test}
+    entries: dict[str, list[list[object]]] = {split: [] for split in sizes}
+    for split, size in sizes.items():
+        for label, shape in enumerate(SHAPES):
+            for index in range(size):
+                name = f"images/{domain}_{split}_{shape}_{index:04d}.jpg"
+                scene = invent_one(domain, split, shape, index, seed)
+                render(scene).save(out / name, quality=QUALITY)
+                entries[split].append([name, label, shape])
+    return _write(out / "split_zhou_shapes.json", entries)
+
+
+def _write(target: Path, value: object) -> Path:
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
     partial.replace(target)
     return target
 

@@ -7,7 +7,7 @@ arrangement of the same things, let alone the same image.
 
 import random
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Domain = Literal["base", "shifted"]
@@ -107,6 +107,17 @@ def invent(domain: Domain, split: Split, index: int, seed: int = 0) -> Scene:
     rng = random.Random(f"{domain}/{split}/{index}/{seed}")
     while True:
         scene = _sample(domain, rng)
+        if _bucket(scene) in _SHARE[split]:
+            return scene
+
+
+def invent_one(domain: Domain, split: Split, shape: str, index: int, seed: int = 0) -> Scene:
+    """The same with a single thing of a given shape: what a class of shapes is shown by."""
+    rng = random.Random(f"{domain}/{split}/{shape}/{index}/{seed}")
+    while True:
+        kind = replace(_kind(rng), shape=shape)
+        ground, things = rng.choice(GROUNDS), _spread([kind], rng)
+        scene = Scene(domain, ground, things, False, rng.getrandbits(48))
         if _bucket(scene) in _SHARE[split]:
             return scene
 

@@ -1,0 +1,216 @@
+"""The arena: cells tuned alike, measured once on test, resumed, failed in the open."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import arena as stage
+from pipelines import encode, shards
+from pipelines.comparing.measuring import identity
+from pipelines.comparing.plan import Cell, Plan, Source, cell_folder, read_plan, write_plan
+from pipelines.comparing.tuning import Arena, CellSearch, CellTrial
+from pipelines.demo.draw import draw_classes
+from pipelines.demo.scenes import SHAPES
+from trainables.draws import read_draw
+from trainables.errors import CliptuneError, ConfigError, DataError
+from trainables.files import read_json
+from trainables.loop import Interrupted
+from trainables.shards import Seal, ShardSet
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of ten shapes in two styles: 4 train, 2 val and 3 test images a class."""
+    folder = tmp_path_factory.mktemp("data")
+    for domain in ("base", "shifted"):
+        index = draw_classes(folder / domain, domain, train=4, val=2, test=3)
+        shards.run(shards.Args(source=str(index), out=folder / f"{domain}-shards"))
+    return folder
+
+
+def plan_of(data: Path, clip: Path, **changed: Any) -> Plan:
+    plan = Plan(
+        sources=(Source("shapes", str(data / "base-shards"), "default"),),
+        backbone=str(clip),
+        revision=None,
+        adapters=("zero_shot", "coop", "tip_adapter", "linear_probe"),
+        shots=(2,),
+        seeds=(1,),
+        protocols=("all", "base_to_new"),
+        trials=2,
+        seconds=0.0,
+        epochs=2,
+        views=0,
+    )
+    return dataclasses.replace(plan, **changed)
+
+
+@pytest.fixture(scope="module")
+def folder(data: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An arena's folder with its draws and features, and no cell yet."""
+    folder = tmp_path_factory.mktemp("arena")
+    plan = plan_of(data, clip)
+    stage._draw(args(data, clip, folder), plan, folder)
+    write_plan(folder, plan)
+    encode.run(
+        encode.Args(data / "base-shards", str(clip), out=folder / "features/shapes", pixels=True)
+    )
+    return folder
+
+
+def args(folder: Path, clip: Path, out: Path, **changed: Any) -> stage.Args:
+    own = stage.Args(
+        (f"shapes={folder / 'base-shards'}",), str(clip), out=out, shots=(2,), seed=(1,)
+    )
+    return dataclasses.replace(own, **changed)
+
+
+def cell(adapter: str, part: Any = "all") -> Cell:
+    return Cell(f"shapes-2-1-{part}", "shapes", 2, 1, part, adapter)
+
+
+def tune(folder: Path, one: Cell, plan: Plan | None = None) -> dict[str, Any]:
+    search = CellSearch(Arena(plan or read_plan(folder), folder, threads=1), one)
+    while search.advance(lambda: False):
+        pass
+    return search.close()
+
+
+def test_a_cell_is_a_study_of_its_budget(folder: Path) -> None:
+    found = tune(folder, cell("linear_probe"))
+    assert (found["state"], found["trials"], found["failed_trials"]) == ("done", 2, 0)
+    own = cell_folder(folder, cell("linear_probe"))
+    assert read_json(own / "cell.json") == found
+    best = read_json(own / "best.json")
+    assert best["value"] == found["val"]
+    rows = (own / best["path"] / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2  # the plan's epochs, fewer than the recipe's
+    assert found["val"] == max(json.loads(row)["val/accuracy"] for row in rows)
+    assert read_json(own / best["path"] / "best/classes.json")["names"] == list(SHAPES)
+
+
+def test_a_cell_goes_on_where_it_was_stopped(folder: Path, tmp_path: Path) -> None:
+    """Stopped in the middle of its first trial, then resumed: the numbers of one undisturbed."""
+    (tmp_path / "draws").symlink_to(folder / "draws")
+    (tmp_path / "features").symlink_to(folder / "features")
+    arena, one = Arena(read_plan(folder), tmp_path, threads=1), cell("coop")
+    asked = iter([False])
+    with pytest.raises(Interrupted):
+        CellSearch(arena, one).advance(lambda: next(asked, True))
+    assert not (cell_folder(tmp_path, one) / "cell.json").exists()
+    resumed, whole = tune(tmp_path, one, arena.plan), tune(folder, one)
+    for name in ("val", "trials", "trainable_parameters"):
+        assert resumed[name] == whole[name]
+
+
+def test_the_budget_in_seconds_ends_a_cell(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "draws").symlink_to(folder / "draws")
+    (tmp_path / "features").symlink_to(folder / "features")
+    plan = dataclasses.replace(read_plan(folder), trials=50, seconds=1e-9)
+    assert tune(tmp_path, cell("linear_probe"), plan)["trials"] == 1
+
+
+def test_a_cell_that_breaks_is_told_and_the_worker_lives(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "draws").symlink_to(folder / "draws")
+    (tmp_path / "features").symlink_to(folder / "features")
+    arena = Arena(read_plan(folder), tmp_path, threads=1)
+    trial = object.__new__(CellTrial)
+    trial.setup({"cell": dataclasses.asdict(cell("coop"))}, arena)
+    monkeypatch.setattr(CellSearch, "advance", lambda *_: 1 / 0)
+    found = trial.step()
+    assert (found["state"], found["done"]) == ("failed", True)
+    assert found["reason"] == "ZeroDivisionError: division by zero"
+    kept = read_json(cell_folder(tmp_path, cell("coop")) / "failed.json")
+    assert kept["reason"] == found["reason"]
+    monkeypatch.undo()
+    trial.reset_config({"cell": dataclasses.asdict(cell("zero_shot"))})
+    assert trial.step() | {"state": "running"} == trial.step() | {"state": "running"}
+
+
+def test_draws_are_alike_for_all_and_none_is_of_test(data: Path, folder: Path) -> None:
+    whole = read_draw(folder / "draws/shapes-2-1-all.json")
+    base, new = (read_draw(folder / f"draws/shapes-2-1-{part}.json") for part in ("base", "new"))
+    assert base.names + new.names == whole.names == SHAPES
+    assert {m.id for m in base.train} | {m.id for m in new.train} == {m.id for m in whole.train}
+    sealed = ShardSet.open(data / "base-shards").rows("test", ["id"], Seal("a test of the seal"))
+    assert not {row["id"] for row in sealed} & {m.id for m in (*whole.train, *whole.val)}
+
+
+def test_another_budget_in_the_same_folder_is_refused(folder: Path) -> None:
+    plan = read_plan(folder)
+    with pytest.raises(DataError, match="its `trials` is 2, this one's 3"):
+        write_plan(folder, dataclasses.replace(plan, trials=3))
+    write_plan(folder, plan)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"trials": 0}, "`--trials` must be at least 1, got 0."),
+        ({"shots": (0,)}, "`--shots` must be at least 1, got 0."),
+        ({"adapter": ("coop", "coop")}, "`--adapter` must name each of its values once"),
+        ({"adapter": ("soft_prompt",)}, "`soft_prompt` is for retrieval, not for classification."),
+        ({"adapter": ("co_op",)}, "Did you mean `coop`"),
+        ({"data": ("shapes",)}, "`--data` takes each NAME=VALUE once, got 'shapes'."),
+        ({"words": ("other=default",)}, "`--words` names `other`, which `--data` does not."),
+        ({"shots": (5,)}, "class `circle` .*4.*`--fewer`"),
+        ({"seed": (1, 1)}, "`--seed` must name each of its values once"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(
+    data: Path, clip: Path, tmp_path: Path, changed: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises((CliptuneError, ConfigError, DataError), match=sentence):
+        stage.run(args(data, clip, tmp_path / "out", **changed))
+    assert not (tmp_path / "out/features").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_arena_and_again(data: Path, clip: Path, tmp_path: Path) -> None:
+    """Two data sets, three adapters, three protocols; a second call tunes and measures nothing."""
+    out = tmp_path / "arena"
+    words = [
+        *(sys.executable, "-m", "pipelines.arena", "--out", str(out), "--backbone", str(clip)),
+        *("--data", f"base={data / 'base-shards'}", f"shifted={data / 'shifted-shards'}"),
+        *("--adapter", "zero_shot", "coop", "linear_probe", "--shots", "2", "--seed", "1", "2"),
+        *("--trials", "2", "--epochs", "2", "--protocol", "all", "base_to_new", "shift"),
+    ]
+    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    arena = read_json(out / "arena.json")
+    assert {one["state"] for one in arena["cells"]} == {"done"}
+    rows = {
+        (c["dataset"], c["protocol"], c["adapter"], c["seed"]): c["accuracy"]
+        for c in arena["cells"]
+    }
+    assert len(rows) == len(arena["cells"]) == 2 * 2 * (3 + 3 + 3)
+    probe = rows["base", "base_to_new", "linear_probe", 1]
+    assert probe["base"] is not None
+    assert probe["new"] is None  # it has a row of weights for each class it saw, and no other
+    coop = rows["base", "base_to_new", "coop", 2]
+    assert coop["harmonic"] == pytest.approx(
+        2 * coop["base"] * coop["new"] / (coop["base"] + coop["new"] or 1)
+    )
+    for one in arena["cells"]:
+        for key, answers in one["correct"].items():
+            assert len(answers) == (30 if key == "all" else 15)
+            assert one["accuracy"][key] == pytest.approx(answers.count("1") / len(answers))
+    assert "coop" in (out / "arena.html").read_text()
+    assert len((out / "test_openings.jsonl").read_text().splitlines()) == 1
+    before = identity(out)
+    again = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "24 cells, 24 of them tuned already" in again.stdout
+    assert identity(out) == before
+    assert len((out / "test_openings.jsonl").read_text().splitlines()) == 1
