@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.contract import TRAINED, VARIANTS
+from tests.contract import ALL, CLASSES, CLASSIFIERS, LEARNING
 from trainables.adapters.registry import make_config
 from trainables.checkpoint import newest_intact, trained_tensors
 from trainables.errors import ConfigError
+from trainables.features import SplitFeatures
 from trainables.fused import FREE, Fleet, best_width, shape_of
 from trainables.loop import ALONE, METRICS, Diverged, Interrupted, Run
 from trainables.trial import Crew, Job, TrialSettings, Workbench, members
@@ -33,6 +34,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "siglip adaptive": {"loss.kind": "siglip", "temperature.policy": "adaptive"},
     "reweight": {"loss.hard_negatives": "reweight"},
 }
+BY_SGD = [
+    variant
+    for variant, (name, _) in CLASSIFIERS.items()
+    if make_config(name, {"task": "classification"}).optim.kind == "sgd"
+]
 Make = Callable[..., list[Run]]
 
 
@@ -45,14 +51,23 @@ def bench(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench
 @pytest.fixture
 def make(bench: Workbench, tmp_path: Path) -> Make:
     def runs(kind: str, variant: str = "projection", count: int = 3, **values: Any) -> list[Run]:
-        name, settings = VARIANTS[variant]
+        name, settings = ALL[variant]
         shared = {"precision": "fp32", "epochs": 3, "batch_size": 16, **settings, **values}
+        data, metric = (bench.train, bench.val), METRIC
+        if variant in CLASSIFIERS:
+            shared |= {"task": "classification"}
+            data, metric = (labelled(bench.train), labelled(bench.val)), "val/log_likelihood"
+        configs = [make_config(name, {**shared, **MEMBERS[n]}) for n in range(count)]
         return [
-            bench.run(make_config(name, {**shared, **MEMBERS[n]}), tmp_path / f"{kind}{n}")
-            for n in range(count)
+            Run(config, bench.backbone, *data, tmp_path / f"{kind}{n}", metric)
+            for n, config in enumerate(configs)
         ]
 
     return runs
+
+
+def labelled(data: SplitFeatures) -> SplitFeatures:
+    return data.take({id_: n % len(CLASSES) for n, id_ in enumerate(data.ids)}, CLASSES)
 
 
 def assert_same_rows(ours: Run, theirs: Run) -> None:
@@ -71,7 +86,9 @@ def assert_same_tensors(ours: Run, theirs: Run) -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("variant", ["projection", "soft_prompt", "lora"])
+@pytest.mark.parametrize(
+    "variant", ["projection", "soft_prompt", "lora", "linear_probe text", "lora classes"]
+)
 def test_members_equal_single_runs(variant: str, objective: str, make: Make) -> None:
     alone = make("alone", variant, **OBJECTIVES[objective])
     for run in alone:
@@ -87,7 +104,7 @@ def test_members_equal_single_runs(variant: str, objective: str, make: Make) -> 
         assert_same_tensors(ours, theirs)
 
 
-@pytest.mark.parametrize("variant", TRAINED)
+@pytest.mark.parametrize("variant", [name for name in LEARNING if name not in BY_SGD])
 def test_every_adapter_fuses_with_the_gradients_of_single_runs(variant: str, make: Make) -> None:
     alone, together = make("alone", variant), make("together", variant)
     fleet = Fleet(together)
@@ -253,3 +270,8 @@ def test_a_crew_tells_of_each_trial_and_drops_what_was_pruned(
     assert {n: r["state"] for n, r in second.items()} == {2: "finished"}
     assert members({"members": list(second.values())}) == second
     assert (tmp_path / "trials" / "0001" / "best" / "manifest.json").is_file()
+
+
+def test_runs_by_sgd_do_not_train_together(make: Make) -> None:
+    with pytest.raises(ConfigError, match=r"with `optim.kind` adamw, got sgd"):
+        Fleet(make("sgd", "coop"))

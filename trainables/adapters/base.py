@@ -56,7 +56,7 @@ class Adapter(nn.Module, ABC, Generic[C]):
     @property
     def tau(self) -> float:
         """What similarities are multiplied by, when training is over."""
-        return float(self.objective.scale(torch.tensor(1.0)))
+        return float(self.objective.scale(torch.tensor(1.0)).detach())
 
     @property
     def open_classes(self) -> bool:
