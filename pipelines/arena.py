@@ -178,17 +178,12 @@ def _draw(args: Args, plan: Plan, folder: Path) -> None:
 def _check_words(plan: Plan, folder: Path) -> None:
     """Every class name fits beside what each recipe adds to it."""
     from pipelines.comparing.plan import draw_of
-    from trainables.adapters.registry import build, make_config
+    from trainables.adapters.registry import check_room, make_config
     from trainables.backbone import load_backbone
 
     backbone = load_backbone(plan.backbone, plan.revision)
-    adapters = [
-        build(make_config(name, {"task": "classification"}), backbone) for name in plan.adapters
-    ]
-    for name, *_ in plan.tasks():
-        classes = draw_of(folder, name).classes
-        for adapter in adapters:
-            classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
+    configs = [make_config(name, {"task": "classification"}) for name in plan.adapters]
+    check_room(configs, [draw_of(folder, name).classes for name, *_ in plan.tasks()], backbone)
 
 
 def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:

@@ -130,6 +130,8 @@ def train_here(job: dict[str, Any]) -> bool:
     run = bench.run(job["config"], job["folder"], worker)
     for warning in run.warnings:
         say(f"warning: {warning}")
+    for note in run.adapter.notes if worker.rank == 0 else ():
+        say(note)
     if run.finished:
         return False
     interrupts = Interrupts()

@@ -65,9 +65,10 @@ def run(args: Args) -> None:
 def _check(args: Args) -> Search:
     """Everything that can be wrong with the flags, before any work."""
     from pipelines.search.study import Search
-    from trainables.adapters.registry import adapters_for, make_config
+    from trainables.adapters.registry import adapters_for, check_room, make_config
     from trainables.config import Task, Value, flatten, read_fields
     from trainables.draws import check_draw
+    from trainables.features import backbone_of
     from trainables.loop import METRICS, check_metric
 
     task: Task = "classification" if args.draw else "retrieval"
@@ -80,8 +81,6 @@ def _check(args: Args) -> Search:
         raise CliptuneError(f"`--adapter` must name each adapter once, got {list(adapters)}.")
     metric = args.metric or METRICS[task][0]
     check_metric(metric, task)
-    if args.draw:
-        check_draw(args.features, args.draw)
     for flag, number, least in (
         *(("--trials", args.trials, 1), ("--epochs", args.epochs, 1)),
         ("--fuse", args.fuse, 0),
@@ -96,6 +95,10 @@ def _check(args: Args) -> Search:
     for name in adapters:
         config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
+    if args.draw:
+        classes = check_draw(args.features, args.draw).classes
+        configs = [make_config(name, {"task": task, **fields}) for name in adapters]
+        check_room(configs, [classes], backbone_of(args.features))
     return Search(adapters, metric, args.trials, args.epochs, args.seed, fixed, task)
 
 

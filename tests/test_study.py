@@ -27,7 +27,7 @@ from pipelines.search.study import (
 )
 from pipelines.search.workers import Switchboard
 from search_spaces.registry import SPACES
-from trainables.adapters.registry import make_config
+from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import to_json
 from trainables.errors import CliptuneError
 from trainables.files import write_json
@@ -72,6 +72,27 @@ def test_a_suggested_trial_is_a_valid_config_of_its_adapter(tmp_path: Path) -> N
         make_config(name, values)
         assert set(SPACES[name]["retrieval"]) <= set(values)
     assert search.suggest("more") is None  # a running trial may come back
+
+
+def test_the_adapter_itself_is_a_choice_that_is_learned(tmp_path: Path) -> None:
+    """A conditional space: each trial draws the fields of its own adapter, and where one adapter is
+    better, more trials go to it than chance would send."""
+    adapters = tuple(adapters_for("classification"))
+    search = Search(adapters, "val/accuracy", 60, 9, 3, {}, task="classification")
+    asks = searcher(tmp_path, search)
+    drawn = []
+    for number in range(search.trials):
+        values = asks.suggest(f"ray{number}")["values"]
+        name = values["name"]
+        make_config(name, {k: v for k, v in values.items() if k != "name"})
+        own = set(SPACES[name]["classification"])
+        assert values.keys() == {"name", "task", "epochs", "seed"} | own
+        drawn.append(name)
+        value = 0.9 if name == "coop" else 0.1
+        result = row(number, 1, value, "finished") | {"val/accuracy": value}
+        asks.on_trial_complete(f"ray{number}", result)
+    assert drawn[: len(adapters)] == list(adapters)  # every recipe first
+    assert drawn[-30:].count("coop") > 3 * 30 / len(adapters)
 
 
 def test_states_values_and_reasons_are_told_as_they_are(tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ class Adapter(nn.Module, ABC, Generic[C]):
         return float(self.objective.scale(torch.tensor(1.0)).detach())
 
     @property
+    def notes(self) -> list[str]:
+        """What whoever trains this should be told."""
+        return []
+
+    @property
     def open_classes(self) -> bool:
         """Whether what was learned on some classes can be asked about others."""
         return True

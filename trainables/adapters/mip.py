@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -76,6 +77,11 @@ class Mip(Adapter[MipConfig]):
         self.divisor = divisor(self.config, sums)
         self.meta = meta_network(backbone) if self.config.meta else None
         self.tiles = Tiles()
+
+    @property
+    def notes(self) -> list[str]:
+        reading = ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(self.config).items())
+        return [f"mip's formulas are read as {reading} (`MipConfig` says what each means)."]
 
     @property
     def added_tokens(self) -> int:

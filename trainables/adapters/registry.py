@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from trainables.adapters.soft_prompt import SoftPrompt
 from trainables.adapters.tip_adapter import TipAdapter
 from trainables.adapters.zero_shot import ZeroShot
 from trainables.backbone import Backbone
+from trainables.classes import Classes
 from trainables.config import Task, TrainConfig, replace
 from trainables.errors import ConfigError, unknown
 from trainables.features import SplitFeatures
@@ -72,3 +73,13 @@ def build(
             adapter.classes = train.classes
             adapter.prepare(train)
         return adapter
+
+
+def check_room(
+    configs: Iterable[TrainConfig], every: Iterable[Classes], backbone: Backbone
+) -> None:
+    """Raise `ConfigError` where a class name does not fit beside what an adapter adds to it."""
+    adapters = [build(config, backbone) for config in configs]
+    for classes in every:
+        for adapter in adapters:
+            classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
