@@ -25,8 +25,9 @@ from pipelines.comparing.plan import (
 )
 from pipelines.console import say
 from trainables.adapters.base import Adapter
+from trainables.adapters.registry import build
 from trainables.backbone import Backbone
-from trainables.checkpoint import digest, load_adapter
+from trainables.checkpoint import digest, load_adapter, read_config
 from trainables.errors import DataError
 from trainables.features import SplitFeatures, backbone_of, embed_split, find_store
 from trainables.files import now, read_json, sha256_json, write_json
@@ -52,7 +53,7 @@ def _standing(folder: Path, cell: Cell) -> tuple[str, str]:
         found = read_json(own / "cell.json")
         if found["state"] == "failed":
             return "failed", found["reason"]
-        return "done", digest(own / read_json(own / "best.json")["path"] / "best")
+        return "done", digest(_winner(folder, cell))
     if (own / "failed.json").exists():
         return "failed", read_json(own / "failed.json")["reason"]
     return "pending", ""
@@ -63,6 +64,7 @@ class Tests:
 
     def __init__(self, folder: Path, plan: Plan, backbone: Backbone, seal: Seal) -> None:
         self.folder, self.plan, self.backbone, self.seal = folder, plan, backbone, seal
+        self.pixels = any(_needs_pixels(folder, cell, backbone) for cell in plan.cells())
         self.splits: dict[str, tuple[SplitFeatures, list[Any]]] = {}
         self.parts: dict[tuple[str, str], SplitFeatures] = {}
 
@@ -73,7 +75,7 @@ class Tests:
             if shards.digest != made_of["shards_sha256"]:
                 raise DataError(f"`{shards.folder}` changed since `{store}` was made of it.")
             say(f"embedding the {shards.splits['test']['images']:,} test images of {source.name}")
-            data = embed_split(self.backbone, shards, "test", seal=self.seal, pixels=True)
+            data = embed_split(self.backbone, shards, "test", seal=self.seal, pixels=self.pixels)
             rows = list(shards.rows("test", ["id", "label"], self.seal))
             self.splits[source.name] = (data, rows)
         return self.splits[source.name]
@@ -85,6 +87,18 @@ class Tests:
             draw = draw_of(self.folder, f"{source.name}-{shots}-{seed}-{part}")
             self.parts[source.name, part] = draw.among(*self.whole(source))
         return self.parts[source.name, part]
+
+
+def _needs_pixels(folder: Path, cell: Cell, backbone: Backbone) -> bool:
+    if _standing(folder, cell)[0] != "done":
+        return False
+    return build(read_config(_winner(folder, cell)), backbone).image_block is not None
+
+
+def _winner(folder: Path, cell: Cell) -> Path:
+    """The checkpoint that val chose."""
+    own = cell_folder(folder, cell)
+    return own / read_json(own / "best.json")["path"] / "best"
 
 
 def measure_arena(folder: Path, seal: Seal) -> Entry:
@@ -139,9 +153,7 @@ def _entries(folder: Path, plan: Plan, cell: Cell, tests: Tests) -> Iterator[Ent
         key = f"{protocol}/{target or cell.dataset}"
         if kept.get(key, {}).get("digest") != detail:
             if adapter is None:
-                adapter = load_adapter(
-                    own / read_json(own / "best.json")["path"] / "best", tests.backbone
-                )
+                adapter = load_adapter(_winner(folder, cell), tests.backbone)
             kept[key] = _measure(adapter, parts, tests) | {"digest": detail}
             write_json(own / "test.json", kept)
         found = {name: kept[key][name] for name in ("accuracy", "per_class", "correct")}
