@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.adapters.base import Classifier
+from trainables.adapters.base import Classifier, product
 from trainables.backbone import Backbone
 from trainables.config import check
 from trainables.data import Tokens
@@ -66,7 +66,7 @@ def conditional(
         prompt = Prompt(contexts(images), of=owners)
         texts = embed_text(backbone, tiles(tokens, len(images)), prompt)
         texts = F.normalize(texts.float(), dim=-1).unflatten(0, (-1, classes))  # (B, C, e)
-        return (texts @ images[:, :, None])[:, :, 0]
+        return product(texts, images[:, :, None])[:, :, 0]
 
     def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
         del hidden
