@@ -38,7 +38,7 @@ FORMAT = "cliptune-checkpoint-1"
 
 def _named(adapter: Adapter[Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
-    stored = adapter.state_dict().keys()
+    stored = adapter.state_dict(keep_vars=True).keys()  # what has no shape yet cannot be detached
     return tensors | {n: b for n, b in adapter.named_buffers() if n in stored}
 
 
