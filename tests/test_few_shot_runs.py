@@ -18,6 +18,7 @@ from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.errors import DataError
 from trainables.features import open_features
+from trainables.fused import Fleet
 from trainables.loop import Interrupted, Run, never
 
 
@@ -121,3 +122,41 @@ def test_prompts_of_the_image_tower_need_pixels(
     run.batches.data = dataclasses.replace(run.batches.data, pixels=None)
     with pytest.raises(DataError, match="need pixels"):
         run.advance()
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "maple", "promptsrc", "linear_probe"])
+def test_fused_runs_are_what_each_is_alone(
+    name: str, tmp_path: Path, backbone: Backbone, features: Path
+) -> None:
+    settings = {"optim.kind": "adamw", "epochs": 2, "precision": "fp32"}
+    settings |= {"temperature.scale": 10.0}
+
+    def make(folder: str) -> list[Run]:
+        rates = [settings | {"optim.lr": lr} for lr in (1e-3, 5e-3)]
+        return [
+            start(tmp_path / f"{folder}{n}", backbone, features, name, **values)
+            for n, values in enumerate(rates)
+        ]
+
+    alone, fused = make("alone"), make("fused")
+    for run in alone:
+        finish(run)
+    fleet = Fleet(fused)
+    while fleet.runs:
+        fleet.advance()
+    for one, other in zip(alone, fused, strict=True):
+        for key in ("train/loss", "val/log_likelihood"):
+            found = [[row[key] for row in run.rows] for run in (one, other)]
+            assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["maple", "promptsrc"])
+def test_steps_in_bf16_are_near_those_in_fp32(
+    name: str, tmp_path: Path, backbone: Backbone, features: Path
+) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        run = start(tmp_path / precision, backbone, features, name, precision=precision)
+        losses.append(run._train_step()["loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
