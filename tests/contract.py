@@ -52,6 +52,10 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
     "coop specific": ("coop", {"adapter.n_ctx": 2, "adapter.class_specific": True}),
     "cocoop": ("cocoop", {}),
     "kgcoop": ("kgcoop", {}),
+    "maple": ("maple", {}),
+    "maple shallow": ("maple", {"adapter.depth": 1, "adapter.n_ctx": 5}),
+    "promptsrc": ("promptsrc", {}),
+    "promptsrc shallow": ("promptsrc", {"adapter.depth": 1, "adapter.init": "random"}),
     "mip": ("mip", {}),
     "mip plain": (
         "mip",

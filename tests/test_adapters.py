@@ -168,3 +168,15 @@ def test_a_recipe_gives_way_to_what_is_asked_for() -> None:
 def test_wrong_values_are_refused(name: str, field: str, value: object, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         make_config(name, {f"adapter.{field}": value})
+
+
+@pytest.mark.parametrize("variant", CLASSIFIERS)
+def test_scores_of_classes_stay_in_fp32(variant: str, backbone: Backbone) -> None:
+    # Steps in bf16 round what the towers make, not the similarities that tau multiplies.
+    adapter = make(variant, backbone).eval()
+    batch = batch_of(adapter, backbone)
+    with torch.no_grad():
+        classifier = adapter.classifier(batch.tokens, batch.text_embeds)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores = classifier(batch.image_embeds, batch.hidden)
+    assert scores.dtype == torch.float32

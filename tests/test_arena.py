@@ -176,6 +176,17 @@ def test_what_is_wrong_is_said_before_any_work(
     assert not (tmp_path / "out/features").exists()
 
 
+def test_a_name_that_leaves_no_room_is_told_before_any_training(
+    data: Path, clip: Path, folder: Path, tmp_path: Path
+) -> None:
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps({"names": {"heart": "a red dog on a table " * 12}}))
+    plan = plan_of(data, clip, sources=(Source("shapes", str(data / "base-shards"), str(words)),))
+    stage._draw(args(data, clip, tmp_path), plan, tmp_path)
+    with pytest.raises(ConfigError, match=r"class `a red dog .* must have at most 61 tokens"):
+        stage._check_words(plan, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_whole_arena_and_again(data: Path, clip: Path, tmp_path: Path) -> None:
     """Two data sets, three adapters, three protocols; a second call tunes and measures nothing."""

@@ -83,6 +83,51 @@ def test_gradients_of_adapted_upper_blocks_equal_the_plain_forward(
         assert (a - b).abs().max() <= 1e-5 * scale
 
 
+def by_hand(backbone: Backbone, images: Tensor, prompts: Tensor) -> Tensor:
+    """The plain forward with vectors behind the patches, new ones before each of the blocks."""
+    tower = backbone.model.vision_model
+    hidden = tower.embeddings(backbone.preprocess.normalise(images))
+    patches = hidden.shape[1]
+    first, *others = (one.expand(len(images), -1, -1) for one in prompts)
+    hidden = torch.cat([hidden, first], 1)
+    if backbone.kind == "clip":  # the papers' code appends them before this norm
+        hidden = tower.pre_layrnorm(hidden)
+    for number, block in enumerate(tower.encoder.layers, -1):
+        if 0 <= number < len(others):
+            hidden = torch.cat([hidden[:, :patches], others[number]], 1)
+        hidden = block(hidden, None)
+    hidden = tower.post_layernorm(hidden)
+    if backbone.kind == "siglip":
+        return tower.head(hidden[:, :patches])
+    return backbone.model.visual_projection(hidden[:, 0])
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_prompts_equal_the_plain_forward_with_gradients(tower: Backbone, blocks: int) -> None:
+    if blocks > depth(tower):
+        pytest.skip("the tower is not that high")
+    torch.manual_seed(0)
+    prompts = torch.randn(blocks, 3, tower.model.config.vision_config.hidden_size).requires_grad_()
+    weights = torch.randn(5, tower.embed_dim)
+    ours = upper(tower, lower(tower, pixels(), 0), 0, prompts)
+    reference = by_hand(tower, pixels(), prompts)
+    assert_close(ours.detach(), reference.detach())
+    assert not torch.allclose(ours, plain(tower, pixels()), rtol=1e-3)
+    one, other = (torch.autograd.grad((x * weights).sum(), prompts)[0] for x in (ours, reference))
+    for a, b in zip(one, other, strict=True):  # of each block
+        assert b.abs().max() > 0
+        assert_close(a, b)
+
+
+def test_prompts_that_do_not_fit_are_refused(tower: Backbone) -> None:
+    high, width = depth(tower), tower.model.config.vision_config.hidden_size
+    hidden = lower(tower, pixels(), 0)
+    with pytest.raises(ConfigError, match=f"for 1 to {high} blocks, got {high + 1} before block 0"):
+        upper(tower, hidden, 0, torch.zeros(high + 1, 2, width))
+    with pytest.raises(ConfigError, match="got 1 before block 1"):
+        upper(tower, hidden, 1, torch.zeros(1, 2, width))
+
+
 def test_no_images_are_refused(tower: Backbone) -> None:
     with pytest.raises(DataError, match="at least 1 image, got 0"):
         tower.embed_images(pixels(0))

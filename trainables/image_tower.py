@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,21 +39,48 @@ def lower(backbone: Backbone, pixels: Tensor, block: int) -> Tensor:
     return hidden
 
 
-def upper(backbone: Backbone, hidden: Tensor, block: int) -> Tensor:
-    """The states before block `block` to the joint space, not normalised: (B, S, w) to (B, e)."""
+def upper(backbone: Backbone, hidden: Tensor, block: int, prompts: Tensor | None = None) -> Tensor:
+    """The states before block `block` to the joint space, not normalised: (B, S, w) to (B, e).
+
+    `prompts` (J, P, w), with block 0: the first P vectors stand behind the patches, the others take
+    their places again before blocks 1 to J - 1 (VPT-deep, Jia et al. 2022).
+    """
     model = backbone.model.vision_model
     blocks = model.encoder.layers[_checked(backbone, block) :]
-    embeds: Tensor
-    if backbone.kind == "siglip":  # its head looks at all patches
-        for one in blocks:
+    rows = hidden.shape[1]
+    if prompts is not None:
+        hidden = _behind(hidden, _before_block_0(backbone, block, prompts))
+    for number, one in enumerate(blocks):
+        if prompts is not None and 0 < number < len(prompts):
+            hidden = _behind(hidden[:, :rows], prompts[number])
+        if backbone.kind == "clip" and one is blocks[-1]:
+            hidden = _first_row(one, hidden)[:, None]
+        else:
             hidden = one(hidden, None)
-        embeds = model.head(model.post_layernorm(hidden))
-        return embeds
-    for one in blocks[:-1]:
-        hidden = one(hidden, None)
-    first = _first_row(blocks[-1], hidden) if len(blocks) else hidden[:, 0]
-    embeds = backbone.model.visual_projection(model.post_layernorm(first))
+    embeds: Tensor
+    if backbone.kind == "siglip":  # its head looks at all patches, and knows no prompts
+        embeds = model.head(model.post_layernorm(hidden[:, :rows]))
+    else:
+        embeds = backbone.model.visual_projection(model.post_layernorm(hidden[:, 0]))
     return embeds
+
+
+def _before_block_0(backbone: Backbone, block: int, prompts: Tensor) -> Tensor:
+    """The first vectors as block 0 gets them: CLIP norms what its embeddings make, them too."""
+    if block or not 1 <= len(prompts) <= depth(backbone):
+        raise ConfigError(
+            f"prompts of the image tower must start before block 0 and be for 1 to "
+            f"{depth(backbone)} blocks, got {len(prompts)} before block {block}."
+        )
+    first: Tensor = prompts[0]
+    if backbone.kind == "clip":
+        first = backbone.model.vision_model.pre_layrnorm(first)
+    return first
+
+
+def _behind(hidden: Tensor, vectors: Tensor) -> Tensor:
+    """`vectors` (P, w) behind the rows of every image: (B, S, w) to (B, S + P, w)."""
+    return torch.cat([hidden, vectors.expand(len(hidden), -1, -1)], 1)
 
 
 def _first_row(block: Any, hidden: Tensor) -> Tensor:

@@ -29,6 +29,13 @@ C = TypeVar("C")
 Classifier: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
+def product(one: Tensor, other: Tensor) -> Tensor:
+    """`one @ other` in fp32, whatever a step's precision is: bf16 keeps 3 digits of a similarity,
+    and tau multiplies it by 100."""
+    with torch.autocast(one.device.type, enabled=False):
+        return one.float() @ other.float()
+
+
 class Adapter(nn.Module, ABC, Generic[C]):
     """One way to adapt a frozen CLIP.
 
@@ -112,7 +119,7 @@ class Adapter(nn.Module, ABC, Generic[C]):
 
         def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
             images = F.normalize(self.embed_images(image_embeds, hidden).float(), dim=-1)
-            return images @ texts.T
+            return product(images, texts.T)
 
         return similarity
 

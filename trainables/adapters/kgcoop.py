@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.adapters.base import Adapter
+from trainables.adapters.base import Adapter, product
 from trainables.adapters.shared import check_context, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
@@ -76,7 +76,7 @@ class KgCoop(Adapter[KgCoopConfig]):
         texts = F.normalize(self.embed_text(batch.tokens).float(), dim=-1)  # (C, e)
         images = F.normalize(batch.image_embeds.float(), dim=-1)  # (B, e)
         loss, numbers = self.objective.classify(
-            images @ texts.T, batch.image_groups, batch.progress
+            product(images, texts.T), batch.image_groups, batch.progress
         )
         kept = (texts * batch.text_embeds).sum(1).mean()
         loss = loss + self.config.weight * (1 - kept)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.adapters.base import Adapter, Classifier
+from trainables.adapters.base import Adapter, Classifier, product
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data import Tokens
@@ -73,6 +73,7 @@ class LinearProbe(Adapter[LinearProbeConfig]):
 
         def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
             del hidden
-            return F.linear(F.normalize(image_embeds.float(), dim=-1), self.weight, self.bias)
+            images = F.normalize(image_embeds.float(), dim=-1)
+            return product(images, self.weight.T) + self.bias
 
         return similarity

@@ -150,5 +150,6 @@ def divisor(config: MipConfig, sums: Tensor) -> float:
     if config.divisor == "size":
         return float(sums.shape[1] ** 0.5)
     if config.divisor == "norm":
-        return float(sums.sum(0).norm(config.divisor_norm).sqrt())
+        whole = sums[0] if config.fill == "same" else sums.sum(0)  # y
+        return float(whole.norm(config.divisor_norm).sqrt())
     return 1.0

@@ -14,8 +14,10 @@ from trainables.adapters.coop import Coop
 from trainables.adapters.kgcoop import KgCoop
 from trainables.adapters.linear_probe import LinearProbe
 from trainables.adapters.lora import Lora
+from trainables.adapters.maple import Maple
 from trainables.adapters.mip import Mip
 from trainables.adapters.projection import Projection
+from trainables.adapters.promptsrc import PromptSrc
 from trainables.adapters.soft_prompt import SoftPrompt
 from trainables.adapters.tip_adapter import TipAdapter
 from trainables.adapters.zero_shot import ZeroShot
@@ -33,6 +35,8 @@ ADAPTERS: dict[str, type[Adapter[Any]]] = {
     "coop": Coop,
     "cocoop": CoCoop,
     "kgcoop": KgCoop,
+    "maple": Maple,
+    "promptsrc": PromptSrc,
     "clip_adapter": ClipAdapter,
     "tip_adapter": TipAdapter,
     "mip": Mip,

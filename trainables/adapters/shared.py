@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.adapters.base import Classifier
+from trainables.adapters.base import Classifier, product
 from trainables.backbone import Backbone
 from trainables.config import check
 from trainables.data import Tokens
+from trainables.image_tower import depth as image_depth
 from trainables.text_tower import Prompt, embed_text, word_vectors
 
+WORDS = "a photo of a"
 PROMPTS = 4096  # class prompts of several images that are embedded at a time
 
 
@@ -32,6 +34,19 @@ def check_context(n_ctx: int, init: str, std: float) -> None:
     check(n_ctx >= 1, "adapter.n_ctx", "at least 1", n_ctx)
     check(bool(init.strip()), "adapter.init", '"random" or some words', init)
     check(std > 0, "adapter.init_std", "above 0", std)
+
+
+def deep_context(backbone: Backbone, depth: int, n_ctx: int, init: str, std: float) -> Tensor:
+    """Vectors for the first `depth` blocks, or as many as both towers have: (J, M, d). Those of the
+    first are a `context`, the others are drawn."""
+    first = context(backbone, n_ctx, init, std)
+    blocks = min(len(backbone.model.text_model.encoder.layers), image_depth(backbone), depth)
+    return torch.cat([first[None], torch.randn(blocks - 1, *first.shape) * std])
+
+
+def words_behind(n_ctx: int) -> str:
+    """What of `WORDS` stays in front of a class name when vectors take the place of the first."""
+    return " ".join([*WORDS.split()[n_ctx:], "{}."])
 
 
 def meta_network(backbone: Backbone) -> nn.Sequential:
@@ -66,7 +81,7 @@ def conditional(
         prompt = Prompt(contexts(images), of=owners)
         texts = embed_text(backbone, tiles(tokens, len(images)), prompt)
         texts = F.normalize(texts.float(), dim=-1).unflatten(0, (-1, classes))  # (B, C, e)
-        return (texts @ images[:, :, None])[:, :, 0]
+        return product(texts, images[:, :, None])[:, :, 0]
 
     def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
         del hidden

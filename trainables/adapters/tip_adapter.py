@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import UninitializedBuffer
 
-from trainables.adapters.base import Adapter, Classifier
+from trainables.adapters.base import Adapter, Classifier, product
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
@@ -101,9 +101,10 @@ class TipAdapter(Adapter[TipAdapterConfig]):
             del hidden
             images = F.normalize(image_embeds.float(), dim=-1)
             own = self.config if self.training else self
-            near = torch.exp(-own.beta * (1 - images @ self.keys.T))  # (B, N)
+            near = torch.exp(-own.beta * (1 - product(images, self.keys.T)))  # (B, N)
             # The objective multiplies by tau, which is not for the cache.
-            return images @ texts.T + own.alpha * (near @ values) / self.objective.start
+            cache = product(near, values) / self.objective.start
+            return product(images, texts.T) + own.alpha * cache
 
         return similarity
 
@@ -119,10 +120,11 @@ class TipAdapter(Adapter[TipAdapterConfig]):
         plain, affinity = self.tau * images @ texts.T, images @ self.keys.T  # (n, C), (n, N)
         values = F.one_hot(self.labels, len(texts)).to(texts.dtype)
         grid = self.config.grid
+        weight = self.tau / float(self.objective.start)  # 1, unless tau has moved
         alphas = torch.linspace(SHARE[0], SHARE[1] * grid, SHARE[2], device=device)
         best = (-1.0, -torch.inf)
         for beta in torch.linspace(SHARPNESS[0], SHARPNESS[1] * grid, SHARPNESS[2]).tolist():
-            cache = torch.exp(-beta * (1 - affinity)) @ values
+            cache = weight * torch.exp(-beta * (1 - affinity)) @ values
             logits = plain + alphas[:, None, None] * cache  # (20, n, C)
             right = (logits.argmax(2) == labels).double().mean(1)
             likely = logits.log_softmax(2).gather(2, labels.expand(len(alphas), -1)[..., None])

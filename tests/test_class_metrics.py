@@ -1,0 +1,62 @@
+"""Classification metrics against loops over images, and ties in expectation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from trainables.metrics.classification import by_class, classification_metrics, hits
+
+
+def test_ties_count_as_their_chance() -> None:
+    scores = torch.tensor(
+        [
+            [0.9, 0.1, 0.2],  # right
+            [0.9, 0.1, 0.2],  # wrong
+            [0.5, 0.5, 0.2],  # one of two
+            [0.5, 0.5, 0.2],  # beside the two
+            [0.3, 0.3, 0.3],  # one of three
+        ]
+    )
+    labels = torch.tensor([0, 1, 1, 2, 2])
+    assert hits(scores, labels).tolist() == pytest.approx([1, 0, 1 / 2, 0, 1 / 3])
+    assert hits(scores, labels).dtype == torch.float64
+
+
+def test_the_mean_of_each_class_and_of_classes() -> None:
+    values, labels = torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([2, 2, 2, 0])
+    found = by_class(values, labels, 4)
+    assert found[[0, 2]].tolist() == pytest.approx([1, 2 / 3])
+    assert found[[1, 3]].isnan().all()
+    scores = torch.eye(4)[[2, 0, 2, 0]]
+    metrics = classification_metrics(scores, labels, 1.0)
+    assert metrics["accuracy"] == pytest.approx(3 / 4)
+    # Classes without images count neither as right nor as wrong.
+    assert metrics["class_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_metrics_equal_a_loop_over_images() -> None:
+    random = torch.Generator().manual_seed(0)
+    scores = torch.randint(4, (50, 6), generator=random) / 4  # many ties
+    labels = torch.randint(6, (50,), generator=random)
+    right, likely = [], []
+    for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
+        best = max(row)
+        right.append((row[label] == best) / row.count(best))
+        powers = [math.exp(20.0 * score) for score in row]
+        likely.append(math.log(powers[label] / sum(powers)))
+    classes = [[r for r, label in zip(right, labels, strict=True) if label == c] for c in range(6)]
+    metrics = classification_metrics(scores, labels, 20.0)
+    assert metrics == {
+        "accuracy": pytest.approx(sum(right) / 50),
+        "class_accuracy": pytest.approx(sum(sum(c) / len(c) for c in classes) / 6),
+        "log_likelihood": pytest.approx(sum(likely) / 50),
+    }
+
+
+def test_scores_far_apart_have_a_finite_likelihood() -> None:
+    scores = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
+    metrics = classification_metrics(scores, torch.tensor([0, 1]), 1000.0)
+    assert metrics["log_likelihood"] == pytest.approx(-1000.0)

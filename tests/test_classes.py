@@ -1,0 +1,79 @@
+"""Class names in templates: their tokens, their frozen embeddings, and what does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.contract import make
+from trainables.backbone import Backbone
+from trainables.classes import DEFAULT, ENSEMBLE, Classes
+from trainables.errors import ConfigError
+from trainables.text_tower import embed_text
+
+NAMES = ("red dog", "boat", "a cat under a bridge")
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def test_names_stand_in_the_template(backbone: Backbone) -> None:
+    classes = Classes(NAMES, "a photo of {}.")
+    assert len(classes) == 3
+    for template, text in (("", "a photo of {}."), ("{}.", "{}."), (DEFAULT, "a photo of a {}.")):
+        tokens = classes.tokens(backbone, template)
+        expected, _ = backbone.tokenize([text.format(name) for name in NAMES])
+        assert torch.equal(tokens.ids, expected.ids)
+        assert torch.equal(tokens.offsets, expected.offsets)
+
+
+def test_an_ensemble_is_the_normalised_mean_of_normalised_embeddings(backbone: Backbone) -> None:
+    classes = Classes(NAMES)
+    parts = ENSEMBLE.split("|")
+    assert len(parts) == 7
+    every = []
+    for template in parts:
+        texts = [template.replace("{}", name) for name in NAMES]
+        every.append(unit(embed_text(backbone, backbone.tokenize(texts)[0])))
+    expected = unit(sum(every) / 7)  # type: ignore[arg-type]
+    torch.testing.assert_close(classes.text_embeds(backbone, ENSEMBLE), expected)
+    torch.testing.assert_close(classes.text_embeds(backbone, parts[1]), every[1])
+    lengths = torch.stack(every).mean(0).norm(dim=-1)
+    assert lengths.max() < 1 - 1e-4  # normalising the mean is not for nothing
+
+
+def test_what_was_made_is_kept_for_each_template_and_backbone(
+    backbone: Backbone, siglip: Backbone
+) -> None:
+    classes = Classes(NAMES)
+    first = classes.text_embeds(backbone)
+    assert classes.text_embeds(backbone) is first
+    assert classes.tokens(backbone) is classes.tokens(backbone, DEFAULT)
+    assert not torch.equal(classes.text_embeds(backbone, "{}"), first)
+    assert classes.text_embeds(siglip).shape == (3, siglip.embed_dim)
+    assert classes.text_embeds(backbone) is first
+    assert classes == Classes(NAMES)  # what is kept is no part of what it is
+
+
+def test_a_name_that_does_not_fit_is_named(backbone: Backbone) -> None:
+    name = "dog " * 70 + "boat"  # 71 tokens, with SOS, EOS and the full stop 74
+    classes = Classes(("boat", name))
+    assert classes.tokens(backbone, "{}.", 3).lengths.tolist() == [4, 74]
+    with pytest.raises(ConfigError) as caught:
+        classes.tokens(backbone, "{}.", 4)
+    assert str(caught.value) == (
+        f"class `{name}` in `{{}}.` must have at most 73 tokens, the text tower's 77 positions "
+        "without 4 learned vectors, got 74."
+    )
+    longer = Classes(("boat", "dog " * 80, "cat"))  # already cut by the tokenizer
+    with pytest.raises(ConfigError, match=r"class `dog .*at most 77 tokens.*got more\."):
+        longer.tokens(backbone)
+
+
+def test_an_adapter_leaves_its_vectors_room(backbone: Backbone) -> None:
+    classes = Classes(("boat", "dog " * 60))
+    short, long = (make("coop", backbone, **{"adapter.n_ctx": n}) for n in (14, 15))
+    classes.tokens(backbone, short.class_words, short.added_tokens)
+    with pytest.raises(ConfigError, match="without 15 learned vectors, got 63"):
+        classes.tokens(backbone, long.class_words, long.added_tokens)
