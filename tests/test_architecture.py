@@ -143,7 +143,7 @@ def test_only_evaluate_breaks_the_seal() -> None:
         for name, _ in called(tree)
         if name.split(".")[-1] == "Seal"
     ]
-    assert makers == ["pipelines/evaluate.py"]
+    assert set(makers) == {"pipelines/evaluate.py"}
     renamed = [
         path
         for path, tree in sources().items()
