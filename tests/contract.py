@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.tiny import caption
 from trainables.adapters.base import Adapter
-from trainables.adapters.registry import build, make_config
+from trainables.adapters.registry import adapters_for, build, make_config
 from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.data import Batch
@@ -19,9 +19,9 @@ from trainables.image_tower import lower
 from trainables.sampler import ClassBatches
 from trainables.text_tower import embed_text
 
-# Each line is one adapter in one configuration that takes another path through its code.
+# Every adapter with its recipe, and configurations that take another path through its code.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "zero_shot": ("zero_shot", {}),
+    **{name: (name, {}) for name in adapters_for("retrieval")},
     "zero_shot ensemble": ("zero_shot", {"adapter.template": "{}|a photo of {}."}),
     "soft_prompt": ("soft_prompt", {"adapter.n_ctx": 4}),
     "soft_prompt deep": ("soft_prompt", {"adapter.n_ctx": 2, "adapter.depth": 1}),
@@ -33,39 +33,31 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "soft_prompt",
         {"loss.kind": "siglip", "temperature.policy": "learned"},
     ),
-    "lora": ("lora", {}),
     "lora both": ("lora", {"adapter.tower": "both", "adapter.targets": "all"}),
     "lora vision": ("lora", {"adapter.tower": "vision", "adapter.layers": 2}),
-    "projection": ("projection", {}),
     "projection bias": ("projection", {"adapter.side": "image", "adapter.bias": True}),
 }
 TRAINED = [name for name, (adapter, _) in VARIANTS.items() if adapter != "zero_shot"]
 # The same for images among classes.
 CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "zero_shot classes": ("zero_shot", {}),
+    **{
+        f"{name} classes" if name in VARIANTS else name: (name, {})
+        for name in adapters_for("classification")
+    },
     "zero_shot classes ensemble": ("zero_shot", {"adapter.template": "a {}.|a photo of a {}."}),
     "lora classes": ("lora", {"adapter.dropout": 0.0}),
-    "projection classes": ("projection", {}),
     "coop": ("coop", {"adapter.n_ctx": 4}),
     "coop middle": ("coop", {"adapter.n_ctx": 3, "adapter.class_position": "middle"}),
     "coop front": ("coop", {"adapter.init": "a photo", "adapter.class_position": "front"}),
     "coop specific": ("coop", {"adapter.n_ctx": 2, "adapter.class_specific": True}),
-    "cocoop": ("cocoop", {}),
-    "kgcoop": ("kgcoop", {}),
-    "maple": ("maple", {}),
     "maple shallow": ("maple", {"adapter.depth": 1, "adapter.n_ctx": 5}),
-    "promptsrc": ("promptsrc", {}),
     "promptsrc shallow": ("promptsrc", {"adapter.depth": 1, "adapter.init": "random"}),
-    "mip": ("mip", {}),
     "mip plain": (
         "mip",
         {"adapter.meta": False, "adapter.terms": "rows", "adapter.fill": "same"}
         | {"adapter.length": "words", "adapter.divisor": "norm"},
     ),
-    "clip_adapter": ("clip_adapter", {}),
-    "tip_adapter": ("tip_adapter", {}),
     "tip_adapter tuned": ("tip_adapter", {"adapter.tune": True}),
-    "linear_probe": ("linear_probe", {}),
     "linear_probe text": ("linear_probe", {"adapter.init": "text"}),
 }
 ALL = {**VARIANTS, **CLASSIFIERS}

@@ -183,7 +183,9 @@ def test_a_name_that_leaves_no_room_is_told_before_any_training(
     words.write_text(json.dumps({"names": {"heart": "a red dog on a table " * 10}}))
     plan = plan_of(data, clip, sources=(Source("shapes", str(data / "base-shards"), str(words)),))
     stage._draw(args(data, clip, tmp_path), plan, tmp_path)
-    with pytest.raises(ConfigError, match=r"class `a red dog .* must have at most 61 tokens.*got 67"):
+    with pytest.raises(
+        ConfigError, match=r"class `a red dog .* must have at most 61 tokens.*got 63"
+    ):
         stage._check_words(plan, tmp_path)
 
 
