@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.console import done, say
+from pipelines.typed import command
 
 BACKBONE = Path(__file__).parent / "clip"
 
@@ -50,11 +49,6 @@ def run(args: Args) -> None:
 
 
 def _stage(*words: object) -> None:
-    """Run one command in its own process, as a user would; its failure is ours."""
-    stage, *flags = map(str, words)
-    say(f"\n$ cliptune {stage} {shlex.join(flags)}")
-    code = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{stage}", *flags], check=False
-    ).returncode
-    if code:
+    """Run one command; its failure is ours."""
+    if code := command(*words):
         sys.exit(code)
