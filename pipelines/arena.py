@@ -130,7 +130,7 @@ def _pairs(flag: str, words: Iterable[str]) -> dict[str, str]:
 def _compete(args: Args, plan: Plan, folder: Path) -> None:
     from pipelines.comparing.page import write_page
     from pipelines.comparing.plan import pending, store_of, write_plan
-    from pipelines.stages import run_stage
+    from pipelines.typed import run_stage
     from trainables.files import read_json
 
     _draw(args, plan, folder)

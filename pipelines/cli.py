@@ -22,6 +22,7 @@ STAGES = {
     "arena": "every few-shot adapter on your labelled data: one budget, several seeds, one table",
     "evaluate": "open the sealed test split: the best adapters beside zero-shot",
     "report": "one page: report.html and report.md",
+    "reproduce": "published numbers, run again: pass or fail for each",
     "export": "the best adapter in the format of PEFT, or merged into a plain CLIPModel",
 }
 

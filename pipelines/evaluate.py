@@ -40,6 +40,9 @@ class Args:
     """Images or captions embedded at a time; a question of memory, not of results."""
     gallery: int = 8
     """Captions shown with their nearest images before and after."""
+    draw: Path | None = None
+    """A draw whose classes to measure instead of those trained on, such as the new ones after
+    training on the base ones. Written to result-<part>.json."""
 
 
 def run(args: Args) -> None:
@@ -53,22 +56,24 @@ def run(args: Args) -> None:
     if (args.run / "plan.json").is_file():
         _evaluate_arena(args)
         return
-    from pipelines.measuring.contestants import read_contest
+    from pipelines.measuring.contestants import check_open, read_contest
     from pipelines.measuring.standings import table
     from trainables.features import backbone_of
     from trainables.hardware import default_device
 
     started = time.monotonic()
-    contest = read_contest(args.run, args.adapters == "best")
+    contest = read_contest(args.run, args.adapters == "best", args.draw)
     shards, made_with = _data(contest)
     inputs = _identity(args, contest, shards, made_with)
-    path = args.run / "result.json"
+    part = f"-{contest.others.part}" if contest.others else ""
+    path = args.run / f"result{part}.json"
     then = f"cliptune report --run {args.run}"
     if path.exists() and read_json(path).get("inputs") == inputs:
         nothing_to_do(path, then)
         return
     backbone = backbone_of(contest.features, default_device())
     adapters = [one.load(backbone, contest.task) for one in contest.contestants]
+    check_open(contest, adapters)
     openings = _log_opening(args.run, contest, shards)
     result = _measure(args, contest, shards, backbone, adapters)
     result |= {"inputs": inputs, "test_openings": openings, "seconds": time.monotonic() - started}
@@ -122,6 +127,7 @@ def _identity(args: Args, contest: Contest, shards: ShardSet, made_with: dict[st
             "data": shards.digest,
             "backbone": made_with["fingerprint"],
             "args": [args.bootstrap, args.gallery],
+            **({"draw": contest.others.key} if contest.others else {}),
         }
     )
 
@@ -131,11 +137,14 @@ def _log_opening(run: Path, contest: Contest, shards: ShardSet) -> list[dict[str
     log = run / "test_openings.jsonl"
     names = [one.name for one in contest.contestants]
     opening = {"at": now(), "by": "cliptune evaluate", "rows": names, "digest": shards.digest}
+    if contest.others:
+        opening |= {"part": contest.others.part, "draw": contest.others.key}
     append_jsonl(log, [opening])
     openings = read_jsonl(log)
-    if len(openings) > 1:
+    times = sum(one.get("draw") == opening.get("draw") for one in openings)
+    if times > 1:
         say(
-            f"warning: with this one, the test split has been opened {len(openings)} times for "
+            f"warning: with this one, the test split has been opened {times} times for "
             "this run. Choosing between openings by what was seen is choosing on test."
         )
     return openings
@@ -165,10 +174,10 @@ def _measure(
         backbone, shards, "test", seal=seal, pixels=pixels, batch_size=args.batch_size
     )
     protocol: Protocol | ClassProtocol
-    if contest.draw is None:
+    if contest.measured is None:
         protocol = Protocol(data, args.bootstrap)
     else:
-        data = contest.draw.among(data, shards.rows("test", ["id", "label"], seal))
+        data = contest.measured.among(data, shards.rows("test", ["id", "label"], seal))
         protocol = ClassProtocol(data, args.bootstrap)
     models = [
         protocol.of(adapter, args.batch_size)
@@ -189,7 +198,11 @@ def _measure(
             "fingerprint": backbone.fingerprint,
         },
         "metric": contest.metric,
-        "protocol": [*protocol.text(contest.metric), *([RULE] if pictures else [])],
+        "protocol": [
+            *protocol.text(contest.metric),
+            *contest.about_others(),
+            *([RULE] if pictures else []),
+        ],
         "rows": standings(contest, adapters, models, protocol),
         "gallery": pictures,
         "versions": versions(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.console import done, say
-from pipelines.stages import run_stage
+from pipelines.typed import run_stage
 
 BACKBONE = Path(__file__).parent / "clip"
 

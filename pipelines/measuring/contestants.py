@@ -5,6 +5,7 @@ Everything about them that can be wrong is found here, before the test split is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone
 from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.config import Task
-from trainables.draws import Draw, read_draw
-from trainables.errors import DataError
+from trainables.draws import Draw, check_draw, read_draw
+from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, read_jsonl
 
 ZERO_SHOT = {"adapter.template": "{}"}  # the captions as they are
@@ -61,14 +62,30 @@ class Contest:
     metric: str  # without its split, e.g. t2i_r1
     contestants: list[Contestant]
     draw: Draw | None = None
+    others: Draw | None = None  # classes to measure on test instead of the draw's own
+
+    @property
+    def measured(self) -> Draw | None:
+        """The classes to measure on test; None: captions."""
+        return self.others or self.draw
+
+    def about_others(self) -> list[str]:
+        """The sentence of the protocol that tells what was measured from what was trained on."""
+        if self.draw is None or self.others is None:
+            return []
+        return [
+            f"Trained on the {len(self.draw.names)} classes of part `{self.draw.part}`, measured "
+            f"on the {len(self.others.names)} of part `{self.others.part}`."
+        ]
 
     @property
     def task(self) -> Task:
         return "retrieval" if self.draw is None else "classification"
 
 
-def read_contest(run: Path, only_best: bool) -> Contest:
-    """The contestants of the study, or of the single training run, in folder `run`."""
+def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Contest:
+    """The contestants of the study, or of the single training run, in folder `run`; `others` is a
+    draw of the classes to measure."""
     if (run / "study.json").is_file():
         about = read_json(run / "study.json")
         trained = _of_study(run, only_best)
@@ -79,7 +96,24 @@ def read_contest(run: Path, only_best: bool) -> Contest:
     else:
         raise DataError(f"`{run}` holds no run: neither study.json nor run.json is there.")
     metric = str(about.get("metric", "val/t2i_r1")).removeprefix("val/")
-    return Contest(Path(about["features"]), metric, _with_baseline(trained), _draw(about))
+    features, draw = Path(about["features"]), _draw(about)
+    if others is not None and draw is None:
+        raise ConfigError(f"`--draw` is for classes, but `{run}` was trained on captions.")
+    asked = None if others is None else check_draw(features, others)
+    return Contest(features, metric, _with_baseline(trained), draw, asked)
+
+
+def check_open(contest: Contest, adapters: Sequence[Adapter[Any]]) -> None:
+    """Raise where an adapter that knows only its own classes is asked about others."""
+    own, asked = contest.draw, contest.others
+    if own is None or asked is None or asked.names == own.names:
+        return
+    for one, adapter in zip(contest.contestants, adapters, strict=True):
+        if not adapter.open_classes:
+            raise ConfigError(
+                f"`{one.name}` knows only the {len(own.names)} classes of part `{own.part}` that "
+                f"it was trained on: it cannot be measured on part `{asked.part}`."
+            )
 
 
 def _draw(about: dict[str, Any]) -> Draw | None:

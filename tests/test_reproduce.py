@@ -1,0 +1,481 @@
+"""The reproduction gate: shipped recipes, their commands, and the verdicts, on a stand-in."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines import evaluate
+from pipelines.cli import stage_main
+from pipelines.drawing.words import shipped
+from pipelines.reproduce import Args, run
+from pipelines.reproducing import plan as plans
+from pipelines.reproducing.plan import Measured, NotRun, Plan
+from pipelines.reproducing.recipes import Recipe, harmonic, read_recipe
+from pipelines.reproducing.verdicts import FAIL, NOT_RUN, PASS, markdown, rows_of, table
+from pipelines.typed import command
+from trainables.draws import read_draw
+from trainables.errors import CliptuneError, ConfigError, DataError
+from trainables.files import read_json, read_jsonl, sha256_bytes, sha256_file, write_json
+from trainables.shards import SCHEMA
+
+SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.json"))
+NAMES = ("ball", "boat", "cat", "tree")
+COUNTS = {"train": 4, "val": 2, "test": 2}  # images a class
+# The eight test images, or the four of half of the classes, allow no accuracy near this one.
+IMPOSSIBLE = 0.31
+
+
+def stand_in(folder: Path, name: str = "one", /, **changed: Any) -> Path:
+    """A recipe for the stand-in's data; a change to None leaves the field out."""
+    fields = {
+        "format": "cliptune-recipe-1",
+        **{"adapter": "coop", "dataset": "things", "words": "default", "backbone": "nowhere"},
+        **{"shots": 2, "seeds": [1], "protocol": "all", "views": 0, "pixels": False},
+        "set": {"adapter.n_ctx": 2, "batch_size": 4, "epochs": 2, "precision": "fp32"},
+        **{"expected": {"all": 0.5}, "tolerance": 0.5, "tolerance_reason": "any value will do"},
+        **{"source": "made up", "note": ""},
+        **changed,
+    }
+    path = folder / f"{name}.json"
+    write_json(path, {key: value for key, value in fields.items() if value is not None})
+    return path
+
+
+def picture(label: int, number: int) -> bytes:
+    random = np.random.default_rng([label, number])
+    pixels = random.integers(0, 80, (32, 32, 3), dtype=np.uint8)
+    pixels[..., label % 3] += 60 + 20 * label
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of four classes of coloured noise."""
+    folder = tmp_path_factory.mktemp("things")
+    shards, splits = [], {}
+    for start, (split, count) in enumerate(COUNTS.items()):
+        rows: list[dict[str, Any]] = []
+        for label, name in enumerate(NAMES):
+            for number in range(count):
+                image = picture(label, 100 * start + number)
+                row = {"id": f"{name}/{split}-{number}", "image": image, "width": 32, "height": 32}
+                row |= {"captions": [], "label": label, "class_name": name, "split": split}
+                rows.append(row | {"sha256": sha256_bytes(image)})
+        path = folder / f"{split}-00000.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+        entry = {"file": path.name, "split": split, "rows": len(rows), "captions": 0}
+        shards.append(entry | {"sha256": sha256_file(path)})
+        splits[split] = {"images": len(rows), "captions": 0}
+    manifest = {"format": "cliptune-shards-1", "source": {}, "splits": splits, "shards": shards}
+    manifest |= {"classes": {}, "quarantined": {}, "notes": {}, "created": ""}
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def in_this_process(*words: object) -> int:
+    """As `command`, without the seconds that a process takes to import."""
+    stage, *flags = map(str, words)
+    try:
+        stage_main(stage, flags)
+    except SystemExit as exit_:
+        return int(str(exit_.code))
+    return 0
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Commands run in this process; the list fills with them."""
+    seen: list[tuple[str, ...]] = []
+
+    def run_here(*words: object) -> int:
+        seen.append(tuple(map(str, words)))
+        return in_this_process(*words)
+
+    monkeypatch.setattr(plans, "command", run_here)
+    return seen
+
+
+# --- the recipes that are shipped ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_one(path: Path) -> None:
+    recipe = read_recipe(path)  # checks the adapter's config and all ranges
+    assert recipe.backbone == "openai/clip-vit-base-patch16"
+    assert recipe.words in shipped()
+    assert recipe.shots == 16
+    assert recipe.name.split("-")[:2] == [recipe.adapter, recipe.dataset]
+    assert all(0 < value < 1 for value in recipe.expected.values())
+    assert all(0.005 <= recipe.allowed(measure) < 0.1 for measure in recipe.expected)
+    assert len(recipe.seeds) == (1 if recipe.adapter == "zero_shot" else 3)
+    if recipe.adapter == "tip_adapter":
+        assert recipe.protocol == "all"  # it cannot be asked about other classes
+        assert "test set" in recipe.note  # how the published number was chosen
+
+
+def test_shipped_tables_were_copied_right() -> None:
+    """The published harmonic mean is that of the two other numbers, to its last digit."""
+    recipes = [read_recipe(path) for path in SHIPPED]
+    halves = [r.expected for r in recipes if r.protocol == "base_to_new"]
+    assert len(halves) == 12
+    for found in halves:
+        assert harmonic(found["base"], found["new"]) == pytest.approx(found["harmonic"], abs=6e-5)
+
+
+@pytest.mark.parametrize(("dataset", "classes"), [("pets", 37), ("flowers", 102), ("eurosat", 10)])
+def test_lora_takes_500_steps_a_shot(dataset: str, classes: int) -> None:
+    recipe = read_recipe(SHIPPED[0].parent / f"lora-{dataset}.json")
+    config = recipe.config()
+    steps = config.epochs * (classes * recipe.shots // config.batch_size)
+    assert steps == pytest.approx(500 * recipe.shots, rel=0.002)
+    assert recipe.pixels
+
+
+@pytest.mark.parametrize("dataset", ["pets", "flowers", "eurosat"])
+def test_a_tolerance_tells_training_from_none(dataset: str) -> None:
+    """Zero-shot fails every recipe of all classes (B/16, as CLIP_benchmark has it)."""
+    zero_shot = {"pets": 0.8893, "flowers": 0.7136, "eurosat": 0.5559}[dataset]
+    recipes = [r for r in map(read_recipe, SHIPPED) if r.dataset == dataset and r.protocol == "all"]
+    assert {r.adapter for r in recipes} == {"coop", "lora", "tip_adapter"}
+    for recipe in recipes:
+        assert recipe.expected["all"] - recipe.allowed("all") > zero_shot + 0.01
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"shot": 4}, "unknown field `shot`. Did you mean `shots`?"),
+        ({"views": None}, "lacks the field `views`."),
+        ({"adapter": "cop"}, "unknown adapter `cop`. Did you mean `coop`?"),
+        ({"adapter": "soft_prompt"}, "`soft_prompt` is for retrieval, not for classification."),
+        ({"set": {"epoch": 3}}, "unknown field `epoch`. Did you mean `epochs`?"),
+        ({"set": {"seed": 3}}, "`set.seed` must be left out: it is set here"),
+        ({"protocol": "base"}, "`protocol`: unknown choice `base`. Did you mean `base_to_new`?"),
+        ({"expected": {"new": 0.5}}, "`expected`: unknown measure `new`."),
+        ({"expected": {"all": 85.0}}, "`expected.all` must be in [0, 1], got 85.0."),
+        ({"expected": {}}, "`expected` must be an object of accuracies, got {}."),
+        ({"tolerance": 0}, "`tolerance` must be in (0, 1], got 0."),
+        ({"tolerance": {"al": 0.1}}, "`tolerance` must be for each of all, got {'al': 0.1}."),
+        ({"seeds": [1, 1]}, "`seeds` must be a list of different numbers, got [1, 1]."),
+        ({"seeds": []}, "`seeds` must be a list of different numbers, got []."),
+        ({"shots": 2.5}, "`shots` must be a number of at least 0, got 2.5."),
+        ({"pixels": "no"}, "`pixels` must be true or false, got 'no'."),
+        ({"source": " "}, "`source` must be some text, got ' '."),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_file(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    path = stand_in(tmp_path, **changed)
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(path)
+    assert str(caught.value).startswith(f"`{path}`")
+    assert said in str(caught.value)
+
+
+def test_another_format_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a recipe of format cliptune-recipe-1"):
+        read_recipe(stand_in(tmp_path, format="cliptune-recipe-2"))
+
+
+def test_what_is_asked_is_checked_before_any_work(
+    tmp_path: Path, things: Path, clip: Path, quick: list[tuple[str, ...]]
+) -> None:
+    one, here = stand_in(tmp_path), f"things={things}"
+    (tmp_path / "b").mkdir()
+    for changed, said in [
+        ({"shards": (f"thing={things}",)}, "needs `--shards things=DIR`; unknown data set"),
+        ({"shards": (str(things),)}, "`--shards` takes `name=DIR`"),
+        ({"shards": (here, here)}, "`--shards` names `things` twice."),
+        ({"shards": (f"things={tmp_path}",)}, "holds no finished shards"),
+        ({"recipe": (one, stand_in(tmp_path / "b"))}, "another recipe is called `one` too."),
+        ({"recipe": (stand_in(tmp_path, "two", words="pets"),)}, "unknown list `pets`"),
+        ({"seed": (2, 2)}, "`--seed` must be different numbers, got [2, 2]."),
+        ({"backbone": "owner/model"}, "it needs `--revision` with a commit's 40 hex digits"),
+        ({"backbone": None}, "`nowhere` is not a directory here"),
+    ]:
+        asked: dict[str, Any] = {"recipe": (one,), "shards": (here,), "backbone": str(clip)}
+        with pytest.raises(CliptuneError) as caught:
+            run(Args(out=tmp_path / "out", **{**asked, **changed}))  # type: ignore[arg-type]
+        assert said in str(caught.value)
+    assert quick == []
+    assert not (tmp_path / "out").exists()
+
+
+# --- verdicts -----------------------------------------------------------------------------------
+
+
+def recipe_of(tmp_path: Path, **changed: Any) -> Recipe:
+    return read_recipe(stand_in(tmp_path, **changed))
+
+
+def runs_of(*seeds: Mapping[str, float]) -> dict[int, Measured]:
+    plain = dict.fromkeys(seeds[0], 0.25)
+    return {n: Measured(dict(parts), plain) for n, parts in enumerate(seeds, 1)}
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((0.85, 0.87), PASS),
+        ((0.83, 0.85), PASS),  # 0.84: just as far as is allowed
+        ((0.86, 0.86), PASS),  # the same above; 0.86 - 0.85 is more than 0.01 in binary
+        ((0.82, 0.84), FAIL),
+        ((0.86, 0.88), FAIL),  # far above is another protocol, too
+    ],
+)
+def test_the_mean_over_seeds_decides(tmp_path: Path, values: Sequence[float], verdict: str) -> None:
+    recipe = recipe_of(tmp_path, expected={"all": 0.85}, tolerance=0.01, seeds=[1, 2])
+    (row,) = rows_of(recipe, runs_of(*({"all": v} for v in values)), {})
+    assert row["mean"] == pytest.approx(sum(values) / 2)
+    assert row["std"] == pytest.approx(statistics.stdev(values))
+    assert row["difference"] == pytest.approx(sum(values) / 2 - 0.85)
+    assert row["zero_shot"] == 0.25
+    assert row["verdict"] == verdict
+
+
+def test_harmonic_is_of_the_means_as_in_the_published_tables(tmp_path: Path) -> None:
+    expected = {"base": 0.9, "harmonic": 0.7}
+    tolerance = {"base": 0.11, "harmonic": 0.01}
+    recipe = recipe_of(
+        tmp_path, protocol="base_to_new", expected=expected, tolerance=tolerance, seeds=[1, 2]
+    )
+    rows = rows_of(recipe, runs_of({"base": 1.0, "new": 0.2}, {"base": 0.6, "new": 0.8}), {})
+    assert [row["measure"] for row in rows] == ["base", "harmonic"]
+    assert rows[1]["mean"] == pytest.approx(2 * 0.8 * 0.5 / 1.3)  # of the seeds: 0.51
+    assert [row["tolerance"] for row in rows] == [0.11, 0.01]
+    assert [row["verdict"] for row in rows] == [PASS, FAIL]
+    assert harmonic(0, 0) == 0
+
+
+def test_a_seed_that_is_missing_leaves_no_mean(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, seeds=[1, 2])
+    (row,) = rows_of(recipe, runs_of({"all": 0.5}), {2: "code 2 from `cliptune train`"})
+    assert (row["verdict"], row["mean"]) == (NOT_RUN, None)
+    assert row["values"] == {"1": 0.5}
+    lines = list(table([row]))
+    assert lines[-1] == "one, all: not run: code 2 from `cliptune train`"
+    assert "code 2 from `cliptune train`" in markdown([row], {"backbone": "x"})
+
+
+def test_both_tables_have_every_number(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, expected={"all": 0.85}, seeds=[1, 2], note="A|B")
+    rows = rows_of(recipe, runs_of({"all": 0.8}, {"all": 0.9}), {})
+    _, line = table(rows)
+    assert line.split() == [
+        *("one", "all", "0.2500", "0.8500", "±", "0.0707", "0.8500", "+0.0000", "0.5000", "PASS")
+    ]
+    page = markdown(rows, {"backbone": "x"})
+    assert "| one | all | 0.2500 | 0.8500 ± 0.0707 | 0.8500 | +0.0000 | 0.5000 | PASS |" in page
+    assert "- `one`: made up A|B" in page
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def test_a_command_is_a_process_shown_as_typed(
+    tmp_path: Path, things: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The only real process here: the other tests run the stages in this one."""
+    out = tmp_path / "a b.json"
+    assert command("draw", "--shards", things, "--shots", 1, "--out", out) == 0
+    assert len(read_draw(out).train) == 4
+    assert (
+        f"\n$ cliptune draw --shards {things} --shots 1 --out '{out}'\n" in capfd.readouterr().out
+    )
+    assert command("draw", "--shard", things) == 2
+    assert "Did you mean `--shards`?" in capfd.readouterr().err
+
+
+def test_a_command_that_failed_is_not_run_again_and_says_which(
+    tmp_path: Path, things: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def no_encode(*words: object) -> int:
+        seen.append(str(words[0]))
+        return 2 if words[0] == "encode" else 0
+
+    monkeypatch.setattr(plans, "command", no_encode)
+    plan = Plan(tmp_path, {"things": things}, "clip", None)
+    recipe = recipe_of(tmp_path, pixels=True, views=3)
+    for seed in (1, 2):
+        with pytest.raises(NotRun, match=r"code 2 from `cliptune encode .*--views 3 --pixels`"):
+            plan.run(recipe, seed)
+    assert seen == ["draw", "encode", "draw"]
+
+
+def test_an_interrupted_command_interrupts(
+    tmp_path: Path, things: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "command", lambda *words: 130)
+    with pytest.raises(KeyboardInterrupt):
+        Plan(tmp_path, {"things": things}, "clip", None).run(recipe_of(tmp_path), 1)
+
+
+# --- the whole gate -----------------------------------------------------------------------------
+
+
+def gate(folder: Path, things: Path, clip: Path, *recipes: Path, **flags: Any) -> tuple[int, Any]:
+    """The exit code and reproduce.json."""
+    code = 0
+    try:
+        run(Args(recipes, (f"things={things}",), backbone=str(clip), out=folder, **flags))
+    except SystemExit as exit_:
+        code = int(str(exit_.code))
+    return code, read_json(folder / "reproduce.json")
+
+
+def test_one_that_passes_and_one_that_fails(
+    tmp_path: Path, things: Path, clip: Path, quick: list[tuple[str, ...]]
+) -> None:
+    halves = stand_in(
+        *(tmp_path, "halves"),
+        protocol="base_to_new",
+        expected={"base": 0.5, "new": IMPOSSIBLE, "harmonic": 0.5},
+        tolerance={"base": 0.5, "new": 0.01, "harmonic": 0.5},
+    )
+    code, result = gate(tmp_path / "out", things, clip, stand_in(tmp_path), halves)
+    assert code == 1
+    found = [(row["recipe"], row["measure"], row["verdict"]) for row in result["rows"]]
+    assert found == [
+        *(("one", "all", PASS), ("halves", "base", PASS)),
+        *(("halves", "new", FAIL), ("halves", "harmonic", PASS)),
+    ]
+    stages = [words[0] for words in quick]
+    assert stages == [
+        *("draw", "encode", "train", "evaluate"),
+        *("draw", "draw", "train", "evaluate", "evaluate"),
+    ]
+    config = read_json(tmp_path / "out/runs/one/seed-1/config.json")
+    assert (config["seed"], config["adapter.n_ctx"], config["epochs"]) == (1, 2, 2)
+    folder = tmp_path / "out/runs/halves/seed-1"
+    base, new = (read_json(folder / f"result{part}.json") for part in ("", "-new"))
+    rows = {row["measure"]: row for row in result["rows"][1:]}
+    for measure, one in (("base", base), ("new", new)):
+        plain, tuned = one["rows"]
+        assert rows[measure]["mean"] == tuned["metrics"]["accuracy@2"]["value"]
+        assert rows[measure]["zero_shot"] == plain["metrics"]["accuracy@2"]["value"]
+        assert one["data"]["images"] == 4
+    assert set(base["rows"][1]["per_class"]) == {"ball", "boat"}
+    assert set(new["rows"][1]["per_class"]) == {"cat", "tree"}
+    page = (tmp_path / "out/reproduce.md").read_text()
+    assert page.count("| PASS |") == 3
+    assert page.count("| FAIL |") == 1
+
+
+def test_a_second_call_does_nothing_anew(
+    tmp_path: Path, things: Path, clip: Path, quick: list[tuple[str, ...]]
+) -> None:
+    one = stand_in(tmp_path, expected={"all": IMPOSSIBLE}, tolerance=0.01)
+    asked = (tmp_path / "out", things, clip, one)
+    code, first = gate(*asked)
+    run_folder = tmp_path / "out/runs/one/seed-1"
+    made = [run_folder / name for name in ("best", "last", "result.json")]
+    before = [path.stat().st_mtime_ns for path in made]
+    again, second = gate(*asked)
+    assert [path.stat().st_mtime_ns for path in made] == before
+    assert (code, again) == (1, 1)
+    assert first["rows"] == second["rows"]
+    assert len(read_jsonl(run_folder / "test_openings.jsonl")) == 1
+    _, more = gate(*asked, seed=(1, 2))
+    assert set(more["rows"][0]["values"]) == {"1", "2"}
+    assert len(read_jsonl(run_folder / "test_openings.jsonl")) == 1
+
+
+def test_a_folder_is_for_one_backbone(
+    tmp_path: Path, things: Path, clip: Path, quick: list[tuple[str, ...]]
+) -> None:
+    one = stand_in(tmp_path)
+    write_json(tmp_path / "out/backbone.json", {"backbone": "another", "revision": None})
+    with pytest.raises(DataError, match="holds runs on backbone another at None, asked is"):
+        gate(tmp_path / "out", things, clip, one)
+    assert quick == []
+
+
+# --- measuring other classes than those trained on ----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory, things: Path, clip: Path) -> Path:
+    """Draws of both halves, features, and an open and a closed adapter trained on base."""
+    folder = tmp_path_factory.mktemp("halves")
+    work: list[tuple[object, ...]] = [
+        ("draw", "--shards", things, "--shots", 2, "--part", part, "--out", folder / f"{part}.json")
+        for part in ("base", "new")
+    ]
+    features = folder / "features"
+    work.append(("encode", "--shards", things, "--backbone", clip, "--out", features))
+    given = ("train", "--features", features, "--draw", folder / "base.json")
+    work.append((*given, "--adapter", "coop", "--set", "epochs=1", "--out", folder / "coop"))
+    work.append((*given, "--adapter", "tip_adapter", "--out", folder / "tip"))
+    assert [in_this_process(*words) for words in work] == [0] * len(work)
+    return folder
+
+
+def test_new_classes_are_measured_beside_the_own_ones(
+    halves: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, new = halves / "coop", halves / "new.json"
+    for _ in range(2):  # the second finds all up to date
+        evaluate.run(evaluate.Args(folder, bootstrap=100))
+        evaluate.run(evaluate.Args(folder, bootstrap=100, draw=new))
+    openings = read_jsonl(folder / "test_openings.jsonl")
+    assert [one.get("part") for one in openings] == [None, "new"]
+    assert openings[1]["draw"] == read_draw(new).key
+    assert "has been opened" not in capsys.readouterr().out  # other images each time
+    evaluate.run(evaluate.Args(folder, bootstrap=200, draw=new))
+    assert "has been opened 2 times" in capsys.readouterr().out
+    own, other = (read_json(folder / name) for name in ("result.json", "result-new.json"))
+    assert own["inputs"] != other["inputs"]
+    sentence = "Trained on the 2 classes of part `base`, measured on the 2 of part `new`."
+    assert sentence in other["protocol"]
+    assert sentence not in own["protocol"]
+    # Val is that of the classes trained on, for zero-shot and for the adapter.
+    assert own["rows"][0]["val"] == other["rows"][0]["val"]
+
+
+def test_an_adapter_that_knows_only_its_own_classes_is_refused(halves: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        evaluate.run(evaluate.Args(halves / "tip", draw=halves / "new.json"))
+    assert str(caught.value) == (
+        "`tip_adapter` knows only the 2 classes of part `base` that it was trained on: "
+        "it cannot be measured on part `new`."
+    )
+    assert not (halves / "tip/test_openings.jsonl").exists()
+    evaluate.run(evaluate.Args(halves / "tip", bootstrap=100, draw=halves / "base.json"))
+    assert (halves / "tip/result-base.json").is_file()
+
+
+def test_a_draw_of_other_shards_and_a_run_on_captions_are_refused(
+    halves: Path, tmp_path: Path
+) -> None:
+    from trainables.draws import write_draw
+
+    draw = read_draw(halves / "new.json")
+    object.__setattr__(draw, "shards_sha256", "0" * 64)
+    write_draw(tmp_path / "draw.json", draw)
+    with pytest.raises(DataError, match="was drawn from other shards"):
+        evaluate.run(evaluate.Args(halves / "coop", draw=tmp_path / "draw.json"))
+    about = read_json(halves / "coop/run.json")
+    config = read_json(halves / "coop/config.json")
+    plain = {name: about[name] for name in about if not name.startswith("draw")}
+    write_json(tmp_path / "run.json", plain)
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(ConfigError, match="was trained on captions"):
+        evaluate.run(evaluate.Args(tmp_path, draw=halves / "new.json"))
