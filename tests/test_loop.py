@@ -20,7 +20,7 @@ from trainables.checkpoint import load_adapter, newest_intact, verify
 from trainables.errors import CheckpointError, ConfigError
 from trainables.features import open_features
 from trainables.hardware import bf16_pays
-from trainables.loop import Diverged, Interrupted, Run, never
+from trainables.loop import Diverged, Interrupted, Run, best_of, never
 from trainables.predict import predict
 from trainables.sampler import Batches
 
@@ -368,3 +368,17 @@ def test_a_full_disk_names_the_path_and_keeps_the_old_checkpoint(
     assert bytes_of(tmp_path) == before
     resumed = start(tmp_path, backbone, features)
     assert resumed.epoch == 1
+
+
+def test_of_equal_accuracies_the_likelier_epoch_is_best() -> None:
+    rows = [
+        {"epoch": 1, "val/accuracy": 0.5, "val/log_likelihood": -1.0},
+        {"epoch": 2, "val/accuracy": 0.6, "val/log_likelihood": -2.0},
+        {"epoch": 3, "val/accuracy": 0.6, "val/log_likelihood": -1.5},
+        {"epoch": 4, "val/accuracy": 0.6, "val/log_likelihood": -1.5},
+    ]
+    assert best_of(rows, "val/accuracy") is rows[2]
+    assert best_of(rows, "val/log_likelihood") is rows[0]
+    recalls = [{"epoch": n, "val/t2i_r1": 0.5} for n in (1, 2)]
+    assert best_of(recalls, "val/t2i_r1") is recalls[0]
+    assert best_of([], "val/t2i_r1") is None

@@ -15,7 +15,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ METRICS: dict[Task, list[str]] = {
     ],
     "classification": ["val/accuracy", "val/class_accuracy", "val/log_likelihood"],
 }
+LIKELIHOOD = METRICS["classification"][-1]
 
 
 class Diverged(CliptuneError):
@@ -74,6 +75,12 @@ def never() -> bool:
 def check_metric(name: str, task: Task) -> None:
     if name not in METRICS[task]:
         raise ConfigError(unknown("metric", name, METRICS[task]))
+
+
+def best_of(rows: Sequence[Row], metric: str) -> Row | None:
+    """The row with the highest `metric`, the first of equal ones. Few images have few accuracies:
+    of equal ones, the row with the highest likelihood."""
+    return max(rows, key=lambda row: (row[metric], row.get(LIKELIHOOD, 0.0)), default=None)
 
 
 def batches(train: SplitFeatures, adapter: Adapter[Any], worker: Worker) -> Batches | ClassBatches:
@@ -163,7 +170,7 @@ class Run:
 
     @property
     def best(self) -> Row | None:
-        return max(self.rows, key=lambda row: row[self.metric], default=None)
+        return best_of(self.rows, self.metric)
 
     @property
     def finished(self) -> bool:

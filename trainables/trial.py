@@ -26,7 +26,7 @@ from trainables.features import backbone_of, open_features
 from trainables.files import read_json, write_json
 from trainables.fused import Fleet, best_width
 from trainables.hardware import default_device
-from trainables.loop import ALONE, Diverged, Interrupted, Row, Run, Worker
+from trainables.loop import ALONE, Diverged, Interrupted, Row, Run, Worker, best_of
 
 WIDTHS = "fused.json"
 
@@ -111,7 +111,8 @@ class Workbench:
 def outcome(run: Run, row: Row) -> dict[str, Any]:
     """The result of one epoch, which may have been trained before a restart."""
     rows = run.rows[: int(row["epoch"])]
-    best = max(rows, key=lambda one: one[run.metric])
+    best = best_of(rows, run.metric)
+    assert best is not None
     done = run.finished and row is run.rows[-1]
     return {
         **row,
