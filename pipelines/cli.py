@@ -19,6 +19,7 @@ STAGES = {
     "encode": "run the frozen towers once, write the feature store",
     "tune": "search adapters and hyperparameters on train and val",
     "train": "train one adapter with given hyperparameters",
+    "sweep": "turn what was learned down or up, and see what CLIP retains; val only",
     "evaluate": "open the sealed test split: the best adapters beside zero-shot",
     "report": "one page: report.html and report.md",
     "export": "the best adapter in the format of PEFT, or merged into a plain CLIPModel",

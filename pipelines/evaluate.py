@@ -50,7 +50,7 @@ def run(args: Args) -> None:
         if value < least:
             raise ConfigError(f"`{flag}` must be at least {least}, got {value}.")
     from pipelines.measuring.contestants import read_contest
-    from pipelines.measuring.standings import table
+    from pipelines.measuring.standings import retention, table
     from trainables.features import backbone_of
     from trainables.hardware import default_device
 
@@ -71,6 +71,8 @@ def run(args: Args) -> None:
     write_json(path, result)
     for line in table(result["rows"], contest.metric):
         say(line)
+    if kept := retention(result["rows"]):
+        say(kept)
     if warning := result["data"]["duplicated_image_rows"]["warning"]:
         say(f"warning: {warning}")
     done([path], then)
