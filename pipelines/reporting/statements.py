@@ -71,6 +71,10 @@ def _searched(study: Study, metric: Metric) -> str:
     if best:
         where = "on val so far" if study.unfinished else "on val"
         value = f"{metric.show(best.value)} {metric.label}"
+        if study.retains and best.retained is not None:
+            value += f", {RETAINED.show(best.retained)} retained on classes it never saw"
+            where = f"the best balance {where}"
+            return f"{best.adapter} (trial {best.number}) is {where}: {value}."
         return f"{best.adapter} (trial {best.number}) is best {where}: {value}."
     if study.trials and study.count("failed") == len(study.trials):
         return f"All {plural(len(study.trials), 'trial')} failed."

@@ -22,12 +22,13 @@ RETAINED = Metric.of("accuracy")
 
 def render(run: Path, metric: str, curves: Sequence[Curve], zero_shot: Point) -> str:
     task = Metric.of(metric)
+    title = task.label[:1].upper() + task.label[1:]
     hues = {name: i for i, name in enumerate(sorted({curve.adapter for curve in curves}))}
     kept = [curve for curve in curves if curve.points[0].retained is not None]
     with svg.style():
         charts = [
             (
-                f"{task.label} by share",
+                f"{title} by share",
                 _by_share("task", curves, hues, metric, zero_shot, lambda p: p.value, task),
             )
         ]
@@ -37,7 +38,10 @@ def render(run: Path, metric: str, curves: Sequence[Curve], zero_shot: Point) ->
             )
             charts += [
                 ("Retained by share", retained),
-                (f"{task.label} against retained", _against(kept, hues, metric, zero_shot, task)),
+                (
+                    f"{title} against retained; 1 and the best share are named",
+                    _against(kept, hues, metric, zero_shot, task),
+                ),
             ]
     context = {
         **{"run": run.as_posix(), "metric": task, "retained": RETAINED, "curves": curves},
@@ -73,19 +77,21 @@ def _against(
     curves: Sequence[Curve], hues: dict[str, int], metric: str, zero_shot: Point, task: Metric
 ) -> Markup:
     ax = svg.axes(height=250)
+
+    def place(point: Point) -> tuple[float, float]:
+        return _scaled(point.retained, RETAINED), _scaled(point.value, task)
+
     for curve in curves:
         best = curve.best(metric)
-        line = [(_scaled(p.retained, RETAINED), _scaled(p.value, task)) for p in curve.points]
-        ends = (_scaled(best.retained, RETAINED), _scaled(best.value, task))
-        _path(ax, line, hues[curve.adapter], ends)
-        for point, at in zip(curve.points, line, strict=True):
-            place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 9}
-            ax.annotate(f"{point.share:g}", at, color=svg.MUTED, **place)
-    at = (_scaled(zero_shot.retained, RETAINED), _scaled(zero_shot.value, task))
-    ax.plot(*at, marker="D", color=svg.MUTED, markersize=7)
-    place = {"xytext": (-8, -3), "textcoords": "offset points", "ha": "right"}
-    ax.annotate("zero-shot", at, color=svg.MUTED, **place)
-    ax.margins(x=0.14, y=0.12)
+        _path(ax, [place(p) for p in curve.points], hues[curve.adapter], place(best))
+        for point in curve.points:
+            if point is best or point.share == 1:  # all of them would hide each other
+                beside = {"xytext": (9, 4), "textcoords": "offset points"}
+                ax.annotate(f"{point.share:g}", place(point), color=svg.INK, **beside)
+    ax.plot(*place(zero_shot), marker="D", color=svg.MUTED, markersize=7)
+    below = {"xytext": (0, -16), "textcoords": "offset points", "ha": "center"}
+    ax.annotate("zero-shot", place(zero_shot), color=svg.MUTED, **below)
+    ax.margins(x=0.14, y=0.2)
     ax.set_xlabel("retained: accuracy on classes never trained on, %")
     return svg.markup(ax, "sweep-both", f"{task.label} against what is retained, on val")
 
