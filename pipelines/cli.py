@@ -20,6 +20,7 @@ STAGES = {
     "tune": "search adapters and hyperparameters on train and val",
     "train": "train one adapter with given hyperparameters",
     "arena": "every few-shot adapter on your labelled data: one budget, several seeds, one table",
+    "sweep": "turn what was learned down or up, and see what CLIP retains; val only",
     "evaluate": "open the sealed test split: the best adapters beside zero-shot",
     "report": "one page: report.html and report.md",
     "reproduce": "published numbers, run again: pass or fail for each",

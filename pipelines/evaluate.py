@@ -57,7 +57,7 @@ def run(args: Args) -> None:
         _evaluate_arena(args)
         return
     from pipelines.measuring.contestants import check_open, read_contest
-    from pipelines.measuring.standings import table
+    from pipelines.measuring.standings import retention, table
     from trainables.features import backbone_of
     from trainables.hardware import default_device
 
@@ -80,6 +80,8 @@ def run(args: Args) -> None:
     write_json(path, result)
     for line in table(result["rows"], contest.metric):
         say(line)
+    if kept := retention(result["rows"]):
+        say(kept)
     if warning := result["data"]["duplicated_image_rows"]["warning"]:
         say(f"warning: {warning}")
     done([path], then)

@@ -35,12 +35,15 @@ class Args:
     a draw."""
     workers: int = 1
     """Ray Train workers that train together (DDP, negatives gathered across them)."""
+    retain: tuple[Path, ...] = ()
+    """Draws of classes that training never sees (`cliptune draw --part new`): each epoch, and
+    zero-shot, also measures its accuracy on their val images, `val/retained`."""
 
 
 def run(args: Args) -> None:
     from trainables.adapters.registry import make_config
     from trainables.config import Task, read_fields
-    from trainables.draws import check_draw
+    from trainables.draws import check_draw, check_retain
     from trainables.features import find_store
     from trainables.loop import METRICS, check_metric
 
@@ -50,10 +53,11 @@ def run(args: Args) -> None:
         features=find_store(args.features).absolute(),
         draw=args.draw and args.draw.absolute(),
         metric=args.metric or METRICS[task][0],
+        retain=tuple(path.absolute() for path in args.retain),
     )
     check_metric(args.metric, task)
-    if args.draw:
-        check_draw(args.features, args.draw)
+    draw = check_draw(args.features, args.draw) if args.draw else None
+    check_retain(args.features, args.retain, draw)
     config = make_config(args.adapter, {"task": task, **read_fields(args.set)})
     folder = args.out.absolute()
     job = {"args": args, "config": config, "folder": folder}
@@ -71,7 +75,7 @@ def _claim(folder: Path, args: Args) -> None:
     """Write `run.json`, or check that this folder holds the same run."""
     from trainables.draws import read_draw
 
-    wanted = {
+    wanted: dict[str, Any] = {
         "format": "cliptune-run-1",
         "features": str(args.features),
         "features_key": read_json(args.features / "manifest.json")["key"],
@@ -79,9 +83,12 @@ def _claim(folder: Path, args: Args) -> None:
     }
     if args.draw:
         wanted |= {"draw": str(args.draw), "draw_key": read_draw(args.draw).key}
+    if args.retain:
+        wanted["retain"] = [str(path) for path in args.retain]
+        wanted["retain_keys"] = [read_draw(path).key for path in args.retain]
     path = folder / "run.json"
     found = read_json(path) if path.exists() else wanted
-    for name in ("features_key", "metric", "draw_key"):
+    for name in ("features_key", "metric", "draw_key", "retain_keys", "share"):
         if found.get(name) != wanted.get(name):
             raise DataError(
                 f"`{folder}` holds another run: its `{name}` is {found.get(name)!r}, "
@@ -125,8 +132,15 @@ def train_here(job: dict[str, Any]) -> bool:
     worker = Worker()
     if torch.distributed.is_initialized():
         worker = Worker(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    settings = TrialSettings(args.features, job["folder"], args.metric, threads=0, draw=args.draw)
+    settings = TrialSettings(
+        *(args.features, job["folder"], args.metric),
+        threads=0,
+        draw=args.draw,
+        retain=args.retain,
+    )
     bench = Workbench(settings)
+    if args.retain and worker.rank == 0:  # else there is nothing to say it was retained of
+        bench.baseline(job["config"].task)
     run = bench.run(job["config"], job["folder"], worker)
     for warning in run.warnings:
         say(f"warning: {warning}")
@@ -165,8 +179,9 @@ def _show(row: Row, epochs: int, metric: str, worker: Worker) -> None:
     if worker.rank == 0:
         left = row["train/seconds"] * (epochs - row["epoch"])
         loss = f"loss {row['train/loss']:.4f} | " if "train/loss" in row else ""
+        kept = f"val/retained {row['val/retained']:.4f} | " if "val/retained" in row else ""
         say(
-            f"epoch {row['epoch']:>3}/{epochs} | {loss}{metric} {row[metric]:.4f} | "
+            f"epoch {row['epoch']:>3}/{epochs} | {loss}{metric} {row[metric]:.4f} | {kept}"
             f"{row['train/seconds']:.1f} s an epoch, about {left:.0f} s left"
         )
 

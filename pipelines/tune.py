@@ -50,6 +50,9 @@ class Args:
     """Trials of one shape trained as one. 0: as many as is fastest, measured; 1: none."""
     set: tuple[str, ...] = field(default_factory=tuple)
     """Fields not to search, as `batch_size=64 loss.kind=siglip`."""
+    retain: tuple[Path, ...] = ()
+    """Draws of classes that training never sees (`cliptune draw --part new`). The search then has
+    two goals, the metric and the accuracy on their val images; ASHA stops no trial."""
 
 
 def run(args: Args) -> None:
@@ -67,7 +70,7 @@ def _check(args: Args) -> Search:
     from pipelines.search.study import Search
     from trainables.adapters.registry import adapters_for, check_room, make_config
     from trainables.config import Task, Value, flatten, read_fields
-    from trainables.draws import check_draw
+    from trainables.draws import check_draw, check_retain
     from trainables.features import backbone_of
     from trainables.loop import METRICS, check_metric
 
@@ -81,6 +84,10 @@ def _check(args: Args) -> Search:
         raise CliptuneError(f"`--adapter` must name each adapter once, got {list(adapters)}.")
     metric = args.metric or METRICS[task][0]
     check_metric(metric, task)
+    draw = check_draw(args.features, args.draw) if args.draw else None
+    check_retain(args.features, args.retain, draw)
+    if args.retain and metric.endswith("log_likelihood"):
+        raise CliptuneError(f"`--metric` must be a share beside `--retain`, got `{metric}`.")
     for flag, number, least in (
         *(("--trials", args.trials, 1), ("--epochs", args.epochs, 1)),
         ("--fuse", args.fuse, 0),
@@ -95,18 +102,19 @@ def _check(args: Args) -> Search:
     for name in adapters:
         config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
-    if args.draw:
-        classes = check_draw(args.features, args.draw).classes
+    if draw is not None:
         configs = [make_config(name, {"task": task, **fields}) for name in adapters]
-        check_room(configs, [classes], backbone_of(args.features))
-    return Search(adapters, metric, args.trials, args.epochs, args.seed, fixed, task)
+        check_room(configs, [draw.classes], backbone_of(args.features))
+    return Search(
+        adapters, metric, args.trials, args.epochs, args.seed, fixed, task, bool(args.retain)
+    )
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
     from pipelines.search.study import best_so_far, best_trial, open_study, states, write_best
 
     _claim(folder, args, search)
-    study = open_study(folder)
+    study = open_study(folder, search.retains)
     write_best(study, search, folder)  # a kill may have come between a trial's end and this
     then = f"cliptune evaluate --run {args.out}"
     counts = states(study)
@@ -149,18 +157,22 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
         "metric": search.metric,
         "adapters": list(search.adapters),
         "epochs": search.epochs,
-        "rungs": rungs(search.epochs),
+        "rungs": [] if search.retains else rungs(search.epochs),
         "seed": search.seed,
         "fixed": search.fixed,
         "workers_per_trial": args.workers_per_trial,
     }
     if args.draw:
         wanted |= {"draw": str(args.draw.absolute()), "draw_key": read_draw(args.draw).key}
+    if args.retain:
+        wanted["retain"] = [str(path.absolute()) for path in args.retain]
+        wanted["retain_keys"] = [read_draw(path).key for path in args.retain]
     path = folder / "study.json"
     if path.exists():
         found = read_json(path)
-        for name, value in wanted.items():
-            if name not in ("features", "draw") and found.get(name) != value:
+        for name in ["retain_keys", *wanted]:
+            value = wanted.get(name)
+            if name not in ("features", "draw", "retain") and found.get(name) != value:
                 raise DataError(
                     f"`{folder}` holds another study: its `{name}` is {found.get(name)!r}, "
                     f"this one's {value!r}. Give another `--out`."
@@ -177,6 +189,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables heed no verbosity; `Progress` says enough
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
     from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Losses` says what it would log
     from pipelines.cluster import connect
@@ -196,6 +209,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
         *(args.features, folder, search.metric, workers.threads),
         most_fused=1 if fuse else widest(search),
         draw=args.draw and args.draw.absolute(),
+        retain=tuple(path.absolute() for path in args.retain),
     )
     settings.stop_file.unlink(missing_ok=True)
     searcher = StudySearcher(study, search, folder, fuse)
@@ -210,7 +224,9 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
             ),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=StudyASHA(study, search, settings),
+                # A rung by one goal alone would drop the trials that are best in the other, and
+                # with two, the front of few trials holds most of them: none is stopped.
+                scheduler=FIFOScheduler() if search.retains else StudyASHA(study, search, settings),
                 num_samples=-1,  # the searcher says when it is finished
                 max_concurrent_trials=workers.concurrent,
                 reuse_actors=True,

@@ -36,7 +36,8 @@ from trainables.files import (
 FORMAT = "cliptune-checkpoint-1"
 
 
-def _named(adapter: Adapter[Any]) -> dict[str, Tensor]:
+def live_tensors(adapter: Adapter[Any]) -> dict[str, Tensor]:
+    """The tensors themselves that a checkpoint holds, by name."""
     tensors: dict[str, Tensor] = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
     stored = adapter.state_dict(keep_vars=True).keys()  # of tensors that may have no shape yet
     return tensors | {n: b for n, b in adapter.named_buffers() if n in stored}
@@ -44,7 +45,7 @@ def _named(adapter: Adapter[Any]) -> dict[str, Tensor]:
 
 def trained_tensors(adapter: Adapter[Any]) -> dict[str, Tensor]:
     """What an adapter learned: parameters with `requires_grad`, and what else it keeps."""
-    return {name: t.detach().cpu().contiguous() for name, t in _named(adapter).items()}
+    return {name: t.detach().cpu().contiguous() for name, t in live_tensors(adapter).items()}
 
 
 def save_checkpoint(
@@ -118,7 +119,7 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
 def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
     """Put the tensors of a verified checkpoint into `adapter`, in place."""
     stored = load_file(folder / "adapter.safetensors")
-    named = _named(adapter)
+    named = live_tensors(adapter)
     if stored.keys() != named.keys():
         odd = sorted(stored.keys() ^ named.keys())
         raise CheckpointError(f"`{folder}` does not fit the adapter: tensors {odd[:3]} differ.")

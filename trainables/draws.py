@@ -163,6 +163,28 @@ def _from_json(value: Mapping[str, Any]) -> Draw:
     return Draw(**fields)
 
 
+def measured(whole: SplitFeatures, draw: Draw | None, retain: Iterable[Draw]) -> SplitFeatures:
+    """Val as each epoch measures it: the draw's images, or all where there is none, and beside them
+    the tasks of `retain`."""
+    own = whole if draw is None else draw.of(whole, "val")
+    return dataclasses.replace(own, others=tuple(one.of(whole, "val") for one in retain))
+
+
+def check_retain(features: Path, paths: Iterable[Path], draw: Draw | None) -> list[Draw]:
+    """The draws in `paths`, of the store's shards and of classes that training never sees."""
+    found = []
+    for path in paths:
+        one = check_draw(features, path)
+        if draw is not None and (shared := set(one.labels) & set(draw.labels)):
+            name = one.names[one.labels.index(min(shared))]
+            raise DataError(
+                f"`{path}` must hold classes that training never sees, got `{name}`, which is in "
+                "the draw to train on: `cliptune draw --part base` and `--part new` share none."
+            )
+        found.append(one)
+    return found
+
+
 def check_draw(features: Path, path: Path) -> Draw:
     """The draw in `path`, made of the very shards that the feature store was made of."""
     draw, made_of = read_draw(path), read_json(features / "manifest.json")["shards_sha256"]

@@ -55,6 +55,7 @@ class SplitFeatures:
     source: Tensor | None = None  # (N,) int64: of a part, the rows of the whole
     labels: Tensor | None = None  # (N,) int64
     classes: Classes | None = None  # C
+    others: tuple[SplitFeatures, ...] = ()  # labelled parts of the same split, of other classes
 
     def take(self, examples: Mapping[str, int], classes: Classes) -> SplitFeatures:
         """The images with these ids as examples of classes, by label; `pixels` stay the whole's."""
@@ -75,6 +76,7 @@ class SplitFeatures:
             source=rows if self.source is None else self.source[rows],
             labels=torch.tensor([examples[id_] for id_ in ids]),
             classes=classes,
+            others=(),
         )
 
     def embeds(self, rows: Tensor, view: int = 0) -> Tensor:

@@ -96,12 +96,18 @@ def batches(train: SplitFeatures, adapter: Adapter[Any], worker: Worker) -> Batc
 
 
 def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
-    """The metrics of the adapter's task on a split."""
+    """The metrics of the adapter's task on a split; where other classes stand beside it, which
+    training never sees, also the accuracy on those, the mean over their tasks: `retained`."""
     if data.labels is not None and data.classes is not None:
         scores = score(adapter, data, data.classes)
-        return classification_metrics(scores, data.labels, adapter.tau)
-    predictions = predict(adapter, data)
-    return retrieval_metrics(predictions, data.groups, data.groups[data.caption_rows])
+        found = classification_metrics(scores, data.labels, adapter.tau)
+    else:
+        predictions = predict(adapter, data)
+        found = retrieval_metrics(predictions, data.groups, data.groups[data.caption_rows])
+    if data.others and adapter.open_classes:
+        kept = [measure(adapter, one)["accuracy"] for one in data.others]
+        found["retained"] = sum(kept) / len(kept)
+    return found
 
 
 class Run:

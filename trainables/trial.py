@@ -19,8 +19,8 @@ from ray import tune
 
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
-from trainables.config import TrainConfig
-from trainables.draws import read_draw
+from trainables.config import Task, TrainConfig
+from trainables.draws import measured, read_draw
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import backbone_of, open_features
 from trainables.files import read_json, write_json
@@ -41,6 +41,7 @@ class TrialSettings:
     threads: int  # torch's, a worker; 0: torch's own choice
     most_fused: int = 1  # the widest group that a worker is to time; 1: it times none
     draw: Path | None = None  # what makes the features a task of classification
+    retain: tuple[Path, ...] = ()  # draws of classes that training never sees, measured on val
 
     @property
     def widths_file(self) -> Path:
@@ -71,20 +72,25 @@ class Workbench:
         self.backbone = backbone or backbone_of(settings.features, default_device())
         self.train = open_features(settings.features, "train", self.backbone)
         self.val = open_features(settings.features, "val", self.backbone)
-        if settings.draw is not None:
-            draw = read_draw(settings.draw)
-            self.train, self.val = draw.of(self.train, "train"), draw.of(self.val, "val")
+        draw = None if settings.draw is None else read_draw(settings.draw)
+        if draw is not None:
+            self.train = draw.of(self.train, "train")
+        self.val = measured(self.val, draw, [read_draw(path) for path in settings.retain])
 
     def start(self, number: int, values: dict[str, Any], worker: Worker = ALONE) -> Run:
         """Trial `number` from where its folder says it stands."""
         values = dict(values)
         config = make_config(str(values.pop("name")), values)
         if number == 0 and worker.rank == 0:  # the baseline that all trials are to beat, on val
-            baseline = make_config("zero_shot", {"task": config.task})
-            self.run(baseline, self.settings.folder / "zero_shot").advance()
+            self.baseline(config.task)
         if self.settings.most_fused > 1:
             self._measure_width(config)
         return self.run(config, self.settings.trial_folder(number), worker)
+
+    def baseline(self, task: Task) -> None:
+        """Zero-shot on val, in a folder of its own."""
+        config = make_config("zero_shot", {"task": task})
+        self.run(config, self.settings.folder / "zero_shot").advance()
 
     def _measure_width(self, config: TrainConfig) -> None:
         """Once a study and adapter, by its first trial."""
@@ -114,8 +120,10 @@ def outcome(run: Run, row: Row) -> dict[str, Any]:
     best = best_of(rows, run.metric)
     assert best is not None
     done = run.finished and row is run.rows[-1]
+    kept = {"best_retained": best["val/retained"]} if "val/retained" in best else {}
     return {
         **row,
+        **kept,
         "best": best[run.metric],
         "best_epoch": best["epoch"],
         "trainable_parameters": run.trainable_parameters,

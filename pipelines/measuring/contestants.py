@@ -62,6 +62,7 @@ class Contest:
     metric: str  # without its split, e.g. t2i_r1
     contestants: list[Contestant]
     draw: Draw | None = None
+    retain: tuple[Draw, ...] = ()  # of classes that training never saw
     others: Draw | None = None  # classes to measure on test instead of the draw's own
 
     @property
@@ -92,15 +93,20 @@ def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Cont
     elif (run / "run.json").is_file():
         about = read_json(run / "run.json")
         name = str(read_json(run / "config.json")["name"])
+        if "share" in about:
+            name += f" at {about['share']:g}"
         trained = [Contestant(name, run, selected=True)]
     else:
         raise DataError(f"`{run}` holds no run: neither study.json nor run.json is there.")
     metric = str(about.get("metric", "val/t2i_r1")).removeprefix("val/")
-    features, draw = Path(about["features"]), _draw(about)
+    features = Path(about["features"])
+    draw = _draw(about["draw"], about["draw_key"]) if "draw" in about else None
+    pairs = zip(about.get("retain", []), about.get("retain_keys", []), strict=True)
+    retain = tuple(_draw(path, key) for path, key in pairs)
     if others is not None and draw is None:
         raise ConfigError(f"`--draw` is for classes, but `{run}` was trained on captions.")
     asked = None if others is None else check_draw(features, others)
-    return Contest(features, metric, _with_baseline(trained), draw, asked)
+    return Contest(features, metric, _with_baseline(trained), draw, retain, asked)
 
 
 def check_open(contest: Contest, adapters: Sequence[Adapter[Any]]) -> None:
@@ -116,13 +122,11 @@ def check_open(contest: Contest, adapters: Sequence[Adapter[Any]]) -> None:
             )
 
 
-def _draw(about: dict[str, Any]) -> Draw | None:
-    """The draw that the run was trained on, unchanged since."""
-    if "draw" not in about:
-        return None
-    draw = read_draw(Path(about["draw"]))
-    if draw.key != about["draw_key"]:
-        raise DataError(f"`{about['draw']}` is another draw than the run was trained on.")
+def _draw(path: str, key: str) -> Draw:
+    """A draw of the run, unchanged since."""
+    draw = read_draw(Path(path))
+    if draw.key != key:
+        raise DataError(f"`{path}` is another draw than the run was trained on.")
     return draw
 
 

@@ -10,6 +10,7 @@ from pipelines.measuring.contestants import Contest, Contestant
 from pipelines.measuring.protocol import Measured, Protocol
 from trainables.adapters.base import Adapter
 from trainables.config import to_json
+from trainables.draws import measured
 from trainables.features import open_features
 from trainables.loop import measure
 
@@ -26,9 +27,7 @@ def standings(
         for one, adapter, model in zip(contest.contestants, adapters, models, strict=True)
     ]
     val = open_features(contest.features, "val", adapters[0].backbone)
-    if contest.draw is not None:
-        val = contest.draw.of(val, "val")
-    rows[0]["val"] = measure(adapters[0], val)
+    rows[0]["val"] = measure(adapters[0], measured(val, contest.draw, contest.retain))
     return rows
 
 
@@ -68,6 +67,15 @@ def table(rows: Sequence[dict[str, Any]], metric: str) -> Iterator[str]:
             line += f"  {gap['difference']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
             line += f"  {verdict(gap)}"
         yield line
+
+
+def retention(rows: Sequence[dict[str, Any]]) -> str:
+    """A line on the classes that training never saw; "" where none were measured."""
+    if "retained" not in rows[0]["val"]:
+        return ""
+    kept = [(row["name"], row["val"].get("retained")) for row in rows]
+    words = [f"{name} {'not applicable' if v is None else f'{v:.4f}'}" for name, v in kept]
+    return f"retained, accuracy on val of classes never trained on: {', '.join(words)}"
 
 
 def verdict(gap: dict[str, float]) -> str:

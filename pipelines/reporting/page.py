@@ -181,6 +181,7 @@ def _charts(study: Study, metric: Metric, hues: dict[str, int]) -> dict[str, Any
     return {
         "curves": [(name, chart) for name, chart in curves if chart],
         "history": search_charts.history(study, metric, hues),
+        "front": search_charts.front(study, metric, hues),
         "rung_chart": search_charts.rungs(study, metric, hues),
         "fields": [_fields(study, name, metric, hues) for name in names],
     }

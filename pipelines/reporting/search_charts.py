@@ -118,6 +118,35 @@ def rungs(study: Study, metric: Metric, hues: Hues) -> Markup | None:
     return svg.markup(ax, "rungs", f"{metric.label} on val at the rungs of ASHA")
 
 
+def front(study: Study, metric: Metric, hues: Hues) -> Markup | None:
+    """Of a search with two goals, each trial by both; the line joins those that none beats."""
+    if not study.retains or not study.front:
+        return None
+    both = [t for t in study.trials if t.value is not None and t.retained is not None]
+    ax = svg.axes(height=280)
+
+    def place(value: float | None, retained: float | None) -> tuple[float, float]:
+        return (retained or 0.0) * 100, (value or 0.0) * metric.scale
+
+    line = [place(t.value, t.retained) for t in study.front]
+    ax.step(*zip(*line, strict=True), where="pre", color=svg.INK, linewidth=1.4, zorder=1)
+    beaten = [t for t in both if t not in study.front]
+    for trial in [*beaten, *study.front]:
+        _dot(ax, place(trial.value, trial.retained), trial, hues, hollow=trial in beaten)
+    text = {"textcoords": "offset points", "xytext": (6, 6)}
+    if study.zero_shot is not None and study.zero_retained is not None:
+        at = place(study.zero_shot, study.zero_retained)
+        ax.plot(*at, marker="D", color=svg.MUTED, markersize=7)
+        ax.annotate("zero-shot", at, color=svg.MUTED, **text)
+    best = study.best()
+    if best is not None and best.retained is not None:
+        at = place(best.value, best.retained)
+        ax.annotate(f"trial {best.number}", at, color=svg.INK, fontweight="bold", **text)
+    ax.margins(x=0.14, y=0.12)
+    ax.set_xlabel("retained: accuracy on classes never trained on, %")
+    return svg.markup(ax, "front", f"{metric.label} on val against what is retained, by trial")
+
+
 def _dot(ax: Any, at: tuple[float, float], trial: Trial, hues: Hues, hollow: bool) -> None:
     color, shape = svg.hue(hues[trial.adapter]), svg.marker(hues[trial.adapter])
     fill = svg.PAPER if hollow else color

@@ -14,6 +14,8 @@ from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.result import Estimate, Result, Row
 from pipelines.reporting.study import Study
 
+RETAINED = Metric.of("accuracy")
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -69,6 +71,10 @@ def _searched(study: Study, metric: Metric) -> str:
     if best:
         where = "on val so far" if study.unfinished else "on val"
         value = f"{metric.show(best.value)} {metric.label}"
+        if study.retains and best.retained is not None:
+            value += f", {RETAINED.show(best.retained)} retained on classes it never saw"
+            where = f"the best balance {where}"
+            return f"{best.adapter} (trial {best.number}) is {where}: {value}."
         return f"{best.adapter} (trial {best.number}) is best {where}: {value}."
     if study.trials and study.count("failed") == len(study.trials):
         return f"All {plural(len(study.trials), 'trial')} failed."
@@ -79,13 +85,16 @@ def details(study: Study, result: Result | None) -> list[str]:
     """The sentences under the headline: the interval, how it was chosen, and every doubt."""
     metric = metric_of(study, result)
     if result is None:
-        return [line for line in (_against_val(study, metric), _why_failed(study)) if line] + [
+        found = (_against_val(study, metric), retention(study, metric), _why_failed(study))
+        return [line for line in found if line] + [
             "Nothing here was measured on test: that split is still sealed."
         ]
     lines = []
     row = result.selected
     if row and study.trials:
         lines.append(f"Chosen on val among {plural(len(study.trials), 'trial')}.")
+    if kept := retention(study, metric):
+        lines.append(kept)
     others = _others(result, metric, row)
     if others:
         names = ", ".join(f"{r.name} ({metric.gain(r.gains[result.key].value)})" for r in others)
@@ -112,6 +121,27 @@ def _against_val(study: Study, metric: Metric) -> str:
         return ""
     gain = f"{metric.gain(best.value - study.zero_shot)}{_points(metric)}"
     return f"Zero-shot stands at {metric.show(study.zero_shot)} on val: a difference of {gain}."
+
+
+def retention(study: Study, metric: Metric) -> str:
+    """Of a search with two goals: how many trials stand on the front, and what the chosen one
+    retained."""
+    best, zero = study.best(), study.zero_retained
+    if not study.retains or best is None:
+        return ""
+    if best.retained is None:
+        return (
+            "No trial can be asked about classes that it never saw: retention is not applicable, "
+            f"and trial {best.number} was chosen by {metric.label} alone."
+        )
+    both = sum(t.retained is not None and t.state == "complete" for t in study.trials)
+    before = "" if zero is None else f" where zero-shot has {RETAINED.show(zero)}"
+    return (
+        f"Of {plural(both, 'trial')} with both goals, {len(study.front)} "
+        f"{'stands' if len(study.front) == 1 else 'stand'} on the front of {metric.label} and "
+        f"retention; the one chosen, trial {best.number}, has {RETAINED.show(best.retained)} "
+        f"accuracy on val of classes it never saw{before}."
+    )
 
 
 def _why_failed(study: Study) -> str:

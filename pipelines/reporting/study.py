@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from trainables.errors import DataError
 from trainables.files import read_json, read_jsonl
+from trainables.metrics.balance import front, standing
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ class Trial:
     trainable_parameters: int | None
     reason: str
     recipe: bool
+    retained: float | None = None  # at the best epoch, on classes that training never saw
 
     @property
     def score(self) -> float | None:
@@ -73,6 +75,12 @@ class Study:
     trials: list[Trial]
     zero_shot: float | None  # on val
     facts: Mapping[str, Any]  # study.json, for the page's small print
+    zero_retained: float | None = None  # zero-shot's, on val
+
+    @property
+    def retains(self) -> bool:
+        """Whether the search had two goals: the metric, and what is retained of other classes."""
+        return bool(self.facts.get("retain_keys"))
 
     @cached_property
     def adapters(self) -> list[str]:
@@ -86,9 +94,22 @@ class Study:
         return sum(t.state == state for t in self.trials)
 
     def best(self, adapter: str | None = None) -> Trial | None:
-        """The trial with the highest value, stopped early or not; of equal ones the earlier."""
+        """The trial with the highest value, stopped early or not; of equal ones the earlier. Of two
+        goals, it is their harmonic mean."""
         chosen = [t for t in self.trials if t.value is not None and adapter in (None, t.adapter)]
-        return max(chosen, key=lambda t: (t.value, -t.number), default=None)
+        return max(
+            chosen, key=lambda t: (*standing(t.value or 0.0, t.retained), -t.number), default=None
+        )
+
+    @property
+    def front(self) -> list[Trial]:
+        """Of two goals, the complete trials that no other beats in both, the best value first."""
+        both = [
+            (t, (t.value, t.retained))
+            for t in self.trials
+            if t.state == "complete" and t.value is not None and t.retained is not None
+        ]
+        return [both[place][0] for place in front([pair for _, pair in both])]
 
     @property
     def per_adapter(self) -> list[Trial]:
@@ -117,6 +138,7 @@ def read_study(run: Path) -> Study:
         trials=trials,
         zero_shot=_zero_shot(run, metric),
         facts=facts,
+        zero_retained=_zero_row(run).get("val/retained"),
     )
 
 
@@ -124,9 +146,13 @@ def _zero_shot(run: Path, metric: str) -> float | None:
     """The baseline on val: in best.json once that is written, before it in its own folder."""
     path = run / "best.json"
     best = read_json(path) if path.exists() else {}
-    rows = read_jsonl(run / "zero_shot" / "metrics.jsonl")
-    measured = rows[-1].get(f"val/{metric}") if rows else None
+    measured = _zero_row(run).get(f"val/{metric}")
     return (best.get("zero_shot") or {}).get("value", measured)
+
+
+def _zero_row(run: Path) -> dict[str, Any]:
+    rows = read_jsonl(run / "zero_shot" / "metrics.jsonl")
+    return rows[-1] if rows else {}
 
 
 def _journal(path: Path) -> list[FrozenTrial]:
@@ -159,6 +185,7 @@ def _trial(trial: FrozenTrial, adapters: list[str]) -> Trial:
         trainable_parameters=attrs.get("trainable_parameters"),
         reason=str(attrs.get("reason", "")),
         recipe=bool(attrs.get("recipe")),
+        retained=attrs.get("retained"),
     )
 
 

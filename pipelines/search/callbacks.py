@@ -12,7 +12,7 @@ from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
 from pipelines.search.searcher import StudySearcher
-from pipelines.search.study import DONE, Search, best_trial, frozen_trial
+from pipelines.search.study import DONE, Search, best_trial, frozen_trial, shown
 from trainables.trial import Job
 
 
@@ -96,10 +96,10 @@ class Progress(Callback):
         ended = self._ended()
         spent = time.monotonic() - self.started
         left = max(self.search.trials - ended, 0) * spent / max(ended - self.already, 1)
-        reached = frozen.user_attrs.get("best")
-        value = "      " if reached is None else f"{reached:.4f}"
+        two = self.search.retains
+        value = shown(frozen, two) if "best" in frozen.user_attrs else "      "
         top = best_trial(self.study)
-        best = f"best {top.user_attrs['best']:.4f} (trial {top.number})" if top else "no result yet"
+        best = f"best {shown(top, two)} (trial {top.number})" if top else "no result yet"
         adapter = frozen.user_attrs["config"]["name"]
         reason = frozen.user_attrs.get("reason", "")
         epochs, state = len(frozen.intermediate_values), frozen.state.name.lower()

@@ -201,7 +201,7 @@ class StudySearcher(Searcher):
         trial = live[number]
         epoch, state = int(result.get("epoch", 0)), result["state"]
         if epoch and epoch not in frozen_trial(self.study, number).intermediate_values:
-            trial.report(result[self.search.metric], epoch)
+            self._report(trial, epoch, result[self.search.metric])
         if state == "running" and not result.get("pruned"):
             return
         del live[number]
@@ -211,10 +211,20 @@ class StudySearcher(Searcher):
             complete = state == "finished"
             self._end(trial, result, TrialState.COMPLETE if complete else TrialState.PRUNED)
 
+    def _report(self, trial: optuna.Trial, epoch: int, value: float) -> None:
+        if self.search.retains:  # Optuna reports for studies of one goal alone, but stores for both
+            self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+        else:
+            trial.report(value, epoch)
+
     def _end(self, trial: optuna.Trial, result: dict[str, Any], state: TrialState) -> None:
         self._note(trial, result)
-        value = result["best"] if state == TrialState.COMPLETE else None  # PRUNED takes none
-        self.study.tell(trial, value, state=state)
+        values: list[float] | None = None  # PRUNED takes none
+        if state == TrialState.COMPLETE:
+            # Where retention is not applicable, the sampler hears that none of it was kept.
+            kept = [result.get("best_retained", 0.0)] if self.search.retains else []
+            values = [result["best"], *kept]
+        self.study.tell(trial, values, state=state)
 
     def _note(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         notes = {
@@ -225,6 +235,10 @@ class StudySearcher(Searcher):
             "trainable_parameters": result["trainable_parameters"],
             "metrics": {k: v for k, v in result.items() if k.startswith("val/")},
         }
+        if self.search.retains:
+            notes["retained"] = result.get(
+                "best_retained"
+            )  # at the best epoch; None: no such thing
         for name, value in notes.items():
             trial.set_user_attr(name, value)
 

@@ -24,6 +24,7 @@ from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
 from trainables.config import Task, Value, flatten
 from trainables.files import write_json
+from trainables.metrics.balance import RULE, front, standing
 
 STUDY = "cliptune"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -40,6 +41,7 @@ class Search:
     seed: int
     fixed: dict[str, Value]  # dotted fields that every trial gets, beside `epochs`
     task: Task = "retrieval"
+    retains: bool = False  # the second goal is `val/retained`
 
     def space(self, adapter: str) -> Space:
         """What is searched of an adapter."""
@@ -90,8 +92,9 @@ def batch(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
     return journal.batch()
 
 
-def open_study(folder: Path) -> optuna.Study:
-    """The study in `folder`, created if needed. The caller must be the only writer.
+def open_study(folder: Path, retains: bool = False) -> optuna.Study:
+    """The study in `folder`, created if needed, with one goal or two. The caller must be the only
+    writer.
 
     A writer that was killed may have left half a line and its lock behind; both are removed here.
     """
@@ -107,7 +110,8 @@ def open_study(folder: Path) -> optuna.Study:
     storage = JournalStorage(Journal(journal))
     if STUDY in optuna.get_all_study_names(storage):
         return optuna.load_study(study_name=STUDY, storage=storage)
-    return optuna.create_study(study_name=STUDY, storage=storage, direction="maximize")
+    directions = [optuna.study.StudyDirection.MAXIMIZE] * (1 + retains)
+    return optuna.create_study(study_name=STUDY, storage=storage, directions=directions)
 
 
 def enqueue_recipes(study: optuna.Study, search: Search) -> None:
@@ -129,15 +133,41 @@ def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
 def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial | None:
     """The trial with the best val value at any epoch; ties go to the earlier one.
 
-    PRUNED trials count: their `best/` was measured like any other.
+    PRUNED trials count: their `best/` was measured like any other. Of two goals, the harmonic mean
+    is compared, both at the epoch that is best by the metric: that of `best/`.
     """
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     fit = [t for t in ended if adapter in (None, t.user_attrs["config"]["name"])]
-    return max(fit, key=lambda t: float(t.user_attrs["best"]), default=None)
+    return max(fit, key=lambda t: standing(*goals(t)), default=None)
+
+
+def goals(trial: FrozenTrial) -> tuple[float, float | None]:
+    """What a trial that ended reached: the metric, and what it retained where that was measured
+    and applies."""
+    return float(trial.user_attrs["best"]), trial.user_attrs.get("retained")
+
+
+def shown(trial: FrozenTrial, retains: bool) -> str:
+    """The same as a line of progress says it."""
+    value, kept = goals(trial)
+    if not retains:
+        return f"{value:.4f}"
+    return f"{value:.4f}, retained {'not applicable' if kept is None else f'{kept:.4f}'}"
+
+
+def pareto_front(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that no other beats in both goals, the best by the metric first."""
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    both = [(t, (value, kept)) for t in ended for value, kept in [goals(t)] if kept is not None]
+    return [both[place][0] for place in front([pair for _, pair in both])]
 
 
 def best_so_far(study: optuna.Study, metric: str) -> str:
     """In words: the best value that any trial reached, running ones included."""
+    chosen = best_trial(study) if len(study.directions) > 1 else None
+    if chosen is not None:
+        name = chosen.user_attrs["config"]["name"]
+        return f"best so far: trial {chosen.number}, {name}, {metric} {shown(chosen, True)}"
     measured = [
         trial
         for trial in study.get_trials(deepcopy=False)
@@ -152,13 +182,14 @@ def best_so_far(study: optuna.Study, metric: str) -> str:
 
 
 def write_best(study: optuna.Study, search: Search, folder: Path) -> None:
-    """`best.json`: the winner on val, and each adapter's own."""
+    """`best.json`: the winner on val, and each adapter's own; of two goals, also the front."""
 
     def entry(trial: FrozenTrial) -> dict[str, Any]:
         return {
             "trial": trial.number,
             "adapter": trial.user_attrs["config"]["name"],
             "value": trial.user_attrs["best"],
+            **({"retained": goals(trial)[1]} if search.retains else {}),
             "path": f"trials/{trial.number:04d}",
         }
 
@@ -170,7 +201,10 @@ def write_best(study: optuna.Study, search: Search, folder: Path) -> None:
         found = best_trial(study, name)
         if found is not None:
             own[name] = entry(found)
-    write_json(folder / "best.json", entry(top) | {"metric": search.metric, "per_adapter": own})
+    best = entry(top) | {"metric": search.metric, "per_adapter": own}
+    if search.retains:
+        best |= {"rule": RULE, "front": [entry(trial) for trial in pareto_front(study)]}
+    write_json(folder / "best.json", best)
 
 
 def states(study: optuna.Study) -> dict[str, int]:

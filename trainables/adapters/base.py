@@ -157,6 +157,17 @@ class Adapter(nn.Module, ABC, Generic[C]):
         """The loss, under the name that DDP wraps."""
         return self.loss(batch)
 
+    def turned(
+        self, start: Mapping[str, Tensor], learned: Mapping[str, Tensor], share: float
+    ) -> dict[str, Tensor]:
+        """The checkpoint's tensors with what was learned counting by `share`: by default weights on
+        the line from where training began (0) through what it found (1), as WiSE-FT has them
+        (Wortsman et al. 2022, arXiv:2109.01903). Labels and flags have no in-between."""
+        return {
+            name: torch.lerp(start[name], tensor, share) if tensor.is_floating_point() else tensor
+            for name, tensor in learned.items()
+        }
+
     def export(self, folder: Path) -> list[Path]:
         """Write the adapter in the formats of other libraries, where there is one."""
         del folder

@@ -57,6 +57,14 @@ class ClipAdapter(Adapter[ClipAdapterConfig]):
             nn.ReLU(),
         )
 
+    def turned(
+        self, start: Mapping[str, Tensor], learned: Mapping[str, Tensor], share: float
+    ) -> dict[str, Tensor]:
+        """A(f) times `share`, which W2 can carry as relu is homogeneous; at 0 it is zero-shot."""
+        del start
+        last = "bottleneck.2.weight"
+        return dict(learned) | {last: learned[last] * share}
+
     @property
     def frozen_text(self) -> bool:
         return True

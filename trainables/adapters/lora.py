@@ -141,6 +141,14 @@ class Lora(Adapter[LoraConfig]):
         assert hidden is not None
         return upper(self.backbone, hidden, self.image_block)
 
+    def turned(
+        self, start: Mapping[str, Tensor], learned: Mapping[str, Tensor], share: float
+    ) -> dict[str, Tensor]:
+        """W + share s B A: the scale s is not a tensor, so B carries it. At 0 it is zero-shot."""
+        updates = {n: t for n, t in learned.items() if n.startswith("updates.")}
+        scaled = {n: t * share if n.endswith(".B.weight") else t for n, t in updates.items()}
+        return super().turned(start, learned, share) | scaled
+
     def export(self, folder: Path) -> list[Path]:
         """Write PEFT's own format, for `PeftModel.from_pretrained(CLIPModel..., folder)`."""
         # Its default would ask the hub whether the vocabulary grew.

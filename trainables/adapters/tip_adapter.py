@@ -108,6 +108,13 @@ class TipAdapter(Adapter[TipAdapterConfig]):
 
         return similarity
 
+    def turned(
+        self, start: Mapping[str, Tensor], learned: Mapping[str, Tensor], share: float
+    ) -> dict[str, Tensor]:
+        """The cache's weight alpha times `share`; at 0 it is zero-shot."""
+        del start
+        return dict(learned) | {"alpha": learned["alpha"] * share}
+
     @torch.no_grad()
     def end_epoch(self, epoch: int, val: SplitFeatures) -> None:
         """Choose alpha and beta on val: the most accurate, of those the likeliest."""
