@@ -95,6 +95,18 @@ def test_the_adapter_itself_is_a_choice_that_is_learned(tmp_path: Path) -> None:
     assert drawn[-30:].count("coop") > 3 * 30 / len(adapters)
 
 
+def test_of_equal_accuracies_the_likelier_trial_wins(tmp_path: Path) -> None:
+    search = Search(("coop",), "val/accuracy", 3, 9, 3, {}, task="classification")
+    asks = searcher(tmp_path, search)
+    for number, likelihood in enumerate((-2.0, -1.0, -1.5)):
+        asks.suggest(f"ray{number}")
+        result = row(number, 1, 0.5, "finished") | {"best_likelihood": likelihood}
+        asks.on_trial_complete(f"ray{number}", result | {"val/accuracy": 0.5})
+    best = best_trial(asks.study)
+    assert best is not None
+    assert best.number == 1
+
+
 def test_states_values_and_reasons_are_told_as_they_are(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     for number in range(4):

@@ -26,7 +26,7 @@ from trainables.features import backbone_of, open_features
 from trainables.files import read_json, write_json
 from trainables.fused import Fleet, best_width
 from trainables.hardware import default_device
-from trainables.loop import ALONE, Diverged, Interrupted, Row, Run, Worker, best_of
+from trainables.loop import ALONE, LIKELIHOOD, Diverged, Interrupted, Row, Run, Worker, best_of
 
 WIDTHS = "fused.json"
 
@@ -120,7 +120,8 @@ def outcome(run: Run, row: Row) -> dict[str, Any]:
     best = best_of(rows, run.metric)
     assert best is not None
     done = run.finished and row is run.rows[-1]
-    kept = {"best_retained": best["val/retained"]} if "val/retained" in best else {}
+    beside = {"best_retained": "val/retained", "best_likelihood": LIKELIHOOD}  # at the best epoch
+    kept = {name: best[key] for name, key in beside.items() if key in best}
     return {
         **row,
         **kept,

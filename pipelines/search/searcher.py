@@ -236,9 +236,9 @@ class StudySearcher(Searcher):
             "metrics": {k: v for k, v in result.items() if k.startswith("val/")},
         }
         if self.search.retains:
-            notes["retained"] = result.get(
-                "best_retained"
-            )  # at the best epoch; None: no such thing
+            notes["retained"] = result.get("best_retained")  # None: no such thing
+        if "best_likelihood" in result:
+            notes["likelihood"] = result["best_likelihood"]
         for name, value in notes.items():
             trial.set_user_attr(name, value)
 

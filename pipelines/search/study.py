@@ -131,14 +131,17 @@ def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
 
 
 def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial | None:
-    """The trial with the best val value at any epoch; ties go to the earlier one.
+    """The trial with the best val value at any epoch; of equal accuracies the likelier one, of
+    other ties the earlier.
 
     PRUNED trials count: their `best/` was measured like any other. Of two goals, the harmonic mean
     is compared, both at the epoch that is best by the metric: that of `best/`.
     """
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     fit = [t for t in ended if adapter in (None, t.user_attrs["config"]["name"])]
-    return max(fit, key=lambda t: standing(*goals(t)), default=None)
+    return max(
+        fit, key=lambda t: (*standing(*goals(t)), t.user_attrs.get("likelihood", 0.0)), default=None
+    )
 
 
 def goals(trial: FrozenTrial) -> tuple[float, float | None]:
