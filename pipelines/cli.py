@@ -21,6 +21,7 @@ STAGES = {
     "train": "train one adapter with given hyperparameters",
     "evaluate": "open the sealed test split: the best adapters beside zero-shot",
     "report": "one page: report.html and report.md",
+    "explain": "what prompts learned and what adapting moved: explain.html, from train and val",
     "export": "the best adapter in the format of PEFT, or merged into a plain CLIPModel",
 }
 
