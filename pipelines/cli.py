@@ -24,6 +24,7 @@ STAGES = {
     "evaluate": "open the sealed test split: the best adapters beside zero-shot",
     "report": "one page: report.html and report.md",
     "reproduce": "published numbers, run again: pass or fail for each",
+    "explain": "what prompts learned and what adapting moved: explain.html, from train and val",
     "export": "the best adapter in the format of PEFT, or merged into a plain CLIPModel",
 }
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pipelines import console
 from trainables.errors import DataError
-from trainables.files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -29,23 +28,16 @@ def run(args: Args) -> None:
             f"`{args.run}` must hold a study.json (from `cliptune tune`) or a result.json "
             "(from `cliptune evaluate`); neither is there."
         )
-    from pipelines.reporting.page import render
-    from pipelines.reporting.result import read_result
-    from pipelines.reporting.study import read_study
+    from pipelines.reporting.page import write_report
 
-    result = read_result(args.run / "result.json")
-    texts = render(args.run, read_study(args.run), result)
-    paths = [args.run / "report.html", args.run / "report.md"]
+    paths, changed = write_report(args.run)
     then = f"open {paths[0]} in a browser"
-    if result is None:
+    if not (args.run / "result.json").exists():
         then += f"; to measure on test: cliptune evaluate --run {args.run}"
-    new = {path: text.encode() for path, text in zip(paths, texts, strict=True)}
-    if all(path.exists() and path.read_bytes() == data for path, data in new.items()):
+    if changed:
+        console.done(wrote=paths, then=then)
+    else:
         console.nothing_to_do(paths[0], then)
-        return
-    for path, data in new.items():
-        write_bytes(path, data)
-    console.done(wrote=paths, then=then)
 
 
 if __name__ == "__main__":

@@ -190,11 +190,11 @@ def test_maps_name_their_texts_and_colour_their_classes() -> None:
 
 
 def test_classes_can_be_told_apart_until_the_legend_says_other() -> None:
-    looks = [charts._look(index) for index in range(charts.CLASSES)]
+    looks = [charts.look(index) for index in range(charts.CLASSES)]
     assert len(set(looks)) == charts.CLASSES == 54
     assert len({color for color, _ in looks}) == 9
     assert "D" not in {shape for _, shape in looks}
-    assert charts._look(charts.CLASSES)[0] == svg.MUTED
+    assert charts.look(charts.CLASSES)[0] == svg.MUTED
     legend = charts.legend([f"class {n}" for n in range(60)])
     assert legend.count('class="glyph"') == 54 + 2
     assert "6 other classes" in legend

@@ -17,17 +17,29 @@ TEXTS = 4096  # captions at a time; the text tower takes fewer in one pass by it
 
 
 @torch.no_grad()
-def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -> Predictions:
-    """Normalised embeddings of all images (view 0) and all captions of `data`, in its order."""
+def embed_images(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -> Tensor:
+    """Normalised embeddings of all images (view 0) of `data`: (N, e)."""
     device = adapter.backbone.device
     training = adapter.training
     adapter.eval()
-    images, texts = [], []
+    images = []
     for rows in torch.arange(len(data.groups)).split(batch_size):
         block = adapter.image_block
         hidden = None if block is None else data.hidden(rows, 0, block).to(device)
         embeds = adapter.embed_images(data.image_embeds[rows].to(device), hidden)
         images.append(F.normalize(embeds.float(), dim=-1))
+    adapter.train(training)
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -> Predictions:
+    """Normalised embeddings of all images (view 0) and all captions of `data`, in its order."""
+    device = adapter.backbone.device
+    images = embed_images(adapter, data, batch_size)
+    training = adapter.training
+    adapter.eval()
+    texts = []
     # A caption that stands there often, as a class's does, goes through the tower once.
     distinct, copy_of = data.tokens.unique()
     some = torch.zeros(len(distinct), dtype=torch.int64)
@@ -37,7 +49,7 @@ def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -
         embeds = adapter.embed_text(distinct.select(rows), frozen)
         texts.append(F.normalize(embeds.float(), dim=-1))
     adapter.train(training)
-    return Predictions(torch.cat(images), torch.cat(texts)[copy_of.to(device)])
+    return Predictions(images, torch.cat(texts)[copy_of.to(device)])
 
 
 @torch.no_grad()

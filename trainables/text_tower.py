@@ -74,6 +74,8 @@ def embed_text(
     Captions that the prompt leaves no room for are cut, their EOT is kept; `fit` counts them.
     Without `share`, each caption has nodes of its own: for dropout, which draws for each node.
     """
+    if prompt is not None and not prompt.length:  # its last vector was taken out
+        prompt = None
     how = plan(backbone, tokens, Form.of(backbone, tokens, prompt, share))
     rows = torch.cat([_embed(backbone, layout, prompt) for layout in how.layouts])
     return F.embedding(how.row, rows)

@@ -48,8 +48,8 @@ def before_and_after(
     return made[0], made[1]
 
 
-def legend(classes: Sequence[str]) -> Markup:
-    """The colour and shape of each class, for beside the maps."""
+def legend(classes: Sequence[str], text: tuple[str, str] = ("◆", "text of a class")) -> Markup:
+    """The colour and shape of each class, for beside the maps, and the letter of a `text`."""
     item = Markup('<span><span class="glyph" style="color: {}">{}</span>{}</span>')
     shown = [
         item.format(f"var(--hue-{i % svg.HUES:02})", GLYPHS[i // svg.HUES], name)
@@ -58,18 +58,19 @@ def legend(classes: Sequence[str]) -> Markup:
     if len(classes) > CLASSES:
         rest = f"{len(classes) - CLASSES} other classes"
         shown.append(item.format("var(--muted)", GLYPHS[0], rest))
-    shown.append(item.format("var(--ink)", "◆", "text of a class"))
+    shown.append(item.format("var(--ink)", *text))
     return Markup('<div class="legend">{}</div>').format(Markup("").join(shown))
 
 
-def _look(index: int) -> tuple[str, str]:
+def look(index: int) -> tuple[str, str]:
     """Colour and shape of class `index`."""
     if index >= CLASSES:
         return svg.MUTED, DOTS[0]
     return svg.hue(index), DOTS[index // svg.HUES]
 
 
-def _scatter(each: Map, labels: Ints, classes: Sequence[str], name: str, label: str) -> Markup:
+def square(each: Map) -> Any:
+    """Axes that hold all of a map."""
     ax = svg.axes(height=SIDE, width=SIDE, left=12, top=12, bottom=12)
     ax.axis("off")
     places = np.concatenate([each.images, each.texts])
@@ -77,14 +78,19 @@ def _scatter(each: Map, labels: Ints, classes: Sequence[str], name: str, label: 
     half = 0.54 * float((high - low).max()) or 1.0  # one scale for both axes, and some room
     for axis, middle in ((ax.set_xlim, (low + high)[0] / 2), (ax.set_ylim, (low + high)[1] / 2)):
         axis(middle - half, middle + half)
+    return ax
+
+
+def _scatter(each: Map, labels: Ints, classes: Sequence[str], name: str, label: str) -> Markup:
+    ax = square(each)
     size = 5.0 if len(labels) <= 400 else 3.5
     for index in range(len(classes)):
-        color, shape = _look(index)
+        color, shape = look(index)
         mine = each.images[labels == index].T
         ax.plot(*mine, shape, color=color, markersize=size, alpha=0.6, markeredgewidth=0)
     for index, place in enumerate(each.texts):
-        look = {"color": _look(index)[0], "markeredgecolor": svg.PAPER, "markersize": 9}
-        ax.plot(*place, "D", **look, markeredgewidth=1.2, zorder=3)
+        edge = {"color": look(index)[0], "markeredgecolor": svg.PAPER, "markersize": 9}
+        ax.plot(*place, "D", **edge, markeredgewidth=1.2, zorder=3)
     middles = _pixels(ax, each.texts)
     taken: list[tuple[float, ...]] = [(x - 7, x + 7, y - 7, y + 7) for x, y in middles]
     for index in np.argsort(-middles[:, 1], kind="stable"):

@@ -37,10 +37,20 @@ def project(embeds: Floats, method: Method, seed: int) -> Floats:
     Equal rows and seeds give equal places, on one machine. That costs the use of one core: threads
     add up in another order at each call. UMAP compiles itself for ten seconds in each process.
     """
-    if method not in get_args(Method):
-        raise ConfigError(unknown("method", str(method), get_args(Method)))
+    check_method(method)
     rows = _unit(embeds)
     return _umap(rows, seed) if method == "umap" else _tsne(rows, seed)
+
+
+def check_method(method: str) -> None:
+    """Raise `ConfigError` where `method` is none, or is not installed."""
+    if method not in get_args(Method):
+        raise ConfigError(unknown("method", method, get_args(Method)))
+    if method == "umap" and importlib.util.find_spec("umap") is None:
+        raise ConfigError(
+            "`umap` needs the package umap-learn, which is not installed: "
+            "`pip install cliptune[umap]` (210 MB), or take `tsne`."
+        )
 
 
 def _tsne(rows: Floats, seed: int) -> Floats:
@@ -54,11 +64,6 @@ def _tsne(rows: Floats, seed: int) -> Floats:
 
 
 def _umap(rows: Floats, seed: int) -> Floats:
-    if importlib.util.find_spec("umap") is None:
-        raise ConfigError(
-            "`umap` needs the package umap-learn, which is not installed: "
-            "`pip install cliptune[umap]` (210 MB), or take `tsne`."
-        )
     with warnings.catch_warnings():
         # Its own advertisement of a part that needs TensorFlow, which is not wanted here.
         warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)

@@ -17,8 +17,9 @@ from markupsafe import Markup
 from pipelines.reporting import field_charts, numbers, search_charts, statements, svg
 from pipelines.reporting.importance import FEWEST, Importance, importances, ranked
 from pipelines.reporting.numbers import Metric
-from pipelines.reporting.result import Estimate, Result, Row
-from pipelines.reporting.study import Study, Trial
+from pipelines.reporting.result import Estimate, Result, Row, read_result
+from pipelines.reporting.study import Study, Trial, read_study
+from trainables.files import write_bytes
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
@@ -68,6 +69,18 @@ class Rung:
     best: float | None
 
 
+def write_report(run: Path) -> tuple[list[Path], bool]:
+    """Write report.html and report.md of a run: their paths, and whether they say anything new."""
+    texts = render(run, read_study(run), read_result(run / "result.json"))
+    paths = [run / "report.html", run / "report.md"]
+    new = {path: text.encode() for path, text in zip(paths, texts, strict=True)}
+    if all(path.exists() and path.read_bytes() == data for path, data in new.items()):
+        return paths, False
+    for path, data in new.items():
+        write_bytes(path, data)
+    return paths, True
+
+
 def render(run: Path, study: Study, result: Result | None) -> tuple[str, str]:
     """The HTML page and the Markdown, in this order."""
     metric = statements.metric_of(study, result)
@@ -76,6 +89,7 @@ def render(run: Path, study: Study, result: Result | None) -> tuple[str, str]:
         charts = _charts(study, metric, hues)
     context = {
         "run": run.as_posix(),
+        "explained": (run / "explain" / "explain.html").is_file(),
         "study": study,
         "result": result,
         "metric": metric,

@@ -102,6 +102,16 @@ class Adapter(nn.Module, ABC, Generic[C]):
         """Positions that the method takes from every caption: long ones are cut by as many."""
         return 0
 
+    @property
+    def prompt_vectors(self) -> Tensor | None:
+        """What was learned in the place of words, as the text tower sees it: (M, d), or (C, M, d)
+        with vectors for each class. None: the method has no such vectors."""
+        return None
+
+    def set_prompt(self, vectors: Tensor) -> None:
+        """Let the text tower see `vectors` instead; M may be another, and 0."""
+        raise NotImplementedError(f"{type(self).__name__} has no prompt vectors.")
+
     @abstractmethod
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
         """Captions to the joint space, not normalised: (M, e). `text_embeds` (M, e) are the frozen

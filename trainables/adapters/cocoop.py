@@ -63,6 +63,13 @@ class CoCoop(Adapter[CoCoopConfig]):
     def class_words(self) -> str:
         return "{}."
 
+    @property
+    def prompt_vectors(self) -> Tensor | None:
+        return self.vectors
+
+    def set_prompt(self, vectors: Tensor) -> None:
+        self.vectors = nn.Parameter(vectors)
+
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
         """With the context that no image has moved."""
         del text_embeds

@@ -83,6 +83,13 @@ class Coop(Adapter[CoopConfig]):
     def class_words(self) -> str:
         return "{}."
 
+    @property
+    def prompt_vectors(self) -> Tensor | None:
+        return self.vectors
+
+    def set_prompt(self, vectors: Tensor) -> None:
+        self.vectors = nn.Parameter(vectors)
+
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
         del text_embeds
         prompt = Prompt(self.vectors, PLACES[self.config.class_position])

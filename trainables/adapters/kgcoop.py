@@ -67,6 +67,13 @@ class KgCoop(Adapter[KgCoopConfig]):
     def class_words(self) -> str:
         return "{}."
 
+    @property
+    def prompt_vectors(self) -> Tensor | None:
+        return self.vectors
+
+    def set_prompt(self, vectors: Tensor) -> None:
+        self.vectors = nn.Parameter(vectors)
+
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
         del text_embeds
         return embed_text(self.backbone, tokens, Prompt(self.vectors))

@@ -14,6 +14,7 @@ from trainables.adapters.shared import check_context, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
+from trainables.errors import ConfigError
 from trainables.text_tower import Prompt, embed_text
 
 
@@ -58,6 +59,19 @@ class SoftPrompt(Adapter[SoftPromptConfig]):
     @property
     def added_tokens(self) -> int:
         return self.config.n_ctx
+
+    @property
+    def prompt_vectors(self) -> Tensor | None:
+        return self.vectors
+
+    def set_prompt(self, vectors: Tensor) -> None:
+        if self.deep is not None and len(vectors) != self.config.n_ctx:
+            raise ConfigError(
+                f"a prompt with `adapter.depth` {self.config.depth} must keep its "
+                f"{self.config.n_ctx} vectors, got {len(vectors)}: deeper blocks take the places "
+                "of the first's."
+            )
+        self.vectors = nn.Parameter(vectors)
 
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
         del text_embeds
