@@ -44,6 +44,8 @@ def learned(variant: str, backbone: Backbone) -> tuple[Adapter[Any], dict[str, T
         for parameter in adapter.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    if adapter.train_config.name == "promptsrc":  # it is seen through its mean over epochs
+        adapter.end_epoch(round(0.75 * adapter.train_config.epochs), examples(backbone))
     return adapter.eval(), start
 
 

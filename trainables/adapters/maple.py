@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
-from trainables.adapters.shared import check_context, deep_context, words_behind
+from trainables.adapters.shared import check_context, check_length, deep_context, words_behind
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
@@ -73,6 +73,15 @@ class Maple(Adapter[MapleConfig]):
     @property
     def class_words(self) -> str:
         return words_behind(self.config.n_ctx)
+
+    @property
+    def prompt_vectors(self) -> Tensor | None:
+        return self.vectors[0]
+
+    def set_prompt(self, vectors: Tensor) -> None:
+        """The image tower sees what the maps make of them."""
+        check_length(vectors, self.config.n_ctx, len(self.vectors) - 1)
+        self.vectors = nn.Parameter(torch.cat([vectors[None], self.vectors[1:]]))
 
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
         del text_embeds

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter, product
-from trainables.adapters.shared import check_context, deep_context, words_behind
+from trainables.adapters.shared import check_context, check_length, deep_context, words_behind
 from trainables.backbone import Backbone
 from trainables.classes import ENSEMBLE
 from trainables.config import Task, TrainConfig, Value, check
@@ -104,6 +104,14 @@ class PromptSrc(Adapter[PromptSrcConfig]):
     @property
     def frozen_words(self) -> str:
         return ENSEMBLE
+
+    @property
+    def prompt_vectors(self) -> Tensor | None:
+        return self.text_mean[0]
+
+    def set_prompt(self, vectors: Tensor) -> None:
+        check_length(vectors, self.config.n_ctx, len(self.text) - 1)
+        self.text_mean = torch.cat([vectors[None], self.text_mean[1:]])
 
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
         del text_embeds

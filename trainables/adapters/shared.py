@@ -12,6 +12,7 @@ from trainables.adapters.base import Classifier, product
 from trainables.backbone import Backbone
 from trainables.config import check
 from trainables.data import Tokens
+from trainables.errors import ConfigError
 from trainables.image_tower import depth as image_depth
 from trainables.text_tower import Prompt, embed_text, word_vectors
 
@@ -89,3 +90,12 @@ def conditional(
         return torch.cat([some(part) for part in images.split(max(1, PROMPTS // classes))])
 
     return similarity
+
+
+def check_length(vectors: Tensor, n_ctx: int, depth: int) -> None:
+    """A prompt whose places deeper blocks take again cannot be shorter than theirs."""
+    if depth and len(vectors) != n_ctx:
+        raise ConfigError(
+            f"a prompt with `adapter.depth` {depth} must keep its {n_ctx} vectors, got "
+            f"{len(vectors)}: deeper blocks take the places of the first's."
+        )

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
-from trainables.adapters.shared import check_context, context
+from trainables.adapters.shared import check_context, check_length, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
-from trainables.errors import ConfigError
 from trainables.text_tower import Prompt, embed_text
 
 
@@ -65,12 +64,7 @@ class SoftPrompt(Adapter[SoftPromptConfig]):
         return self.vectors
 
     def set_prompt(self, vectors: Tensor) -> None:
-        if self.deep is not None and len(vectors) != self.config.n_ctx:
-            raise ConfigError(
-                f"a prompt with `adapter.depth` {self.config.depth} must keep its "
-                f"{self.config.n_ctx} vectors, got {len(vectors)}: deeper blocks take the places "
-                "of the first's."
-            )
+        check_length(vectors, self.config.n_ctx, self.config.depth)
         self.vectors = nn.Parameter(vectors)
 
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
