@@ -139,6 +139,7 @@ def _learned(
 ) -> tuple[dict[str, Any], Learned]:
     """The words of a prompt and the worth of its vectors; the adapter is another one afterwards."""
     from pipelines.explaining.words import Learned, ablate, words
+    from trainables.config import to_json
 
     assert adapter.prompt_vectors is not None
     vectors = adapter.prompt_vectors.detach().clone()
@@ -147,6 +148,7 @@ def _learned(
     found = {
         "shape": list(vectors.shape),
         "classes": list(names),
+        "init": to_json(adapter.train_config).get("adapter.init"),
         "measures": words(vectors, adapter.backbone, args.k, args.draws),
         "ablation": ablate(adapter, val, subject.metric, f"ablation of {subject.name}"),
     }

@@ -118,6 +118,7 @@ def test_words_and_chance_are_those_of_direct_calls(
     vectors = vectors_of(home, run, backbone)
     prompt = entry_of(all_of, run)["prompt"]
     assert prompt["shape"] == list(vectors.shape) == ([6, 3, 32] if run == "csc" else [3, 32])
+    assert prompt["init"] == "random"
     assert prompt["classes"] == (["<b>red</b>", *COLOURS[1:]] if run == "csc" else [])
     for measure_ in ("cosine", "euclidean"):
         found = prompt["measures"][measure_]
@@ -292,7 +293,7 @@ def test_the_page_says_it_in_words_and_holds_nothing_foreign(all_of: Found) -> N
 
 def counted(close: int, count: int, draws: int) -> tuple[Found, Found]:
     by = {"corrected": [0.01] * close + [1.0] * (count - close), "p": [0.0] * count}
-    prompt = {"measures": {"cosine": by, "euclidean": by}, "ablation": None}
+    prompt = {"measures": {"cosine": by, "euclidean": by}, "ablation": None, "init": "random"}
     quiet = {"images": 40, "moved": {"images": 0.25, "texts": 0.0}, "neighbours": None}
     entry = {
         **{"run": "runs/a", "name": "coop", "selected": True, "task": "classification"},
@@ -314,6 +315,12 @@ def test_sentences_count_what_is_nearer_than_chance() -> None:
         "them, so this flatters.",
         "Images moved by 0.250 (mean cosine distance); class texts are where they were.",
     ]
+    entry["prompt"]["init"] = "a photo of a"
+    assert sentences.headline(found).endswith("than chance, by cosine (where it began)")
+    assert sentences.of(found, entry)[2] == (
+        "The prompt began at the words “a photo of a”: being near them shows that it stayed, not "
+        "what it learned."
+    )
     found, entry = counted(0, 160, 1000)
     said = sentences.of(found, entry)
     assert said[0] == "By cosine, none of 160 vectors is nearer to a word than chance (Holm, 5 %)."

@@ -29,7 +29,8 @@ def headline(found: Mapping[str, Any]) -> str:
         first = next((one for one in with_words if one["selected"]), with_words[0])
         close = _close(first["prompt"]["measures"]["cosine"])
         who = f"{_share(close, _count(first))} of {first['name']}"
-        return f"{who} {_nearer(close)}, by cosine{_where(found, first)}"
+        began = " (where it began)" if close and _began(first) else ""
+        return f"{who} {_nearer(close)}, by cosine{began}{_where(found, first)}"
     names = ", ".join(dict.fromkeys(one["name"] for one in found["entries"]))
     return f"What adapting did to the embeddings: {names}"
 
@@ -47,6 +48,12 @@ def _count(entry: Mapping[str, Any]) -> int:
 def _close(by: Mapping[str, Any]) -> int:
     """How many vectors are nearer to a word than chance."""
     return sum(p < LEVEL for p in by["corrected"])
+
+
+def _began(entry: Mapping[str, Any]) -> str:
+    """The words that a prompt started from, if it did."""
+    init = entry["prompt"]["init"]
+    return "" if init in (None, "random") else str(init)
 
 
 def _share(close: int, count: int) -> str:
@@ -76,6 +83,11 @@ def _prompt(found: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
         f"{_share(close := _close(by), count).lower()} {_nearer(close)} (Holm, 5 %)."
         for measure, by in entry["prompt"]["measures"].items()
     ]
+    if began := _began(entry):
+        lines.append(
+            f"The prompt began at the words “{began}”: being near them shows that it stayed, not "
+            "what it learned."
+        )
     least = int(count / LEVEL)  # p = count / (draws + 1) must be below the level
     if count / (draws + 1) >= LEVEL:
         lines.append(
