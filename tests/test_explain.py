@@ -335,7 +335,7 @@ def test_sentences_count_what_is_nearer_than_chance() -> None:
 @pytest.mark.parametrize("name", [n for n in ADAPTERS if n != "zero_shot"])
 def test_a_prompt_that_is_set_is_what_the_tower_sees(name: str, backbone: Backbone) -> None:
     """For each adapter that has one, whatever it does to its vectors before."""
-    adapter = build(make_config(name), backbone)
+    adapter = build(make_config(name), backbone).eval()
     vectors = adapter.prompt_vectors
     if name in ("lora", "projection", "clip_adapter", "tip_adapter", "linear_probe"):
         assert vectors is None
@@ -344,10 +344,18 @@ def test_a_prompt_that_is_set_is_what_the_tower_sees(name: str, backbone: Backbo
         return
     assert vectors is not None
     tokens = Classes(("dog", "cat")).tokens(backbone, "{}.")
+    others, deep = [vectors.detach().clone(), vectors.detach() + 0.1], None
+    if name in ("maple", "promptsrc"):
+        deep = (adapter.vectors if name == "maple" else adapter.text_mean)[1:]
+        with pytest.raises(ConfigError, match="deeper blocks take the places"):
+            adapter.set_prompt(vectors[1:])
+    else:
+        others += [vectors[1:] + 0.1, vectors[:0]]
     with torch.no_grad():
-        for other in (vectors.detach().clone(), vectors[1:] + 0.1, vectors[:0]):
+        for other in others:
             adapter.set_prompt(other)
-            plain = embed_text(backbone, tokens, Prompt(other) if len(other) else None)
+            prompt = Prompt(other, deep=deep) if len(other) else None
+            plain = embed_text(backbone, tokens, prompt)
             torch.testing.assert_close(adapter.embed_text(tokens), plain, rtol=1e-5, atol=1e-5)
             assert adapter.prompt_vectors is not None
             torch.testing.assert_close(adapter.prompt_vectors, other)
