@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,29 +102,29 @@ class CellSearch:
         job: Any = self.searcher.suggest("cell")
         if not isinstance(job, dict):
             return False
-        number, ended = job["number"], False
-        while not ended:
-            result = self._epoch(job, should_stop)
-            result["number"], ended = number, result["done"]
-            self.searcher.on_trial_result("cell", result)
+        for result in self._train(job["number"], job["values"], should_stop):
+            self.searcher.on_trial_result("cell", result | {"number": job["number"]})
         self.searcher.live.clear()
-        self.run = None
         gc.collect()
         return True
 
-    run: Any = None
-
-    def _epoch(self, job: dict[str, Any], should_stop: Callable[[], bool]) -> dict[str, Any]:
+    def _train(
+        self, number: int, values: dict[str, Any], should_stop: Callable[[], bool]
+    ) -> Iterator[dict[str, Any]]:
+        """The result of each epoch that the study does not know, the last one done."""
         try:
-            if self.run is None:
-                self.run = self.bench.start(job["number"], job["values"])
-            return outcome(self.run, self.run.advance(should_stop))
+            run = self.bench.start(number, values)
+            done = False
+            while not done:
+                result = outcome(run, run.advance(should_stop))
+                done = result["done"]
+                yield result
         except Interrupted:
             raise
         except Exception as error:  # a trial's own failure is a result
             if not is_own_failure(error):
                 raise
-            return failure(error)
+            yield failure(error)
 
     def close(self) -> dict[str, Any]:
         """Write `cell.json`, and what is in it."""
