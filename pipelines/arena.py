@@ -91,19 +91,14 @@ def _plan(args: Args) -> Plan:
     ):
         if not values or len(set(values)) < len(values):
             raise CliptuneError(f"`{flag}` must name each of its values once, got {list(values)}.")
-    sources = tuple(
-        Source(
-            name,
-            str(Path(folder).absolute()),
-            words.get(name, name if name in shipped() else DEFAULT),
-        )
-        for name, folder in data.items()
-    )
+    sources = []
+    for name, shards in data.items():
+        own = words.get(name, name if name in shipped() else DEFAULT)
+        sources.append(Source(name, str(Path(shards).absolute()), own))
+    here = Path(args.backbone)
     return Plan(
-        sources=sources,
-        backbone=str(Path(args.backbone).absolute())
-        if Path(args.backbone).is_dir()
-        else args.backbone,
+        sources=tuple(sources),
+        backbone=str(here.absolute()) if here.is_dir() else args.backbone,
         revision=args.revision,
         adapters=adapters,
         shots=args.shots,
