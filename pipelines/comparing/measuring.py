@@ -107,7 +107,7 @@ def measure_arena(folder: Path, seal: Seal) -> Entry:
     first = find_store(store_of(folder, plan.sources[0].name))
     backbone = backbone_of(first, default_device())
     tests = Tests(folder, plan, backbone, seal)
-    cells = list(plan.cells())
+    names, cells = {source.name for source in plan.sources}, list(plan.cells())
     entries = [
         entry
         for cell in tqdm(cells, "measuring", unit="cell")
@@ -125,7 +125,7 @@ def measure_arena(folder: Path, seal: Seal) -> Entry:
         "budget": {"trials": plan.trials, "seconds": plan.seconds or None, "epochs": plan.epochs},
         "adapters": list(plan.adapters),
         "cells": entries,
-        "literature": LITERATURE,
+        "literature": [one for one in LITERATURE if one["dataset"] in names],
     }
 
 
