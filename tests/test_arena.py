@@ -17,7 +17,8 @@ from pipelines.comparing.measuring import identity
 from pipelines.comparing.plan import Cell, Plan, Source, cell_folder, read_plan, write_plan
 from pipelines.comparing.tuning import Arena, CellSearch, CellTrial
 from pipelines.demo.draw import draw_classes
-from pipelines.demo.scenes import SHAPES
+from pipelines.demo.lexicon import SHIFTED
+from pipelines.demo.scenes import COLOURS
 from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json
@@ -25,11 +26,12 @@ from trainables.loop import Interrupted
 from trainables.shards import Seal, ShardSet
 
 ROOT = Path(__file__).parents[1]
+NAMES = tuple(SHIFTED.colours[colour][-1] for colour in COLOURS)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of ten shapes in two styles: 4 train, 2 val and 3 test images a class."""
+    """Shards of ten colours in two styles: 4 train, 2 val and 3 test images a class."""
     folder = tmp_path_factory.mktemp("data")
     for domain in ("base", "shifted"):
         index = draw_classes(folder / domain, domain, train=4, val=2, test=3)
@@ -39,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_of(data: Path, clip: Path, **changed: Any) -> Plan:
     plan = Plan(
-        sources=(Source("shapes", str(data / "base-shards"), "default"),),
+        sources=(Source("colours", str(data / "base-shards"), "default"),),
         backbone=str(clip),
         revision=None,
         adapters=("zero_shot", "coop", "tip_adapter", "linear_probe"),
@@ -62,20 +64,20 @@ def folder(data: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     stage._draw(args(data, clip, folder), plan, folder)
     write_plan(folder, plan)
     encode.run(
-        encode.Args(data / "base-shards", str(clip), out=folder / "features/shapes", pixels=True)
+        encode.Args(data / "base-shards", str(clip), out=folder / "features/colours", pixels=True)
     )
     return folder
 
 
 def args(folder: Path, clip: Path, out: Path, **changed: Any) -> stage.Args:
     own = stage.Args(
-        (f"shapes={folder / 'base-shards'}",), str(clip), out=out, shots=(2,), seed=(1,)
+        (f"colours={folder / 'base-shards'}",), str(clip), out=out, shots=(2,), seed=(1,)
     )
     return dataclasses.replace(own, **changed)
 
 
 def cell(adapter: str, part: Any = "all") -> Cell:
-    return Cell(f"shapes-2-1-{part}", "shapes", 2, 1, part, adapter)
+    return Cell(f"colours-2-1-{part}", "colours", 2, 1, part, adapter)
 
 
 def tune(folder: Path, one: Cell, plan: Plan | None = None) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def test_a_cell_is_a_study_of_its_budget(folder: Path) -> None:
     rows = (own / best["path"] / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 2  # the plan's epochs, fewer than the recipe's
     assert found["val"] == max(json.loads(row)["val/accuracy"] for row in rows)
-    assert read_json(own / best["path"] / "best/classes.json")["names"] == list(SHAPES)
+    assert read_json(own / best["path"] / "best/classes.json")["names"] == list(NAMES)
 
 
 def test_a_cell_goes_on_where_it_was_stopped(folder: Path, tmp_path: Path) -> None:
@@ -139,9 +141,9 @@ def test_a_cell_that_breaks_is_told_and_the_worker_lives(
 
 
 def test_draws_are_alike_for_all_and_none_is_of_test(data: Path, folder: Path) -> None:
-    whole = read_draw(folder / "draws/shapes-2-1-all.json")
-    base, new = (read_draw(folder / f"draws/shapes-2-1-{part}.json") for part in ("base", "new"))
-    assert base.names + new.names == whole.names == SHAPES
+    whole = read_draw(folder / "draws/colours-2-1-all.json")
+    base, new = (read_draw(folder / f"draws/colours-2-1-{part}.json") for part in ("base", "new"))
+    assert base.names + new.names == whole.names == NAMES
     assert {m.id for m in base.train} | {m.id for m in new.train} == {m.id for m in whole.train}
     sealed = ShardSet.open(data / "base-shards").rows("test", ["id"], Seal("a test of the seal"))
     assert not {row["id"] for row in sealed} & {m.id for m in (*whole.train, *whole.val)}
@@ -162,9 +164,9 @@ def test_another_budget_in_the_same_folder_is_refused(folder: Path) -> None:
         ({"adapter": ("coop", "coop")}, "`--adapter` must name each of its values once"),
         ({"adapter": ("soft_prompt",)}, "`soft_prompt` is for retrieval, not for classification."),
         ({"adapter": ("co_op",)}, "Did you mean `coop`"),
-        ({"data": ("shapes",)}, "`--data` takes each NAME=VALUE once, got 'shapes'."),
+        ({"data": ("colours",)}, "`--data` takes each NAME=VALUE once, got 'colours'."),
         ({"words": ("other=default",)}, "`--words` names `other`, which `--data` does not."),
-        ({"shots": (5,)}, "class `circle` .*4.*`--fewer`"),
+        ({"shots": (5,)}, "class `scarlet` .*4.*`--fewer`"),
         ({"seed": (1, 1)}, "`--seed` must name each of its values once"),
     ],
 )
@@ -180,8 +182,8 @@ def test_a_name_that_leaves_no_room_is_told_before_any_training(
     data: Path, clip: Path, folder: Path, tmp_path: Path
 ) -> None:
     words = tmp_path / "words.json"
-    words.write_text(json.dumps({"names": {"heart": "a red dog on a table " * 10}}))
-    plan = plan_of(data, clip, sources=(Source("shapes", str(data / "base-shards"), str(words)),))
+    words.write_text(json.dumps({"names": {"tan": "a red dog on a table " * 10}}))
+    plan = plan_of(data, clip, sources=(Source("colours", str(data / "base-shards"), str(words)),))
     stage._draw(args(data, clip, tmp_path), plan, tmp_path)
     with pytest.raises(
         ConfigError, match=r"class `a red dog .* must have at most 61 tokens.*got 63"

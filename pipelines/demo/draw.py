@@ -7,8 +7,9 @@ classes in CoOp's.
 import json
 from pathlib import Path
 
+from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.render import render
-from pipelines.demo.scenes import SHAPES, Domain, Split, invent, invent_one
+from pipelines.demo.scenes import COLOURS, Domain, Split, invent, invent_one
 from pipelines.demo.words import CAPTIONS, captions, tokens
 
 QUALITY = 90
@@ -24,19 +25,19 @@ def draw(out: Path, domain: Domain, train: int, val: int, test: int, seed: int =
 
 
 def draw_classes(out: Path, domain: Domain, train: int, val: int, test: int, seed: int = 0) -> Path:
-    """Write so many images of each shape, one thing a picture; returns the path of
-    `split_zhou_shapes.json`."""
+    """Write so many images of each colour, one thing a picture, under names that the tiny CLIP has
+    never read; returns the path of `split_zhou_colours.json`."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     sizes: dict[Split, int] = {"train": train, "val": val, "test": test}
     entries: dict[str, list[list[object]]] = {split: [] for split in sizes}
     for split, size in sizes.items():
-        for label, shape in enumerate(SHAPES):
+        for label, colour in enumerate(COLOURS):
             for index in range(size):
-                name = f"images/{domain}_{split}_{shape}_{index:04d}.jpg"
-                scene = invent_one(domain, split, shape, index, seed)
+                name = f"images/{domain}_{split}_{colour}_{index:04d}.jpg"
+                scene = invent_one(domain, split, colour, index, seed)
                 render(scene).save(out / name, quality=QUALITY)
-                entries[split].append([name, label, shape])
-    return _write(out / "split_zhou_shapes.json", entries)
+                entries[split].append([name, label, SHIFTED.colours[colour][-1]])
+    return _write(out / "split_zhou_colours.json", entries)
 
 
 def _write(target: Path, value: object) -> Path:

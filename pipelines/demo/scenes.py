@@ -111,11 +111,11 @@ def invent(domain: Domain, split: Split, index: int, seed: int = 0) -> Scene:
             return scene
 
 
-def invent_one(domain: Domain, split: Split, shape: str, index: int, seed: int = 0) -> Scene:
-    """The same with a single thing of a given shape: what a class of shapes is shown by."""
-    rng = random.Random(f"{domain}/{split}/{shape}/{index}/{seed}")
+def invent_one(domain: Domain, split: Split, colour: str, index: int, seed: int = 0) -> Scene:
+    """The same with a single thing of a given colour: what a class of colours is shown by."""
+    rng = random.Random(f"{domain}/{split}/{colour}/{index}/{seed}")
     while True:
-        kind = replace(_kind(rng), shape=shape)
+        kind = replace(_kind(rng), colour=colour)
         ground, things = rng.choice(GROUNDS), _spread([kind], rng)
         scene = Scene(domain, ground, things, False, rng.getrandbits(48))
         if _bucket(scene) in _SHARE[split]:

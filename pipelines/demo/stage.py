@@ -25,7 +25,7 @@ class Args:
     seed: int = 0
     """Of the pictures and of the search."""
     classes: bool = False
-    """Draw labelled shapes in two styles instead, and run the arena on them."""
+    """Draw things of ten colours in two styles instead, and run the arena on them."""
 
 
 def run(args: Args) -> None:
@@ -60,11 +60,11 @@ def _classes(args: Args) -> Path:
 
     data = []
     for domain in DOMAINS:
-        folder, shards = args.out / f"shapes-{domain}", args.out / f"shards-{domain}"
-        if not (folder / "split_zhou_shapes.json").exists():
-            say(f"drawing ten shapes in the {domain} style ...")
+        folder, shards = args.out / f"colours-{domain}", args.out / f"shards-{domain}"
+        if not (folder / "split_zhou_colours.json").exists():
+            say(f"drawing things of ten colours in the {domain} style ...")
             draw_classes(folder, domain, train=32, val=8, test=40, seed=args.seed)
-        run_stage("shards", "--source", folder / "split_zhou_shapes.json", "--out", shards)
+        run_stage("shards", "--source", folder / "split_zhou_colours.json", "--out", shards)
         data.append(f"{domain}={shards}")
     arena = args.out / "arena"
     run_stage(
