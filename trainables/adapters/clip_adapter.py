@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
+from trainables.adapters.shared import COOP_OPTIM
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
@@ -37,11 +38,7 @@ class ClipAdapter(Adapter[ClipAdapterConfig]):
     Config: ClassVar[type[ClipAdapterConfig]] = ClipAdapterConfig
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
-            "optim.kind": "sgd",
-            "optim.lr": 2e-3,
-            "optim.weight_decay": 5e-4,
-            "optim.schedule": "coop",
-            "optim.clip_norm": 0.0,
+            **COOP_OPTIM,
             "batch_size": 32,
             "epochs": 200,
         }

@@ -9,7 +9,14 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter, Classifier
-from trainables.adapters.shared import Tiles, check_context, conditional, context, meta_network
+from trainables.adapters.shared import (
+    COOP_OPTIM,
+    Tiles,
+    check_context,
+    conditional,
+    context,
+    meta_network,
+)
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data import Tokens
@@ -38,11 +45,7 @@ class CoCoop(Adapter[CoCoopConfig]):
     Config: ClassVar[type[CoCoopConfig]] = CoCoopConfig
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
-            "optim.kind": "sgd",
-            "optim.lr": 2e-3,
-            "optim.weight_decay": 5e-4,
-            "optim.schedule": "coop",
-            "optim.clip_norm": 0.0,
+            **COOP_OPTIM,
             "batch_size": 1,
             "epochs": 10,
         }

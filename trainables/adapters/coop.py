@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
-from trainables.adapters.shared import check_context, context
+from trainables.adapters.shared import COOP_OPTIM, check_context, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data import Tokens
@@ -45,11 +45,7 @@ class Coop(Adapter[CoopConfig]):
     Config: ClassVar[type[CoopConfig]] = CoopConfig
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
-            "optim.kind": "sgd",
-            "optim.lr": 2e-3,
-            "optim.weight_decay": 5e-4,
-            "optim.schedule": "coop",
-            "optim.clip_norm": 0.0,
+            **COOP_OPTIM,
             "batch_size": 32,
             "epochs": 200,
         }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter, product
-from trainables.adapters.shared import check_context, context
+from trainables.adapters.shared import COOP_OPTIM, check_context, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Batch, Tokens
@@ -40,11 +40,7 @@ class KgCoop(Adapter[KgCoopConfig]):
     Config: ClassVar[type[KgCoopConfig]] = KgCoopConfig
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
-            "optim.kind": "sgd",
-            "optim.lr": 2e-3,
-            "optim.weight_decay": 5e-4,
-            "optim.schedule": "coop",
-            "optim.clip_norm": 0.0,
+            **COOP_OPTIM,
             "batch_size": 128,
             "epochs": 100,
         }

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
-from trainables.adapters.shared import check_context, check_length, deep_context, words_behind
+from trainables.adapters.shared import (
+    COOP_OPTIM,
+    check_context,
+    check_length,
+    deep_context,
+    words_behind,
+)
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
@@ -44,11 +50,8 @@ class Maple(Adapter[MapleConfig]):
     Config: ClassVar[type[MapleConfig]] = MapleConfig
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
-            "optim.kind": "sgd",
+            **COOP_OPTIM,
             "optim.lr": 3.5e-3,
-            "optim.weight_decay": 5e-4,
-            "optim.schedule": "coop",
-            "optim.clip_norm": 0.0,
             "batch_size": 4,
             "epochs": 5,
         }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter, Classifier
-from trainables.adapters.shared import Tiles, conditional, meta_network
+from trainables.adapters.shared import COOP_OPTIM, Tiles, conditional, meta_network
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
@@ -60,11 +60,7 @@ class Mip(Adapter[MipConfig]):
     Config: ClassVar[type[MipConfig]] = MipConfig
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
-            "optim.kind": "sgd",
-            "optim.lr": 2e-3,
-            "optim.weight_decay": 5e-4,
-            "optim.schedule": "coop",
-            "optim.clip_norm": 0.0,
+            **COOP_OPTIM,
             "batch_size": 1,
             "epochs": 10,
         }

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter, product
-from trainables.adapters.shared import check_context, check_length, deep_context, words_behind
+from trainables.adapters.shared import (
+    COOP_OPTIM,
+    check_context,
+    check_length,
+    deep_context,
+    words_behind,
+)
 from trainables.backbone import Backbone
 from trainables.classes import ENSEMBLE
 from trainables.config import Task, TrainConfig, Value, check
@@ -62,11 +68,8 @@ class PromptSrc(Adapter[PromptSrcConfig]):
     Config: ClassVar[type[PromptSrcConfig]] = PromptSrcConfig
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
-            "optim.kind": "sgd",
+            **COOP_OPTIM,
             "optim.lr": 2.5e-3,
-            "optim.weight_decay": 5e-4,
-            "optim.schedule": "coop",
-            "optim.clip_norm": 0.0,
             "batch_size": 4,
             "epochs": 20,
         }

@@ -10,13 +10,21 @@ from torch.nn import functional as F
 
 from trainables.adapters.base import Classifier, product
 from trainables.backbone import Backbone
-from trainables.config import check
+from trainables.config import Value, check
 from trainables.data import Tokens
 from trainables.errors import ConfigError
 from trainables.image_tower import depth as image_depth
 from trainables.text_tower import Prompt, embed_text, word_vectors
 
 WORDS = "a photo of a"
+# How CoOp trains (Zhou et al. 2022), and most that followed it.
+COOP_OPTIM: dict[str, Value] = {
+    "optim.kind": "sgd",
+    "optim.lr": 2e-3,
+    "optim.weight_decay": 5e-4,
+    "optim.schedule": "coop",
+    "optim.clip_norm": 0.0,
+}
 PROMPTS = 4096  # class prompts of several images that are embedded at a time
 
 
