@@ -69,7 +69,7 @@ def _check(args: Args) -> tuple[list[Recipe], dict[str, Path]]:
     """All that can be wrong with what was asked, before any work."""
     from pipelines.drawing.words import read_words
     from pipelines.reproducing.recipes import read_recipes
-    from trainables.backbone import locate
+    from trainables.model_folder import locate
     from trainables.shards import SPLITS, ShardSet
 
     recipes, folders = read_recipes(args.recipe), _folders(args.shards)

@@ -1,0 +1,105 @@
+"""A folder in Hugging Face layout: what may be read of it, and under what name it is known.
+
+Flows in: a local directory, or a Hub id pinned to a commit. Flows out: the folder, a fingerprint of
+every file that can change a number, and the frozen model. Only safetensors and JSON are read, never
+a pickle.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from trainables.errors import ConfigError, DataError
+from trainables.files import sha256_file, sha256_json
+
+WEIGHTS = "model*.safetensors"
+FILES = (  # what a model's outputs depend on, and all that is fetched from the Hub
+    *(WEIGHTS, "model.safetensors.index.json", "config.json"),
+    *("preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt"),
+)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+
+
+def locate(name: str, revision: str | None, flag: str = "--revision") -> Path:
+    """The directory that holds the model's files, after a download where `name` is a Hub id."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(f"`{flag}` is for Hub ids, but `{name}` is a local directory.")
+        return folder
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise ConfigError(f"`{name}` is neither a directory nor a Hub id such as `owner/model`.")
+    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ConfigError(
+            f"`{name}` is not a directory here; as a Hub id it needs `{flag}` with a commit's "
+            "40 hex digits (in the model page's history), because a branch or a tag can move, "
+            f"got {revision!r}."
+        )
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES))
+        )
+    except (OSError, ValueError) as error:  # no network, no such model or commit
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"could not fetch `{name}` at {revision}: {reason}") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """One hash for every file that the model's outputs depend on."""
+    paths = sorted({path for pattern in FILES for path in folder.glob(pattern)})
+    return sha256_json({path.name: sha256_file(path) for path in paths})
+
+
+def existing(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise ConfigError(f"`{folder}` is not a model in Hugging Face layout: it has no {name}.")
+    return path
+
+
+def load_model(folder: Path, cls: Any) -> Any:
+    """The model in fp32, frozen, in eval mode; every weight must be there and fit."""
+    if not list(folder.glob(WEIGHTS)):
+        pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+        if pickles:
+            raise ConfigError(
+                f"`{folder / pickles[0]}` is refused: such a file can run code when it is loaded. "
+                "On a machine where you trust it, convert it once: "
+                f"`{cls.__name__}.from_pretrained(...).save_pretrained(...)` writes safetensors."
+            )
+        raise ConfigError(f"`{folder}` has no weights: no file fits {WEIGHTS}.")
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, report = cls.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"the weights in `{folder}` could not be loaded: {reason}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    wrong = sorted(
+        {str(n) for n in report["missing_keys"]} | {str(n[0]) for n in report["mismatched_keys"]}
+    )
+    if wrong:
+        raise DataError(
+            f"the weights in `{folder}` must hold every tensor, got none for `{wrong[0]}`."
+        )
+    return model.requires_grad_(False).eval()
