@@ -11,6 +11,8 @@ from search_spaces import (
     lora,
     maple,
     mip,
+    nearest_caption,
+    prefix_captioner,
     projection,
     promptsrc,
     soft_prompt,
@@ -33,4 +35,6 @@ SPACES: dict[str, Spaces] = {
     "clip_adapter": clip_adapter.SPACES,
     "tip_adapter": tip_adapter.SPACES,
     "linear_probe": linear_probe.SPACES,
+    "nearest_caption": nearest_caption.SPACES,
+    "prefix_captioner": prefix_captioner.SPACES,
 }

@@ -34,12 +34,12 @@ from tests.tiny import tiny_clip, tiny_shards
 from trainables import features as features_module
 from trainables.backbone import load_backbone
 from trainables.errors import ConfigError, DataError
-from trainables.features import captions_of, embed_split, features_key, open_features
+from trainables.features import embed_split, features_key, open_features
 from trainables.files import read_json, sha256_file, write_json
 from trainables.image_tower import lower
 from trainables.images import decode
 from trainables.preprocess import view_of
-from trainables.shards import Seal, ShardSet
+from trainables.shards import Seal, ShardSet, captions_of
 from trainables.tensor_file import Array
 
 ROOT = Path(__file__).parents[1]

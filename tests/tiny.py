@@ -18,13 +18,18 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.decoders import ByteLevel as ByteDecoder
+from tokenizers.models import BPE, WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     SiglipConfig,
@@ -34,7 +39,7 @@ from transformers.utils import logging
 
 from trainables.backbone import load_backbone
 from trainables.files import sha256_bytes, sha256_file, write_json
-from trainables.shards import SCHEMA
+from trainables.shards import SCHEMA, ShardSet
 
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -166,12 +171,41 @@ def tiny_siglip(folder: Path, seed: int = 0, width: int = 32, image_size: int = 
     return _save(model, squash, folder)
 
 
-def _save(model: PreTrainedModel, processor: dict[str, Any], folder: Path) -> Path:
+def tiny_lm(folder: Path, kind: str = "gpt2", seed: int = 0, positions: int = 64) -> Path:
+    """A random causal language model of width 32 in the shape of GPT-2 or Llama."""
+    words = Tokenizer(
+        BPE(merges=[], vocab={c: n for n, c in enumerate(sorted(ByteLevel.alphabet()))})
+    )
+    words.pre_tokenizer, words.decoder = ByteLevel(add_prefix_space=False), ByteDecoder()
+    end = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token=end, eos_token=end)
+    shape: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.eos_token_id}
+    shape |= {"eos_token_id": tokenizer.eos_token_id, "max_position_embeddings": positions}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "gpt2":
+            model: Any = GPT2LMHeadModel(GPT2Config(**shape, n_embd=32, n_layer=2, n_head=4))
+        else:
+            size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+            heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+            model = LlamaForCausalLM(LlamaConfig(**shape, **size, **heads))
+        with torch.no_grad():  # its initialisation is so small that all words look alike
+            model.get_input_embeddings().weight.mul_(10)
+    tokenizer.save_pretrained(folder)
+    _save_weights(model, folder)
+    return folder
+
+
+def _save_weights(model: PreTrainedModel, folder: Path) -> None:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     model.save_pretrained(folder)
     if bars:
         logging.enable_progress_bar()
+
+
+def _save(model: PreTrainedModel, processor: dict[str, Any], folder: Path) -> Path:
+    _save_weights(model, folder)
     steps = {"do_resize": True, "do_rescale": True, "do_normalize": True}
     processor |= {**steps, "resample": 3, "rescale_factor": 1 / 255}
     write_json(folder / "preprocessor_config.json", processor)
@@ -197,10 +231,12 @@ def tiny_features(
     pixels: bool = False,
     duplicates: int = 0,
     clip: Path | None = None,
+    shards: Path | None = None,
     seed: int = 0,
 ) -> Path:
     """A feature store of `images` train and `val` val images for `tiny_clip`'s joint width of 16.
 
+    `shards`: those of `tiny_shards` with as many images and captions, for what is read of them.
     An image's embedding is a rotated copy of a code of its caption's words, so there is something
     to learn. The last `duplicates` train images have the bytes of the first ones.
     """
@@ -237,7 +273,8 @@ def tiny_features(
             **{"bytes": path.stat().st_size, "sha256": sha256_file(path)},
         }
     manifest = {
-        **{"format": "cliptune-features-2", "key": "tiny", "shards": "", "shards_sha256": ""},
+        **{"format": "cliptune-features-2", "key": "tiny", "shards": str(shards or "")},
+        "shards_sha256": ShardSet.open(shards).digest if shards else "",
         "backbone": {
             **{"name": str(clip or ""), "revision": None},
             "fingerprint": load_backbone(str(clip)).fingerprint if clip else "",

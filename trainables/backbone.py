@@ -7,9 +7,8 @@ every file that can change a number. Only safetensors and JSON are read, never a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from trainables.data import Tokens
 from trainables.errors import ConfigError, unknown
 from trainables.files import read_json
 from trainables.image_tower import lower, upper
-from trainables.model_folder import existing, fingerprint, load_model, locate
+from trainables.model_folder import existing, fingerprint, isolated, load_model, locate
 from trainables.preprocess import Preprocess, read_preprocess
 
 MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
@@ -51,6 +50,8 @@ class Backbone:
     scale: float  # exp(logit_scale): similarities are multiplied by it
     bias: float  # SigLIP's logit_bias, else 0
     device: torch.device
+    # What else a process loaded to work with it.
+    beside: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, R, R) to the joint space, not normalised: (B, e). Differentiable in what an
@@ -77,9 +78,7 @@ class Backbone:
 
     def isolated(self) -> Backbone:
         """The same weights under other module objects: what PEFT injects there stays there."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        shared = {id(tensor): tensor for tensor in tensors}
-        return replace(self, model=copy.deepcopy(self.model, shared))
+        return replace(self, model=isolated(self.model))
 
 
 def load_backbone(

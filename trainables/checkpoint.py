@@ -76,6 +76,7 @@ def save_checkpoint(
             "revision": backbone.revision,
             "fingerprint": backbone.fingerprint,
         },
+        **({"beside": adapter.beside} if adapter.beside else {}),
         "files": {path.name: sha256_file(path) for path in sorted(new.iterdir())},
     }
     write_json(new / "manifest.json", manifest | {"sha256": sha256_json(manifest)})
@@ -152,6 +153,13 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
             f"with {backbone.fingerprint[:12]}."
         )
     adapter = build(read_config(folder), backbone)
+    for role, then in read_json(folder / "manifest.json").get("beside", {}).items():
+        now = adapter.beside[role]
+        if then["fingerprint"] != now["fingerprint"]:
+            raise CheckpointError(
+                f"`{folder}` was trained with the {role.replace('_', ' ')} `{then['name']}` with "
+                f"fingerprint {then['fingerprint'][:12]}, got {now['fingerprint'][:12]}."
+            )
     if (folder / "classes.json").is_file():
         own = read_json(folder / "classes.json")
         adapter.classes = Classes(tuple(own["names"]), own["template"])

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from trainables.errors import ConfigError, unknown
 
 Value: TypeAlias = str | int | float | bool | None
-Task: TypeAlias = Literal["retrieval", "classification"]
+Task: TypeAlias = Literal["retrieval", "classification", "captioning"]
 
 
 def check(rule: bool, name: str, text: str, value: object) -> None:
@@ -126,7 +126,7 @@ class TrainConfig:
 
     name: str  # of the adapter, a key of `trainables.adapters.registry.ADAPTERS`
     adapter: Any  # that adapter's own frozen `Config`
-    task: Task = "retrieval"  # or images among the classes of a draw
+    task: Task = "retrieval"  # or images among the classes of a draw, or captions in new words
     loss: LossConfig = field(default_factory=LossConfig)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

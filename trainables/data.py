@@ -44,6 +44,14 @@ class Tokens:
         grid[torch.arange(width, device=grid.device) < self.lengths[:, None]] = self.ids
         return grid
 
+    def cut(self, room: int) -> Tokens:
+        """Captions of at most `room` tokens: of longer ones the first, and their last."""
+        lengths = self.lengths
+        within = torch.arange(len(self.ids)) - self.offsets[:-1].repeat_interleave(lengths)
+        last = (lengths - 1).repeat_interleave(lengths)
+        kept = self.ids[(within < room - 1) | (within == last)]
+        return Tokens(kept, torch.cat([lengths.new_zeros(1), lengths.clamp(max=room).cumsum(0)]))
+
     def unique(self) -> tuple[Tokens, Tensor]:
         """The distinct captions (K), those that begin alike side by side; and of which of them each
         caption is a copy: (N,) int64."""
@@ -64,6 +72,7 @@ class Batch:
     image_groups: Tensor  # (B,) int64
     caption_groups: Tensor  # (M,) int64
     progress: Tensor  # () float64, share of the run's steps already done, in [0, 1)
+    frames: Tensor | None = None  # (B, F, e) the same of each frame, where the images are clips
 
     def to(self, device: torch.device | str) -> Batch:
         """All but the tokens: the text tower makes its plans of them on the CPU."""
@@ -75,6 +84,7 @@ class Batch:
             self.image_groups.to(device),
             self.caption_groups.to(device),
             self.progress.to(device),
+            None if self.frames is None else self.frames.to(device),
         )
 
 

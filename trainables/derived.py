@@ -1,9 +1,10 @@
 """What is made of a split on first use, once, for all trials of all searches.
 
 Flows in: a feature store's folder and its backbone. Flows out: the frozen text tower's embeddings
-of the captions, augmented views of the images, states of the image tower's lower blocks. They are
-kept in the store's sub-folder `lazy/`. The store's own files never change, and as its name is a
-hash of weights, preprocessing, decoder, data seed and shards, nothing here can be stale.
+of the captions, the captions in a language model's tokens, augmented views of the images, states of
+the image tower's lower blocks. They are kept in the store's sub-folder `lazy/`. The store's own
+files never change, and as its name is a hash of weights, preprocessing, decoder, data seed and
+shards, nothing here can be stale.
 
 The first process that asks makes a file, the others wait and map it. Where the store cannot be
 written, or without one (test, in memory), what is asked for is made and not kept.
@@ -21,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -35,9 +36,12 @@ from trainables.errors import DataError
 from trainables.image_tower import lower
 from trainables.images import decode
 from trainables.preprocess import decoder_versions, view_of
-from trainables.shards import ShardSet, chunks
+from trainables.shards import ShardSet, captions_of, chunks
 from trainables.tensor_file import Array, Layout, TensorFile
 from trainables.text_tower import embed_text
+
+if TYPE_CHECKING:
+    from trainables.language_model import LanguageModel
 
 Tensors = dict[str, Tensor]
 Put: TypeAlias = Callable[[str, int, Array], None]  # a tensor's name, its first row, the rows
@@ -154,6 +158,36 @@ class Derived:
         embeds: Tensor = self.kept["text"]
         return embeds
 
+    def texts(self) -> list[str]:
+        """All captions, as the shards have them: M."""
+        if "texts" not in self.kept:
+            rows = self._shards().rows(self.split, ["id", "captions", "class_name"])
+            self.kept["texts"] = [text for row in rows for text in captions_of(row)]
+        texts: list[str] = self.kept["texts"]
+        return texts
+
+    def words(self, lm: LanguageModel) -> Tokens:
+        """All captions in a language model's tokens: M."""
+        name = f"words-{lm.fingerprint[:16]}-{self.split}.safetensors"
+        if name not in self.kept:
+            path = self._path(name)
+            found = None if path is None else _mapped(path)
+            if found is None:
+                tokens = lm.tokenize(self.texts())
+                layout: Layout = {
+                    "ids": (np.int64, (len(tokens.ids),)),
+                    "offsets": (np.int64, (len(tokens.offsets),)),
+                }
+
+                def fill(put: Put) -> None:
+                    put("ids", 0, tokens.ids.numpy())
+                    put("offsets", 0, tokens.offsets.numpy())
+
+                found = made_once(path, layout, fill)
+            self.kept[name] = Tokens(found["ids"], found["offsets"])
+        words: Tokens = self.kept[name]
+        return words
+
     def view(self, number: int) -> Tensors:
         """Augmented view `number` (from 1) of every image: `image_embeds` (N, e) and, where the
         store has them, `pixels` (N, 3, R, R)."""
@@ -178,11 +212,15 @@ class Derived:
                 put("pixels", done, squares.numpy())
             done += len(squares)
 
-    def _squares(self, number: int) -> Iterator[Tensor]:
-        """The view of each image in the store's order, a chunk at a time."""
+    def _shards(self) -> ShardSet:
         shards = ShardSet.open(self.manifest["shards"])
         if shards.digest != self.manifest["shards_sha256"]:
             raise DataError(f"`{shards.folder}` changed since the features were made of it.")
+        return shards
+
+    def _squares(self, number: int) -> Iterator[Tensor]:
+        """The view of each image in the store's order, a chunk at a time."""
+        shards = self._shards()
         if self.manifest["decoder"] != decoder_versions():
             raise DataError(
                 f"the features were made with {self.manifest['decoder']}, here is "

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,9 +25,13 @@ from trainables.derived import Derived
 from trainables.errors import DataError, unknown
 from trainables.files import read_json, sha256_json
 from trainables.images import decode
+from trainables.metrics.captioning import References
 from trainables.mining import nearest_images
 from trainables.preprocess import decoder_versions
-from trainables.shards import Seal, ShardSet, chunks
+from trainables.shards import Seal, ShardSet, captions_of, chunks
+
+if TYPE_CHECKING:
+    from trainables.language_model import LanguageModel
 
 FORMAT = "cliptune-features-2"
 Row = Mapping[str, Any]
@@ -55,6 +59,7 @@ class SplitFeatures:
     source: Tensor | None = None  # (N,) int64: of a part, the rows of the whole
     labels: Tensor | None = None  # (N,) int64
     classes: Classes | None = None  # C
+    frame_embeds: Tensor | None = None  # (N, F, e) of clips; `image_embeds` are then their means
     others: tuple[SplitFeatures, ...] = ()  # labelled parts of the same split, of other classes
 
     def take(self, examples: Mapping[str, int], classes: Classes) -> SplitFeatures:
@@ -93,6 +98,25 @@ class SplitFeatures:
         """The frozen text tower's outputs for all captions: (M, e)."""
         return self._more.text_embeds(self.tokens)
 
+    def texts(self) -> list[str]:
+        """All captions as they were written: M."""
+        return self._more.texts()
+
+    def words(self, lm: LanguageModel) -> Tokens:
+        """All captions in a language model's own tokens, each with its end token: M."""
+        return self._more.words(lm)
+
+    @property
+    def references(self) -> References:
+        """The captions of each image, as captions of a model are measured against: N."""
+        if "references" not in self._more.kept:
+            every: list[list[str]] = [[] for _ in self.ids]
+            for row, text in zip(self.caption_rows.tolist(), self.texts(), strict=True):
+                every[row].append(text)
+            self._more.kept["references"] = References(every)
+        found: References = self._more.kept["references"]
+        return found
+
     def hidden(self, rows: Tensor, view: int, block: int) -> Tensor:
         """The image tower's states before block `block` for a view of `rows` (B,): (B, S, w)."""
         if self.pixels is None:
@@ -121,6 +145,7 @@ class Texts:
     """All of a split but its pixels."""
 
     ids: list[str]
+    texts: list[str]
     tokens: Tokens
     caption_rows: Tensor
     groups: Tensor
@@ -139,18 +164,10 @@ def features_key(
     return sha256_json(parts)[:16]
 
 
-def captions_of(row: Row) -> list[str]:
-    """A row's captions; an image that only has a class gets "a photo of a {class name}."."""
-    if row["captions"]:
-        return list(row["captions"])
-    if row["class_name"]:
-        return [f"a photo of a {row['class_name']}."]
-    raise DataError(f"image `{row['id']}` has neither a caption nor a class name.")
-
-
 def read_texts(backbone: Backbone, rows: Iterable[Row]) -> Texts:
     """Tokenise a split's captions; `rows` have `TEXT_COLUMNS`."""
     ids: list[str] = []
+    every: list[str] = []
     counts: list[int] = []  # captions of each image
     groups: list[int] = []
     group_of: dict[bytes, int] = {}
@@ -163,13 +180,17 @@ def read_texts(backbone: Backbone, rows: Iterable[Row]) -> Texts:
         counts += map(len, texts)
         for row in chunk:
             groups.append(group_of.setdefault(bytes.fromhex(row["sha256"]), len(group_of)))
-        tokens, cut = backbone.tokenize([caption for captions in texts for caption in captions])
+        flat = [caption for captions in texts for caption in captions]
+        every += flat
+        tokens, cut = backbone.tokenize(flat)
         token_ids.append(tokens.ids.int())  # half the size on disk; embeddings take either
         lengths.append(tokens.lengths)
         truncated += cut
     tokens = Tokens(torch.cat(token_ids), torch.cat(lengths).cumsum(0))
     caption_rows = torch.arange(len(ids)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
-    return Texts(ids, tokens, caption_rows, torch.tensor(groups, dtype=torch.int64), truncated)
+    return Texts(
+        ids, every, tokens, caption_rows, torch.tensor(groups, dtype=torch.int64), truncated
+    )
 
 
 def find_store(folder: Path) -> Path:
@@ -278,7 +299,7 @@ def embed_split(
         caption_rows=texts.caption_rows,
         groups=texts.groups,
         truncated=texts.truncated,
-        derived=Derived(backbone, split),
+        derived=Derived(backbone, split, kept={"texts": texts.texts}),
     )
 
 

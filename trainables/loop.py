@@ -35,8 +35,8 @@ from trainables.files import read_json, write_bytes, write_json
 from trainables.hardware import autocast
 from trainables.metrics.classification import classification_metrics
 from trainables.metrics.retrieval import retrieval_metrics
-from trainables.predict import predict, score
-from trainables.sampler import Batches, ClassBatches, generator
+from trainables.predict import caption_metrics, predict, score
+from trainables.sampler import Batches, CaptionBatches, ClassBatches, generator
 from trainables.schedules import coop_lr, lr_factor
 
 Row = dict[str, float]
@@ -46,6 +46,7 @@ METRICS: dict[Task, list[str]] = {
         f"val/{way}_{what}" for way in ("t2i", "i2t") for what in ("r1", "r5", "r10", "mrr")
     ],
     "classification": ["val/accuracy", "val/class_accuracy", "val/log_likelihood"],
+    "captioning": ["val/cider_d", "val/cider", "val/bleu4", "val/rouge_l"],
 }
 LIKELIHOOD = METRICS["classification"][-1]
 
@@ -83,7 +84,9 @@ def best_of(rows: Sequence[Row], metric: str) -> Row | None:
     return max(rows, key=lambda row: (row[metric], row.get(LIKELIHOOD, 0.0)), default=None)
 
 
-def batches(train: SplitFeatures, adapter: Adapter[Any], worker: Worker) -> Batches | ClassBatches:
+def batches(
+    train: SplitFeatures, adapter: Adapter[Any], worker: Worker
+) -> Batches | ClassBatches | CaptionBatches:
     """What the adapter is trained on, for its task."""
     if (train.labels is not None) != (adapter.train_config.task == "classification"):
         raise ConfigError(
@@ -92,6 +95,8 @@ def batches(train: SplitFeatures, adapter: Adapter[Any], worker: Worker) -> Batc
         )
     if train.labels is not None:
         return ClassBatches(train, adapter, *worker)
+    if adapter.train_config.task == "captioning":
+        return CaptionBatches(train, adapter, *worker)
     return Batches(train, adapter.train_config, adapter.image_block, adapter.frozen_text, *worker)
 
 
@@ -101,6 +106,8 @@ def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
     if data.labels is not None and data.classes is not None:
         scores = score(adapter, data, data.classes)
         found = classification_metrics(scores, data.labels, adapter.tau)
+    elif adapter.train_config.task == "captioning":
+        found = caption_metrics(adapter, data)
     else:
         predictions = predict(adapter, data)
         found = retrieval_metrics(predictions, data.groups, data.groups[data.caption_rows])
@@ -135,9 +142,7 @@ class Run:
         self.batches = batches(train, self.adapter, worker)
         self.epochs = config.epochs if self.trained else 0
         self.total = self.epochs * self.batches.steps_per_epoch
-        # Train captions that do not fit into the text tower, beside what the adapter adds.
-        room = backbone.context_length - self.adapter.added_tokens
-        self.truncated_captions = max(int((train.tokens.lengths > room).sum()), train.truncated)
+        self.truncated_captions = self.adapter.truncated(train) if self.trained else 0
         self.step = 0
         self.rows: list[Row] = []
         self.sums: dict[str, float] = {}  # of the current epoch's steps

@@ -7,6 +7,7 @@ a pickle.
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,9 @@ def load_model(folder: Path, cls: Any) -> Any:
             f"the weights in `{folder}` must hold every tensor, got none for `{wrong[0]}`."
         )
     return model.requires_grad_(False).eval()
+
+
+def isolated(model: Any) -> Any:
+    """The same weights under other module objects."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)

@@ -12,6 +12,7 @@ from trainables.adapters.base import Adapter
 from trainables.classes import Classes
 from trainables.data import Predictions
 from trainables.features import SplitFeatures
+from trainables.metrics.captioning import score_captions
 
 TEXTS = 4096  # captions at a time; the text tower takes fewer in one pass by itself
 
@@ -50,6 +51,25 @@ def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -
         texts.append(F.normalize(embeds.float(), dim=-1))
     adapter.train(training)
     return Predictions(images, torch.cat(texts)[copy_of.to(device)])
+
+
+@torch.no_grad()
+def speak(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -> list[str]:
+    """A caption for each image (view 0) or clip of `data`, in its order: N."""
+    device = adapter.backbone.device
+    training = adapter.training
+    adapter.eval()
+    said: list[str] = []
+    for rows in torch.arange(len(data.groups)).split(batch_size):
+        frames = None if data.frame_embeds is None else data.frame_embeds[rows].to(device)
+        said += adapter.captions(data.image_embeds[rows].to(device), frames)
+    adapter.train(training)
+    return said
+
+
+def caption_metrics(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
+    """The means of all metrics of a split's captions that need neither stems nor CLIP."""
+    return score_captions(speak(adapter, data), data.references, meteor=False).summary()
 
 
 @torch.no_grad()

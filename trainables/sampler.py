@@ -168,3 +168,46 @@ class ClassBatches:
             caption_groups=torch.arange(len(self.tokens)),
             progress=torch.tensor(step / total, dtype=torch.float64),
         )
+
+
+class CaptionBatches:
+    """The training batches of a captioner: captions in its own words, each beside its image.
+
+    An epoch shows each caption once, in an order drawn from (seed, epoch), as ClipCap counts its
+    epochs; an incomplete last batch is left out. Augmented views are as in `Batches`.
+    """
+
+    def __init__(
+        self, data: SplitFeatures, adapter: Adapter[Any], rank: int = 0, world: int = 1
+    ) -> None:
+        config = adapter.train_config
+        if config.batch_size % world:
+            raise DataError(
+                f"`batch_size` must be a multiple of {world} workers, got {config.batch_size}."
+            )
+        self.data, self.words = data, adapter.words(data)
+        captions = len(self.words)
+        self.size = min(config.batch_size, captions // world * world)
+        if not self.size:
+            raise DataError(f"the train split must hold at least {world} captions, got {captions}.")
+        self.steps_per_epoch = captions // self.size
+        self.part = (rank, world)
+        self.order = Order(config.seed, captions)
+
+    def __call__(self, step: int, total: int) -> Batch:
+        """Step `step` of `total`, this worker's part."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        rank, world = self.part
+        captions = self.order(epoch)[within * self.size : (within + 1) * self.size][rank::world]
+        rows = self.data.caption_rows[captions]
+        groups, frames = self.data.groups[rows], self.data.frame_embeds
+        return Batch(
+            image_embeds=self.data.embeds(rows, shown(self.data, epoch)),
+            hidden=None,
+            tokens=self.words.select(captions),
+            text_embeds=None,
+            image_groups=groups,
+            caption_groups=groups,
+            progress=torch.tensor(step / total, dtype=torch.float64),
+            frames=None if frames is None else frames[rows],
+        )

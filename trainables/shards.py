@@ -6,7 +6,7 @@ each, in order and one row group at a time. The test split opens only for the ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -109,6 +109,15 @@ def _rows(files: Sequence[Path], columns: list[str] | None) -> Iterator[dict[str
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for group in range(file.num_row_groups):
                 yield from file.read_row_group(group, columns=columns).to_pylist()
+
+
+def captions_of(row: Mapping[str, Any]) -> list[str]:
+    """A row's captions; an image that only has a class gets "a photo of a {class name}."."""
+    if row["captions"]:
+        return list(row["captions"])
+    if row["class_name"]:
+        return [f"a photo of a {row['class_name']}."]
+    raise DataError(f"image `{row['id']}` has neither a caption nor a class name.")
 
 
 def chunks(rows: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.measuring.protocol import Measured
-from trainables.features import SplitFeatures, captions_of
+from trainables.features import SplitFeatures
 from trainables.images import decode
+from trainables.shards import captions_of
 
 SIDE = 112  # longest side of a thumbnail, pixels
 SHOWN = 5

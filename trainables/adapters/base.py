@@ -6,8 +6,7 @@ for the metrics, and a checkpoint that is exactly the trainable parameters plus 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
@@ -19,6 +18,7 @@ from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data import Batch, Predictions, Tokens
 from trainables.losses import Objective
+from trainables.text_tower import embed_text
 
 if TYPE_CHECKING:
     from trainables.classes import Classes
@@ -36,7 +36,7 @@ def product(one: Tensor, other: Tensor) -> Tensor:
         return one.float() @ other.float()
 
 
-class Adapter(nn.Module, ABC, Generic[C]):
+class Adapter(nn.Module, Generic[C]):
     """One way to adapt a frozen CLIP.
 
     Trainable are the parameters with `requires_grad`. The backbone is shared by all adapters of a
@@ -46,6 +46,9 @@ class Adapter(nn.Module, ABC, Generic[C]):
     Config: ClassVar[type[Any]]
     # For each task that the method is for: the published settings, dotted.
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]]
+    # Further published settings, over the recipe's: a search starts from them too.
+    VARIANTS: ClassVar[Mapping[Task, Sequence[Mapping[str, Value]]]] = {}
+    FUSES: ClassVar[bool] = True  # whether several may be trained as one (`fused.py`)
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
         super().__init__()
@@ -69,6 +72,11 @@ class Adapter(nn.Module, ABC, Generic[C]):
     def notes(self) -> list[str]:
         """What whoever trains this should be told."""
         return []
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        """Other frozen models that it works with, by their role: name, revision, fingerprint."""
+        return {}
 
     @property
     def open_classes(self) -> bool:
@@ -112,10 +120,10 @@ class Adapter(nn.Module, ABC, Generic[C]):
         """Let the text tower see `vectors` instead; M may be another, and 0."""
         raise NotImplementedError(f"{type(self).__name__} has no prompt vectors.")
 
-    @abstractmethod
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
         """Captions to the joint space, not normalised: (M, e). `text_embeds` (M, e) are the frozen
-        tower's, where `frozen_text`."""
+        tower's, where `frozen_text`. By default the frozen tower's."""
+        return embed_text(self.backbone, tokens) if text_embeds is None else text_embeds
 
     def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Images to the joint space, not normalised: (B, e). By default the frozen tower's."""
@@ -132,6 +140,19 @@ class Adapter(nn.Module, ABC, Generic[C]):
             return product(images, texts.T)
 
         return similarity
+
+    def captions(self, image_embeds: Tensor, frames: Tensor | None = None) -> list[str]:
+        """A caption for each of B images (B, e), or of B clips with F frames (B, F, e)."""
+        raise NotImplementedError(f"{type(self).__name__} speaks no captions.")
+
+    def words(self, data: SplitFeatures) -> Tokens:
+        """The captions of `data` in the tokens that a captioner learns, each with its end: M."""
+        raise NotImplementedError(f"{type(self).__name__} speaks no captions.")
+
+    def truncated(self, data: SplitFeatures) -> int:
+        """Captions of `data` that are cut: they do not fit beside what the method adds to them."""
+        room = self.backbone.context_length - self.added_tokens
+        return max(int((data.tokens.lengths > room).sum()), data.truncated)
 
     def prepare(self, train: SplitFeatures) -> None:
         """Take from the training data what the method needs before its first step."""

@@ -12,8 +12,6 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.shared import COOP_OPTIM
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data import Tokens
-from trainables.text_tower import embed_text
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,6 @@ class ClipAdapter(Adapter[ClipAdapterConfig]):
     @property
     def frozen_text(self) -> bool:
         return True
-
-    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        return embed_text(self.backbone, tokens) if text_embeds is None else text_embeds
 
     def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
         del hidden

@@ -15,7 +15,6 @@ from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data import Tokens
 from trainables.features import SplitFeatures
-from trainables.text_tower import embed_text
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,6 @@ class LinearProbe(Adapter[LinearProbeConfig]):
     @property
     def open_classes(self) -> bool:
         return False
-
-    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        """The frozen tower's: the classifier does not read."""
-        del text_embeds
-        return embed_text(self.backbone, tokens)
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
         del tokens, text_embeds

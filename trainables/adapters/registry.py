@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from trainables.adapters.linear_probe import LinearProbe
 from trainables.adapters.lora import Lora
 from trainables.adapters.maple import Maple
 from trainables.adapters.mip import Mip
+from trainables.adapters.nearest_caption import NearestCaption
+from trainables.adapters.prefix_captioner import PrefixCaptioner
 from trainables.adapters.projection import Projection
 from trainables.adapters.promptsrc import PromptSrc
 from trainables.adapters.soft_prompt import SoftPrompt
@@ -41,6 +43,14 @@ ADAPTERS: dict[str, type[Adapter[Any]]] = {
     "tip_adapter": TipAdapter,
     "mip": Mip,
     "linear_probe": LinearProbe,
+    "nearest_caption": NearestCaption,
+    "prefix_captioner": PrefixCaptioner,
+}
+# What every result is compared with: it needs no training.
+BASELINES: dict[Task, str] = {
+    "retrieval": "zero_shot",
+    "classification": "zero_shot",
+    "captioning": "nearest_caption",
 }
 
 
@@ -61,6 +71,17 @@ def make_config(name: str, values: Mapping[str, Any] | None = None) -> TrainConf
 def adapters_for(task: Task) -> list[str]:
     """The adapters that have a recipe for `task`."""
     return [name for name, kind in ADAPTERS.items() if task in kind.RECIPES]
+
+
+def task_of(names: Sequence[str], draw: bool = False) -> Task:
+    """What adapters `names` are for: the classes of a draw, else the first task they share."""
+    if draw:
+        return "classification"
+    for task in ("retrieval", "captioning"):
+        if all(name in adapters_for(task) for name in names):
+            return task
+    named = [f"`{name}` is for {' and '.join(ADAPTERS[name].RECIPES)}" for name in names]
+    raise ConfigError(f"adapters searched together must share a task: {', '.join(named)}.")
 
 
 def build(

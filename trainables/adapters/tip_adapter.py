@@ -16,7 +16,6 @@ from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
 from trainables.features import SplitFeatures
-from trainables.text_tower import embed_text
 
 SHARPNESS, SHARE = (0.1, 7.0, 200), (0.1, 3.0, 20)  # the paper's grid for beta and for alpha
 VIEWS = 10  # augmented views that a key is the mean of
@@ -89,9 +88,6 @@ class TipAdapter(Adapter[TipAdapterConfig]):
     @property
     def frozen_text(self) -> bool:
         return True
-
-    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        return embed_text(self.backbone, tokens) if text_embeds is None else text_embeds
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
         texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)

@@ -1,0 +1,46 @@
+"""`nearest_caption`: the baseline of captioning, words that were written about a similar image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.adapters.base import Adapter, product
+from trainables.config import Task, Value
+from trainables.errors import ConfigError
+from trainables.features import SplitFeatures
+
+
+@dataclass(frozen=True)
+class NearestCaptionConfig:
+    """Nothing to choose."""
+
+
+class NearestCaption(Adapter[NearestCaptionConfig]):
+    """The first caption of the training image with the highest cosine similarity, by the frozen
+    tower: nothing is trained. A captioner that is worth its training says more than that (Devlin et
+    al. 2015, arXiv:1505.04467, show how far it goes). A checkpoint of it holds no images: it speaks
+    only where it was prepared with them."""
+
+    Config: ClassVar[type[NearestCaptionConfig]] = NearestCaptionConfig
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {"captioning": {}}
+    known: tuple[Tensor, list[str]] | None = None  # (N, e) of unit length, and a caption of each
+
+    def prepare(self, train: SplitFeatures) -> None:
+        images = F.normalize(train.image_embeds.float(), dim=-1)
+        first = torch.searchsorted(train.caption_rows, torch.arange(len(train.groups)))
+        texts = train.texts()
+        self.known = images.to(self.backbone.device), [texts[row] for row in first.tolist()]
+
+    def captions(self, image_embeds: Tensor, frames: Tensor | None = None) -> list[str]:
+        del frames
+        if self.known is None:
+            raise ConfigError("`nearest_caption` has no captions without its training images.")
+        images, texts = self.known
+        nearest = product(F.normalize(image_embeds.float(), dim=-1), images.T).argmax(1)
+        return [texts[row] for row in nearest.tolist()]

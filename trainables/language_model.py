@@ -1,0 +1,169 @@
+"""The causal language model that a captioner speaks with.
+
+Flows in: a local directory in Hugging Face layout, or a Hub id pinned to a commit; or `tiny`, the
+one that ships with cliptune. Flows out: a `LanguageModel`, frozen and in eval mode, that takes
+vectors in the place of words. Only safetensors and JSON are read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainables.backbone import Backbone
+from trainables.data import Tokens
+from trainables.errors import ConfigError, DataError
+from trainables.model_folder import existing, fingerprint, isolated, load_model, locate
+
+TINY = Path(__file__).parent / "tiny_lm"  # it knows the words of the demo, and spells others
+CHUNK = 4096  # captions tokenised at a time
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal transformer of width d over V tokens, such as GPT-2 or Llama."""
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    model: Any  # a transformers `...ForCausalLM`
+    tokenizer: Any
+    width: int  # d
+    context_length: int  # positions
+    end_token: int  # EOS
+    plain: bool  # logits are the output matrix times the last states, and nothing more
+
+    @property
+    def full_stop(self) -> int:
+        """The token of "."."""
+        token: int = self.tokenizer(".", add_special_tokens=False)["input_ids"][-1]
+        return token
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        return {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint}
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (B, T) as the model sees them: (B, T, d)."""
+        vectors: Tensor = self.model.get_input_embeddings()(ids)
+        return vectors
+
+    def logits(self, vectors: Tensor, keep: Tensor) -> Tensor:
+        """Of vectors (B, T, d), what follows the K places where `keep` (B, T) is True: (K, V).
+
+        Padding must stand behind the words: no place sees what comes after it, so it needs no mask;
+        and the output matrix, of which V is 50,257 in GPT-2, meets real places only.
+        """
+        if not self.plain:
+            every: Tensor = self.model(inputs_embeds=vectors, use_cache=False).logits
+            return every[keep]
+        states = self.model.base_model(inputs_embeds=vectors, use_cache=False).last_hidden_state
+        found: Tensor = self.model.get_output_embeddings()(states[keep])
+        return found
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Texts as ragged ids, each with EOS at its end. A special token's name inside a text is
+        text like any other."""
+        ids: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
+        lengths = [0]
+        for start in range(0, len(texts), CHUNK):
+            words = self.tokenizer(
+                list(texts[start : start + CHUNK]),
+                add_special_tokens=False,
+                split_special_tokens=True,
+                verbose=False,
+            )["input_ids"]
+            ids += [torch.tensor([*row, self.end_token]) for row in words]
+            lengths += [len(row) + 1 for row in words]
+        return Tokens(torch.cat(ids), torch.tensor(lengths).cumsum(0))
+
+    def text(self, ids: Sequence[int]) -> str:
+        words: str = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return " ".join(words.split())
+
+    def shared(self) -> LanguageModel:
+        """The same weights under other module objects: what PEFT injects there stays there."""
+        return replace(self, model=isolated(self.model))
+
+    def copied(self) -> LanguageModel:
+        """Weights of its own, to be trained."""
+        return replace(self, model=copy.deepcopy(self.model).requires_grad_(True))
+
+
+def language_model(backbone: Backbone, name: str, revision: str | None = None) -> LanguageModel:
+    """The language model `name` on the backbone's device, loaded once a process."""
+    key = f"language model {name}@{revision}"
+    if key not in backbone.beside:
+        backbone.beside[key] = load_language_model(name, revision, backbone.device)
+    found: LanguageModel = backbone.beside[key]
+    return found
+
+
+def load_language_model(
+    name: str, revision: str | None = None, device: torch.device | str = "cpu"
+) -> LanguageModel:
+    """The model in directory `name`, or on the Hub under that id at commit `revision`.
+
+    Raises `ConfigError` for what cannot speak after a prefix: a model without input vectors of
+    known width, a tokenizer without an end token.
+    """
+    folder = TINY if name == "tiny" else locate(name, revision, "adapter.lm_revision")
+    existing(folder, "config.json")
+    model = load_model(folder, AutoModelForCausalLM).to(device)
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    if weight is None or weight.ndim != 2 or model.get_output_embeddings() is None:
+        raise ConfigError(
+            f"`{name}`: the width of its word vectors is unknown: a {type(model).__name__} has no "
+            "matrix of input or output embeddings, so no prefix can be made for it."
+        )
+    tokenizer = _load_tokenizer(folder, name, len(weight))
+    return LanguageModel(
+        name=name if revision is not None or name == "tiny" else str(folder.resolve()),
+        revision=revision,
+        fingerprint=fingerprint(folder),
+        model=model,
+        tokenizer=tokenizer,
+        width=weight.shape[1],
+        context_length=getattr(model.config, "max_position_embeddings", None) or 1 << 20,
+        end_token=tokenizer.eos_token_id,
+        plain=_is_plain(model, weight),
+    )
+
+
+def _load_tokenizer(folder: Path, name: str, vocabulary: int) -> Any:
+    if not (folder / "tokenizer.json").is_file():
+        existing(folder, "vocab.json")
+        existing(folder, "merges.txt")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"the tokenizer in `{folder}` could not be loaded: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"`{name}`: its tokenizer must have an end token (`eos_token` in "
+            "tokenizer_config.json), or captions would never end; it has none."
+        )
+    if len(tokenizer) > vocabulary:
+        raise ConfigError(
+            f"`{name}`: the tokenizer must fit the model's {vocabulary} token embeddings, got "
+            f"{len(tokenizer)} tokens."
+        )
+    return tokenizer
+
+
+@torch.no_grad()
+def _is_plain(model: Any, weight: Tensor) -> bool:
+    """Some models scale or cap their logits; those are asked for all of them."""
+    vectors = weight[None, :4]  # (1, 4, d)
+    states = model.base_model(inputs_embeds=vectors, use_cache=False).last_hidden_state
+    ours = model.get_output_embeddings()(states)
+    return torch.allclose(ours, model(inputs_embeds=vectors, use_cache=False).logits, atol=1e-5)
