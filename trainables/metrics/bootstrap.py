@@ -63,6 +63,13 @@ class Bootstrap:
         parts = [(counts @ sums) / (counts @ sizes) for counts in self._chunks()]
         return np.concatenate(parts)
 
+    def sums(self, values: Tensor, clusters: Tensor) -> Array:
+        """The sums of `values` (Q, K) in each resample, (R, K): for a metric of sums over images,
+        such as corpus BLEU, which is no mean of values per image."""
+        grouped = np.zeros((self.counts.shape[1], values.shape[1]))  # (G, K)
+        np.add.at(grouped, clusters.numpy(), values.numpy())
+        return np.concatenate([counts @ grouped for counts in self._chunks()])
+
     def median(self, values: Tensor, clusters: Tensor) -> Array:
         """The median of `values` (Q,) in each resample, (R,)."""
         order = values.argsort().numpy()
