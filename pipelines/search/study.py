@@ -23,7 +23,7 @@ from search_spaces.common import Space
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
 from trainables.config import Task, Value, flatten
-from trainables.draws import read_draw
+from trainables.draws import about_draws
 from trainables.files import now, read_json, write_json
 from trainables.metrics.balance import RULE, front, standing
 
@@ -63,7 +63,7 @@ def about_study(
     workers_per_trial: int = 1,
 ) -> dict[str, Any]:
     """What `study.json` says, so that the folder can be reported and exported by itself."""
-    about = {
+    return {
         "format": FORMAT,
         "created": now(),
         "features": str(features),
@@ -75,13 +75,9 @@ def about_study(
         "seed": search.seed,
         "fixed": search.fixed,
         "workers_per_trial": workers_per_trial,
+        **about_draws(draw, retain),
+        "trials": search.trials,
     }
-    if draw:
-        about |= {"draw": str(draw.absolute()), "draw_key": read_draw(draw).key}
-    if retain:
-        about["retain"] = [str(path.absolute()) for path in retain]
-        about["retain_keys"] = [read_draw(path).key for path in retain]
-    return about | {"trials": search.trials}
 
 
 class Journal(JournalFileBackend):
