@@ -183,16 +183,13 @@ def _check_words(plan: Plan, folder: Path) -> None:
 
 def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
     """Tune the cells that are left; whether it was interrupted."""
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    from pipelines.cluster import connect, quiet_tune
+
+    quiet_tune()
     import dataclasses
-    import logging
 
     from ray import tune
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Progress` says what it would log
-    from pipelines.cluster import connect
     from pipelines.comparing.progress import Progress
     from pipelines.comparing.tuning import Arena, CellTrial
     from pipelines.search.interrupt import Interrupt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,16 +169,13 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
 
 def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool:
     """Run what is left of the search; whether it was interrupted."""
-    # Set before Ray is imported: a failed trial's result has no metric; signals are handled here.
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables heed no verbosity; `Progress` says enough
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+    from pipelines.cluster import connect, quiet_tune
+
+    quiet_tune()
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # that wait for a free place
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Losses` says what it would log
-    from pipelines.cluster import connect
     from pipelines.search.asha import StudyASHA
     from pipelines.search.callbacks import Losses, Progress
     from pipelines.search.interrupt import Interrupt
