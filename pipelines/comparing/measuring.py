@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.comparing.cells import FORMAT
 from pipelines.comparing.literature import LITERATURE
 from pipelines.comparing.plan import (
     Cell,
@@ -37,7 +38,6 @@ from trainables.metrics.classification import by_class, hits
 from trainables.predict import score
 from trainables.shards import Seal, ShardSet
 
-FORMAT = "cliptune-arena-1"
 Entry = dict[str, Any]
 
 
