@@ -149,6 +149,22 @@ def test_draws_are_alike_for_all_and_none_is_of_test(data: Path, folder: Path) -
     assert not {row["id"] for row in sealed} & {m.id for m in (*whole.train, *whole.val)}
 
 
+def test_a_data_set_is_read_once_for_all_its_draws(
+    data: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, rows = [], ShardSet.rows
+    monkeypatch.setattr(
+        ShardSet, "rows", lambda self, *asked: (read.append(asked[0]), rows(self, *asked))[1]
+    )
+    sources = tuple(Source(n, str(data / f"{n}-shards"), "default") for n in ("base", "shifted"))
+    plan = plan_of(data, clip, sources=sources, shots=(1, 2), seeds=(1, 2))
+    stage._draw(args(data, clip, tmp_path), plan, tmp_path)
+    assert read == ["train", "val"] * 2
+    draws = [read_draw(path) for path in (tmp_path / "draws").iterdir()]
+    assert len({(d.dataset, d.shots, d.seed, d.part) for d in draws}) == len(draws) == 24
+    assert len({d.key for d in draws}) == 24
+
+
 def test_another_budget_in_the_same_folder_is_refused(folder: Path) -> None:
     plan = read_plan(folder)
     with pytest.raises(DataError, match="its `trials` is 2, this one's 3"):
