@@ -136,8 +136,11 @@ def test_a_cell_that_breaks_is_told_and_the_worker_lives(
     kept = read_json(cell_folder(tmp_path, cell("coop")) / "failed.json")
     assert kept["reason"] == found["reason"]
     monkeypatch.undo()
+    assert trial.search is not None
+    backbone = trial.search.bench.backbone
     trial.reset_config({"cell": dataclasses.asdict(cell("zero_shot"))})
     assert trial.step() | {"state": "running"} == trial.step() | {"state": "running"}
+    assert trial.search.bench.backbone is backbone  # loaded by the first cell, for all
 
 
 def test_draws_are_alike_for_all_and_none_is_of_test(data: Path, folder: Path) -> None:

@@ -30,9 +30,8 @@ from pipelines.search.study import (
 )
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
-from trainables.features import backbone_of, find_store
+from trainables.features import find_store
 from trainables.files import write_json
-from trainables.hardware import default_device
 from trainables.loop import Interrupted
 from trainables.trial import TrialSettings, Workbench, failure, is_own_failure, outcome
 
@@ -136,7 +135,7 @@ class CellSearch:
 
 class CellTrial(tune.Trainable):
     """A cell as a Ray Tune trial, one trial of its search a step. The worker outlives its cells:
-    the backbone is loaded once."""
+    the first one loads the backbone for all."""
 
     def setup(self, config: dict[str, Any], arena: Arena) -> None:
         self.arena = arena
@@ -151,11 +150,9 @@ class CellTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         stop_file = self.arena.stop_file
         try:
-            if self.backbone is None:
-                store = find_store(store_of(self.arena.folder, self.cell.dataset))
-                self.backbone = backbone_of(store, default_device())
             if self.search is None:
                 self.search = CellSearch(self.arena, self.cell, self.backbone)
+                self.backbone = self.search.bench.backbone
             if stop_file.exists():
                 return {"done": True, "state": "interrupted"}
             if self.search.advance(stop_file.exists):
