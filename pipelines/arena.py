@@ -6,6 +6,7 @@ on test once, `arena.html`, and a folder for each cell that is a study like any 
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterable
@@ -151,23 +152,28 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
 def _draw(args: Args, plan: Plan, folder: Path) -> None:
     """Every draw, before any other work: what is wrong with the data shows here."""
     from pipelines.comparing.plan import draw_path
-    from pipelines.drawing.make import make_draw
+    from pipelines.drawing.labelled import read_labelled
+    from pipelines.drawing.make import Task, make_draw
     from pipelines.drawing.words import read_words
     from trainables.draws import Part, read_draw, write_draw
     from trainables.errors import DataError
     from trainables.shards import ShardSet
 
     halves: dict[str, tuple[Part, ...]] = {"all": ("all",), "base": ("base", "new")}
-    for name, source, shots, seed, part in plan.tasks():
+    for source, tasks in itertools.groupby(plan.tasks(), lambda task: task[1]):
         shards, words = ShardSet.open(source.shards), read_words(source.words)
         if "test" not in shards.splits:
             raise DataError(f"`{shards.folder}` has no test split: there is nothing to measure on.")
-        for half in halves[part]:
-            path = draw_path(folder, name.removesuffix(part) + half)
-            draw = make_draw(shards, source.name, shots, seed, half, words, args.fewer)
-            if path.exists() and read_draw(path).key != draw.key:
-                raise DataError(f"`{path}` holds another draw: give another `--out`.")
-            write_draw(path, draw)
+        data = read_labelled(shards)
+        for note in data.notes():
+            say(note)
+        for name, _, shots, seed, part in tasks:
+            for half in halves[part]:
+                path = draw_path(folder, name.removesuffix(part) + half)
+                draw = make_draw(data, Task(source.name, shots, seed, half, words, args.fewer))
+                if path.exists() and read_draw(path).key != draw.key:
+                    raise DataError(f"`{path}` holds another draw: give another `--out`.")
+                write_draw(path, draw)
 
 
 def _check_words(plan: Plan, folder: Path) -> None:
@@ -183,16 +189,13 @@ def _check_words(plan: Plan, folder: Path) -> None:
 
 def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
     """Tune the cells that are left; whether it was interrupted."""
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    from pipelines.cluster import connect, quiet_tune
+
+    quiet_tune()
     import dataclasses
-    import logging
 
     from ray import tune
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Progress` says what it would log
-    from pipelines.cluster import connect
     from pipelines.comparing.progress import Progress
     from pipelines.comparing.tuning import Arena, CellTrial
     from pipelines.search.interrupt import Interrupt

@@ -11,6 +11,14 @@ import os
 from pathlib import Path
 
 
+def quiet_tune() -> None:
+    """Settings that Ray Tune has by environment alone; call it before Ray is imported."""
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial's result has no metric
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `Interrupt` handles the signals
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables heed no verbosity; `Progress` says enough
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # our callbacks say what it would log
+
+
 def connect(dashboard: bool = False) -> None:
     """Connect to Ray unless this process already has. `dashboard` counts where we start it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -58,16 +58,23 @@ def run(args: Args) -> None:
 
 
 def _draw(args: Args) -> Draw:
+    from pipelines import console
     from pipelines.drawing.index_json import index_draw
-    from pipelines.drawing.make import make_draw
+    from pipelines.drawing.labelled import read_labelled
+    from pipelines.drawing.make import Task, make_draw
     from pipelines.drawing.words import read_words
     from trainables.shards import ShardSet
 
     words = read_words(args.words)
     shards = ShardSet.open(args.shards)
     dataset = args.dataset or shards.folder.name
-    asked = (shards, dataset, args.shots, args.seed, args.part, words, args.fewer)
-    return make_draw(*asked) if args.index is None else index_draw(args.index, *asked)
+    task = Task(dataset, args.shots, args.seed, args.part, words, args.fewer)
+    data = read_labelled(shards)
+    if args.index is not None:
+        return index_draw(args.index, data, task)
+    for note in data.notes():
+        console.say(note)
+    return make_draw(data, task)
 
 
 def _refuse_another(out: Path, old: Draw, new: Draw) -> None:

@@ -139,7 +139,7 @@ def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
     one = choose(contest, args.adapter)
     assert one.folder is not None
     source = one.folder.absolute()
-    about = _about(args, contest) | {"share": share, "source": str(source)}
+    about = _about(args) | {"share": share, "source": str(source)}
     about["source_sha256"] = one.identity()
     then = f"cliptune evaluate --run {args.out}"
     path = out / "run.json"
@@ -154,16 +154,15 @@ def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
     done([out / "best", path], then)
 
 
-def _about(args: Args, contest: Contest) -> dict[str, Any]:
+def _about(args: Args) -> dict[str, Any]:
     """What `cliptune train` would say of a run on the same data."""
+    from trainables.draws import about_draws
+
     name = "study.json" if (args.run / "study.json").is_file() else "run.json"
     found = read_json(args.run / name)
     names = ("features", "features_key", "metric", "draw", "draw_key", "retain", "retain_keys")
     about = {"format": "cliptune-run-1"} | {key: found[key] for key in names if key in found}
-    if args.retain:
-        about["retain"] = [str(path.absolute()) for path in args.retain]
-        about["retain_keys"] = [draw.key for draw in contest.retain]
-    return about
+    return about | about_draws(None, args.retain)
 
 
 def _write(one: Contestant, bench: Bench, share: float, out: Path) -> None:

@@ -73,19 +73,15 @@ def run(args: Args) -> None:
 
 def _claim(folder: Path, args: Args) -> None:
     """Write `run.json`, or check that this folder holds the same run."""
-    from trainables.draws import read_draw
+    from trainables.draws import about_draws
 
     wanted: dict[str, Any] = {
         "format": "cliptune-run-1",
         "features": str(args.features),
         "features_key": read_json(args.features / "manifest.json")["key"],
         "metric": args.metric,
+        **about_draws(args.draw, args.retain),
     }
-    if args.draw:
-        wanted |= {"draw": str(args.draw), "draw_key": read_draw(args.draw).key}
-    if args.retain:
-        wanted["retain"] = [str(path) for path in args.retain]
-        wanted["retain_keys"] = [read_draw(path).key for path in args.retain]
     path = folder / "run.json"
     found = read_json(path) if path.exists() else wanted
     for name in ("features_key", "metric", "draw_key", "retain_keys", "share"):

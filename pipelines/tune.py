@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
 from trainables.errors import CliptuneError, DataError
-from trainables.files import now, read_json, write_json
+from trainables.files import read_json, write_json
 
 if TYPE_CHECKING:
     import optuna
@@ -147,52 +146,36 @@ def _search(args: Args, search: Search, folder: Path) -> None:
 def _claim(folder: Path, args: Args, search: Search) -> None:
     """Write `study.json`, or check that this folder holds the same study."""
     from pipelines.search.asha import rungs
-    from trainables.draws import read_draw
+    from pipelines.search.study import about_study
 
-    manifest = read_json(args.features / "manifest.json")
-    wanted = {
-        "format": "cliptune-study-1",
-        "features": str(args.features),
-        "features_key": manifest["key"],
-        "metric": search.metric,
-        "adapters": list(search.adapters),
-        "epochs": search.epochs,
-        "rungs": [] if search.retains else rungs(search.epochs),
-        "seed": search.seed,
-        "fixed": search.fixed,
-        "workers_per_trial": args.workers_per_trial,
-    }
-    if args.draw:
-        wanted |= {"draw": str(args.draw.absolute()), "draw_key": read_draw(args.draw).key}
-    if args.retain:
-        wanted["retain"] = [str(path.absolute()) for path in args.retain]
-        wanted["retain_keys"] = [read_draw(path).key for path in args.retain]
+    stops = [] if search.retains else rungs(search.epochs)
+    wanted = about_study(
+        search, stops, args.features, args.draw, args.retain, args.workers_per_trial
+    )
+    free = ("created", "features", "draw", "retain", "trials")
     path = folder / "study.json"
     if path.exists():
         found = read_json(path)
         for name in ["retain_keys", *wanted]:
             value = wanted.get(name)
-            if name not in ("features", "draw", "retain") and found.get(name) != value:
+            if name not in free and found.get(name) != value:
                 raise DataError(
                     f"`{folder}` holds another study: its `{name}` is {found.get(name)!r}, "
                     f"this one's {value!r}. Give another `--out`."
                 )
         wanted["created"] = found["created"]
-    write_json(path, {"created": now()} | wanted | {"trials": search.trials})
+    write_json(path, wanted)
 
 
 def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool:
     """Run what is left of the search; whether it was interrupted."""
-    # Set before Ray is imported: a failed trial's result has no metric; signals are handled here.
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables heed no verbosity; `Progress` says enough
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+    from pipelines.cluster import connect, quiet_tune
+
+    quiet_tune()
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # that wait for a free place
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Losses` says what it would log
-    from pipelines.cluster import connect
     from pipelines.search.asha import StudyASHA
     from pipelines.search.callbacks import Losses, Progress
     from pipelines.search.interrupt import Interrupt

@@ -136,8 +136,11 @@ def test_a_cell_that_breaks_is_told_and_the_worker_lives(
     kept = read_json(cell_folder(tmp_path, cell("coop")) / "failed.json")
     assert kept["reason"] == found["reason"]
     monkeypatch.undo()
+    assert trial.search is not None
+    backbone = trial.search.bench.backbone
     trial.reset_config({"cell": dataclasses.asdict(cell("zero_shot"))})
     assert trial.step() | {"state": "running"} == trial.step() | {"state": "running"}
+    assert trial.search.bench.backbone is backbone  # loaded by the first cell, for all
 
 
 def test_draws_are_alike_for_all_and_none_is_of_test(data: Path, folder: Path) -> None:
@@ -147,6 +150,22 @@ def test_draws_are_alike_for_all_and_none_is_of_test(data: Path, folder: Path) -
     assert {m.id for m in base.train} | {m.id for m in new.train} == {m.id for m in whole.train}
     sealed = ShardSet.open(data / "base-shards").rows("test", ["id"], Seal("a test of the seal"))
     assert not {row["id"] for row in sealed} & {m.id for m in (*whole.train, *whole.val)}
+
+
+def test_a_data_set_is_read_once_for_all_its_draws(
+    data: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, rows = [], ShardSet.rows
+    monkeypatch.setattr(
+        ShardSet, "rows", lambda self, *asked: (read.append(asked[0]), rows(self, *asked))[1]
+    )
+    sources = tuple(Source(n, str(data / f"{n}-shards"), "default") for n in ("base", "shifted"))
+    plan = plan_of(data, clip, sources=sources, shots=(1, 2), seeds=(1, 2))
+    stage._draw(args(data, clip, tmp_path), plan, tmp_path)
+    assert read == ["train", "val"] * 2
+    draws = [read_draw(path) for path in (tmp_path / "draws").iterdir()]
+    assert len({(d.dataset, d.shots, d.seed, d.part) for d in draws}) == len(draws) == 24
+    assert len({d.key for d in draws}) == 24
 
 
 def test_another_budget_in_the_same_folder_is_refused(folder: Path) -> None:

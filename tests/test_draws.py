@@ -19,7 +19,8 @@ import pytest
 from pipelines import shards as shards_stage
 from pipelines.draw import Args, run
 from pipelines.drawing.index_json import index_draw
-from pipelines.drawing.make import make_draw, part_of
+from pipelines.drawing.labelled import read_labelled
+from pipelines.drawing.make import Task, make_draw, part_of
 from pipelines.drawing.words import FOLDER, Words, clean, read_words, shipped
 from trainables.draws import PARTS, Draw, Member, Part, read_draw, write_draw
 from trainables.errors import ConfigError, DataError
@@ -72,8 +73,12 @@ def shards_of(folder: Path, rows: Sequence[Row], rows_per_shard: int = 1000) -> 
 
 
 def draw_of(shards: ShardSet, shots: int = 2, **changed: Any) -> Draw:
+    return make_draw(read_labelled(shards), task_of(shots, **changed))
+
+
+def task_of(shots: int = 2, **changed: Any) -> Task:
     wanted: dict[str, Any] = {"seed": 1, "part": "all", "words": PLAIN, **changed}
-    return make_draw(shards, "things", shots, **wanted)
+    return Task("things", shots, **wanted)
 
 
 def ids(members: Sequence[Member], label: int | None = None) -> set[str]:
@@ -158,9 +163,10 @@ def test_an_equal_picture_is_drawn_once_and_never_on_both_sides(
     rows.append(row(1, 5, image=rows[2]["image"]))  # two labels: 0 and 1
     rows.append(row(2, 5, "val", image=row(2, 0)["image"]))  # in train too
     shards = shards_of(tmp_path / "s", rows)
+    run(Args(shards.folder, shots=0, out=tmp_path / "draw.json"))
+    said, draw = capsys.readouterr().out, read_draw(tmp_path / "draw.json")
     for split, left in (("train", "3 of 17"), ("val", "1 of 13")):
-        draw = draw_of(shards, 0)
-        assert f"note: {left} `{split}` images are left out" in capsys.readouterr().out
+        assert f"note: {left} `{split}` images are left out" in said
     assert Counter(m.label for m in draw.train) == {0: 4, 1: 5, 2: 5}
     assert {"Barn/train_0.jpg"} == ids(draw.train) & {"Barn/train_0.jpg", "Barn/train_5.jpg"}
     assert ids(draw.train).isdisjoint({"Barn/train_2.jpg", "oak_tree/train_5.jpg"})
@@ -282,11 +288,13 @@ def test_a_class_whose_only_val_image_is_in_train(tmp_path: Path) -> None:
 
 
 def test_shots_and_part_are_checked_before_any_file(tmp_path: Path) -> None:
-    nowhere = ShardSet(tmp_path, {})
+    shards_of(tmp_path / "s", rows_of())
+    for path in (tmp_path / "s").glob("*.parquet"):
+        path.unlink()
     with pytest.raises(ConfigError, match=r"`shots` must be at least 0 .*, got -1\."):
-        draw_of(nowhere, -1)
+        run(Args(tmp_path / "s", -1))
     with pytest.raises(ConfigError, match="unknown part `bse`"):
-        draw_of(nowhere, part="bse")
+        run(Args(tmp_path / "s", part="bse"))  # type: ignore[arg-type]
 
 
 # --- words --------------------------------------------------------------------------------------
@@ -501,15 +509,16 @@ def chosen_rows() -> list[Row]:
 def test_an_index_is_the_draw_it_lists(tmp_path: Path) -> None:
     shards = shards_of(tmp_path / "s", rows_of())
     index = index_of(tmp_path / "index.json", chosen_rows())
-    draw = index_draw(index, shards, "things", 2, 1, "all", PLAIN)
+    data = read_labelled(shards)
+    draw = index_draw(index, data, task_of())
     assert ids((*draw.train, *draw.val)) == {r["id"] for r in chosen_rows()}
     assert all(m.id.startswith(NAMES[m.label]) for m in draw.train)
-    new = index_draw(index, shards, "things", 2, 1, "new", PLAIN)
+    new = index_draw(index, data, task_of(part="new"))
     assert ids(new.train, 0) == {"cat/train_1.jpg", "cat/train_4.jpg"}
     drawn = draw_of(shards, 3)
     listed = [r for r in rows_of() if r["id"] in ids((*drawn.train, *drawn.val))]
     again = index_of(tmp_path / "again.json", listed)
-    assert index_draw(again, shards, "things", 3, 1, "all", PLAIN) == drawn
+    assert index_draw(again, data, task_of(3)) == drawn
 
 
 @pytest.mark.parametrize(
@@ -536,27 +545,27 @@ def test_an_index_is_the_draw_it_lists(tmp_path: Path) -> None:
     ],
 )
 def test_an_index_that_does_not_fit(tmp_path: Path, rows: list[Row], said: str) -> None:
-    shards = shards_of(tmp_path / "s", rows_of())
+    data = read_labelled(shards_of(tmp_path / "s", rows_of()))
     index = index_of(tmp_path / "index.json", rows)
     with pytest.raises(DataError) as caught:
-        index_draw(index, shards, "things", 2, 1, "all", PLAIN)
+        index_draw(index, data, task_of())
     assert said in str(caught.value)
 
 
 def test_an_index_may_hold_any_number_of_val_and_fewer_of_train_when_told(tmp_path: Path) -> None:
-    shards = shards_of(tmp_path / "s", rows_of())
+    data = read_labelled(shards_of(tmp_path / "s", rows_of()))
     index = index_of(tmp_path / "index.json", chosen_rows()[1:-1])
-    draw = index_draw(index, shards, "things", 2, 1, "all", PLAIN, fewer=True)
+    draw = index_draw(index, data, task_of(fewer=True))
     assert (len(draw.train), len(draw.val)) == (9, 9)
-    assert index_draw(index, shards, "things", 0, 1, "all", PLAIN).train == draw.train
+    assert index_draw(index, data, task_of(0)).train == draw.train
 
 
 @pytest.mark.parametrize("value", [[], {"train": []}, {"train": {"data": {}}}])
 def test_an_index_of_another_kind(tmp_path: Path, value: Any) -> None:
     (tmp_path / "index.json").write_text(json.dumps(value))
-    shards = shards_of(tmp_path / "s", rows_of())
+    data = read_labelled(shards_of(tmp_path / "s", rows_of()))
     with pytest.raises(DataError, match=r"has no list of images at `train\.data`"):
-        index_draw(tmp_path / "index.json", shards, "things", 2, 1, "all", PLAIN)
+        index_draw(tmp_path / "index.json", data, task_of())
 
 
 # --- the stage ----------------------------------------------------------------------------------
@@ -654,15 +663,15 @@ def real_shards(source: str, out: Path) -> ShardSet:
 
 @needs_data
 def test_real_eurosat(tmp_path: Path) -> None:
-    shards = real_shards("eurosat/split_zhou_EuroSAT.json", tmp_path / "eurosat")
+    data = read_labelled(real_shards("eurosat/split_zhou_EuroSAT.json", tmp_path / "eurosat"))
     words = read_words("eurosat")
-    draw = make_draw(shards, "eurosat", 16, 1, "all", words)
+    draw = make_draw(data, Task("eurosat", 16, 1, "all", words))
     assert Counter(m.label for m in draw.train) == dict.fromkeys(range(10), 16)
     assert Counter(m.label for m in draw.val) == dict.fromkeys(range(10), 4)
     assert set(draw.names) == set(words.names.values())
     folders = list(words.names)  # by label, and by label they are in the split
     assert all(m.id.split("/")[0] == folders[m.label] for m in (*draw.train, *draw.val))
-    base, new = (make_draw(shards, "eurosat", 16, 1, part, words) for part in ("base", "new"))
+    base, new = (make_draw(data, Task("eurosat", 16, 1, part, words)) for part in ("base", "new"))
     assert ids(base.train) | ids(new.train) == ids(draw.train)
     assert (len(base.names), len(new.names)) == (5, 5)
 
@@ -673,7 +682,7 @@ def test_real_eurosat(tmp_path: Path) -> None:
         for n in numbers.split()
     ]
     index = index_of(tmp_path / "shot_16-seed_1.json", listed)
-    published = index_draw(index, shards, "eurosat", 16, 1, "all", words)
+    published = index_draw(index, data, Task("eurosat", 16, 1, "all", words))
     assert (len(published.train), len(published.val)) == (160, 40)
     assert "AnnualCrop/AnnualCrop_2365.jpg" in ids(published.train, 0)
     assert dataclasses.replace(published, train=draw.train, val=draw.val) == draw
@@ -681,12 +690,12 @@ def test_real_eurosat(tmp_path: Path) -> None:
 
 @needs_data
 def test_real_pets(tmp_path: Path) -> None:
-    shards = real_shards("oxford_pets_5/split_zhou_OxfordPets.json", tmp_path / "pets")
+    data = read_labelled(real_shards("oxford_pets_5/split_zhou_OxfordPets.json", tmp_path / "pets"))
     words = read_words("oxford_pets")
-    draw = make_draw(shards, "pets", 0, 1, "all", words)
+    draw = make_draw(data, Task("pets", 0, 1, "all", words))
     assert draw.names[3] == "maine coon"
     assert draw.template.format(draw.names[3]) == "a photo of a maine coon, a type of pet."
     assert len(draw.train) <= 400
-    few = make_draw(shards, "pets", 8, 2, "new", words)
+    few = make_draw(data, Task("pets", 8, 2, "new", words))
     assert few.names == ("maine coon", "pomeranian")
     assert (len(few.train), len(few.val)) == (16, 8)

@@ -20,12 +20,13 @@ from pipelines.drawing.words import shipped
 from pipelines.reproduce import Args, run
 from pipelines.reproducing import plan as plans
 from pipelines.reproducing.plan import Measured, NotRun, Plan
-from pipelines.reproducing.recipes import Recipe, harmonic, read_recipe
+from pipelines.reproducing.recipes import Recipe, read_recipe
 from pipelines.reproducing.verdicts import FAIL, NOT_RUN, PASS, markdown, rows_of, table
 from pipelines.typed import command
 from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, read_jsonl, sha256_bytes, sha256_file, write_json
+from trainables.metrics.balance import harmonic
 from trainables.shards import SCHEMA
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.json"))

@@ -163,6 +163,17 @@ def _from_json(value: Mapping[str, Any]) -> Draw:
     return Draw(**fields)
 
 
+def about_draws(draw: Path | None, retain: Sequence[Path]) -> dict[str, Any]:
+    """What a run's JSON says of its draws: where they lay and, for equality, their keys."""
+    about: dict[str, Any] = {}
+    if draw:
+        about |= {"draw": str(draw.absolute()), "draw_key": read_draw(draw).key}
+    if retain:
+        about["retain"] = [str(path.absolute()) for path in retain]
+        about["retain_keys"] = [read_draw(path).key for path in retain]
+    return about
+
+
 def measured(whole: SplitFeatures, draw: Draw | None, retain: Iterable[Draw]) -> SplitFeatures:
     """Val as each epoch measures it: the draw's images, or all where there is none, and beside them
     the tasks of `retain`."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.comparing.cells import FORMAT
 from pipelines.comparing.literature import LITERATURE
 from pipelines.comparing.plan import (
     Cell,
@@ -32,11 +33,11 @@ from trainables.errors import DataError
 from trainables.features import SplitFeatures, backbone_of, embed_split, find_store
 from trainables.files import now, read_json, sha256_json, write_json
 from trainables.hardware import default_device
+from trainables.metrics.balance import harmonic
 from trainables.metrics.classification import by_class, hits
 from trainables.predict import score
 from trainables.shards import Seal, ShardSet
 
-FORMAT = "cliptune-arena-1"
 Entry = dict[str, Any]
 
 
@@ -204,5 +205,5 @@ def _measure(adapter: Adapter[Any], parts: Parts, tests: Tests) -> Entry:
         base, new = accuracy["base"], accuracy["new"]
         accuracy["harmonic"] = None
         if base is not None and new is not None:
-            accuracy["harmonic"] = 2 * base * new / (base + new) if base + new else 0.0
+            accuracy["harmonic"] = harmonic(base, new)
     return {"accuracy": accuracy, "per_class": per_class, "correct": correct}

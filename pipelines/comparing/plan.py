@@ -18,7 +18,6 @@ from trainables.errors import DataError
 from trainables.files import read_json, write_json
 
 FORMAT = "cliptune-arena-plan-1"
-PROTOCOLS = ("all", "base_to_new", "transfer", "shift")
 
 
 @dataclass(frozen=True)

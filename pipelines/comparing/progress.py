@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial as RayTrial
 from pipelines.comparing.plan import Cell
 from pipelines.comparing.tuning import fail
 from pipelines.console import say
+from pipelines.search.callbacks import reason_of
 
 
 class Progress(Callback):
@@ -51,8 +52,7 @@ class Progress(Callback):
         """Its worker died: the others go on."""
         del iteration, trials, info
         cell = Cell(**trial.config["cell"])
-        lines = [line for line in (trial.get_error() or "").splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else "the worker died"
+        reason = reason_of(trial)
         fail(self.folder, cell, reason)
         self._line(cell, f"failed: {reason}")
 

@@ -20,13 +20,18 @@ from ray import tune
 
 from pipelines.comparing.plan import Cell, Plan, cell_folder, draw_path, store_of
 from pipelines.search.searcher import StudySearcher
-from pipelines.search.study import Search, best_trial, enqueue_recipes, open_study, write_best
+from pipelines.search.study import (
+    Search,
+    about_study,
+    best_trial,
+    enqueue_recipes,
+    open_study,
+    write_best,
+)
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
-from trainables.draws import read_draw
-from trainables.features import backbone_of, find_store
-from trainables.files import now, read_json, write_json
-from trainables.hardware import default_device
+from trainables.features import find_store
+from trainables.files import write_json
 from trainables.loop import Interrupted
 from trainables.trial import TrialSettings, Workbench, failure, is_own_failure, outcome
 
@@ -63,31 +68,12 @@ class CellSearch:
         draw = draw_path(arena.folder, cell.task).absolute()
         settings = TrialSettings(store, self.folder, arena.plan.metric, arena.threads, draw=draw)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._claim(store, draw)
+        about = about_study(self.search, [self.search.epochs], store, draw)
+        write_json(self.folder / "study.json", about)
         self.study = open_study(self.folder)
         enqueue_recipes(self.study, self.search)
         self.searcher = StudySearcher(self.study, self.search, self.folder, fuse=1)
         self.bench = Workbench(settings, backbone)
-
-    def _claim(self, store: Path, draw: Path) -> None:
-        """`study.json`, so that the folder can be reported and exported by itself."""
-        about = {
-            "format": "cliptune-study-1",
-            "created": now(),
-            "features": str(store),
-            "features_key": read_json(store / "manifest.json")["key"],
-            "metric": self.search.metric,
-            "adapters": list(self.search.adapters),
-            "epochs": self.search.epochs,
-            "rungs": [self.search.epochs],
-            "seed": self.search.seed,
-            "fixed": {},
-            "workers_per_trial": 1,
-            "draw": str(draw),
-            "draw_key": read_draw(draw).key,
-            "trials": self.search.trials,
-        }
-        write_json(self.folder / "study.json", about)
 
     @property
     def spent(self) -> float:
@@ -149,7 +135,7 @@ class CellSearch:
 
 class CellTrial(tune.Trainable):
     """A cell as a Ray Tune trial, one trial of its search a step. The worker outlives its cells:
-    the backbone is loaded once."""
+    the first one loads the backbone for all."""
 
     def setup(self, config: dict[str, Any], arena: Arena) -> None:
         self.arena = arena
@@ -164,11 +150,9 @@ class CellTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         stop_file = self.arena.stop_file
         try:
-            if self.backbone is None:
-                store = find_store(store_of(self.arena.folder, self.cell.dataset))
-                self.backbone = backbone_of(store, default_device())
             if self.search is None:
                 self.search = CellSearch(self.arena, self.cell, self.backbone)
+                self.backbone = self.search.bench.backbone
             if stop_file.exists():
                 return {"done": True, "state": "interrupted"}
             if self.search.advance(stop_file.exists):

@@ -1,9 +1,9 @@
 """Other people's draws: the index JSON of cross-modal adaptation (Lin et al. 2023).
 
 Flows in: `{"train": {"data": [{"impath": ..., "label": ..., "classname": ...}, ...]}, "val": ...}`
-and the shards of the same data. Flows out: the same images as a `Draw`. The paths are of another
-machine, so an image is found by its path's end: `./data/2750/River/River_1.jpg` is the shards'
-`River/River_1.jpg`.
+and the labelled images of shards of the same data. Flows out: the same images as a `Draw`. The
+paths are of another machine, so an image is found by its path's end:
+`./data/2750/River/River_1.jpg` is the shards' `River/River_1.jpg`.
 """
 
 from __future__ import annotations
@@ -12,28 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.drawing.labelled import SPLITS, Labelled, Split, read_labelled
+from pipelines.drawing.labelled import SPLITS, Labelled, Split
 from pipelines.drawing.make import Task, assemble, check_enough
-from pipelines.drawing.words import Words
-from trainables.draws import Draw, Member, Part
+from trainables.draws import Draw, Member
 from trainables.errors import DataError
 from trainables.files import read_json
-from trainables.shards import ShardSet
 
 
-def index_draw(
-    path: Path,
-    shards: ShardSet,
-    dataset: str,
-    shots: int,
-    seed: int,
-    part: Part,
-    words: Words,
-    fewer: bool = False,
-) -> Draw:
+def index_draw(path: Path, data: Labelled, task: Task) -> Draw:
     """The images that `path` lists. It must hold `shots` a class of train; val is as it says."""
-    task = Task(dataset, shots, seed, part, words, fewer)
-    data = read_labelled(shards)
+    shots = task.shots
     listed = {split: _read(path, split, data) for split in SPLITS}
 
     def take(split: Split, label: int) -> list[Member]:

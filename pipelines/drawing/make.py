@@ -1,4 +1,4 @@
-"""Making a draw: the labelled images of shards, a number of shots and a seed in, a `Draw` out."""
+"""Making a draw: the labelled images of shards and the task that is wanted in, a `Draw` out."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines import console
-from pipelines.drawing.labelled import Labelled, Split, read_labelled
+from pipelines.drawing.labelled import Labelled, Split
 from pipelines.drawing.words import Words
 from trainables.config import check
 from trainables.draws import PARTS, Draw, Member, Part
 from trainables.errors import ConfigError, DataError, unknown
-from trainables.shards import ShardSet
 
 VAL_SHOTS = 4  # at most, a class: CoOp's rule, so that choosing costs less than training
 
@@ -35,32 +33,20 @@ class Task:
             raise ConfigError(unknown("part", self.part, PARTS))
 
 
-def make_draw(
-    shards: ShardSet,
-    dataset: str,
-    shots: int,
-    seed: int,
-    part: Part,
-    words: Words,
-    fewer: bool = False,
-) -> Draw:
+def make_draw(data: Labelled, task: Task) -> Draw:
     """`shots` images a class of train and at most 4 of val; all of both where `shots` is 0.
 
-    A pure function of the images' ids, `shots` and `seed`. Each image has a rank of its own, so
+    A pure function of the images' ids and the task. Each image has a rank of its own, so
     neither the shards' order nor another class matters, and fewer shots are the first of more.
     """
-    task = Task(dataset, shots, seed, part, words, fewer)
-    data = read_labelled(shards)
-    for note in data.notes():
-        console.say(note)
     ranked = {
         split: {
-            label: sorted(images, key=lambda m: _rank(seed, m.id))
+            label: sorted(images, key=lambda m: _rank(task.seed, m.id))
             for label, images in data.usable(split).items()
         }
         for split in data.members
     }
-    wanted: dict[Split, int] = {"train": shots, "val": min(shots, VAL_SHOTS)}
+    wanted: dict[Split, int] = {"train": task.shots, "val": min(task.shots, VAL_SHOTS)}
 
     def take(split: Split, label: int) -> list[Member]:
         images = ranked[split][label]

@@ -7,7 +7,6 @@ checked, so that a mistake is found before hours of training.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +135,3 @@ def read_recipes(paths: Sequence[Path]) -> list[Recipe]:
             raise ConfigError(f"`{path}`: another recipe is called `{recipe.name}` too.")
         recipes[recipe.name] = recipe
     return list(recipes.values())
-
-
-def harmonic(base: float, new: float) -> float:
-    """The harmonic mean; 0 where either is."""
-    return 2 * base * new / (base + new) if not math.isclose(base + new, 0) else 0.0

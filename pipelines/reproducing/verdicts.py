@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.reproducing.plan import Measured
-from pipelines.reproducing.recipes import Recipe, harmonic
+from pipelines.reproducing.recipes import Recipe
+from trainables.metrics.balance import harmonic
 
 Row = dict[str, Any]
 PASS, FAIL, NOT_RUN = "PASS", "FAIL", "not run"

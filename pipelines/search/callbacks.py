@@ -16,6 +16,12 @@ from pipelines.search.study import DONE, Search, best_trial, frozen_trial, shown
 from trainables.trial import Job
 
 
+def reason_of(trial: RayTrial) -> str:
+    """Why Tune says that a trial ended: the last line of its traceback."""
+    lines = [line for line in (trial.get_error() or "").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "the worker died"
+
+
 class Losses(Callback):
     """What becomes of a trial that ended in an exception: its worker or its node died, or a bug.
 
@@ -36,8 +42,7 @@ class Losses(Callback):
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
         del iteration, trials, info
-        lines = [line for line in (trial.get_error() or "").splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else "the worker died"
+        reason = reason_of(trial)
         for number in self.searcher.lost(trial.trial_id):
             self.losses[number] += 1
             if self.losses[number] <= self.retries:

@@ -23,10 +23,12 @@ from search_spaces.common import Space
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
 from trainables.config import Task, Value, flatten
-from trainables.files import write_json
+from trainables.draws import about_draws
+from trainables.files import now, read_json, write_json
 from trainables.metrics.balance import RULE, front, standing
 
 STUDY = "cliptune"
+FORMAT = "cliptune-study-1"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -50,6 +52,32 @@ class Search:
     def recipe(self, adapter: str) -> dict[str, Value]:
         """The adapter's published settings for the task."""
         return flatten(make_config(adapter, {"task": self.task}))
+
+
+def about_study(
+    search: Search,
+    rungs: Sequence[int],
+    features: Path,
+    draw: Path | None,
+    retain: Sequence[Path] = (),
+    workers_per_trial: int = 1,
+) -> dict[str, Any]:
+    """What `study.json` says, so that the folder can be reported and exported by itself."""
+    return {
+        "format": FORMAT,
+        "created": now(),
+        "features": str(features),
+        "features_key": read_json(features / "manifest.json")["key"],
+        "metric": search.metric,
+        "adapters": list(search.adapters),
+        "epochs": search.epochs,
+        "rungs": list(rungs),
+        "seed": search.seed,
+        "fixed": search.fixed,
+        "workers_per_trial": workers_per_trial,
+        **about_draws(draw, retain),
+        "trials": search.trials,
+    }
 
 
 class Journal(JournalFileBackend):

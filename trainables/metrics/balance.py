@@ -12,10 +12,10 @@ from collections.abc import Sequence
 RULE = "the highest harmonic mean of the metric and val/retained"
 
 
-def harmonic(task: float, retained: float) -> float:
+def harmonic(one: float, other: float) -> float:
     """The harmonic mean of two shares, as few-shot papers report base and new classes (Zhou et al.
     2022, arXiv:2203.05557): near the lower of the two, 0 where one is 0."""
-    return 2 * task * retained / (task + retained) if task > 0 and retained > 0 else 0.0
+    return 2 * one * other / (one + other) if one > 0 and other > 0 else 0.0
 
 
 def as_share(metric: str, value: float) -> float:
