@@ -17,7 +17,7 @@ from trainables.files import now, read_json, write_json
 if TYPE_CHECKING:
     import optuna
 
-    from pipelines.search.study import Search
+    from pipelines.searching.study import Search
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run(args: Args) -> None:
 
 def _check(args: Args) -> Search:
     """Everything that can be wrong with the flags, before any work."""
-    from pipelines.search.study import Search
+    from pipelines.searching.study import Search
     from trainables.adapters.registry import adapters_for, check_room, make_config
     from trainables.config import Task, Value, flatten, read_fields
     from trainables.draws import check_draw, check_retain
@@ -111,7 +111,7 @@ def _check(args: Args) -> Search:
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
-    from pipelines.search.study import best_so_far, best_trial, open_study, states, write_best
+    from pipelines.searching.study import best_so_far, best_trial, open_study, states, write_best
 
     _claim(folder, args, search)
     study = open_study(folder, search.retains)
@@ -146,7 +146,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
 
 def _claim(folder: Path, args: Args, search: Search) -> None:
     """Write `study.json`, or check that this folder holds the same study."""
-    from pipelines.search.asha import rungs
+    from pipelines.searching.asha import rungs
     from trainables.draws import read_draw
 
     manifest = read_json(args.features / "manifest.json")
@@ -193,12 +193,12 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Losses` says what it would log
     from pipelines.cluster import connect
-    from pipelines.search.asha import StudyASHA
-    from pipelines.search.callbacks import Losses, Progress
-    from pipelines.search.interrupt import Interrupt
-    from pipelines.search.searcher import StudySearcher, widest
-    from pipelines.search.study import best_so_far, enqueue_recipes
-    from pipelines.search.workers import plan
+    from pipelines.searching.asha import StudyASHA
+    from pipelines.searching.callbacks import Losses, Progress
+    from pipelines.searching.interrupt import Interrupt
+    from pipelines.searching.searcher import StudySearcher, widest
+    from pipelines.searching.study import best_so_far, enqueue_recipes
+    from pipelines.searching.workers import plan
     from trainables.trial import AdapterTrial, TrialSettings
 
     enqueue_recipes(study, search)

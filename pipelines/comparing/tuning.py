@@ -19,8 +19,8 @@ from optuna.trial import TrialState
 from ray import tune
 
 from pipelines.comparing.plan import Cell, Plan, cell_folder, draw_path, store_of
-from pipelines.search.searcher import StudySearcher
-from pipelines.search.study import Search, best_trial, enqueue_recipes, open_study, write_best
+from pipelines.searching.searcher import StudySearcher
+from pipelines.searching.study import Search, best_trial, enqueue_recipes, open_study, write_best
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
 from trainables.draws import read_draw
