@@ -198,8 +198,8 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
 
     from pipelines.comparing.progress import Progress
     from pipelines.comparing.tuning import Arena, CellTrial
-    from pipelines.search.interrupt import Interrupt
-    from pipelines.search.workers import plan as divide
+    from pipelines.searching.interrupt import Interrupt
+    from pipelines.searching.workers import plan as divide
 
     connect(dashboard=True)
     workers = divide(args.concurrent, 1, -1.0)

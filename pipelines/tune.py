@@ -16,7 +16,7 @@ from trainables.files import read_json, write_json
 if TYPE_CHECKING:
     import optuna
 
-    from pipelines.search.study import Search
+    from pipelines.searching.study import Search
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def run(args: Args) -> None:
 
 def _check(args: Args) -> Search:
     """Everything that can be wrong with the flags, before any work."""
-    from pipelines.search.study import Search
+    from pipelines.searching.study import Search
     from trainables.adapters.registry import adapters_for, check_room, make_config
     from trainables.config import Task, Value, flatten, read_fields
     from trainables.draws import check_draw, check_retain
@@ -110,7 +110,7 @@ def _check(args: Args) -> Search:
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
-    from pipelines.search.study import best_so_far, best_trial, open_study, states, write_best
+    from pipelines.searching.study import best_so_far, best_trial, open_study, states, write_best
 
     _claim(folder, args, search)
     study = open_study(folder, search.retains)
@@ -145,8 +145,8 @@ def _search(args: Args, search: Search, folder: Path) -> None:
 
 def _claim(folder: Path, args: Args, search: Search) -> None:
     """Write `study.json`, or check that this folder holds the same study."""
-    from pipelines.search.asha import rungs
-    from pipelines.search.study import about_study
+    from pipelines.searching.asha import rungs
+    from pipelines.searching.study import about_study
 
     stops = [] if search.retains else rungs(search.epochs)
     wanted = about_study(
@@ -176,12 +176,12 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    from pipelines.search.asha import StudyASHA
-    from pipelines.search.callbacks import Losses, Progress
-    from pipelines.search.interrupt import Interrupt
-    from pipelines.search.searcher import StudySearcher, widest
-    from pipelines.search.study import best_so_far, enqueue_recipes
-    from pipelines.search.workers import plan
+    from pipelines.searching.asha import StudyASHA
+    from pipelines.searching.callbacks import Losses, Progress
+    from pipelines.searching.interrupt import Interrupt
+    from pipelines.searching.searcher import StudySearcher, widest
+    from pipelines.searching.study import best_so_far, enqueue_recipes
+    from pipelines.searching.workers import plan
     from trainables.trial import AdapterTrial, TrialSettings
 
     enqueue_recipes(study, search)

@@ -1,4 +1,4 @@
-"""`prefix_captioner`: what speaks, what is trained of it, how long its prefix is, how words are chosen.
+"""`prefix_captioner`: what is trained of what speaks, how long its prefix is, how words are chosen.
 
 A small language model wants rates far above the 2e-5 that suits GPT-2.
 """

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from pipelines import report, train, tune
 from pipelines.measuring.contestants import read_contest
 from pipelines.measuring.standings import retention
-from pipelines.search.callbacks import Progress
-from pipelines.search.searcher import StudySearcher
-from pipelines.search.study import Search, best_so_far, best_trial, enqueue_recipes, open_study
+from pipelines.searching.callbacks import Progress
+from pipelines.searching.searcher import StudySearcher
+from pipelines.searching.study import Search, best_so_far, best_trial, enqueue_recipes, open_study
 from tests.shelf import draw, shelf
 from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter

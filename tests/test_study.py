@@ -14,10 +14,10 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from pipelines import tune
-from pipelines.search.asha import StudyASHA, rungs
-from pipelines.search.callbacks import Losses
-from pipelines.search.searcher import StudySearcher
-from pipelines.search.study import (
+from pipelines.searching.asha import StudyASHA, rungs
+from pipelines.searching.callbacks import Losses
+from pipelines.searching.searcher import StudySearcher
+from pipelines.searching.study import (
     Search,
     best_so_far,
     best_trial,
@@ -25,7 +25,7 @@ from pipelines.search.study import (
     open_study,
     states,
 )
-from pipelines.search.workers import Switchboard
+from pipelines.searching.workers import Switchboard
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import to_json

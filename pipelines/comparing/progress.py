@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial as RayTrial
 from pipelines.comparing.plan import Cell
 from pipelines.comparing.tuning import fail
 from pipelines.console import say
-from pipelines.search.callbacks import reason_of
+from pipelines.searching.callbacks import reason_of
 
 
 class Progress(Callback):

@@ -19,8 +19,8 @@ from optuna.trial import TrialState
 from ray import tune
 
 from pipelines.comparing.plan import Cell, Plan, cell_folder, draw_path, store_of
-from pipelines.search.searcher import StudySearcher
-from pipelines.search.study import (
+from pipelines.searching.searcher import StudySearcher
+from pipelines.searching.study import (
     Search,
     about_study,
     best_trial,

@@ -204,7 +204,9 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
     def log_probabilities(self, batch: Batch) -> Tensor:
         """Of each token to be learned of the batch's captions, one an image: (K,)."""
         prefix = self.prefix(batch.image_embeds, batch.frames)  # (B, k, d)
-        lengths = batch.tokens.lengths - int(self.config.paper)  # the paper leaves out the end token
+        lengths = batch.tokens.lengths - int(
+            self.config.paper
+        )  # the paper leaves out the end token
         ids = batch.tokens.pad(0)[:, : int(lengths.max())]  # (B, T)
         target = torch.arange(ids.shape[1]) < lengths[:, None]
         if self.config.paper:

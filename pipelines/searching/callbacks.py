@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial
 from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
-from pipelines.search.searcher import StudySearcher
-from pipelines.search.study import DONE, Search, best_trial, frozen_trial, shown
+from pipelines.searching.searcher import StudySearcher
+from pipelines.searching.study import DONE, Search, best_trial, frozen_trial, shown
 from trainables.trial import Job
 
 

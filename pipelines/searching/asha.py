@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import ASHAScheduler
 
-from pipelines.search.study import DONE, Search, frozen_trial
+from pipelines.searching.study import DONE, Search, frozen_trial
 from trainables.trial import Job, TrialSettings, members
 
 ETA, GRACE = 3, 1  # of the trials at a rung, the best third goes on; the first rung is epoch 1

@@ -20,7 +20,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from pipelines.search.study import Search, batch, frozen_trial, write_best
+from pipelines.searching.study import Search, batch, frozen_trial, write_best
 from trainables.config import Value
 from trainables.files import read_json
 from trainables.fused import FREE
