@@ -16,15 +16,15 @@ from trainables.errors import ConfigError, DataError
 from trainables.files import append_jsonl, now, read_json, read_jsonl, sha256_json, write_json
 
 if TYPE_CHECKING:
-    from pipelines.measuring.accuracy import ClassProtocol
     from pipelines.measuring.contestants import Contest
-    from pipelines.measuring.protocol import Protocol
+    from pipelines.measuring.protocol import Measured
+    from pipelines.measuring.standings import AnyProtocol
     from trainables.adapters.base import Adapter
     from trainables.backbone import Backbone
     from trainables.features import SplitFeatures
-    from trainables.shards import ShardSet
+    from trainables.shards import Seal, ShardSet
 
-FORMAT = "cliptune-result-1"
+FORMAT = "cliptune-result-2"
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,18 @@ class Args:
     """Folder of a study (`cliptune tune`), of a single training run (`cliptune train`), or of an
     arena."""
     adapters: Literal["per-adapter", "best"] = "per-adapter"
-    """Measure the best of each adapter, or only the best of all. Zero-shot is always beside it."""
+    """Measure the best of each adapter, or only the best of all. What needs no training (zero-shot,
+    or the nearest caption) is always beside it."""
     bootstrap: int = 2000
     """Resamples of the test images behind every interval."""
     batch_size: int = 256
     """Images or captions embedded at a time; a question of memory, not of results."""
     gallery: int = 8
-    """Captions shown with their nearest images before and after."""
+    """Captions shown with their nearest images before and after; of captioners, images shown with
+    what they say."""
+    beside: tuple[Path, ...] = ()
+    """More runs on the same features, whose best is measured beside this one's and compared with
+    it, such as another captioner."""
     draw: Path | None = None
     """A draw whose classes to measure instead of those trained on, such as the new ones after
     training on the base ones. Written to result-<part>.json."""
@@ -56,13 +61,14 @@ def run(args: Args) -> None:
     if (args.run / "plan.json").is_file():
         _evaluate_arena(args)
         return
-    from pipelines.measuring.contestants import check_open, read_contest
+    from pipelines.measuring.contestants import check_open, join, read_contest
     from pipelines.measuring.standings import retention, table
     from trainables.features import backbone_of
     from trainables.hardware import default_device
 
     started = time.monotonic()
     contest = read_contest(args.run, args.adapters == "best", args.draw)
+    contest = join(contest, args.run, args.beside)
     shards, made_with = _data(contest)
     inputs = _identity(args, contest, shards, made_with)
     part = f"-{contest.others.part}" if contest.others else ""
@@ -72,9 +78,9 @@ def run(args: Args) -> None:
         nothing_to_do(path, then)
         return
     backbone = backbone_of(contest.features, default_device())
-    adapters = [one.load(backbone, contest.task) for one in contest.contestants]
+    adapters = contest.load(backbone)
     check_open(contest, adapters)
-    openings = _log_opening(args.run, contest, shards)
+    openings = _log_opening(args, contest, shards)
     result = _measure(args, contest, shards, backbone, adapters)
     result |= {"inputs": inputs, "test_openings": openings, "seconds": time.monotonic() - started}
     write_json(path, result)
@@ -134,15 +140,15 @@ def _identity(args: Args, contest: Contest, shards: ShardSet, made_with: dict[st
     )
 
 
-def _log_opening(run: Path, contest: Contest, shards: ShardSet) -> list[dict[str, Any]]:
+def _log_opening(args: Args, contest: Contest, shards: ShardSet) -> list[dict[str, Any]]:
     """All openings so far and the one about to happen, which is on disk before it does."""
-    log = run / "test_openings.jsonl"
     names = [one.name for one in contest.contestants]
     opening = {"at": now(), "by": "cliptune evaluate", "rows": names, "digest": shards.digest}
     if contest.others:
         opening |= {"part": contest.others.part, "draw": contest.others.key}
-    append_jsonl(log, [opening])
-    openings = read_jsonl(log)
+    for run in (args.run, *args.beside):
+        append_jsonl(run / "test_openings.jsonl", [opening])
+    openings = read_jsonl(args.run / "test_openings.jsonl")
     times = sum(one.get("draw") == opening.get("draw") for one in openings)
     if times > 1:
         say(
@@ -161,11 +167,8 @@ def _measure(
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from pipelines.measuring.accuracy import ClassProtocol
-    from pipelines.measuring.gallery import COLUMNS, RULE, gallery
-    from pipelines.measuring.protocol import Protocol
     from pipelines.measuring.provenance import hardware, versions
-    from pipelines.measuring.standings import standings
+    from pipelines.measuring.standings import pairs, standings
     from trainables.features import embed_split
     from trainables.shards import Seal
 
@@ -175,21 +178,15 @@ def _measure(
     data = embed_split(
         backbone, shards, "test", seal=seal, pixels=pixels, batch_size=args.batch_size
     )
-    protocol: Protocol | ClassProtocol
-    if contest.measured is None:
-        protocol = Protocol(data, args.bootstrap)
-    else:
+    if contest.measured is not None:
         data = contest.measured.among(data, shards.rows("test", ["id", "label"], seal))
-        protocol = ClassProtocol(data, args.bootstrap)
+    protocol = _protocol(args, contest, data, backbone)
     models = [
         protocol.of(adapter, args.batch_size)
         for adapter in tqdm(adapters, "measuring", unit="adapter")
     ]
-    chosen = next((n for n, one in enumerate(contest.contestants) if one.selected), 0)
-    pictures = []
-    if chosen and args.gallery and contest.draw is None:
-        records = shards.rows("test", COLUMNS, seal)
-        pictures = gallery(models[0], models[chosen], data, records, args.gallery)
+    names = [one.name for one in contest.contestants]
+    shown = _shown(args, contest, models, data, shards, seal)
     return {
         "format": FORMAT,
         "created": now(),
@@ -200,21 +197,61 @@ def _measure(
             "fingerprint": backbone.fingerprint,
         },
         "metric": contest.metric,
+        "baseline": adapters[0].train_config.name,
         "protocol": [
             *protocol.text(contest.metric),
             *contest.about_others(),
-            *([RULE] if pictures else []),
+            *shown.pop("rule", []),
         ],
         "rows": standings(contest, adapters, models, protocol),
-        "gallery": pictures,
+        **({"pairs": pairs(names, models, protocol)} if contest.task == "captioning" else {}),
+        **shown,
         "versions": versions(),
         "hardware": hardware(),
     }
 
 
-def _about(
-    shards: ShardSet, data: SplitFeatures, protocol: Protocol | ClassProtocol
+def _protocol(args: Args, contest: Contest, data: SplitFeatures, backbone: Backbone) -> AnyProtocol:
+    """How the task is measured."""
+    if contest.task == "captioning":
+        from pipelines.measuring.captions import CaptionProtocol
+
+        return CaptionProtocol(data, backbone, args.bootstrap)
+    if contest.measured is not None:
+        from pipelines.measuring.accuracy import ClassProtocol
+
+        return ClassProtocol(data, args.bootstrap)
+    from pipelines.measuring.protocol import Protocol
+
+    return Protocol(data, args.bootstrap)
+
+
+def _shown(
+    args: Args,
+    contest: Contest,
+    models: list[Measured],
+    data: SplitFeatures,
+    shards: ShardSet,
+    seal: Seal,
 ) -> dict[str, Any]:
+    """Examples to look at, and the rule by which they were chosen."""
+    from pipelines.measuring.gallery import COLUMNS, RULE, gallery
+    from pipelines.measuring.sayings import RULE as SAYINGS
+    from pipelines.measuring.sayings import sayings
+
+    chosen = next((n for n, one in enumerate(contest.contestants) if one.selected), 0)
+    if not (chosen and args.gallery) or contest.draw is not None:
+        return {"gallery": []}
+    records = shards.rows("test", COLUMNS, seal)
+    if contest.task == "captioning":
+        names = [one.name for one in contest.contestants]
+        found = sayings(names, models, chosen, data, records, args.gallery)
+        return {"rule": [SAYINGS], "gallery": [], "captions": found}
+    pictures = gallery(models[0], models[chosen], data, records, args.gallery)
+    return {"rule": [RULE], "gallery": pictures}
+
+
+def _about(shards: ShardSet, data: SplitFeatures, protocol: AnyProtocol) -> dict[str, Any]:
     return {
         "shards": str(shards.folder),
         "digest": shards.digest,

@@ -15,6 +15,7 @@ from trainables.errors import DataError
 from trainables.files import read_json, read_jsonl, write_json
 
 if TYPE_CHECKING:
+    from trainables.config import Task
     from trainables.loop import Row, Worker
 
 
@@ -31,8 +32,8 @@ class Args:
     draw: Path | None = None
     """A draw written by `cliptune draw`: classify its images instead of retrieving captions."""
     metric: str = ""
-    """Decides which epoch is best and when patience ends. Default: val/t2i_r1, or val/accuracy with
-    a draw."""
+    """Decides which epoch is best and when patience ends. Default: val/t2i_r1, val/cider_d of a
+    captioner, or val/accuracy with a draw."""
     workers: int = 1
     """Ray Train workers that train together (DDP, negatives gathered across them)."""
     retain: tuple[Path, ...] = ()
@@ -41,13 +42,13 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from trainables.adapters.registry import make_config
-    from trainables.config import Task, read_fields
+    from trainables.adapters.registry import ADAPTERS, make_config, task_of
+    from trainables.config import read_fields
     from trainables.draws import check_draw, check_retain
     from trainables.features import find_store
     from trainables.loop import METRICS, check_metric
 
-    task: Task = "classification" if args.draw else "retrieval"
+    task = task_of([args.adapter] if args.adapter in ADAPTERS else [], bool(args.draw))
     args = dataclasses.replace(
         args,
         features=find_store(args.features).absolute(),
@@ -62,7 +63,7 @@ def run(args: Args) -> None:
     folder = args.out.absolute()
     job = {"args": args, "config": config, "folder": folder}
     with hold(folder):
-        _claim(folder, args)
+        _claim(folder, args, task)
         ran = train_here(job) if args.workers == 1 else _train_in_group(job, args.workers)
     then = f"cliptune evaluate --run {args.out}"
     if ran:
@@ -71,7 +72,7 @@ def run(args: Args) -> None:
         nothing_to_do(folder / "best", then)
 
 
-def _claim(folder: Path, args: Args) -> None:
+def _claim(folder: Path, args: Args, task: Task) -> None:
     """Write `run.json`, or check that this folder holds the same run."""
     from trainables.draws import about_draws
 
@@ -79,6 +80,7 @@ def _claim(folder: Path, args: Args) -> None:
         "format": "cliptune-run-1",
         "features": str(args.features),
         "features_key": read_json(args.features / "manifest.json")["key"],
+        "task": task,
         "metric": args.metric,
         **about_draws(args.draw, args.retain),
     }

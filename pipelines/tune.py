@@ -26,8 +26,9 @@ class Args:
     out: Path = Path("runs/study")
     """Folder of the study. The same command in the same folder goes on where it stopped."""
     adapter: tuple[str, ...] = ()
-    """Adapters to search over; `auto`: all that there are for the task. Default: soft_prompt and
-    lora, with a draw coop and lora."""
+    """Adapters to search over; `auto`: all that there are for retrieval, or for the classes of a
+    draw. prefix_captioner speaks captions instead. Default: soft_prompt and lora, with a draw coop
+    and lora."""
     trials: int = 16
     """Trials in all; each adapter's published recipe is its first."""
     epochs: int = 9
@@ -35,8 +36,9 @@ class Args:
     draw: Path | None = None
     """A draw written by `cliptune draw`: classify its images instead of retrieving captions."""
     metric: str = ""
-    """What is maximised on val: `val/t2i_r1`, `val/i2t_r5`, `val/t2i_mrr`, ...; with a draw
-    `val/accuracy`, `val/class_accuracy` or `val/log_likelihood`. Default: the first of them."""
+    """What is maximised on val: `val/t2i_r1`, `val/i2t_r5`, `val/t2i_mrr`, ...; of captioners
+    `val/cider_d`, `val/bleu4`, ...; with a draw `val/accuracy`, `val/class_accuracy` or
+    `val/log_likelihood`. Default: the first of them."""
     seed: int = 0
     """Of the sampler and of every trial."""
     concurrent: int = 0
@@ -67,16 +69,23 @@ def run(args: Args) -> None:
 def _check(args: Args) -> Search:
     """Everything that can be wrong with the flags, before any work."""
     from pipelines.searching.study import Search
-    from trainables.adapters.registry import adapters_for, check_room, make_config
-    from trainables.config import Task, Value, flatten, read_fields
+    from trainables.adapters.registry import (
+        ADAPTERS,
+        adapters_for,
+        build,
+        check_room,
+        make_config,
+        task_of,
+    )
+    from trainables.config import Value, flatten, read_fields
     from trainables.draws import check_draw, check_retain
-    from trainables.features import backbone_of
+    from trainables.features import backbone_of, open_features
     from trainables.loop import METRICS, check_metric
 
-    task: Task = "classification" if args.draw else "retrieval"
     adapters = args.adapter or ("coop" if args.draw else "soft_prompt", "lora")
     if adapters == ("auto",):
-        adapters = tuple(adapters_for(task))
+        adapters = tuple(adapters_for("classification" if args.draw else "retrieval"))
+    task = task_of([name for name in adapters if name in ADAPTERS], bool(args.draw))
     for name in adapters:
         make_config(name, {"task": task})
     if len(set(adapters)) < len(adapters):
@@ -101,9 +110,14 @@ def _check(args: Args) -> Search:
     for name in adapters:
         config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
+    configs = [make_config(name, {"task": task, **fields}) for name in adapters]
     if draw is not None:
-        configs = [make_config(name, {"task": task, **fields}) for name in adapters]
         check_room(configs, [draw.classes], backbone_of(args.features))
+    if task == "captioning":  # a language model that cannot speak shows here
+        backbone = backbone_of(args.features)
+        train = open_features(args.features, "train", backbone)
+        for one in configs:
+            build(one, backbone, train)
     return Search(
         adapters, metric, args.trials, args.epochs, args.seed, fixed, task, bool(args.retain)
     )

@@ -126,9 +126,9 @@ def test_the_result_holds_every_row_beside_zero_shot(study: Path) -> None:
         for found in row["metrics"].values():
             assert found["low"] <= found["value"] <= found["high"]
     zero, prompt, lora = result["rows"]
-    assert zero["vs_zero_shot"] == {}
+    assert zero["vs_baseline"] == {}
     assert zero["trainable_parameters"] == 0
-    gap = prompt["vs_zero_shot"][f"t2i_mrr@{TEST}"]
+    gap = prompt["vs_baseline"][f"t2i_mrr@{TEST}"]
     expected = (
         prompt["metrics"][f"t2i_mrr@{TEST}"]["value"] - zero["metrics"][f"t2i_mrr@{TEST}"]["value"]
     )

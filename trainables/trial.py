@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from ray import tune
 
-from trainables.adapters.registry import make_config
+from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig
 from trainables.draws import measured, read_draw
@@ -88,15 +88,18 @@ class Workbench:
         return self.run(config, self.settings.trial_folder(number), worker)
 
     def baseline(self, task: Task) -> None:
-        """Zero-shot on val, in a folder of its own."""
-        config = make_config("zero_shot", {"task": task})
-        self.run(config, self.settings.folder / "zero_shot").advance()
+        """What needs no training, on val, in a folder of its own."""
+        config = make_config(BASELINES[task], {"task": task})
+        self.run(config, self.settings.folder / config.name).advance()
 
     def _measure_width(self, config: TrainConfig) -> None:
         """Once a study and adapter, by its first trial."""
         path = self.settings.widths_file
         widths = read_json(path) if path.exists() else {}
         if config.name in widths:
+            return
+        if not ADAPTERS[config.name].FUSES:
+            write_json(path, widths | {config.name: 1})
             return
         most = min(self.settings.most_fused, 32 if self.backbone.device.type == "cuda" else 64)
         with tempfile.TemporaryDirectory(dir=self.settings.folder) as folder:

@@ -68,6 +68,9 @@ class ClassProtocol:
         named = zip(self.classes.names, found, strict=True)
         return {name: value for name, value in named if not math.isnan(value)}
 
+    def about(self, model: Measured) -> dict[str, Any]:
+        return {"per_class": self.per_class(model)}
+
     def duplicates(self) -> dict[str, Any]:
         return duplicates(self.data.groups, self.data.ids) | {"warning": None}
 

@@ -11,30 +11,40 @@ from pathlib import Path
 from typing import Any
 
 from trainables.adapters.base import Adapter
-from trainables.adapters.registry import build, make_config
+from trainables.adapters.registry import BASELINES, build, make_config
 from trainables.backbone import Backbone
 from trainables.checkpoint import digest, load_adapter, read_config, verify
-from trainables.config import Task
+from trainables.config import Task, TrainConfig, Value
 from trainables.draws import Draw, check_draw, read_draw
 from trainables.errors import ConfigError, DataError
+from trainables.features import SplitFeatures, open_features
 from trainables.files import read_json, read_jsonl
+from trainables.loop import METRICS
 
-ZERO_SHOT = {"adapter.template": "{}"}  # the captions as they are
+PLAIN: dict[str, Value] = {"adapter.template": "{}"}  # the captions as they are
+
+
+def baseline(task: Task) -> TrainConfig:
+    """What every row of the task is compared with."""
+    name = BASELINES[task]
+    return make_config(name, {"task": task, **(PLAIN if name == "zero_shot" else {})})
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One row of the result: a trained checkpoint, or the zero-shot baseline where it is None."""
+    """One row of the result: a trained checkpoint, or the task's baseline where it is None."""
 
     name: str
     folder: Path | None = None  # of the trial: metrics.jsonl, best/
     trial: int | None = None
     selected: bool = False  # chosen on val among all of the run
 
-    def load(self, backbone: Backbone, task: Task = "retrieval") -> Adapter[Any]:
+    def load(
+        self, backbone: Backbone, task: Task = "retrieval", train: SplitFeatures | None = None
+    ) -> Adapter[Any]:
+        """`train`: what a baseline of captioning takes its words from."""
         if self.folder is None:
-            config = make_config("zero_shot", {"task": task, **ZERO_SHOT})
-            return build(config, backbone).to(backbone.device).eval()
+            return build(baseline(task), backbone, train).to(backbone.device).eval()
         return load_adapter(self.folder / "best", backbone)
 
     def identity(self) -> str:
@@ -56,9 +66,10 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Contest:
-    """A run's contestants, zero-shot first, and what they were trained on."""
+    """A run's contestants, the baseline first, and what they were trained on."""
 
     features: Path
+    task: Task
     metric: str  # without its split, e.g. t2i_r1
     contestants: list[Contestant]
     draw: Draw | None = None
@@ -79,9 +90,12 @@ class Contest:
             f"on the {len(self.others.names)} of part `{self.others.part}`."
         ]
 
-    @property
-    def task(self) -> Task:
-        return "retrieval" if self.draw is None else "classification"
+    def load(self, backbone: Backbone) -> list[Adapter[Any]]:
+        """The adapters of all contestants."""
+        train = None
+        if self.task == "captioning":
+            train = open_features(self.features, "train", backbone)
+        return [one.load(backbone, self.task, train) for one in self.contestants]
 
 
 def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Contest:
@@ -98,7 +112,8 @@ def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Cont
         trained = [Contestant(name, run, selected=True)]
     else:
         raise DataError(f"`{run}` holds no run: neither study.json nor run.json is there.")
-    metric = str(about.get("metric", "val/t2i_r1")).removeprefix("val/")
+    task: Task = about.get("task", "classification" if "draw" in about else "retrieval")
+    metric = str(about.get("metric", METRICS[task][0])).removeprefix("val/")
     features = Path(about["features"])
     draw = _draw(about["draw"], about["draw_key"]) if "draw" in about else None
     pairs = zip(about.get("retain", []), about.get("retain_keys", []), strict=True)
@@ -106,7 +121,34 @@ def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Cont
     if others is not None and draw is None:
         raise ConfigError(f"`--draw` is for classes, but `{run}` was trained on captions.")
     asked = None if others is None else check_draw(features, others)
-    return Contest(features, metric, _with_baseline(trained), draw, retain, asked)
+    return Contest(features, task, metric, _with_baseline(trained, task), draw, retain, asked)
+
+
+def join(contest: Contest, run: Path, beside: Sequence[Path]) -> Contest:
+    """The contestants of more runs, on the same features, beside those of `run`. Each then has the
+    name of its run's folder before its own."""
+    if not beside:
+        return contest
+    names = [path.name for path in (run, *beside)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"`--beside` must be runs in folders of different names, got {names}.")
+    own = [replace(one, name=f"{run.name}: {one.name}") for one in contest.contestants[1:]]
+    for path in beside:
+        other = read_contest(path, only_best=True)
+        if (other.features, other.task, other.draw) != (
+            contest.features,
+            contest.task,
+            contest.draw,
+        ):
+            raise ConfigError(
+                f"`--beside {path}` must be a run for {contest.task} on `{contest.features}`, with "
+                f"the same draw if any; it is one for {other.task} on `{other.features}`."
+            )
+        own += [
+            replace(one, name=f"{path.name}: {one.name}", selected=False)
+            for one in other.contestants[1:]
+        ]
+    return replace(contest, contestants=[contest.contestants[0], *own])
 
 
 def check_open(contest: Contest, adapters: Sequence[Adapter[Any]]) -> None:
@@ -142,16 +184,16 @@ def _of_study(run: Path, only_best: bool) -> list[Contestant]:
     ]
 
 
-def _with_baseline(trained: list[Contestant]) -> list[Contestant]:
-    """Zero-shot first. A zero-shot trial that found no template of its own is that very row."""
-    plain = make_config("zero_shot", ZERO_SHOT).adapter
+def _with_baseline(trained: list[Contestant], task: Task) -> list[Contestant]:
+    """The baseline first. A trial of it that found nothing of its own is that very row."""
+    plain = baseline(task)
     others = []
-    baseline = Contestant("zero_shot")
+    first = Contestant(plain.name)
     for one in trained:
-        if one.name != "zero_shot" or one.folder is None:
+        if one.name != plain.name or one.folder is None:
             others.append(one)
-        elif read_config(one.folder).adapter == plain:
-            baseline = replace(baseline, selected=one.selected)
+        elif read_config(one.folder).adapter == plain.adapter:
+            first = replace(first, selected=one.selected)
         else:
-            others.append(replace(one, name="zero_shot, own template"))
-    return [baseline, *others]
+            others.append(replace(one, name=f"{plain.name}, own template"))
+    return [first, *others]

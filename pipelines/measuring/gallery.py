@@ -123,6 +123,11 @@ def _read(
     return thumbs, texts
 
 
+def thumbnails(data: bytes) -> list[str]:
+    """An image file as one small picture."""
+    return [thumbnail(data)]
+
+
 def thumbnail(data: bytes) -> str:
     """An image file as a small JPEG in a data URI, without the original's metadata."""
     picture = Image.fromarray(decode(data).permute(1, 2, 0).contiguous().numpy())

@@ -7,7 +7,7 @@ their pool's size in the name, their intervals, paired differences, and the prot
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,7 @@ class Measured:
     summary: dict[str, float]
     replicates: dict[str, Array]  # by metric, of every resample
     predictions: Predictions | None = None  # of captions, for the gallery
+    said: list[str] = field(default_factory=list)  # by a captioner, of each image
 
 
 def metrics(model: Measured, named: Callable[[str], str]) -> dict[str, dict[str, float]]:
@@ -97,6 +98,11 @@ class Protocol:
 
     def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
         return versus(model, baseline, self.named)
+
+    def about(self, model: Measured) -> dict[str, Any]:
+        """What a row says beside its metrics."""
+        del model
+        return {}
 
     def duplicates(self) -> dict[str, Any]:
         found = duplicates(self.image_groups, self.ids)

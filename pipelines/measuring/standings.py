@@ -1,11 +1,14 @@
-"""The rows of a result: every contestant beside zero-shot, as JSON and as a printed table."""
+"""The rows of a result: every contestant beside the baseline, as JSON and as a printed table."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+from pipelines.baselines import WORDS
 from pipelines.measuring.accuracy import ClassProtocol
+from pipelines.measuring.captions import CaptionProtocol
 from pipelines.measuring.contestants import Contest, Contestant
 from pipelines.measuring.protocol import Measured, Protocol
 from trainables.adapters.base import Adapter
@@ -14,14 +17,16 @@ from trainables.draws import measured
 from trainables.features import open_features
 from trainables.loop import measure
 
+AnyProtocol: TypeAlias = Protocol | ClassProtocol | CaptionProtocol
+
 
 def standings(
     contest: Contest,
     adapters: Sequence[Adapter[Any]],
     models: Sequence[Measured],
-    protocol: Protocol | ClassProtocol,
+    protocol: AnyProtocol,
 ) -> list[dict[str, Any]]:
-    """One row a contestant, zero-shot first; its val metrics are measured here."""
+    """One row a contestant, the baseline first; its val metrics are measured here."""
     rows = [
         _row(one, adapter, model, models[0], protocol)
         for one, adapter, model in zip(contest.contestants, adapters, models, strict=True)
@@ -36,9 +41,8 @@ def _row(
     adapter: Adapter[Any],
     model: Measured,
     baseline: Measured,
-    protocol: Protocol | ClassProtocol,
+    protocol: AnyProtocol,
 ) -> dict[str, Any]:
-    per_class = protocol.per_class(model) if isinstance(protocol, ClassProtocol) else None
     return {
         "name": one.name,
         "adapter": adapter.train_config.name,
@@ -47,8 +51,8 @@ def _row(
         "trainable_parameters": sum(p.numel() for p in adapter.parameters() if p.requires_grad),
         **one.history(),
         "metrics": protocol.metrics(model),
-        "vs_zero_shot": {} if model is baseline else protocol.versus(model, baseline),
-        **({"per_class": per_class} if per_class else {}),
+        "vs_baseline": {} if model is baseline else protocol.versus(model, baseline),
+        **protocol.about(model),
         "selected": one.selected,
     }
 
@@ -57,15 +61,16 @@ def table(rows: Sequence[dict[str, Any]], metric: str) -> Iterator[str]:
     """A head line, then one line a row: value, interval, and the paired difference to zero-shot."""
     keys = list(rows[0]["metrics"])
     key = next((k for k in keys if k.startswith(metric + "@")), keys[0])
-    yield f"{key} on test, 95 % intervals, difference to zero-shot (* chosen on val):"
+    than = WORDS[rows[0]["adapter"]]
+    yield f"{key} on test, 95 % intervals, difference to {than} (* chosen on val):"
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        found, gap = row["metrics"][key], row["vs_zero_shot"].get(key)
+        found, gap = row["metrics"][key], row["vs_baseline"].get(key)
         line = f"{'*' if row['selected'] else ' '} {row['name']:<{width}}  {found['value']:.4f} "
         line += f"[{found['low']:.4f}, {found['high']:.4f}]"
         if gap:
             line += f"  {gap['difference']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
-            line += f"  {verdict(gap)}"
+            line += f"  {verdict(gap, than)}"
         yield line
 
 
@@ -78,10 +83,21 @@ def retention(rows: Sequence[dict[str, Any]]) -> str:
     return f"retained, accuracy on val of classes never trained on: {', '.join(words)}"
 
 
-def verdict(gap: dict[str, float]) -> str:
+def verdict(gap: dict[str, float], than: str = "zero-shot") -> str:
     """What a difference's interval allows to say, of a metric that is better when higher."""
     if gap["low"] > 0:
-        return f"beats zero-shot (p = {gap['p']:.4f})"
+        return f"beats {than} (p = {gap['p']:.4f})"
     if gap["high"] < 0:
-        return f"worse than zero-shot (p = {gap['p']:.4f})"
-    return "not shown to beat zero-shot"
+        return f"worse than {than} (p = {gap['p']:.4f})"
+    return f"not shown to beat {than}"
+
+
+def pairs(
+    names: Sequence[str], models: Sequence[Measured], protocol: AnyProtocol
+) -> list[dict[str, Any]]:
+    """Every two trained rows against each other, paired: the first minus the second."""
+    trained = list(zip(names, models, strict=True))[1:]
+    return [
+        {"a": a, "b": b, "metrics": protocol.versus(one, other)}
+        for (a, one), (b, other) in itertools.combinations(trained, 2)
+    ]

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.common import Space
 from search_spaces.registry import SPACES
-from trainables.adapters.registry import make_config
+from trainables.adapters.registry import ADAPTERS, make_config
 from trainables.config import Task, Value, flatten
 from trainables.draws import about_draws
 from trainables.files import now, read_json, write_json
@@ -49,9 +49,15 @@ class Search:
         """What is searched of an adapter."""
         return SPACES[adapter][self.task]
 
-    def recipe(self, adapter: str) -> dict[str, Value]:
-        """The adapter's published settings for the task."""
-        return flatten(make_config(adapter, {"task": self.task}))
+    def recipes(self, adapter: str) -> list[dict[str, Value]]:
+        """The adapter's published settings for the task. Those that differ in nothing that is
+        searched are one."""
+        kind, space = ADAPTERS[adapter], self.space(adapter)
+        every = [
+            flatten(make_config(adapter, {"task": self.task, **more}))
+            for more in ({}, *kind.VARIANTS.get(self.task, ()))
+        ]
+        return list({tuple(one[key] for key in space): one for one in every}.values())
 
 
 def about_study(
@@ -68,6 +74,7 @@ def about_study(
         "created": now(),
         "features": str(features),
         "features_key": read_json(features / "manifest.json")["key"],
+        "task": search.task,
         "metric": search.metric,
         "adapters": list(search.adapters),
         "epochs": search.epochs,
@@ -143,14 +150,14 @@ def open_study(folder: Path, retains: bool = False) -> optuna.Study:
 
 
 def enqueue_recipes(study: optuna.Study, search: Search) -> None:
-    """The published recipe of each adapter becomes its first trial."""
+    """The published recipes of each adapter become its first trials."""
     with batch(study):
         for adapter in search.adapters:
-            recipe = search.recipe(adapter)
-            point: dict[str, Any] = {f"{adapter}/{k}": recipe[k] for k in search.space(adapter)}
-            if len(search.adapters) > 1:
-                point["adapter"] = adapter
-            study.enqueue_trial(point, user_attrs={"recipe": True}, skip_if_exists=True)
+            for recipe in search.recipes(adapter):
+                point: dict[str, Any] = {f"{adapter}/{k}": recipe[k] for k in search.space(adapter)}
+                if len(search.adapters) > 1:
+                    point["adapter"] = adapter
+                study.enqueue_trial(point, user_attrs={"recipe": True}, skip_if_exists=True)
 
 
 def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:

@@ -1,0 +1,118 @@
+"""The protocol of the test split for captioners, beside that for retrieval in `protocol.py`.
+
+Flows in: a split's features with what people wrote, and what several models say. Flows out: caption
+metrics with the number of images in their name, their intervals, paired differences, and the
+protocol in words.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.baselines import WORDS
+from pipelines.measuring.protocol import Measured, duplicates, metrics, versus
+from trainables.adapters.base import Adapter
+from trainables.adapters.registry import BASELINES
+from trainables.backbone import Backbone
+from trainables.derived import embed_each_once, exact
+from trainables.features import SplitFeatures
+from trainables.metrics.bootstrap import Bootstrap
+from trainables.metrics.captioning import (
+    bleu_of,
+    clip_score,
+    diversity,
+    ref_clip_score,
+    score_captions,
+    spice,
+    spice_available,
+)
+from trainables.metrics.clip_score import PREFIX
+from trainables.predict import speak
+
+
+class CaptionProtocol:
+    """Measures captioners on the same images, on the same resamples of them."""
+
+    def __init__(self, data: SplitFeatures, backbone: Backbone, resamples: int) -> None:
+        self.data, self.backbone = data, backbone
+        self.texts = data.texts()
+        distinct, self.clusters = data.groups.unique(return_inverse=True)
+        self.bootstrap = Bootstrap(len(distinct), resamples)
+        self.references = self._embed(self.texts)  # (M, e)
+        self.no_spice = spice_available()
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        tokens, _ = self.backbone.tokenize([PREFIX + text for text in texts])
+        with exact(self.backbone):
+            return embed_each_once(self.backbone, tokens)
+
+    def named(self, metric: str) -> str:
+        """`cider_d` with the images that it was measured on: their words weigh in it."""
+        return f"{metric}@{len(self.data.groups)}"
+
+    def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
+        return self.measure(speak(adapter, self.data, batch_size))
+
+    def measure(self, said: list[str]) -> Measured:
+        """Of one caption an image."""
+        scores = score_captions(said, self.data.references)
+        embeds, images = self._embed(said), self.data.image_embeds
+        values = scores.values | {
+            "clip_score": clip_score(images, embeds),
+            "ref_clip_score": ref_clip_score(
+                images, embeds, self.references, self.data.caption_rows
+            ),
+        }
+        if not self.no_spice:
+            values["spice"] = torch.tensor(spice(said, self._references()), dtype=torch.float64)
+        replicates = {
+            name: self.bootstrap.mean(value, self.clusters) for name, value in values.items()
+        }
+        sums = self.bootstrap.sums(scores.bleu, self.clusters)  # (R, 10)
+        summary = {name: float(value.mean()) for name, value in values.items()}
+        bleu = zip(bleu_of(scores.bleu.sum(0)), bleu_of(sums).T, strict=True)
+        for order, (value, resampled) in enumerate(bleu, start=1):
+            summary[f"bleu{order}"], replicates[f"bleu{order}"] = float(value), resampled
+        return Measured(values, summary, replicates, said=said)
+
+    def _references(self) -> list[list[str]]:
+        every: list[list[str]] = [[] for _ in self.data.ids]
+        for row, text in zip(self.data.caption_rows.tolist(), self.texts, strict=True):
+            every[row].append(text)
+        return every
+
+    def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
+        return metrics(model, self.named)
+
+    def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
+        return versus(model, baseline, self.named)
+
+    def about(self, model: Measured) -> dict[str, Any]:
+        return {"diversity": diversity(model.said)}
+
+    def duplicates(self) -> dict[str, Any]:
+        return duplicates(self.data.groups, self.data.ids) | {"warning": None}
+
+    def text(self, metric: str) -> list[str]:
+        """The protocol in sentences."""
+        images, baseline = len(self.data.groups), WORDS[BASELINES["captioning"]]
+        lines = [
+            f"One caption for each of {images:,} images, the number after @, against all "
+            f"{len(self.texts):,} captions that people wrote of them.",
+            "Words are coco-caption's. bleu1 to bleu4 are of the corpus; cider_d is what papers "
+            "call CIDEr, its weights are of these images; meteor_stem is METEOR without synonyms; "
+            "sentence_bleu4 is a mean over captions, and not BLEU-4; repetition is the share of a "
+            "caption's word pairs that it has said before.",
+            f"clip_score and ref_clip_score were computed with `{self.backbone.name}`: they are "
+            "comparable to no other backbone's, and a captioner trained on it starts ahead.",
+            f"Intervals are 95 % percentile bootstrap intervals over images, "
+            f"{len(self.bootstrap.counts):,} resamples, seed 0; CIDEr's weights stay fixed.",
+            "Differences are paired: the same resamples. p is twice the smaller share of resamples "
+            "on one side of zero, not corrected for the number of rows or metrics.",
+            f"All choices were made on val, by {metric}; nothing was chosen on test. What {baseline} "
+            "says is the first caption of the training image with the highest cosine similarity.",
+        ]
+        return [*lines, f"SPICE was not computed: {self.no_spice}"] if self.no_spice else lines
