@@ -28,6 +28,11 @@ class Args:
     """Keep the pixels too, for adapters of the image tower (LoRA on vision)."""
     data_seed: int = 0
     """Of the augmented views."""
+    frames: int = 0
+    """Frames of each clip, for adapters that look at time; the others get their mean. 0: a clip is
+    the still that its first frame is."""
+    sampling: Literal["uniform", "motion"] = "uniform"
+    """Where the frames are taken: from equal parts of the time, or of the motion."""
     batch_size: int = 256
     """Images a step of the tower."""
     activations_gb: float = 20.0
@@ -41,11 +46,18 @@ class Args:
             ("data_seed", 0),
             ("batch_size", 1),
             ("activations_gb", 0),
+            ("frames", 0),
         ):
             value = getattr(self, name)
             if value < least:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"`--{flag}` must be at least {least}, got {value}.")
+        if self.frames and (self.pixels or self.views):
+            flag = "pixels" if self.pixels else "views"
+            raise ConfigError(
+                f"`--frames` must be 0 with `--{flag}`, got {self.frames}: pixels and augmented "
+                "views are kept of one still an image, and frames have only embeddings."
+            )
         if self.workers != "auto" and self.workers < 1:
             raise ConfigError(f"`--workers` must be at least 1, got {self.workers}.")
 

@@ -169,14 +169,20 @@ def _measure(
 
     from pipelines.measuring.provenance import hardware, versions
     from pipelines.measuring.standings import pairs, standings
-    from trainables.features import embed_split
+    from trainables.features import embed_split, frames_of
     from trainables.shards import Seal
 
     seal = Seal(f"cliptune evaluate --run {args.run}")
     pixels = any(adapter.image_block is not None for adapter in adapters)
     say(f"embedding the {shards.splits['test']['images']:,} images of test ...")
     data = embed_split(
-        backbone, shards, "test", seal=seal, pixels=pixels, batch_size=args.batch_size
+        backbone,
+        shards,
+        "test",
+        seal=seal,
+        pixels=pixels,
+        batch_size=args.batch_size,
+        seen=frames_of(contest.features),
     )
     if contest.measured is not None:
         data = contest.measured.among(data, shards.rows("test", ["id", "label"], seal))

@@ -1,4 +1,4 @@
-"""Check a source of images and words, and write it as Parquet shards."""
+"""Check a source of images or clips and words, and write it as Parquet shards."""
 
 from __future__ import annotations
 

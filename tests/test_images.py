@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.pictures import png
-from trainables import images
+from trainables import image_headers, images
 from trainables.images import BadImage, decode, probe
 
 RED, GREEN, BLUE, WHITE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3, (128,) * 3
@@ -277,11 +277,11 @@ def test_bands_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_size_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(photo(48, 32), "PNG")
-    monkeypatch.setattr(images, "MAX_PIXELS", 48 * 32)
+    monkeypatch.setattr(image_headers, "MAX_PIXELS", 48 * 32)
     assert decode(data).shape == (3, 32, 48)
-    monkeypatch.setattr(images, "MAX_PIXELS", 48 * 32 - 1)
+    monkeypatch.setattr(image_headers, "MAX_PIXELS", 48 * 32 - 1)
     assert "above the limit" in reason(data)
-    monkeypatch.setattr(images, "MAX_BYTES", len(data) - 1)
+    monkeypatch.setattr(image_headers, "MAX_BYTES", len(data) - 1)
     assert "MiB is above the limit" in reason(data)
 
 

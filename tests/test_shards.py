@@ -122,14 +122,14 @@ def test_words_are_cleaned(tmp_path: Path) -> None:
     assert shards.manifest["notes"] == {"special_token_captions": 1}
 
 
-def test_notes_count_rotated_and_animated_images(tmp_path: Path) -> None:
+def test_notes_count_rotated_images_and_clips(tmp_path: Path) -> None:
     tags = Image.Exif()
     tags[0x0112] = 6
     Image.new("RGB", (24, 16)).save(tmp_path / "0.jpg", exif=tags)
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "1.jpg", "GIF", save_all=True, append_images=frames[1:])
     shards = make(table(tmp_path, rows_of(2)), tmp_path / "out")
-    assert shards.manifest["notes"] == {"animated": 1, "exif_rotated": 1}
+    assert shards.manifest["notes"] == {"clips": 1, "exif_rotated": 1}
     assert [(row["width"], row["height"]) for row in shards.rows("train")] == [(16, 24), (8, 8)]
 
 
@@ -167,7 +167,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "html": ({"data": b"<!DOCTYPE html><p>404"}, "not an image (begins with '<!DOCTYPE html')"),
     "bomb": ({"data": png(20_000, 20_000, 8, 2, b"")}, "400.0 megapixels is above the limit of 64"),
     "missing": ({"image": "sub/none.jpg"}, "missing file"),
-    "folder": ({"image": "."}, "not a regular file"),
+    "folder": ({"image": "."}, "image path is the folder of the images itself"),
     "no image": ({"image": None}, "no image"),
     "image of another type": ({"image": 7}, "image is neither a path nor bytes (int)"),
     "parent": ({"image": "../odd.jpg"}, "image path leaves the folder"),

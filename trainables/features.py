@@ -24,7 +24,7 @@ from trainables.data import Tokens
 from trainables.derived import Derived
 from trainables.errors import DataError, unknown
 from trainables.files import read_json, sha256_json
-from trainables.images import decode
+from trainables.frames import STILLS, Frames, clip_versions, embed_frames
 from trainables.metrics.captioning import References
 from trainables.mining import nearest_images
 from trainables.preprocess import decoder_versions
@@ -59,7 +59,7 @@ class SplitFeatures:
     source: Tensor | None = None  # (N,) int64: of a part, the rows of the whole
     labels: Tensor | None = None  # (N,) int64
     classes: Classes | None = None  # C
-    frame_embeds: Tensor | None = None  # (N, F, e) of clips; `image_embeds` are then their means
+    frame_embeds: Tensor | None = None  # (N, F, e) float32; `image_embeds` are then their means
     others: tuple[SplitFeatures, ...] = ()  # labelled parts of the same split, of other classes
 
     def take(self, examples: Mapping[str, int], classes: Classes) -> SplitFeatures:
@@ -74,6 +74,7 @@ class SplitFeatures:
             self,
             ids=ids,
             image_embeds=self.image_embeds[rows],
+            frame_embeds=None if self.frame_embeds is None else self.frame_embeds[rows],
             tokens=self.tokens.select(captions),
             caption_rows=torch.searchsorted(rows, self.caption_rows[captions]),
             groups=self.groups[rows],
@@ -153,7 +154,12 @@ class Texts:
 
 
 def features_key(
-    backbone: Backbone, shards: ShardSet, views: int = 0, data_seed: int = 0, pixels: bool = False
+    backbone: Backbone,
+    shards: ShardSet,
+    views: int = 0,
+    data_seed: int = 0,
+    pixels: bool = False,
+    frames: Frames = STILLS,
 ) -> str:
     """A store's name: another one for any change of weights, preprocessing, decoder or data."""
     parts = {
@@ -161,6 +167,10 @@ def features_key(
         **{"preprocess": asdict(backbone.preprocess), "decoder": decoder_versions()},
         **{"views": views, "data_seed": data_seed, "pixels": pixels},
     }
+    if frames.count:
+        parts |= {"frames": frames.count, "sampling": frames.rule}
+    if frames.count or shards.notes.get("clips"):
+        parts |= {"clips": clip_versions()}
     return sha256_json(parts)[:16]
 
 
@@ -191,6 +201,12 @@ def read_texts(backbone: Backbone, rows: Iterable[Row]) -> Texts:
     return Texts(
         ids, every, tokens, caption_rows, torch.tensor(groups, dtype=torch.int64), truncated
     )
+
+
+def frames_of(folder: Path) -> Frames:
+    """How a store saw its clips."""
+    manifest = read_json(folder / "manifest.json")
+    return Frames(manifest.get("frames", 0), manifest.get("sampling", "uniform"))
 
 
 def find_store(folder: Path) -> Path:
@@ -247,6 +263,7 @@ def open_features(
         ids=read_json(folder / f"{split}.ids.json"),
         image_embeds=tensors["image_embeds"],
         pixels=tensors.get("pixels"),
+        frame_embeds=tensors.get("frame_embeds"),
         tokens=Tokens(tensors["token_ids"], tensors["token_offsets"]),
         caption_rows=tensors["caption_rows"],
         groups=tensors["groups"],
@@ -280,12 +297,19 @@ def embed_split(
     seal: Seal | None = None,
     pixels: bool = False,
     batch_size: int = 64,
+    seen: Frames = STILLS,
 ) -> SplitFeatures:
     """Embed the clean view of a split in this process, in memory: what `evaluate` does for test."""
     texts = read_texts(backbone, shards.rows(split, TEXT_COLUMNS, seal))
-    embeds, squares = [], []
-    for square in _squares(backbone, shards.rows(split, ["id", "image"], seal), batch_size):
-        embeds.append(backbone.embed_images(square).cpu())
+    embeds, of_frames, squares = [], [torch.zeros(0, seen.count, backbone.embed_dim)], []
+    rows = shards.rows(split, ["id", "image"], seal)
+    for square in _squares(backbone, rows, max(1, batch_size // max(1, seen.count)), seen):
+        if seen.count:
+            means, each = embed_frames(backbone, square)
+            embeds.append(means)
+            of_frames.append(each)
+        else:
+            embeds.append(backbone.embed_images(square).cpu())
         if pixels:
             squares.append(square)
     size = backbone.preprocess.size
@@ -295,6 +319,7 @@ def embed_split(
         pixels=torch.cat([torch.zeros(0, 3, size, size, dtype=torch.uint8), *squares])
         if pixels
         else None,
+        frame_embeds=torch.cat(of_frames) if seen.count else None,
         tokens=texts.tokens,
         caption_rows=texts.caption_rows,
         groups=texts.groups,
@@ -303,6 +328,8 @@ def embed_split(
     )
 
 
-def _squares(backbone: Backbone, rows: Iterable[Row], batch_size: int) -> Iterator[Tensor]:
+def _squares(
+    backbone: Backbone, rows: Iterable[Row], batch_size: int, frames: Frames
+) -> Iterator[Tensor]:
     for chunk in chunks(rows, batch_size):
-        yield torch.stack([backbone.preprocess.apply(decode(row["image"])) for row in chunk])
+        yield torch.stack([frames.squares(backbone.preprocess, row["image"]) for row in chunk])

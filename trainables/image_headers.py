@@ -9,9 +9,33 @@ import struct
 
 from trainables.errors import DataError
 
+MAX_BYTES = 64 * 2**20  # of a file
+MAX_PIXELS = 64_000_000  # of an image; its RGB form then takes 192 MB at most
+
 
 class BadImage(DataError):
     """Bytes that are no image, or not one that we accept; the message is the reason alone."""
+
+
+class BadClip(BadImage):
+    """The same of a clip."""
+
+
+def check_bytes(size: int) -> None:
+    """Refuse an empty file, or one above `MAX_BYTES`."""
+    if not size:
+        raise BadImage("empty file")
+    if size > MAX_BYTES:
+        raise BadImage(f"{size / 2**20:.1f} MiB is above the limit of {MAX_BYTES // 2**20}")
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse an image or a frame without pixels, or with more than `MAX_PIXELS`."""
+    if width < 1 or height < 1:
+        raise BadImage(f"image of {width} x {height} pixels")
+    if width * height > MAX_PIXELS:
+        limit = MAX_PIXELS // 10**6
+        raise BadImage(f"{width * height / 1e6:.1f} megapixels is above the limit of {limit}")
 
 
 def jpeg_header(data: bytes) -> tuple[int, int, int, bytes]:

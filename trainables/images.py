@@ -3,7 +3,8 @@
 Ordinary JPEGs go through simplejpeg (libjpeg-turbo), which is faster than PIL and refuses corrupted
 data that PIL decodes in silence; everything else goes through PIL. Each file gets one defined
 result: first frame, EXIF orientation applied, transparency over white, 16 bits scaled to 8. Sizes
-are read from the header, so a decompression bomb is refused before a pixel of it exists.
+are read from the header, so a decompression bomb is refused before a pixel of it exists. Of a clip,
+whatever its kind, `decode` gives the first frame too; `clips.py` gives the others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,12 +31,28 @@ from PIL import (
 )
 from torch import Tensor
 
-from trainables.image_headers import BadImage, jpeg_header, orientation, webp_size
+from trainables import frame_folders, video
+from trainables.image_headers import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    BadImage,
+    check_bytes,
+    check_size,
+    jpeg_header,
+    orientation,
+    webp_size,
+)
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "BadImage", "Probe", "decode", "probe"]
-
-MAX_BYTES = 64 * 2**20  # of a file
-MAX_PIXELS = 64_000_000  # of an image; its RGB form then takes 192 MB at most
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "BadImage",
+    "Probe",
+    "animation",
+    "decode",
+    "decode_still",
+    "probe",
+]
 
 # PIL's plugins by their first bytes. They are called directly: `Image.open` would try every format
 # it knows, and only warns about bombs below 179 megapixels.
@@ -99,6 +117,15 @@ def probe(data: bytes) -> Probe:
 
 def decode(data: bytes) -> Tensor:
     """The image as uint8 RGB (3, H, W), a channels-last view; `BadImage(reason)` otherwise."""
+    if video.is_video(data):
+        return next(video.frames(data)).pixels()
+    if frame_folders.is_archive(data):
+        data = next(frame_folders.files(data))[1]
+    return decode_still(data)
+
+
+def decode_still(data: bytes) -> Tensor:
+    """The same for image files alone: what stands inside of a ZIP is no ZIP again."""
     header, image = _open(data)
     with _budget.hold(header.width * header.height):
         if image is None:
@@ -108,12 +135,22 @@ def decode(data: bytes) -> Tensor:
     return _upright(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)  # (3, H, W)
 
 
+def animation(data: bytes) -> Iterator[tuple[float, Tensor]]:
+    """The frames of a GIF, WebP or PNG one after the other: seconds shown and uint8 (3, H, W)."""
+    header, image = _open(data)
+    for number in range(header.frames):
+        _guard(header.format, partial(image.seek, number))
+        check_size(*image.size)  # a GIF's later frames may be larger than its header says
+        with _budget.hold(image.width * image.height):
+            pixels = _guard(header.format, lambda: _to_rgb(image))
+        # Nobody means frames of no time: browsers show them for a tenth of a second.
+        seconds = float(image.info.get("duration", 0)) / 1000 or 0.1
+        yield seconds, _upright(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)
+
+
 def _open(data: bytes) -> tuple[Probe, Any]:
     """The header, and the opened PIL image, or None for a JPEG that simplejpeg decodes."""
-    if not data:
-        raise BadImage("empty file")
-    if len(data) > MAX_BYTES:
-        raise BadImage(f"{len(data) / 2**20:.1f} MiB is above the limit of {MAX_BYTES // 2**20}")
+    check_bytes(len(data))
     name, opener = next((o for magic, o in _OPENERS.items() if data.startswith(magic)), ("", None))
     if opener is None:
         begin = data.lstrip()[:14].decode("ascii", "replace")
@@ -121,29 +158,21 @@ def _open(data: bytes) -> tuple[Probe, Any]:
     image, frames = None, 1
     if name == "JPEG":
         width, height, channels, exif = jpeg_header(data)
-        _check_size(width, height)
+        check_size(width, height)
         if channels == 4:  # CMYK or YCCK
             image = _guard(name, lambda: opener(io.BytesIO(data)))
     else:
         if name == "WEBP":  # its plugin allocates the canvas on opening
-            _check_size(*webp_size(data))
+            check_size(*webp_size(data))
         image = _guard(name, lambda: opener(io.BytesIO(data)))
         width, height = image.size
-        _check_size(width, height)
+        check_size(width, height)
         frames = _guard(name, lambda: getattr(image, "n_frames", 1))
         exif = image.info.get("exif", b"")
     turn = orientation(exif)
     if turn >= 5:
         width, height = height, width
     return Probe(name, width, height, frames, turn), image
-
-
-def _check_size(width: int, height: int) -> None:
-    if width < 1 or height < 1:
-        raise BadImage(f"image of {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        limit = MAX_PIXELS // 10**6
-        raise BadImage(f"{width * height / 1e6:.1f} megapixels is above the limit of {limit}")
 
 
 def _guard(name: str, action: Callable[[], Any]) -> Any:

@@ -77,6 +77,11 @@ class ShardSet:
         """Class names and their labels; empty for a source of captions alone."""
         return dict(self.manifest["classes"])
 
+    @property
+    def notes(self) -> dict[str, int]:
+        """Counts worth knowing, such as `clips`; a note that is not there counts nothing."""
+        return dict(self.manifest.get("notes", {}))
+
     def files(self, split: str, seal: Seal | None = None) -> list[Path]:
         """The files of `split`, each checked against its hash in the manifest."""
         if split not in SPLITS:

@@ -24,6 +24,7 @@ from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, DataError
 from trainables.features import FORMAT, TEXT_COLUMNS, features_key, read_texts
 from trainables.files import now, read_json, sha256_file, write_json
+from trainables.frames import Frames
 from trainables.preprocess import decoder_versions
 from trainables.shards import ShardSet
 from trainables.tensor_file import Array
@@ -43,7 +44,8 @@ class Store:
         size = backbone.preprocess.size if args.pixels else None
         for split in SPLITS:
             texts = read_texts(backbone, shards.rows(split, TEXT_COLUMNS))
-            self.writers[split] = SplitWriter(folder, split, texts, backbone.embed_dim, size)
+            widths = (backbone.embed_dim, args.frames, size)
+            self.writers[split] = SplitWriter(folder, split, texts, *widths)
             self._plan(split, shards)
 
     def _plan(self, split: str, shards: ShardSet) -> None:
@@ -71,7 +73,8 @@ class Store:
         if not self.units:
             return
         done, missing = self._done(), sum(self.left.values())
-        job = Job(backbone, missing, args.pixels, args.batch_size, args.workers)
+        frames = Frames(args.frames, args.sampling)
+        job = Job(backbone, missing, args.pixels, args.batch_size, args.workers, frames)
         with tqdm(total=done + missing, initial=done, unit="img", desc="encode") as bar:
             for batch in embed_units(self.units, job):
                 self.write(batch)
@@ -124,7 +127,13 @@ def encode(args: Args) -> tuple[Path, bool]:
         if not shards.splits.get(split, {}).get("images"):
             raise DataError(f"`{shards.folder}` must have images in `{split}`, got none.")
     backbone = load_backbone(args.backbone, args.revision)
-    key = features_key(backbone, shards, args.views, args.data_seed, args.pixels)
+    clips, frames = shards.notes.get("clips", 0), Frames(args.frames, args.sampling)
+    if clips and not args.frames:
+        console.say(
+            f"warning: {clips:,} of the images are clips, and without `--frames` each is only its "
+            "first frame: `--frames 8` sees eight."
+        )
+    key = features_key(backbone, shards, args.views, args.data_seed, args.pixels, frames)
     folder = args.out.absolute() / key
     with hold(folder):
         if _complete(folder):
@@ -141,6 +150,7 @@ def encode(args: Args) -> tuple[Path, bool]:
             "backbone": made_with | {"fingerprint": backbone.fingerprint},
             **{"preprocess": asdict(backbone.preprocess), "decoder": decoder_versions()},
             **{"views": args.views, "data_seed": args.data_seed, "pixels": args.pixels},
+            **({"frames": args.frames, "sampling": args.sampling} if args.frames else {}),
             "activations_bytes": int(args.activations_gb * 1e9),
             **{"splits": splits, "truncated_captions": truncated, "created": now()},
         }

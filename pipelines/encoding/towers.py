@@ -20,8 +20,9 @@ import torch
 from pipelines.cluster import connect
 from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, ConfigError
+from trainables.frames import STILLS, Frames, embed_frames
 from trainables.hardware import default_device
-from trainables.images import BadImage, decode
+from trainables.image_headers import BadImage
 from trainables.preprocess import Preprocess
 from trainables.tensor_file import Array
 
@@ -74,11 +75,13 @@ class Resources:
 class ReadAndDecode:
     """A row group's images as squares for the tower, a few at a time."""
 
-    def __init__(self, preprocess: Preprocess) -> None:
+    def __init__(self, preprocess: Preprocess, frames: Frames = STILLS) -> None:
         self.preprocess = preprocess
+        self.frames = frames
 
     def __call__(self, batch: dict[str, Array]) -> Iterator[dict[str, Array]]:
-        """Units to `split`, `row`, `pixels` (n, 3, R, R), `error`."""
+        """Units to `split`, `row`, `error`, and `pixels`: (n, 3, R, R), or (n, F, 3, R, R) where
+        images have F frames."""
         torch.set_num_threads(1)
         for values in zip(*(batch[name].tolist() for name in Unit._fields), strict=True):
             yield from self.unit(Unit(*values))
@@ -86,7 +89,8 @@ class ReadAndDecode:
     def unit(self, unit: Unit) -> Iterator[dict[str, Array]]:
         row = unit.first
         with pq.ParquetFile(unit.file, pre_buffer=False) as file:
-            parts = file.iter_batches(READ, row_groups=[unit.group], columns=["id", "image"])
+            at_once = max(1, READ // max(1, self.frames.count))
+            parts = file.iter_batches(at_once, row_groups=[unit.group], columns=["id", "image"])
             for part in parts:
                 squares: list[Array] = []
                 numbers: list[int] = []
@@ -107,11 +111,10 @@ class ReadAndDecode:
     def _square(self, record: dict[str, Any]) -> tuple[Array, str]:
         """An image; one that does not decode is black, and says why."""
         try:
-            image = decode(record["image"])
+            return self.frames.squares(self.preprocess, record["image"]).numpy(), ""
         except BadImage as error:
-            size = self.preprocess.size
-            return np.zeros((3, size, size), np.uint8), f"`{record['id']}`: {error}"
-        return self.preprocess.apply(image).numpy(), ""
+            size, frames = self.preprocess.size, [self.frames.count] if self.frames.count else []
+            return np.zeros((*frames, 3, size, size), np.uint8), f"`{record['id']}`: {error}"
 
 
 class Tower:
@@ -131,7 +134,11 @@ class Tower:
 def embed(backbone: Backbone, batch: dict[str, Array], keep_pixels: bool) -> dict[str, Array]:
     pixels = torch.from_numpy(np.array(batch["pixels"]))
     result = {name: batch[name] for name in ("split", "row", "error")}
-    result["image_embeds"] = backbone.embed_images(pixels).cpu().numpy()
+    if pixels.dim() == 5:  # (n, F, 3, R, R)
+        means, each = embed_frames(backbone, pixels)
+        result |= {"image_embeds": means.numpy(), "frame_embeds": each.numpy()}
+    else:
+        result["image_embeds"] = backbone.embed_images(pixels).cpu().numpy()
     return result | ({"pixels": batch["pixels"]} if keep_pixels else {})
 
 
@@ -144,16 +151,18 @@ class Job:
     pixels: bool  # hand the pixels on
     batch_size: int
     workers: int | str
+    frames: Frames = STILLS
 
 
 def embed_units(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
-    """Batches of `split`, `row`, `error`, `image_embeds` (n, e) and perhaps `pixels`."""
+    """Batches of `split`, `row`, `error`, `image_embeds` (n, e) and, where the job says so,
+    `frame_embeds` (n, F, e) or `pixels`."""
     here = job.images <= FEW and job.workers == "auto" and not os.environ.get("RAY_ADDRESS")
     yield from (_embed_here if here else _embed_with_ray)(units, job)
 
 
 def _embed_here(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
-    backbone, read = job.backbone, ReadAndDecode(job.backbone.preprocess)
+    backbone, read = job.backbone, ReadAndDecode(job.backbone.preprocess, job.frames)
     if default_device() != backbone.device.type:
         of = (backbone.name, backbone.revision, backbone.fingerprint)
         backbone = Tower(*of, torch.get_num_threads()).backbone
@@ -176,7 +185,7 @@ def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array
     embedded = (
         ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
         .map_batches(
-            ReadAndDecode(backbone.preprocess).__call__,
+            ReadAndDecode(backbone.preprocess, job.frames).__call__,
             batch_size=1,
             num_cpus=resources.task_cpus,
         )
@@ -187,7 +196,7 @@ def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array
                 resources.threads,
             ),
             fn_kwargs={"keep_pixels": job.pixels},
-            batch_size=job.batch_size,
+            batch_size=max(1, job.batch_size // max(1, job.frames.count)),
             compute=ray.data.ActorPoolStrategy(size=resources.towers),
             num_cpus=resources.tower_cpus,
             num_gpus=resources.tower_gpus or None,

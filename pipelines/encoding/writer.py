@@ -26,7 +26,7 @@ class SplitWriter:
     """One split's file."""
 
     def __init__(
-        self, folder: Path, split: str, texts: Texts, width: int, size: int | None
+        self, folder: Path, split: str, texts: Texts, width: int, frames: int, size: int | None
     ) -> None:
         self.path = folder / f"{split}.safetensors"
         self.partial = folder / f"{split}.partial"
@@ -40,6 +40,8 @@ class SplitWriter:
         }
         rows = len(texts.ids)
         images: Layout = {"image_embeds": (np.float32, (rows, width))}
+        if frames:
+            images = {**images, "frame_embeds": (np.float32, (rows, frames, width))}
         if size is not None:
             images = {**images, "pixels": (np.uint8, (rows, 3, size, size))}
         known = {name: (array.dtype.type, array.shape) for name, array in arrays.items()}

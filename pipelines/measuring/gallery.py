@@ -16,12 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.measuring.protocol import Measured
+from trainables.clips import Clip, is_clip, sample
 from trainables.features import SplitFeatures
 from trainables.images import decode
 from trainables.shards import captions_of
 
 SIDE = 112  # longest side of a thumbnail, pixels
 SHOWN = 5
+STRIP = 4  # frames of a clip
 COLUMNS = ("id", "image", "captions", "class_name")
 RULE = (
     "Gallery: half are the captions whose 1/rank the selected adapter raised most, a quarter are "
@@ -124,13 +126,21 @@ def _read(
 
 
 def thumbnails(data: bytes) -> list[str]:
-    """An image file as one small picture."""
-    return [thumbnail(data)]
+    """An image file as one small picture, a clip as `STRIP` of them in the order of time."""
+    if not is_clip(data):
+        return [thumbnail(data)]
+    clip = Clip.open(data)
+    return [_small(frame) for frame in clip.frames(sample(clip, STRIP, "uniform"))]
 
 
 def thumbnail(data: bytes) -> str:
     """An image file as a small JPEG in a data URI, without the original's metadata."""
-    picture = Image.fromarray(decode(data).permute(1, 2, 0).contiguous().numpy())
+    return _small(decode(data))
+
+
+def _small(pixels: Tensor) -> str:
+    """uint8 (3, H, W) as a data URI."""
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     picture.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)

@@ -15,6 +15,7 @@ from pathlib import Path
 from pipelines.sources import flickr_token, huggingface, webdataset
 from pipelines.sources.base import Options
 from pipelines.sources.registry import SOURCES
+from trainables.frame_folders import frame_paths
 
 _INDEXED = ("karpathy", "coco", "flickr_token", "table", "zhou")  # they name images elsewhere
 
@@ -33,7 +34,8 @@ def fingerprint(source: str, name: str, options: Options) -> tuple[str, int | No
             if isinstance(record.image, bytes):  # the files above hold everything
                 return total.hexdigest(), None
             if isinstance(record.image, Path):
-                total.update(_line(record.image))
+                for path in files_of(record.image):
+                    total.update(_line(path))
             records += 1
     return total.hexdigest(), records or None
 
@@ -50,6 +52,11 @@ def _files(source: str, name: str) -> Iterator[Path]:
             yield from (Path(folder, file) for file in sorted(names))
     else:
         yield path
+
+
+def files_of(image: Path) -> list[Path]:
+    """An image's file, or those of a folder of frames."""
+    return frame_paths(image) if image.is_dir() else [image]
 
 
 def _line(path: Path) -> bytes:

@@ -1,7 +1,8 @@
 """One raw record in, one checked row or the reason against it out.
 
-This runs in threads, in any order: it reads the file, decodes it once so that a broken image is
-found now and not in an epoch, and cleans the words. It knows nothing of the other records.
+This runs in threads, in any order: it reads the file, decodes it once (a clip from end to end) so
+that a broken image is found now and not in an epoch, and cleans the words. It knows nothing of the
+other records.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.base import BadRecord, RawRecord, split_name
+from trainables.clips import Clip, is_clip
 from trainables.errors import DataError
 from trainables.files import sha256_bytes
+from trainables.frame_folders import pack
 from trainables.images import MAX_BYTES, decode, probe
 from trainables.shards import SPLITS
 
@@ -54,29 +57,37 @@ def check(record: RawRecord, split_rule: str) -> Checked | BadRecord:
             if split not in SPLITS:
                 raise Refused(f"unknown split {split!r:.40}")
         data = record.image if isinstance(record.image, bytes) else _read(record.image)
-        header = probe(data)
-        decode(data)
+        size, image_notes = _look(data)
     except DataError as error:  # `Refused` and `BadImage`
         return BadRecord(str(error))
     digest = sha256_bytes(data)
     row = {
         "id": record.id,
         "image": data,
-        "width": header.width,
-        "height": header.height,
+        "width": size[0],
+        "height": size[1],
         "captions": captions,
         "label": record.label,
         "class_name": record.class_name,
         "split": _split(split, split_rule, digest),
         "sha256": digest,
     }
-    notes = {
-        "animated": header.frames > 1,
-        "exif_rotated": header.rotated,
+    notes = image_notes | {
         "special_token_captions": any(mark in c for c in captions for mark in _SPECIAL_TOKENS),
         "split_by_hash": split_rule == "hash" or (split_rule == "source" and split is None),
     }
     return Checked(row, tuple(name for name, true in notes.items() if true))
+
+
+def _look(data: bytes) -> tuple[tuple[int, int], dict[str, bool]]:
+    """Width and height of an image or of a clip's first frame, and what is worth counting."""
+    if is_clip(data):
+        clip = Clip.open(data)
+        return (clip.width, clip.height), {"clips": True}
+    header = probe(data)
+    decode(data)
+    notes = {"several_pages": header.frames > 1, "exif_rotated": header.rotated}
+    return (header.width, header.height), notes
 
 
 def _split(split: str | None, rule: str, digest: str) -> str:
@@ -91,6 +102,8 @@ def _split(split: str | None, rule: str, digest: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.is_dir():
+            return pack(path)
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would block for ever
             raise Refused("not a regular file")

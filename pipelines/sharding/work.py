@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipelines.sharding.fingerprint import files_of
 from pipelines.sharding.ledger import Ledger
 from pipelines.sharding.quarantine import Quarantine
 from pipelines.sharding.records import Checked, check
@@ -46,7 +47,7 @@ def checked(
 
 def _size(image: bytes | Path | BadRecord) -> int:
     if isinstance(image, Path):
-        return image.stat().st_size if image.is_file() else 0
+        return sum(path.stat().st_size for path in files_of(image) if path.is_file())
     return len(image) if isinstance(image, bytes) else 0
 
 

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainables.errors import DataError, unknown
+from trainables.frame_folders import IMAGE_SUFFIXES
+from trainables.video import SUFFIXES as VIDEO_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
+# What may stand where an image is meant: also a clip, a ZIP of its frames, or a folder of them.
+MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {".zip"}
 FIELDS = ("id", "image", "caption", "label", "class_name", "split")
 
 _SPLITS = {
@@ -30,10 +33,10 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class RawRecord:
-    """One image as its source tells it: no value is checked yet, and a `Path` is not yet read."""
+    """An image or clip as its source tells it: no value is checked, a `Path` is not yet read."""
 
     id: str
-    image: bytes | Path | BadRecord
+    image: bytes | Path | BadRecord  # a path may be a folder of a clip's frames
     captions: tuple[str | bytes, ...] = ()  # bytes: the source did not decode them
     label: int | None = None
     class_name: str | None = None
@@ -90,16 +93,18 @@ def inside(root: Path, name: str) -> Path | BadRecord:
     here, real = os.path.realpath(root), os.path.realpath(path)
     if os.path.commonpath([here, real]) != here:
         return BadRecord("image path leaves the folder by a link")
+    if here == real:  # else all of its pictures would be the frames of a clip
+        return BadRecord("image path is the folder of the images itself")
     return path
 
 
 def image_root(candidates: Sequence[Path], name: str) -> Path:
     """The first of `candidates` that holds the image `name`; the first of all if none does."""
     found = (root for root in candidates if not isinstance(inside(root, name), BadRecord))
-    return next((root for root in found if (root / name).is_file()), candidates[0])
+    return next((root for root in found if (root / name).exists()), candidates[0])
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    """The image files directly in `folder`, by name."""
+    """The image and clip files directly in `folder`, by name."""
     names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith("."))
-    return (folder / n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES)
+    return (folder / n for n in names if Path(n).suffix.lower() in MEDIA_SUFFIXES)

@@ -67,8 +67,8 @@ def _rows(
 
     features = data.features or {}
     for name, feature in features.items():
-        if isinstance(feature, datasets.Image):  # bytes as they are, not decoded by PIL
-            data = data.cast_column(name, datasets.Image(decode=False))
+        if isinstance(feature, datasets.Image | datasets.Video):  # bytes as they are, not decoded
+            data = data.cast_column(name, type(feature)(decode=False))
     names = list(features) or list(next(iter(data), {}))
     columns = match_columns(names, options.columns, f"{source}, split {split}")
     label = features.get(columns["label"][0]) if "label" in columns else None

@@ -1,9 +1,9 @@
 """WebDataset tars: one file, a folder of them, or a glob.
 
-Members that share a name up to its first dot are one sample: an image, `.txt` (its caption), `.cls`
-(its label) and `.json` (any of the fields below; its other keys are somebody's metadata). Members
-are read in place, never extracted; links, devices, absolute names and `..` are refused. Splits are
-those that the names of several tars tell.
+Members that share a name up to its first dot are one sample: an image or a clip, `.txt` (its
+caption), `.cls` (its label) and `.json` (any of the fields below; its other keys are somebody's
+metadata). Members are read in place, never extracted; links, devices, absolute names and `..` are
+refused. Splits are those that the names of several tars tell.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.sources.base import IMAGE_SUFFIXES, BadRecord, Options, RawRecord, splits_of_files
+from pipelines.sources.base import MEDIA_SUFFIXES, BadRecord, Options, RawRecord, splits_of_files
 from pipelines.sources.fields import field_of, record_of
 from trainables.errors import DataError, unknown
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _LARGEST = 2**26  # bytes of a member; the limit of an image file too
-_FIELD_OF = {suffix[1:]: "image" for suffix in IMAGE_SUFFIXES} | {
+_FIELD_OF = {suffix[1:]: "image" for suffix in MEDIA_SUFFIXES} | {
     "txt": "caption", "caption": "caption", "cls": "label", "json": "json",
 }  # fmt: skip
 
