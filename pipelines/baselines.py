@@ -1,5 +1,7 @@
-"""How what every result is compared with is called in a sentence."""
+"""What each baseline is called in a sentence, by the name of its adapter."""
 
 from __future__ import annotations
 
-WORDS = {"zero_shot": "zero-shot", "nearest_caption": "the nearest caption"}
+from collections.abc import Mapping
+
+WORDS: Mapping[str, str] = {"zero_shot": "zero-shot", "nearest_caption": "the nearest caption"}

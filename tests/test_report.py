@@ -132,16 +132,16 @@ def _row(adapter: str, base: float, gain: float, **more: Any) -> dict[str, Any]:
     }
     row = {"name": adapter, "adapter": adapter, "trial": 3, "config": {"optim.lr": 0.00123}}
     row |= {"trainable_parameters": 196_608, "val": {"t2i_r1": 0.4567}, "epochs": 9}
-    row |= {"seconds": 65.25, "metrics": metrics, "vs_zero_shot": gains, "selected": False}
+    row |= {"seconds": 65.25, "metrics": metrics, "vs_baseline": gains, "selected": False}
     return row | more
 
 
 def make_result() -> dict[str, Any]:
-    zero = {"trial": None, "config": {}, "trainable_parameters": 0, "val": {}, "vs_zero_shot": {}}
+    zero = {"trial": None, "config": {}, "trainable_parameters": 0, "val": {}, "vs_baseline": {}}
     picture = {"id": "img-7", "score": 0.3217, "hit": False, "thumb": thumbnail(40)}
     hit = picture | {"id": "img-1", "score": 0.3456, "hit": True, "thumb": thumbnail(200)}
     return {
-        "format": "cliptune-result-1",
+        "format": "cliptune-result-2",
         "created": "2026-01-02T03:04:05+00:00",
         "seconds": 12.5,
         "data": {
@@ -161,6 +161,7 @@ def make_result() -> dict[str, Any]:
             "fingerprint": "f1",
         },
         "metric": "t2i_r1",
+        "baseline": "zero_shot",
         "protocol": ["All five captions of an image count.", "Ties count against the model."],
         "rows": [
             _row("zero_shot", 0.2961, 0.0, **zero, epochs=0, name="zero-shot"),
@@ -286,7 +287,7 @@ def _expected(result: dict[str, Any]) -> set[str]:
         seen |= {f"{100 * value:.1f} %" for value in row["val"].values()}
         for key, metric in row["metrics"].items():
             digits, scale = (3, 1) if "mrr" in key else (1, 1 if "medr" in key else 100)
-            gain = row["vs_zero_shot"].get(key, {}) if row["adapter"] != "zero_shot" else {}
+            gain = row["vs_baseline"].get(key, {}) if row["adapter"] != "zero_shot" else {}
             seen |= {f"{scale * metric[k]:,.{digits}f}" for k in ("value", "low", "high")}
             seen |= {
                 f"+{scale * gain[k]:.{digits}f}" for k in ("difference", "low", "high") if gain
@@ -489,8 +490,11 @@ def test_equal_inputs_give_equal_bytes_and_a_second_call_does_nothing(
     [
         ({}, "must hold a study.json"),
         ({"result.json": "{"}, "is not valid JSON"),
-        ({"result.json": '{"format": "x"}'}, "must have the format `cliptune-result-1`"),
-        ({"result.json": '{"format": "cliptune-result-1"}'}, "lacks the field `rows`"),
+        ({"result.json": '{"format": "x"}'}, "must have the format `cliptune-result-2`"),
+        (
+            {"result.json": '{"format": "cliptune-result-2", "baseline": "zero_shot"}'},
+            "lacks the field `rows`",
+        ),
         ({"study.json": "{}", "journal.log": "x\ny\n"}, "is not a readable Optuna journal"),
     ],
 )

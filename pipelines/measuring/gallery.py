@@ -21,7 +21,7 @@ from trainables.features import SplitFeatures
 from trainables.images import decode
 from trainables.shards import captions_of
 
-SIDE = 112  # longest side of a thumbnail, pixels
+SIDE = 160  # longest side of a thumbnail, pixels
 SHOWN = 5
 STRIP = 4  # frames of a clip
 COLUMNS = ("id", "image", "captions", "class_name")

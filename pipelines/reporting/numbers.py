@@ -15,7 +15,15 @@ STATISTICS = {
     **{"medr": "median rank", "meanr": "mean rank", "mrr": "MRR"},
     **{"class_accuracy": "mean accuracy of classes", "log_likelihood": "log-likelihood"},
 }
+CAPTIONS = {
+    **{"cider_d": "CIDEr-D", "cider": "CIDEr", "rouge_l": "ROUGE-L", "spice": "SPICE"},
+    **{f"bleu{order}": f"BLEU-{order}" for order in range(1, 5)},
+    **{"meteor_stem": "METEOR (stems)", "clip_score": "CLIPScore"},
+    **{"ref_clip_score": "RefCLIPScore", "sentence_bleu4": "mean sentence BLEU-4"},
+    "repetition": "repetition",
+}
 PERCENT = re.compile(r"r\d+|accuracy|class_accuracy")
+LOWER_IS_BETTER = ("medr", "meanr", "repetition")
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Metric:
     label: str
     pool: str
     scale: float  # what is shown is this times the stored value
+    is_share: bool  # shown in per cent; caption metrics are times 100 too, as papers print them
     digits: int
     higher_is_better: bool
 
@@ -36,20 +45,28 @@ class Metric:
         if direction not in DIRECTIONS:
             direction, statistic = "", name
         recall = re.fullmatch(r"r(\d+)", statistic)
-        word = f"R@{recall[1]}" if recall else STATISTICS.get(statistic, statistic)
-        share, rank = bool(PERCENT.fullmatch(statistic)), statistic in ("medr", "meanr")
+        word = f"R@{recall[1]}" if recall else (STATISTICS | CAPTIONS).get(statistic, statistic)
+        share, hundredfold = bool(PERCENT.fullmatch(statistic)), statistic in CAPTIONS
+        rank = statistic in ("medr", "meanr")
         return cls(
             key=key,
             label=f"{DIRECTIONS.get(direction, '')} {word}".strip(),
             pool=f"{int(pool):,}" if pool.isdigit() else pool,
-            scale=100.0 if share else 1.0,
-            digits=1 if share or rank else 3,
-            higher_is_better=not rank,
+            scale=100.0 if share or hundredfold else 1.0,
+            is_share=share,
+            digits=1 if share or hundredfold or rank else 3,
+            higher_is_better=statistic not in LOWER_IS_BETTER,
         )
 
     @property
-    def is_share(self) -> bool:
-        return self.scale == 100.0
+    def is_hundredfold(self) -> bool:
+        """Whether readers must be told of a scale that no unit shows."""
+        return self.scale != 1.0 and not self.is_share
+
+    @property
+    def points(self) -> str:
+        """What follows the size of a difference in a sentence."""
+        return " points" if self.scale != 1.0 else ""
 
     def bare(self, value: float | None) -> str:
         """The value without its unit."""
@@ -93,6 +110,11 @@ def probability(p: float | None) -> str:
     if p is None or not math.isfinite(p):
         return NONE
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def share(value: float | None) -> str:
+    text = number(None if value is None else 100 * value, 1)
+    return text if text == NONE else f"{text} %"
 
 
 def plural(value: int, word: str) -> str:

@@ -14,9 +14,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipelines.reporting import field_charts, numbers, search_charts, statements, svg
+from pipelines.baselines import WORDS
+from pipelines.reporting import field_charts, numbers, pairs, search_charts, statements, svg
 from pipelines.reporting.importance import FEWEST, Importance, importances, ranked
 from pipelines.reporting.numbers import Metric
+from pipelines.reporting.pictures import KINDS
 from pipelines.reporting.result import Estimate, Result, Row, read_result
 from pipelines.reporting.study import Study, Trial, read_study
 from trainables.files import write_bytes
@@ -45,7 +47,7 @@ class Board:
     lines: list[Line]
     low: float
     high: float
-    zero: float | None  # where zero-shot stands on the scale, in per cent
+    baseline: float | None  # where the baseline stands on the scale, in per cent
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def write_report(run: Path) -> tuple[list[Path], bool]:
 def render(run: Path, study: Study, result: Result | None) -> tuple[str, str]:
     """The HTML page and the Markdown, in this order."""
     metric = statements.metric_of(study, result)
-    hues = _hues(study, result)
+    against = result.against if result else study.against
+    hues = _hues(study, result, against)
     with svg.style():
         charts = _charts(study, metric, hues)
     context = {
@@ -93,17 +96,22 @@ def render(run: Path, study: Study, result: Result | None) -> tuple[str, str]:
         "study": study,
         "result": result,
         "metric": metric,
+        "against": against,
+        "baseline": WORDS[against],
         "keys": list(
             dict.fromkeys(k for row in (result.rows if result else []) for k in row.metrics)
         ),
         "headline": statements.headline(study, result),
         "details": statements.details(study, result),
         "tiles": statements.tiles(study, result),
-        "board": _board(result, metric, study.zero_shot) if result else None,
+        "pair_lines": pairs.sentences(result, metric) if result else [],
+        "board": _board(result, metric, study.baseline) if result else None,
         "rungs": _rungs(study),
         "hues": hues,
         "fewest": FEWEST,
         **charts,
+        "cider": Metric.of("cider_d"),  # of one caption
+        "kinds": _kinds(result),
     }
     html = environment(escape=True).get_template("report.html.j2").render(context)
     markdown = environment(escape=False).get_template("report.md.j2").render(context)
@@ -119,8 +127,15 @@ def environment(escape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.globals.update(Metric=Metric, between=statements.between, glyph=svg.glyph, shades=svg.HUES)
-    for use in (numbers.count, numbers.duration, numbers.setting, numbers.probability):
+    made.globals.update(Metric=Metric, between=statements.between, verdict=statements.verdict)
+    made.globals.update(glyph=svg.glyph, shades=svg.HUES)
+    for use in (
+        numbers.count,
+        numbers.duration,
+        numbers.setting,
+        numbers.probability,
+        numbers.share,
+    ):
         made.filters[use.__name__] = use
     made.filters["cell"] = cell
     made.filters["code"] = code
@@ -144,14 +159,15 @@ def rank(pictures: list[Any]) -> str:
     return next((f"rank {i}" for i, p in enumerate(pictures, 1) if p.hit), "not in the top 5")
 
 
-def _hues(study: Study, result: Result | None) -> dict[str, int]:
-    """A place in the palette for each adapter: the same wherever it appears; zero-shot is grey."""
+def _hues(study: Study, result: Result | None, against: str) -> dict[str, int]:
+    """A place in the palette for each adapter: the same wherever it appears; the baseline is
+    grey."""
     named = {*study.adapters, *(row.adapter for row in (result.rows if result else []))}
-    hues = {name: i for i, name in enumerate(sorted(named - {"zero_shot"}))}
-    return {**hues, "zero_shot": -1}
+    hues = {name: i for i, name in enumerate(sorted(named - {against}))}
+    return {**hues, against: -1}
 
 
-def _board(result: Result, metric: Metric, zero_val: float | None) -> Board:
+def _board(result: Result, metric: Metric, baseline_val: float | None) -> Board:
     measured = [row for row in result.rows if result.key in row.metrics]
     values = [row.metrics[result.key] for row in measured]
     low, high = min((v.low for v in values), default=0), max((v.high for v in values), default=1)
@@ -163,15 +179,21 @@ def _board(result: Result, metric: Metric, zero_val: float | None) -> Board:
 
     lines = []
     for row, value in zip(measured, values, strict=True):
-        gain = None if row.is_zero_shot else row.gains.get(result.key)
+        gain = None if row.is_baseline else row.gains.get(result.key)
         word = statements.verdict(gain, metric) if gain else ""
         span = place(value.low), round(place(value.high) - place(value.low), 2)
         name = result.key.partition("@")[0]
-        val = row.val.get(name, zero_val if row.is_zero_shot else None)
+        val = row.val.get(name, baseline_val if row.is_baseline else None)
         lines.append(Line(row, value, gain, word, val, *span, place(value.value)))
     lines.sort(key=lambda line: line.value.value, reverse=metric.higher_is_better)
-    zero = next((line.dot for line in lines if line.row.is_zero_shot), None)
-    return Board(lines, low, high, zero)
+    baseline = next((line.dot for line in lines if line.row.is_baseline), None)
+    return Board(lines, low, high, baseline)
+
+
+def _kinds(result: Result | None) -> list[tuple[str, str]]:
+    """The kinds of captions that are shown, each with its heading."""
+    of = f" of {result.selected.name}" if result and result.selected else ""
+    return [(kind, f"{statements.first(kind)} by CIDEr-D{of}") for kind in KINDS]
 
 
 def _rungs(study: Study) -> list[Rung]:
@@ -190,7 +212,7 @@ def _charts(study: Study, metric: Metric, hues: dict[str, int]) -> dict[str, Any
     curves = [
         (name, search_charts.curves(study, name, metric, hues))
         for name in names
-        if name != "zero_shot"  # one measurement, no learning
+        if name != study.against  # one measurement, no learning
     ]
     return {
         "curves": [(name, chart) for name, chart in curves if chart],

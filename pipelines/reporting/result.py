@@ -1,29 +1,29 @@
 """The measurement on the test split, as `cliptune evaluate` wrote it.
 
 Flows in: result.json, whose captions and pictures come from strangers. Flows out: a `Result` of
-plain values, in which a picture is either a JPEG data URI or nothing.
+plain values.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.baselines import WORDS
+from pipelines.reporting.pictures import Captioned, Query, one_of, read_captioned, read_query
 from trainables.errors import DataError
 from trainables.files import read_json
 
-FORMAT = "cliptune-result-1"
+FORMAT = "cliptune-result-2"
 DATA = ["shards", "digest", "split", "images", "captions", "quarantined", "notes"]
 DATA += ["duplicated_image_rows", "truncated_captions"]
-JPEG = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; a difference to zero-shot also has its p."""
+    """A value with its 95 % interval; a difference also has its p."""
 
     value: float
     low: float
@@ -33,7 +33,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One adapter, or zero-shot, on the test split."""
+    """One adapter, or the baseline, on the test split."""
 
     name: str
     adapter: str
@@ -44,32 +44,19 @@ class Row:
     epochs: int | None
     seconds: float | None
     metrics: Mapping[str, Estimate]
-    gains: Mapping[str, Estimate]  # paired differences to zero-shot
+    gains: Mapping[str, Estimate]  # paired differences to the baseline
+    diversity: Mapping[str, float]  # of all its captions; of other tasks empty
     selected: bool
-
-    @property
-    def is_zero_shot(self) -> bool:
-        """The baseline; zero-shot with a searched template is compared to it like any other."""
-        return self.adapter == "zero_shot" and not self.gains
+    is_baseline: bool  # zero-shot with a searched template is not: it is compared like any other
 
 
 @dataclass(frozen=True)
-class Picture:
-    id: str
-    score: float | None
-    hit: bool
-    thumb: str  # a data URI, or empty
+class Pair:
+    """Two trained rows on the same test images."""
 
-
-@dataclass(frozen=True)
-class Query:
-    """A test caption, its own picture, and the five nearest before and after adapting."""
-
-    text: str
-    image_id: str
-    truth: str  # a data URI, or empty
-    before: list[Picture]
-    after: list[Picture]
+    first: str  # the name of a row
+    second: str
+    gaps: Mapping[str, Estimate]  # paired, of the first minus the second
 
 
 @dataclass(frozen=True)
@@ -82,15 +69,22 @@ class Result:
     backbone: Mapping[str, Any]
     key: str  # of the metric in `Row.metrics`, e.g. t2i_r1@1000
     protocol: list[str]
+    against: str  # the adapter of the baseline
     rows: list[Row]
+    pairs: list[Pair]
     gallery: list[Query]
+    captions: list[Captioned]  # those to show, in order
     test_openings: list[Mapping[str, Any]]
     versions: Mapping[str, Any]
     hardware: Mapping[str, Any]
 
     @property
-    def zero_shot(self) -> Row | None:
-        return next((row for row in self.rows if row.is_zero_shot), None)
+    def baseline(self) -> Row | None:
+        return next((row for row in self.rows if row.is_baseline), None)
+
+    @property
+    def named(self) -> dict[str, Row]:
+        return {row.name: row for row in self.rows}
 
     @property
     def selected(self) -> Row | None:
@@ -107,6 +101,8 @@ def read_result(path: Path) -> Result | None:
         raise DataError(f"`{path}` must have the format `{FORMAT}`: run `cliptune evaluate` again.")
     try:
         return _result(raw)
+    except DataError as error:
+        raise DataError(f"`{path}`: {error}") from error
     except KeyError as error:
         raise DataError(f"`{path}` lacks the field `{error.args[0]}`.") from error
     except (TypeError, AttributeError, ValueError) as error:
@@ -114,7 +110,9 @@ def read_result(path: Path) -> Result | None:
 
 
 def _result(raw: Mapping[str, Any]) -> Result:
-    rows = [_row(row) for row in raw["rows"]]
+    against = one_of("baseline", str(raw["baseline"]), WORDS)
+    rows = [_row(row, against) for row in raw["rows"]]
+    names = [row.name for row in rows]
     return Result(
         created=str(raw["created"]),
         seconds=raw.get("seconds"),
@@ -122,8 +120,11 @@ def _result(raw: Mapping[str, Any]) -> Result:
         backbone=raw["backbone"],
         key=_key(str(raw["metric"]), rows),
         protocol=[str(line) for line in raw["protocol"]],
+        against=against,
         rows=rows,
-        gallery=[_query(q) for q in raw.get("gallery") or []],
+        pairs=[_pair(pair, names) for pair in raw.get("pairs") or []],
+        gallery=[read_query(query) for query in raw.get("gallery") or []],
+        captions=[read_captioned(one, names) for one in raw.get("captions") or []],
         test_openings=list(raw["test_openings"]),
         versions=raw["versions"],
         hardware=raw["hardware"],
@@ -137,12 +138,9 @@ def _key(metric: str, rows: list[Row]) -> str:
     return next((k for k in keys if k == metric or k.startswith(metric + "@")), metric)
 
 
-def _row(raw: Mapping[str, Any]) -> Row:
+def _row(raw: Mapping[str, Any], against: str) -> Row:
     metrics = {k: Estimate(m["value"], m["low"], m["high"]) for k, m in raw["metrics"].items()}
-    gains = {
-        key: Estimate(d["difference"], d["low"], d["high"], d.get("p"))
-        for key, d in (raw.get("vs_zero_shot") or {}).items()
-    }
+    gains = _differences(raw.get("vs_baseline") or {})
     return Row(
         name=str(raw["name"]),
         adapter=str(raw["adapter"]),
@@ -154,24 +152,19 @@ def _row(raw: Mapping[str, Any]) -> Row:
         seconds=raw.get("seconds"),
         metrics=metrics,
         gains=gains,
+        diversity=raw.get("diversity") or {},
         selected=bool(raw.get("selected")),
+        is_baseline=raw["adapter"] == against and not gains,
     )
 
 
-def _query(raw: Mapping[str, Any]) -> Query:
-    return Query(
-        text=str(raw["query"]),
-        image_id=str(raw["image_id"]),
-        truth=_jpeg(raw["truth"]),
-        before=[_picture(p) for p in raw["before"]],
-        after=[_picture(p) for p in raw["after"]],
-    )
+def _pair(raw: Mapping[str, Any], rows: Collection[str]) -> Pair:
+    first, second = (one_of("row", str(raw[side]), rows) for side in ("a", "b"))
+    return Pair(first, second, _differences(raw["metrics"]))
 
 
-def _picture(raw: Mapping[str, Any]) -> Picture:
-    return Picture(str(raw["id"]), raw.get("score"), bool(raw["hit"]), _jpeg(raw["thumb"]))
-
-
-def _jpeg(text: Any) -> str:
-    """`text` if a browser can only take it for a JPEG, else nothing."""
-    return text if isinstance(text, str) and JPEG.fullmatch(text) else ""
+def _differences(raw: Mapping[str, Any]) -> dict[str, Estimate]:
+    return {
+        key: Estimate(found["difference"], found["low"], found["high"], found.get("p"))
+        for key, found in raw.items()
+    }

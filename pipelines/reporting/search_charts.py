@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
+from pipelines.baselines import WORDS
 from pipelines.reporting import svg
 from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.study import Study, Trial
@@ -21,7 +22,7 @@ Hues = Mapping[str, int]  # the place of each adapter in the palette
 def limits(study: Study, metric: Metric) -> tuple[float, float]:
     """One vertical scale for all charts of the metric, in shown units."""
     values = [v for t in study.trials for v in (*t.curve.values(), t.value) if v is not None]
-    values += [study.zero_shot] if study.zero_shot is not None else []
+    values += [study.baseline] if study.baseline is not None else []
     low, high = min(values, default=0.0) * metric.scale, max(values, default=1.0) * metric.scale
     room = 0.08 * (high - low) or 1.0
     return low - room, high + room
@@ -36,7 +37,7 @@ def curves(study: Study, adapter: str, metric: Metric, hues: Hues) -> Markup | N
     best = study.best(adapter)
     for trial in sorted(trials, key=lambda t: t is best):
         _curve(ax, trial, metric, svg.hue(hues[adapter]), trial is best)
-    _zero_shot(ax, study, metric)
+    _baseline(ax, study, metric)
     ax.set_ylim(limits(study, metric))
     ax.set_xlim(left=0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -86,7 +87,7 @@ def history(study: Study, metric: Metric, hues: Hues) -> Markup | None:
         best = max(best, trial.value if trial.value is not None else best)
         steps.append(best * metric.scale)
     ax.step([t.number for t in study.trials], steps, where="post", color=svg.INK, linewidth=1.4)
-    _zero_shot(ax, study, metric)
+    _baseline(ax, study, metric)
     ax.set_ylim(low, high)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     ax.set_xlabel("trial")
@@ -111,7 +112,7 @@ def rungs(study: Study, metric: Metric, hues: Hues) -> Markup | None:
         number = sum(max(t.curve, default=0) >= rung for t in study.trials)
         top = {"ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform()}
         ax.text(i, 1.02, plural(number, "trial"), color=svg.INK, fontweight="bold", **top)
-    _zero_shot(ax, study, metric)
+    _baseline(ax, study, metric)
     ax.set_ylim(limits(study, metric))
     ax.set_xlim(-0.4, len(study.rungs) - 0.6)
     ax.set_xticks(range(len(study.rungs)), [f"epoch {rung}" for rung in study.rungs])
@@ -134,10 +135,10 @@ def front(study: Study, metric: Metric, hues: Hues) -> Markup | None:
     for trial in [*beaten, *study.front]:
         _dot(ax, place(trial.value, trial.retained), trial, hues, hollow=trial in beaten)
     text = {"textcoords": "offset points", "xytext": (6, 6)}
-    if study.zero_shot is not None and study.zero_retained is not None:
-        at = place(study.zero_shot, study.zero_retained)
+    if study.baseline is not None and study.baseline_retained is not None:
+        at = place(study.baseline, study.baseline_retained)
         ax.plot(*at, marker="D", color=svg.MUTED, markersize=7)
-        ax.annotate("zero-shot", at, color=svg.MUTED, **text)
+        ax.annotate(WORDS[study.against], at, color=svg.MUTED, **text)
     best = study.best()
     if best is not None and best.retained is not None:
         at = place(best.value, best.retained)
@@ -153,10 +154,10 @@ def _dot(ax: Any, at: tuple[float, float], trial: Trial, hues: Hues, hollow: boo
     ax.plot(*at, marker=shape, color=color, markerfacecolor=fill, markersize=6, markeredgewidth=1.3)
 
 
-def _zero_shot(ax: Any, study: Study, metric: Metric) -> None:
-    if study.zero_shot is None:
+def _baseline(ax: Any, study: Study, metric: Metric) -> None:
+    if study.baseline is None:
         return
-    y = study.zero_shot * metric.scale
+    y = study.baseline * metric.scale
     ax.axhline(y, color=svg.MUTED, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
     text = {
         "xytext": (-2, -4),
@@ -167,4 +168,4 @@ def _zero_shot(ax: Any, study: Study, metric: Metric) -> None:
     }
     behind = {"facecolor": svg.PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1}
     at = {"xy": (1, y), "xycoords": ax.get_yaxis_transform()}
-    ax.annotate("zero-shot", **at, color=svg.MUTED, bbox=behind, **text)
+    ax.annotate(WORDS[study.against], **at, color=svg.MUTED, bbox=behind, **text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from pipelines.baselines import WORDS
 from pipelines.reporting import numbers
 from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.result import Estimate, Result, Row
@@ -44,26 +45,28 @@ def headline(study: Study, result: Result | None) -> str:
 
 def _measured(result: Result, metric: Metric) -> str:
     row, images = result.selected, plural(int(result.data["images"]), "test image")
+    baseline = WORDS[result.against]
     if row is None:
         return f"Measured on {images}; no adapter was chosen on val, so none is claimed to win."
-    if row.is_zero_shot:
-        return f"Zero-shot stays the choice: no adapter did better on val, on {images}."
+    if row.is_baseline:
+        return f"{first(baseline)} stays the choice: no adapter did better on val, on {images}."
     gain = row.gains.get(result.key)
     if gain is None:
         value = metric.show(row.metrics[result.key].value)
-        return f"{row.name} reaches {value} {metric.label} on {images}; zero-shot was not compared."
+        reached = f"{row.name} reaches {value} {metric.label} on {images}"
+        return f"{reached}; {baseline} was not compared."
     where = f"{metric.label} on {images}"
     if verdict(gain, metric) == "open":
-        size = f"{metric.gain(gain.value)}{_points(metric)} of {where}"
+        size = f"{metric.gain(gain.value)}{metric.points} of {where}"
         size += f" (95 % interval {between(gain, metric, signed=True)})"
         others = _others(result, metric, row)
         who = "The adapter chosen on val was not" if others else "No adapter was"
-        return f"{who} shown to beat zero-shot: {row.name} differs by {size}."
+        return f"{who} shown to beat {baseline}: {row.name} differs by {size}."
     low, high = sorted((abs(gain.low), abs(gain.high)))
     claim = "beats" if verdict(gain, metric) == "better" else "is worse than"
-    size = f"{metric.bare(abs(gain.value))}{_points(metric)} of {where}"
+    size = f"{metric.bare(abs(gain.value))}{metric.points} of {where}"
     interval = f"{metric.bare(low)} to {metric.bare(high)}"
-    return f"{row.name} {claim} zero-shot by {size} (95 % interval {interval})."
+    return f"{row.name} {claim} {baseline} by {size} (95 % interval {interval})."
 
 
 def _searched(study: Study, metric: Metric) -> str:
@@ -98,7 +101,8 @@ def details(study: Study, result: Result | None) -> list[str]:
     others = _others(result, metric, row)
     if others:
         names = ", ".join(f"{r.name} ({metric.gain(r.gains[result.key].value)})" for r in others)
-        lines.append(f"Above zero-shot on test, though not the one chosen on val: {names}.")
+        above = f"Above {WORDS[result.against]} on test, though not the one chosen on val"
+        lines.append(f"{above}: {names}.")
     opened = len(result.test_openings)
     lines.append(
         "The test split was opened once."
@@ -109,24 +113,25 @@ def details(study: Study, result: Result | None) -> list[str]:
 
 
 def _others(result: Result, metric: Metric, chosen: Row | None) -> list[Row]:
-    """Rows other than the chosen one that are better than zero-shot."""
-    rows = [r for r in result.rows if r is not chosen and not r.is_zero_shot]
+    """Rows other than the chosen one that are better than the baseline."""
+    rows = [r for r in result.rows if r is not chosen and not r.is_baseline]
     measured = [r for r in rows if result.key in r.gains]
     return [r for r in measured if verdict(r.gains[result.key], metric) == "better"]
 
 
 def _against_val(study: Study, metric: Metric) -> str:
     best = study.best()
-    if best is None or best.value is None or study.zero_shot is None:
+    if best is None or best.value is None or study.baseline is None:
         return ""
-    gain = f"{metric.gain(best.value - study.zero_shot)}{_points(metric)}"
-    return f"Zero-shot stands at {metric.show(study.zero_shot)} on val: a difference of {gain}."
+    gain = f"{metric.gain(best.value - study.baseline)}{metric.points}"
+    baseline = first(WORDS[study.against])
+    return f"{baseline} stands at {metric.show(study.baseline)} on val: a difference of {gain}."
 
 
 def retention(study: Study, metric: Metric) -> str:
     """Of a search with two goals: how many trials stand on the front, and what the chosen one
     retained."""
-    best, zero = study.best(), study.zero_retained
+    best, kept = study.best(), study.baseline_retained
     if not study.retains or best is None:
         return ""
     if best.retained is None:
@@ -135,7 +140,7 @@ def retention(study: Study, metric: Metric) -> str:
             f"and trial {best.number} was chosen by {metric.label} alone."
         )
     both = sum(t.retained is not None and t.state == "complete" for t in study.trials)
-    before = "" if zero is None else f" where zero-shot has {RETAINED.show(zero)}"
+    before = "" if kept is None else f" where {WORDS[study.against]} has {RETAINED.show(kept)}"
     return (
         f"Of {plural(both, 'trial')} with both goals, {len(study.front)} "
         f"{'stands' if len(study.front) == 1 else 'stand'} on the front of {metric.label} and "
@@ -169,9 +174,9 @@ def tiles(study: Study, result: Result | None) -> list[Tile]:
 
 
 def _test_tiles(result: Result, metric: Metric) -> list[Tile]:
-    row, zero = result.selected, result.zero_shot
+    row, baseline = result.selected, result.baseline
     made = []
-    for each in (row, zero if zero is not row else None):
+    for each in (row, baseline if baseline is not row else None):
         if each and result.key in each.metrics:
             value = each.metrics[result.key]
             made.append(Tile(metric.show(value.value), each.name, between(value, metric)))
@@ -188,8 +193,8 @@ def _val_tiles(study: Study, metric: Metric) -> list[Tile]:
     made = []
     if best:
         made.append(Tile(metric.show(best.value), best.adapter, "val"))
-    if study.zero_shot is not None:
-        made.append(Tile(metric.show(study.zero_shot), "zero-shot", "val"))
+    if study.baseline is not None:
+        made.append(Tile(metric.show(study.baseline), WORDS[study.against], "val"))
     if best and best.trainable_parameters is not None:
         size = numbers.count(best.trainable_parameters)
         made.append(Tile(size, "trainable parameters", best.adapter))
@@ -201,5 +206,6 @@ def between(estimate: Estimate, metric: Metric, signed: bool = False) -> str:
     return f"{show(estimate.low)} to {show(estimate.high)}"
 
 
-def _points(metric: Metric) -> str:
-    return " points" if metric.is_share else ""
+def first(text: str) -> str:
+    """`text` as a sentence begins."""
+    return text[:1].upper() + text[1:]

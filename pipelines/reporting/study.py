@@ -1,7 +1,8 @@
 """The search as the report sees it.
 
-Flows in: a run folder's study.json, best.json and Optuna journal, which a running search may be
-appending to. Flows out: a `Study` of plain values. Nothing is written and nothing is locked.
+Flows in: a run folder's study.json, its baseline's metrics and its Optuna journal, which a running
+search may be appending to. Flows out: a `Study` of plain values. Nothing is written and nothing is
+locked.
 """
 
 from __future__ import annotations
@@ -73,9 +74,10 @@ class Study:
     planned: int | None
     rungs: list[int]
     trials: list[Trial]
-    zero_shot: float | None  # on val
+    against: str  # the adapter of the baseline
+    baseline: float | None  # its value on val
     facts: Mapping[str, Any]  # study.json, for the page's small print
-    zero_retained: float | None = None  # zero-shot's, on val
+    baseline_retained: float | None = None  # on val
 
     @property
     def retains(self) -> bool:
@@ -85,7 +87,7 @@ class Study:
     @cached_property
     def adapters(self) -> list[str]:
         named = [*self.facts.get("adapters", []), *(t.adapter for t in self.trials)]
-        return sorted(dict.fromkeys(named), key=lambda name: (name != "zero_shot", name))
+        return sorted(dict.fromkeys(named), key=lambda name: (name != self.against, name))
 
     def of(self, adapter: str) -> list[Trial]:
         return [t for t in self.trials if t.adapter == adapter]
@@ -131,28 +133,27 @@ def read_study(run: Path) -> Study:
     frozen = _journal(run / "journal.log")
     trials = [_trial(t, adapters) for t in frozen if t.state in STATES]
     metric = str(facts.get("metric", "")).removeprefix("val/")
+    against = baseline_of(facts.get("task"))
+    rows = read_jsonl(run / against / "metrics.jsonl")
+    measured = rows[-1] if rows else {}
     return Study(
         metric=metric,
         planned=facts.get("trials"),
         rungs=sorted(facts.get("rungs") or []),
         trials=trials,
-        zero_shot=_zero_shot(run, metric),
+        against=against,
+        baseline=measured.get(f"val/{metric}"),
         facts=facts,
-        zero_retained=_zero_row(run).get("val/retained"),
+        baseline_retained=measured.get("val/retained"),
     )
 
 
-def _zero_shot(run: Path, metric: str) -> float | None:
-    """The baseline on val: in best.json once that is written, before it in its own folder."""
-    path = run / "best.json"
-    best = read_json(path) if path.exists() else {}
-    measured = _zero_row(run).get(f"val/{metric}")
-    return (best.get("zero_shot") or {}).get("value", measured)
+def baseline_of(task: str | None) -> str:
+    """The adapter that a search of `task` is compared with; older studies name no task.
 
-
-def _zero_row(run: Path) -> dict[str, Any]:
-    rows = read_jsonl(run / "zero_shot" / "metrics.jsonl")
-    return rows[-1] if rows else {}
+    The registry of adapters says the same, but reading it needs torch, which a page does without.
+    """
+    return "nearest_caption" if task == "captioning" else "zero_shot"
 
 
 def _journal(path: Path) -> list[FrozenTrial]:

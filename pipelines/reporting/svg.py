@@ -53,7 +53,7 @@ def glyph(index: int) -> str:
 
 
 def hue(index: int) -> str:
-    """The stand-in for the colour of adapter `index`; -1 is zero-shot's grey."""
+    """The stand-in for the colour of adapter `index`; -1 is the baseline's grey."""
     return f"#0500{index % HUES:02x}" if index >= 0 else MUTED
 
 
