@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipelines.console import done, say
 from pipelines.typed import run_stage
+from trainables.errors import ConfigError
 
 BACKBONE = Path(__file__).parent / "clip"
 
@@ -26,25 +27,46 @@ class Args:
     """Of the pictures and of the search."""
     classes: bool = False
     """Draw things of ten colours in two styles instead, and run the arena on them."""
+    captioner: bool = False
+    """Let a tiny language model speak about the scenes: two captioners, half of the trials each."""
+    clips: bool = False
+    """Draw short clips in which one thing moves, and caption them with and without their order."""
+
+    def __post_init__(self) -> None:
+        if self.classes + self.captioner + self.clips > 1:
+            raise ConfigError("`--classes`, `--captioner` and `--clips` are three demos: give one.")
 
 
 def run(args: Args) -> None:
     started = time.monotonic()
-    last = _classes(args) if args.classes else _captions(args)
+    if args.classes:
+        last = _classes(args)
+    elif args.clips:
+        last = _clips(args)
+    elif args.captioner:
+        last = _captioner(args)
+    else:
+        last = _captions(args)
     say(f"\nthe whole line took {time.monotonic() - started:.0f} s.")
     done([last], f"open {last}, then the README's own-data lines")
 
 
-def _captions(args: Args) -> Path:
+def _scenes(args: Args) -> Path:
+    """The scenes' features."""
     from pipelines.demo.draw import draw
 
     index = args.out / "data" / "dataset.json"
     if not index.exists():
         say("drawing scenes in a style and with words that the tiny CLIP has never seen ...")
         draw(index.parent, "shifted", train=1200, val=300, test=1000, seed=args.seed)
-    shards, features, study = (args.out / name for name in ("shards", "features", "study"))
+    shards, features = args.out / "shards", args.out / "features"
     run_stage("shards", "--source", index, "--out", shards)
     run_stage("encode", "--shards", shards, "--backbone", BACKBONE, "--out", features)
+    return features
+
+
+def _captions(args: Args) -> Path:
+    features, study = _scenes(args), args.out / "study"
     run_stage(
         *("tune", "--features", features, "--out", study, "--adapter", *args.adapter),
         *("--trials", args.trials, "--epochs", args.epochs, "--seed", args.seed),
@@ -73,3 +95,42 @@ def _classes(args: Args) -> Path:
         *("--protocol", "all", "base_to_new", "shift"),
     )
     return arena / "arena.html"
+
+
+def _captioner(args: Args) -> Path:
+    features = _scenes(args)
+    kinds = {"mlp-tuned": ("mlp", "full"), "transformer-frozen": ("transformer", "frozen")}
+    runs = [args.out / name for name in kinds]
+    for run, (mapper, mode) in zip(runs, kinds.values(), strict=True):
+        run_stage(
+            *("tune", "--features", features, "--out", run, "--adapter", "prefix_captioner"),
+            *("--set", f"adapter.mapper={mapper}", f"adapter.lm_mode={mode}"),
+            *("--trials", max(1, args.trials // 2), "--epochs", args.epochs, "--seed", args.seed),
+        )
+    run_stage("evaluate", "--run", runs[0], "--beside", runs[1])
+    run_stage("report", "--run", runs[0])
+    return runs[0] / "report.html"
+
+
+def _clips(args: Args) -> Path:
+    from pipelines.demo.motion import draw_clips
+
+    index = args.out / "clips" / "clips.jsonl"
+    if not index.exists():
+        say("drawing clips in which one thing moves, grows, shrinks or stays ...")
+        draw_clips(index.parent, train=700, val=140, test=280, seed=args.seed)
+    shards, features = args.out / "clip-shards", args.out / "clip-features"
+    run_stage("shards", "--source", index, "--out", shards)
+    run_stage(
+        *("encode", "--shards", shards, "--backbone", BACKBONE, "--out", features, "--frames", 8)
+    )
+    runs = [args.out / f"clips-{pooling}" for pooling in ("attention", "mean")]
+    for run, pooling in zip(runs, ("attention", "mean"), strict=True):
+        run_stage(
+            *("train", "--features", features, "--out", run, "--adapter", "prefix_captioner"),
+            *("--set", f"adapter.pooling={pooling}", "optim.lr=1e-3", "batch_size=32"),
+            *("adapter.decoding=greedy", f"epochs={2 * args.epochs}", f"seed={args.seed}"),
+        )
+    run_stage("evaluate", "--run", runs[0], "--beside", runs[1])
+    run_stage("report", "--run", runs[0])
+    return runs[0] / "report.html"

@@ -1,8 +1,9 @@
-"""Train the tiny language model from scratch: nothing in but a seed, a Hugging Face folder out.
+"""Train a tiny language model from scratch: sentences in, a Hugging Face folder out.
 
 `python -m pipelines.demo.train_lm --out DIR` reads the sentences of the demo's train split, in the
 words of both domains and of its clips, learns a byte-level BPE and a GPT-2 of a million parameters
-on them. It never sees a picture: it is to the demo what GPT-2 is to real captions.
+on them. It never sees a picture: it is to the demo what GPT-2 is to real captions. With `--shards`
+the sentences are the train captions there, for where no real language model can be had.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from pipelines.demo.motion import clip_captions, invent_film
 from pipelines.demo.scenes import DOMAINS, Split, invent
 from pipelines.demo.words import captions
+from trainables.shards import ShardSet, captions_of
 
 END = "<|endoftext|>"
 POSITIONS = 128
@@ -39,11 +41,23 @@ class Recipe:
     batch: int = 128
     rate: float = 2e-3
     warmup: int = 100
+    tokens: int = 1200  # at most
     seed: int = 0
 
 
-def sentences(recipe: Recipe) -> tuple[list[str], list[str]]:
-    """What is said about train scenes and clips, and about val's: to learn from, and to measure."""
+def of_shards(folder: Path) -> tuple[list[str], list[str]]:
+    """The captions of train, and of val."""
+    shards = ShardSet.open(folder)
+    columns = ["id", "captions", "class_name"]
+    train, val = (
+        [text for row in shards.rows(split, columns) for text in captions_of(row)]
+        for split in ("train", "val")
+    )
+    return train, val
+
+
+def of_the_demo(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """What is said about train scenes and clips, and about val's."""
     found = []
     shares: dict[Split, float] = {"train": 1.0, "val": 0.05}
     for split, share in shares.items():
@@ -58,13 +72,13 @@ def sentences(recipe: Recipe) -> tuple[list[str], list[str]]:
     return found[0], found[1]
 
 
-def build_tokenizer(said: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE as GPT-2 has one: any text can be spelled, the demo's words are whole."""
+def build_tokenizer(said: list[str], tokens: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE as GPT-2 has one: any text can be spelled, frequent words are whole."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1200,
+        vocab_size=tokens,
         min_frequency=2,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=[END],
@@ -126,12 +140,11 @@ def train(recipe: Recipe, rows: list[Tensor], model: GPT2LMHeadModel) -> None:
 CARD = """# A tiny causal language model
 
 GPT-2's shape (4 layers of 128, {parameters:,} parameters, a byte-level BPE of {tokens:,} tokens),
-trained from scratch on {sentences:,} sentences about scenes and clips of the demo's train split.
-It knows no other words, and has never seen a picture. On sentences about val scenes it needs
-{val:.3f} nats a token.
+trained from scratch on {sentences:,} sentences, {source}. It knows no other words, and has never
+seen a picture. On sentences of the val split it needs {val:.3f} nats a token.
 
-Made by `python -m pipelines.demo.train_lm --out DIR` in {minutes:.0f} minutes, with
-{recipe}.
+Made by `python -m pipelines.demo.train_lm` in {minutes:.0f} minutes, with
+`{recipe}`.
 """
 
 
@@ -139,13 +152,18 @@ def main() -> None:
     """Train, save, measure, and write the card from what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shards", type=Path)
+    parser.add_argument("--tokens", type=int, default=Recipe.tokens)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     args = parser.parse_args()
-    recipe = Recipe(steps=args.steps, seed=args.seed)
+    recipe = Recipe(steps=args.steps, tokens=args.tokens, seed=args.seed)
     torch.manual_seed(recipe.seed)
-    said, other = sentences(recipe)
-    tokenizer = build_tokenizer(said)
+    said, other = of_shards(args.shards) if args.shards else of_the_demo(recipe)
+    source = (
+        "the train captions of a data set" if args.shards else "those of the demo's train split"
+    )
+    tokenizer = build_tokenizer(said, recipe.tokens)
     model = build_model(tokenizer)
     started = time.monotonic()
     train(recipe, encode(tokenizer, said), model.train())
@@ -156,7 +174,8 @@ def main() -> None:
         val = float(nats(model.float(), encode(tokenizer, other)[:500]))
     card = CARD.format(
         **{"parameters": model.num_parameters(), "tokens": len(tokenizer), "val": val},
-        **{"sentences": len(said), "minutes": minutes, "recipe": json.dumps(asdict(recipe))},
+        **{"sentences": len(said), "source": source, "minutes": minutes},
+        recipe=json.dumps(asdict(recipe)),
     )
     (args.out / "README.md").write_text(card)
     print(card)
