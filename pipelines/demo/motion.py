@@ -2,7 +2,9 @@
 
 One thing moves to a side, up or down, grows, shrinks, or stays as it is. Each path is walked in
 both directions, so what a clip shows on average says nothing of where the thing goes: only the
-order of its frames does. Most clips are GIFs, some are MP4s and some folders of frames.
+order of its frames does. The path leads from a brown box to a blue ball, and the thing hides the
+one it is at: the tiny CLIP hardly sees where things stand, but it sees which are there.
+Most clips are GIFs, some are MP4s and some folders of frames.
 """
 
 import io
@@ -15,15 +17,15 @@ from PIL import Image
 
 from pipelines.demo.lexicon import BASE
 from pipelines.demo.render import render
-from pipelines.demo.scenes import COLOURS, Scene, Split, invent_one
+from pipelines.demo.scenes import COLOURS, Kind, Scene, Split, Thing, invent_one
 
 MOTIONS = ("left", "right", "up", "down", "grow", "shrink", "stay")
 CAPTIONS = 4
 SIDE = 64  # pixels, the tiny CLIP's own size
 SECONDS = 0.1  # a frame
 _PATHS = {  # from where to where, in x, y and size; the opposite motion walks it backwards
-    "right": ((-0.24, 0.0, 1.0), (0.24, 0.0, 1.0)),
-    "down": ((0.0, -0.24, 1.0), (0.0, 0.24, 1.0)),
+    "right": ((-0.3, 0.0, 1.0), (0.3, 0.0, 1.0)),
+    "down": ((0.0, -0.3, 1.0), (0.0, 0.3, 1.0)),
     "grow": ((0.0, 0.0, 0.55), (0.0, 0.0, 1.45)),
     "stay": ((0.0, 0.0, 1.0), (0.0, 0.0, 1.0)),
 }
@@ -43,6 +45,11 @@ _FRAMES = (
     "a {thing} that {verb}",
     "look , the {thing} {verb}",
 )
+_BOX, _BALL = (Kind(*look, "plain", "medium") for look in (("square", "brown"), ("circle", "blue")))
+_MARKS = {  # what stands at the ends of a path
+    "across": (Thing(_BOX, 0.18, 0.5, 0.16, 0.0), Thing(_BALL, 0.82, 0.5, 0.16, 0.0)),
+    "down": (Thing(_BOX, 0.5, 0.18, 0.16, 0.0), Thing(_BALL, 0.5, 0.82, 0.16, 0.0)),
+}
 _TREMBLE = 0.004  # of the hand, as a share of the picture
 
 
@@ -97,6 +104,7 @@ def drawn(film: Film) -> list[Image.Image]:
     middle = rng.uniform(0.44, 0.56), rng.uniform(0.44, 0.56)
     motion = _OPPOSITE.get(film.motion, film.motion)
     start, end = _PATHS[motion] if motion == film.motion else _PATHS[motion][::-1]
+    axis = {"right": "across", "down": "down"}.get(motion) or rng.choice(list(_MARKS))
     thing, pictures = film.scene.things[0], []
     for number in range(film.frames):
         share = number / (film.frames - 1)
@@ -104,9 +112,8 @@ def drawn(film: Film) -> list[Image.Image]:
         x, y = (
             a + b + rng.uniform(-_TREMBLE, _TREMBLE) for a, b in zip(middle, place, strict=True)
         )
-        # Smaller than where it stands alone: it needs room to move.
-        moved = replace(thing, x=x, y=y, radius=0.7 * thing.radius * size)
-        picture = render(replace(film.scene, things=(moved,)))
+        moved = replace(thing, x=x, y=y, radius=thing.radius * size)
+        picture = render(replace(film.scene, things=(*_MARKS[axis], moved)))
         pictures.append(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     return pictures
 
