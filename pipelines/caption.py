@@ -36,7 +36,7 @@ def run(args: Args) -> None:
     source, faults = Source(args.run), Faults()
     rows = caption_files(open_model(source, "captioning"), args.files, args.seconds, faults)
     if args.json:
-        say(json.dumps(rows + faults.as_json(), indent=1, ensure_ascii=False))
+        say(json.dumps(rows + faults.as_json(), indent=1))
     else:
         for row in rows:
             span = f"  {row['start']:.1f} to {row['end']:.1f} s" if "start" in row else ""

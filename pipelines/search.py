@@ -15,7 +15,7 @@ from trainables.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from pipelines.using.index import Indexed
     from pipelines.using.model import Model, Source
-    from pipelines.using.page import Query
+    from pipelines.using.ranking import Query
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def run(args: Args) -> None:
     from pipelines.using.files import Faults, find_images
     from pipelines.using.index import index_files
     from pipelines.using.model import Source, open_model
+    from pipelines.using.ranking import rank
 
     source = Source(args.run, args.backbone, args.revision)
     paths = find_images(args.images, Faults())
@@ -58,7 +59,7 @@ def run(args: Args) -> None:
     found = index_files(model, paths, home)
     if not found.paths:
         raise DataError(f"`{args.images}`: none of its {len(paths):,} images can be read.")
-    queries = find(model, found, args.queries, args.top)
+    queries = rank(model, found, args.queries, args.top)
     page = args.out
     if page is None and not args.json:
         page = (args.run or Path()) / "found.html"
@@ -67,22 +68,9 @@ def run(args: Args) -> None:
     if args.json:
         _print_json(args, queries, found, page)
     else:
-        _print(queries, found, home)
+        _print(queries, found)
         assert page is not None
         done([page], f"open {page} in a browser")
-
-
-def find(model: Model, found: Indexed, words: tuple[str, ...], top: int) -> list[Query]:
-    """The `top` nearest images of each query."""
-    from pipelines.using.page import Match, Query
-    from pipelines.using.words import embed_words
-
-    scores = found.embeds @ embed_words(model.adapter, words).T  # (N, Q)
-    queries = []
-    for text, column in zip(words, scores.unbind(1), strict=True):
-        order = column.argsort(descending=True, stable=True)[:top].tolist()
-        queries.append(Query(text, [Match(found.paths[n], float(column[n])) for n in order]))
-    return queries
 
 
 def _write(
@@ -95,9 +83,9 @@ def _write(
     write_bytes(page, text.encode())
 
 
-def _print(queries: list[Query], found: Indexed, home: Path | None) -> None:
+def _print(queries: list[Query], found: Indexed) -> None:
     bad = f", {len(found.bad):,} cannot be read" if found.bad else ""
-    kept = f"; kept in {home}" if home else "; not kept, `--index FOLDER` would"
+    kept = f"; kept in {found.kept}" if found.kept else "; not kept, `--index FOLDER` would"
     say(f"{len(found.paths):,} images, {found.new:,} new{bad}{kept}")
     for query in queries:
         say(f"\n{query.text}")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from pipelines import train
 from pipelines.cli import stage_main
-from pipelines.using import captions
+from pipelines.using import captions, embedding, files, index
 from pipelines.using import model as using
 from pipelines.using.files import Faults, find
 from pipelines.using.model import Model, Source, open_model
@@ -32,9 +32,11 @@ from trainables.checkpoint import load_adapter
 from trainables.classes import Classes
 from trainables.draws import Draw, Member, write_draw
 from trainables.errors import ConfigError
+from trainables.features import SplitFeatures
 from trainables.image_headers import BadImage
 from trainables.image_tower import lower
 from trainables.images import decode
+from trainables.predict import embed_images
 from trainables.text_tower import embed_text
 
 TRAIN, VAL, PICTURES = 24, 12, 10
@@ -157,10 +159,10 @@ def test_search_with_a_bare_backbone_is_clip_itself(
 def test_only_what_is_new_is_embedded(
     home: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index = images.parent / "index"
+    folder = images.parent / "index"
 
     def search(run: str = "soft") -> Found:
-        flags = ("--run", home / run, "--images", images, "--index", index)
+        flags = ("--run", home / run, "--images", images, "--index", folder)
         return as_json(capsys, "search", QUERIES[0], *flags)  # type: ignore[no-any-return]
 
     first = search()
@@ -183,11 +185,11 @@ def test_only_what_is_new_is_embedded(
 def test_an_index_holds_several_folders(
     home: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index = ("--run", home / "soft", "--index", images.parent / "index")
-    one = as_json(capsys, "search", "red", *index, "--images", images / "deeper")
+    flags = ("--run", home / "soft", "--index", images.parent / "index")
+    one = as_json(capsys, "search", "red", *flags, "--images", images / "deeper")
     assert (one["images"], one["new"]) == (2, 2)
-    assert as_json(capsys, "search", "red", *index, "--images", images)["new"] == PICTURES - 2
-    assert as_json(capsys, "search", "red", *index, "--images", images / "deeper")["new"] == 0
+    assert as_json(capsys, "search", "red", *flags, "--images", images)["new"] == PICTURES - 2
+    assert as_json(capsys, "search", "red", *flags, "--images", images / "deeper")["new"] == 0
 
 
 @pytest.mark.parametrize("name", ["files.json", "embeds-*.safetensors"])
@@ -206,6 +208,39 @@ def test_a_damaged_index_is_made_anew(
     assert f"warning: the index in `{path.parent}` is damaged: it is made anew" in err
     assert len(list(path.parent.glob("embeds-*"))) == 1
     assert as_json(capsys, *words)["new"] == 0
+
+
+def test_an_interrupted_index_goes_on(
+    home: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = iter(range(3))
+
+    def embed(adapter: Adapter[Any], data: SplitFeatures) -> Tensor:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return embed_images(adapter, data)
+
+    words = ("search", "red", "--run", home / "soft", "--images", images)
+    words = (*words, "--index", images.parent / "index")
+    with monkeypatch.context() as patch:
+        for module in (files, embedding):
+            patch.setattr(module, "CHUNK", 4)
+        patch.setattr(index, "PART", 4)
+        patch.setattr(index, "SAVE_EVERY", -1.0)
+        patch.setattr(index, "embed_images", embed)
+        _, err = printed(capsys, *words, code=130)
+    assert "interrupted: run the same command again to go on." in err
+    assert as_json(capsys, *words)["new"] == PICTURES - 8
+
+
+def test_an_index_that_cannot_be_kept_is_told(
+    home: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("search", "red", "--run", home / "soft", "--images", images)
+    words = (*words, "--index", images / "notes.txt", "--out", images.parent / "page.html")
+    out, err = printed(capsys, *words)
+    assert f"{PICTURES} images, {PICTURES} new; not kept" in out
+    assert re.search(rf"warning: `{images}/notes.txt/\w+` cannot be written: nothing is kept", err)
 
 
 def test_bad_files_are_named_once_and_the_rest_is_found(
@@ -263,7 +298,7 @@ def test_the_page_and_the_index_lie_in_the_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     out, _ = printed(capsys, "search", "red", "--run", home / "soft", "--images", images)
-    assert f"kept in {home / 'soft' / 'index'}" in out
+    assert f"kept in {home / 'soft' / 'index'}/" in out
     assert "“red” in 10 images" in (home / "soft" / "found.html").read_text()
     out, _ = printed(capsys, "search", "red", "--backbone", clip, "--images", images)
     assert "not kept, `--index FOLDER` would" in out
@@ -508,6 +543,14 @@ def sample(clip: Clip, n: int, rule: str, span: tuple[float, float]) -> list[int
     return [int(middle) + (rule == "motion") for middle in middles]
 
 
+@torch.no_grad()
+def embed_clip(
+    backbone: Backbone, clip: Clip, count: int, rule: str, span: tuple[float, float]
+) -> Tensor:
+    pixels = [backbone.preprocess.apply(f) for f in clip.frames(sample(clip, count, rule, span))]
+    return backbone.embed_images(torch.stack(pixels))
+
+
 def segments(clip: Clip, seconds: float) -> list[tuple[float, float]]:
     parts = max(1, int(clip.duration / seconds + 0.5))
     ends = [seconds * (k + 1) for k in range(parts - 1)]
@@ -519,8 +562,10 @@ def clips(monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(
         SUFFIXES=frozenset({".mp4"}),
         is_clip=lambda data: data.startswith(b"GIF8") and b"NETSCAPE" in data,
-        **{"Clip": Clip, "sample": sample, "segments": segments},
+        **{"Clip": Clip, "segments": segments},
     )
+    frames = SimpleNamespace(embed_clip=embed_clip)
+    monkeypatch.setitem(sys.modules, "trainables.frames", frames)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "trainables.clips", made)  # type: ignore[arg-type]
 
 

@@ -17,7 +17,6 @@ from pipelines.sources.base import IMAGE_SUFFIXES
 from pipelines.using.embedding import embed_files
 from pipelines.using.files import CHUNK, FEW, Faults, find, read
 from pipelines.using.model import Model
-from trainables.derived import exact
 from trainables.image_headers import BadImage
 
 Row = dict[str, Any]  # path, caption; of a segment start and end in seconds too
@@ -66,19 +65,12 @@ def _stills(model: Model, paths: Sequence[Path], faults: Faults) -> dict[Path, l
 
 def _clip(model: Model, path: Path, seconds: float) -> list[Row]:
     """A captioner of still images sees a segment's middle frame."""
-    from trainables.clips import (  # type: ignore[import-not-found, unused-ignore]
-        Clip,
-        sample,
-        segments,
-    )
+    from trainables.clips import Clip, segments  # type: ignore[import-not-found, unused-ignore]
+    from trainables.frames import embed_clip  # type: ignore[import-not-found, unused-ignore]
 
-    clip, backbone = Clip.open(path), model.backbone
-    spans, frames = segments(clip, seconds), []
-    for span in spans:
-        numbers = sample(clip, max(1, model.frames), model.sampling, span)
-        pixels = [backbone.preprocess.apply(frame) for frame in clip.frames(numbers)]
-        with exact(backbone):
-            frames.append(backbone.embed_images(torch.stack(pixels)).cpu())  # (F, e)
+    clip, count = Clip.open(path), max(1, model.frames)
+    spans = segments(clip, seconds)
+    frames = [embed_clip(model.backbone, clip, count, model.sampling, span) for span in spans]
     texts = write(model, torch.stack(frames))
     if len(spans) == 1:
         return [{"path": str(path), "caption": texts[0]}]

@@ -1,7 +1,7 @@
 """Image files through the frozen tower, as the features that adapters take.
 
-Flows in: paths. Flows out: `SplitFeatures` of the good ones, some thousand at a time, so that a
-folder of any size needs the memory of one part.
+Flows in: paths. Flows out: `SplitFeatures` of the good ones, a part at a time, so that a folder of
+any size needs the memory of one part.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ PART = 2048  # images
 
 
 def embed_files(
-    adapter: Adapter[Any], paths: Sequence[Path], faults: Faults, doing: str
+    adapter: Adapter[Any], paths: Sequence[Path], faults: Faults, doing: str, size: int = PART
 ) -> Iterator[tuple[list[Path], SplitFeatures]]:
-    """The good ones of `paths` and their features, in order, a part at a time."""
-    for part in chunks(_embedded(adapter, paths, faults, doing), PART // CHUNK):
+    """The good ones of `paths` and their features, in order, about `size` at a time."""
+    for part in chunks(_embedded(adapter, paths, faults, doing), max(1, size // CHUNK)):
         names = [path for some, _, _ in part for path in some]
         embeds = torch.cat([embeds for _, embeds, _ in part])  # (N, e)
         pixels = [pixels for _, _, pixels in part if pixels is not None]

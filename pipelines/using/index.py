@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from trainables.files import read_json, sha256_bytes, sha256_file, sha256_json, 
 from trainables.predict import embed_images
 
 FORMAT = "cliptune-index-1"
+PART = 256  # images embedded between two looks at the clock
+SAVE_EVERY = 30.0  # seconds; the whole index is written each time
 Stamp: TypeAlias = tuple[int, int]  # size in bytes, mtime in ns: what tells that a file changed
 
 
@@ -53,6 +56,7 @@ class Indexed:
     embeds: Tensor  # (N, e) float32, of unit length
     new: int  # files embedded just now
     bad: dict[Path, str]  # files without an embedding, and why
+    kept: Path | None  # where the embeddings are for the next time
 
 
 def index_files(model: Model, paths: Sequence[Path], home: Path | None) -> Indexed:
@@ -69,18 +73,20 @@ def index_files(model: Model, paths: Sequence[Path], home: Path | None) -> Index
 def _fill(model: Model, paths: Sequence[Path], known: Entries, folder: Path | None) -> Indexed:
     stamps = {path: _stamp(path) for path in paths}
     fresh = [path for path, stamp in stamps.items() if not known.has(_key(path), stamp)]
-    faults, new = Faults(), 0
-    for names, data in embed_files(model.adapter, fresh, faults, "index"):
+    faults, new, saved = Faults(), 0, time.monotonic()
+    for names, data in embed_files(model.adapter, fresh, faults, "index", PART):
         embeds = embed_images(model.adapter, data).cpu()
         for path, embed in zip(names, embeds, strict=True):
             known.bad.pop(_key(path), None)
             known.embeds[_key(path)] = stamps[path], embed
         new += len(names)
-        _save(folder, known)
+        if time.monotonic() - saved > SAVE_EVERY:
+            _save(folder, known)
+            saved = time.monotonic()
     for path, reason in faults.reasons.items():
         known.embeds.pop(_key(path), None)
         known.bad[_key(path)] = stamps[path], reason
-    if faults.reasons:
+    if fresh:
         _save(folder, known)
     good = [path for path in paths if _key(path) in known.embeds]
     found = [known.embeds[_key(path)][1] for path in good]
@@ -89,6 +95,7 @@ def _fill(model: Model, paths: Sequence[Path], known: Entries, folder: Path | No
         embeds=torch.stack(found) if found else torch.zeros(0, model.backbone.embed_dim),
         new=new,
         bad={path: known.bad[_key(path)][1] for path in paths if _key(path) in known.bad},
+        kept=folder,
     )
 
 

@@ -9,31 +9,17 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from pipelines.reporting.page import environment
 from pipelines.using.files import read
+from pipelines.using.ranking import Query
 from trainables.image_headers import BadImage
 from trainables.images import decode
 
 SIDE = 256  # longest side of a picture, pixels
-
-
-@dataclass(frozen=True)
-class Match:
-    path: Path
-    score: float  # cosine of image and query
-
-
-@dataclass(frozen=True)
-class Query:
-    """What was asked for, and what is nearest, best first."""
-
-    text: str
-    matches: list[Match]
 
 
 def render(queries: Sequence[Query], images: int, folder: Path, model: str, source: str) -> str:
