@@ -47,14 +47,13 @@ def run(args: Args) -> None:
         raise ConfigError(f"`--top` must be at least 1, got {args.top}.")
     if args.template and not args.classes:
         raise ConfigError("`--template` is for `--classes`: a run's own classes have their words.")
-    from pipelines.sources.base import IMAGE_SUFFIXES
     from pipelines.using.files import Faults, find
     from pipelines.using.model import Source, open_model
 
     source, faults = Source(args.run, args.backbone, args.revision), Faults()
     model = open_model(source, "classification", "retrieval")
     classes = _classes(args, model)
-    rows = classify(model, find(args.images, faults, IMAGE_SUFFIXES), classes, args.top, faults)
+    rows = classify(model, find(args.images, faults), classes, args.top, faults)
     if args.json:
         say(json.dumps(rows + faults.as_json(), indent=1))
     else:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.sources.base import IMAGE_SUFFIXES
 from pipelines.using.embedding import embed_files
 from pipelines.using.files import CHUNK, FEW, Faults, find, read
 from pipelines.using.model import Model
@@ -27,7 +26,7 @@ def caption_files(model: Model, given: Sequence[Path], seconds: float, faults: F
     """The rows of all good files, in the order in which they were given."""
     from trainables.clips import SUFFIXES  # type: ignore[import-not-found, unused-ignore]
 
-    paths = find(given, faults, IMAGE_SUFFIXES | SUFFIXES)
+    paths = find(given, faults, SUFFIXES)
     clips = {path for path in paths if _is_clip(path, SUFFIXES)}
     rows = _stills(model, [path for path in paths if path not in clips], faults)
     moving = [path for path in paths if path in clips]

@@ -51,9 +51,10 @@ def shown(path: Path) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def find(given: Iterable[Path], faults: Faults, suffixes: frozenset[str]) -> list[Path]:
-    """The files `given`, each once; a folder stands for those in it, at any depth, whose names end
-    in one of `suffixes`."""
+def find(given: Iterable[Path], faults: Faults, also: frozenset[str] = frozenset()) -> list[Path]:
+    """The files `given`, each once; a folder stands for the images in it, at any depth, and for
+    files whose names end in one of `also`."""
+    suffixes = IMAGE_SUFFIXES | also
     found: dict[Path, None] = {}
     for path in given:
         for one in _below(path, suffixes) if path.is_dir() else (path,):
@@ -68,7 +69,7 @@ def find_images(folder: Path, faults: Faults) -> list[Path]:
     """The images in `folder` at any depth."""
     if not folder.is_dir():
         raise DataError(f"`--images` must name a folder, got `{folder}`.")
-    found = find([folder], faults, IMAGE_SUFFIXES)
+    found = find([folder], faults)
     if not found:
         endings = " ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"`{folder}` holds no image: no name in it ends in {endings}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.measuring.contestants import Contest, Contestant, read_contest
 from trainables.adapters.base import Adapter
@@ -74,7 +74,7 @@ class Model:
     identity: str  # another one when any number that it gives can differ
     classes: Classes | None  # that it was trained on
     frames: int = 0  # of a clip; 0: its first one alone
-    sampling: str = "uniform"  # which frames
+    sampling: Literal["uniform", "motion"] = "uniform"  # which frames
 
     @property
     def backbone(self) -> Backbone:
