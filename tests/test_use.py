@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from io import BytesIO
@@ -398,6 +399,17 @@ def test_mistakes_are_told_in_a_sentence(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message.format(**places) in err
+
+
+def test_a_run_without_its_store_says_what_is_missing(
+    home: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved, gone = images.parent / "moved", images.parent / "gone"
+    shutil.copytree(home / "soft", moved)
+    about = json.loads((moved / "run.json").read_text())
+    (moved / "run.json").write_text(json.dumps(about | {"features": str(gone)}))
+    _, err = printed(capsys, "search", "red", "--run", moved, "--images", images, code=2)
+    assert err.startswith(f"error: `{moved}` was trained on `{gone}`, which is not there any more")
 
 
 def shares(adapter: Adapter[Any], classes: Classes, paths: Sequence[Path]) -> Tensor:
