@@ -25,6 +25,9 @@ STAGES = {
     "report": "one page: report.html and report.md",
     "reproduce": "published numbers, run again: pass or fail for each",
     "explain": "what prompts learned and what adapting moved: explain.html, from train and val",
+    "search": "images in a folder of yours, found by words: found.html",
+    "classify": "put images of yours into classes",
+    "caption": "write captions for images and short videos of yours",
     "export": "the best adapter in the format of PEFT, or merged into a plain CLIPModel",
 }
 

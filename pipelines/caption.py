@@ -1,0 +1,51 @@
+"""Write captions for images and short videos with the best captioner of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from pipelines.console import say
+from trainables.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Args:
+    files: Positional[tuple[Path, ...]]
+    """Images and videos; a folder stands for those in it, at any depth."""
+    run: Path
+    """Folder of a study or of a training run of captioning."""
+    seconds: float = 5.0
+    """Length of the parts of a longer video that get a caption each."""
+    json: bool = False
+    """Print JSON and nothing else."""
+
+
+def run(args: Args) -> None:
+    if not args.files:
+        raise ConfigError("`cliptune caption` takes files of images or videos, got none.")
+    if not args.seconds > 0:
+        raise ConfigError(f"`--seconds` must be above 0, got {args.seconds:g}.")
+    from pipelines.using.captions import caption_files
+    from pipelines.using.files import Faults
+    from pipelines.using.model import Source, open_model
+
+    source, faults = Source(args.run), Faults()
+    rows = caption_files(open_model(source, "captioning"), args.files, args.seconds, faults)
+    if args.json:
+        say(json.dumps(rows + faults.as_json(), indent=1))
+    else:
+        for row in rows:
+            span = f"  {row['start']:.1f} to {row['end']:.1f} s" if "start" in row else ""
+            say(f"{row['path']}{span}  {row['caption']}")
+        say(f"next: {source.then}")
+    faults.leave()
+
+
+if __name__ == "__main__":
+    from pipelines.cli import stage_main
+
+    stage_main("caption")

@@ -1,0 +1,1 @@
+"""The work behind `cliptune search`, `classify` and `caption`: a trained adapter, put to use."""

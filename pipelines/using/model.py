@@ -1,0 +1,128 @@
+"""What is used: a run's best adapter, or a bare backbone.
+
+Flows in: `--run`, or `--backbone` and `--revision`. Flows out: a `Model` that can do what its
+command asks for. For a run of another task that is refused before any weight is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.measuring.contestants import Contest, Contestant, read_contest
+from trainables.adapters.base import Adapter
+from trainables.backbone import Backbone, load_backbone
+from trainables.checkpoint import read_config
+from trainables.classes import Classes
+from trainables.config import Task
+from trainables.errors import ConfigError, DataError
+from trainables.features import backbone_of
+from trainables.files import read_json, sha256_json
+from trainables.hardware import default_device
+from trainables.preprocess import decoder_versions
+
+# For each task, what its adapters do and the command that lets them.
+USES = {
+    "retrieval": ("finds images by words", "cliptune search 'WORDS' --images DIR --run {}"),
+    "classification": ("tells its own classes apart", "cliptune classify IMAGE --run {}"),
+    "captioning": ("writes captions", "cliptune caption IMAGE --run {}"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the model comes from, as a command's flags name it."""
+
+    run: Path | None = None
+    backbone: str = ""
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (not self.backbone):
+            got = "both" if self.backbone else "neither"
+            raise ConfigError(f"`--run` or `--backbone` must name the model, got {got}.")
+        if self.revision is not None and not self.backbone:
+            raise ConfigError("`--revision` is of a `--backbone`; a run knows its own.")
+
+    @property
+    def flags(self) -> str:
+        """As the user would type it again."""
+        if self.run is not None:
+            return f"--run {self.run}"
+        return f"--backbone {self.backbone}" + (
+            f" --revision {self.revision}" * bool(self.revision)
+        )
+
+    @property
+    def then(self) -> str:
+        """The command that says how good the model is, or makes a better one."""
+        if self.run is None:
+            return (
+                "cliptune shards --source YOUR_DATA --out shards, to adapt the model to your data"
+            )
+        measured = (self.run / "result.json").exists()
+        return f"cliptune {'report' if measured else 'evaluate'} {self.flags}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """An adapter in eval mode, and what its run says of how it is used."""
+
+    name: str
+    adapter: Adapter[Any]
+    identity: str  # another one when any number that it gives can differ
+    classes: Classes | None  # that it was trained on
+    frames: int = 0  # of a clip; 0: its first one alone
+    sampling: Literal["uniform", "motion"] = "uniform"  # which frames
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.adapter.backbone
+
+
+def open_model(source: Source, *tasks: str) -> Model:
+    """The model, of one of `tasks`; the first is what a bare backbone is taken for."""
+    if source.run is None:
+        backbone = load_backbone(source.backbone, source.revision, default_device())
+        task: Task = "classification" if tasks[0] == "classification" else "retrieval"
+        zero_shot = Contestant("zero_shot")
+        adapter = zero_shot.load(backbone, task)
+        return Model("zero-shot", adapter, _identity(zero_shot, backbone), None)
+    contest = read_contest(source.run, only_best=True)
+    best = next(one for one in contest.contestants if one.selected)
+    _check_task(source.run, _task(contest, best), tasks)
+    if not (contest.features / "manifest.json").is_file():
+        raise DataError(
+            f"`{source.run}` was trained on `{contest.features}`, which is not there any more: its "
+            "manifest.json names the backbone."
+        )
+    backbone = backbone_of(contest.features, default_device())
+    adapter, made = best.load(backbone, contest.task), read_json(contest.features / "manifest.json")
+    return Model(
+        name=best.name,
+        adapter=adapter,
+        identity=_identity(best, backbone),
+        classes=adapter.classes or (contest.draw.classes if contest.draw else None),
+        frames=made.get("frames", 0),
+        sampling=made.get("sampling", "uniform"),
+    )
+
+
+def _task(contest: Contest, best: Contestant) -> str:
+    return contest.task if best.folder is None else read_config(best.folder / "best").task
+
+
+def _check_task(run: Path, task: str, wanted: tuple[str, ...]) -> None:
+    if task in wanted:
+        return
+    does, use = USES[task]
+    raise ConfigError(
+        f"`{run}` is a run of {task}: it {does}. Use `{use.format(run)}`, or give a run that "
+        f"{USES[wanted[0]][0]}."
+    )
+
+
+def _identity(one: Contestant, backbone: Backbone) -> str:
+    parts = [one.identity(), backbone.fingerprint, asdict(backbone.preprocess), decoder_versions()]
+    return sha256_json(parts)[:16]

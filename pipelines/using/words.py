@@ -1,0 +1,47 @@
+"""Words that a user types, through an adapter.
+
+Flows in: queries, or class names with their template. Flows out: embeddings, or checked `Classes`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.adapters.base import Adapter
+from trainables.classes import DEFAULT, Classes
+from trainables.derived import embed_each_once
+from trainables.draws import check_template
+from trainables.errors import ConfigError
+
+
+@torch.no_grad()
+def embed_words(adapter: Adapter[Any], words: Sequence[str]) -> Tensor:
+    """Captions of unit length in the joint space: (M, e) on the CPU."""
+    backbone = adapter.backbone
+    tokens, cut = backbone.tokenize(words)
+    if cut:
+        print(
+            f"warning: {cut} of the queries have more than {backbone.context_length} tokens and "
+            "are cut",
+            file=sys.stderr,
+        )
+    frozen = embed_each_once(backbone, tokens).to(backbone.device) if adapter.frozen_text else None
+    return F.normalize(adapter.embed_text(tokens, frozen).float(), dim=-1).cpu()
+
+
+def classes_of(names: Sequence[str], template: str) -> Classes:
+    """Classes as `--classes` and `--template` give them."""
+    if len(names) < 2:
+        raise ConfigError(f"`--classes` must name at least 2 classes, got {len(names)}.")
+    if any(not name.strip() for name in names):
+        raise ConfigError("`--classes` must be words, got an empty one.")
+    if len({name.casefold() for name in names}) < len(names):
+        raise ConfigError(f"`--classes` must differ in more than case, got {', '.join(names)}.")
+    check_template(template or DEFAULT)
+    return Classes(tuple(names), template or DEFAULT)
