@@ -20,6 +20,8 @@ class Args:
     """Folder of a study or of a training run of captioning."""
     seconds: float = 5.0
     """Length of the parts of a longer video that get a caption each."""
+    frames: bool = False
+    """A folder is one clip: its images are the frames, in the order of their names."""
     json: bool = False
     """Print JSON and nothing else."""
 
@@ -34,7 +36,9 @@ def run(args: Args) -> None:
     from pipelines.using.model import Source, open_model
 
     source, faults = Source(args.run), Faults()
-    rows = caption_files(open_model(source, "captioning"), args.files, args.seconds, faults)
+    rows = caption_files(
+        open_model(source, "captioning"), args.files, args.seconds, faults, args.frames
+    )
     if args.json:
         say(json.dumps(rows + faults.as_json(), indent=1))
     else:

@@ -16,18 +16,22 @@ from tqdm import tqdm
 from pipelines.using.embedding import embed_files
 from pipelines.using.files import CHUNK, FEW, Faults, find, read
 from pipelines.using.model import Model
+from trainables.clips import SUFFIXES, Clip, is_clip, segments
+from trainables.frames import embed_clip
 from trainables.image_headers import BadImage
 
 Row = dict[str, Any]  # path, caption; of a segment start and end in seconds too
 MAYBE_CLIPS = frozenset({".gif", ".png", ".webp"})  # images that may be animated
 
 
-def caption_files(model: Model, given: Sequence[Path], seconds: float, faults: Faults) -> list[Row]:
-    """The rows of all good files, in the order in which they were given."""
-    from trainables.clips import SUFFIXES  # type: ignore[import-not-found, unused-ignore]
-
-    paths = find(given, faults, SUFFIXES)
-    clips = {path for path in paths if _is_clip(path, SUFFIXES)}
+def caption_files(
+    model: Model, given: Sequence[Path], seconds: float, faults: Faults, frames: bool = False
+) -> list[Row]:
+    """The rows of all good files, in the order in which they were given. With `frames` a folder is
+    one clip."""
+    folders = [path for path in given if frames and path.is_dir()]
+    paths = folders + find([path for path in given if path not in folders], faults, SUFFIXES)
+    clips = {path for path in paths if path in folders or _is_clip(path)}
     rows = _stills(model, [path for path in paths if path not in clips], faults)
     moving = [path for path in paths if path in clips]
     for path in tqdm(moving, unit="clip", desc="caption", disable=len(moving) <= FEW):
@@ -38,12 +42,10 @@ def caption_files(model: Model, given: Sequence[Path], seconds: float, faults: F
     return [row for path in paths for row in rows.get(path, [])]
 
 
-def _is_clip(path: Path, suffixes: frozenset[str]) -> bool:
-    from trainables.clips import is_clip  # type: ignore[import-not-found, unused-ignore]
-
+def _is_clip(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix not in MAYBE_CLIPS:
-        return suffix in suffixes
+        return suffix in SUFFIXES
     try:
         return bool(is_clip(read(path)))
     except BadImage:  # told when it is read as an image
@@ -56,7 +58,7 @@ def _stills(model: Model, paths: Sequence[Path], faults: Faults) -> dict[Path, l
     for names, data in embed_files(model.adapter, paths, faults, "caption"):
         texts: list[str] = []
         for embeds in data.image_embeds.split(CHUNK):
-            texts += write(model, embeds[:, None].expand(-1, max(1, model.frames), -1))
+            texts += write(model, embeds[:, None].expand(-1, max(1, model.seen.count), -1))
         for path, text in zip(names, texts, strict=True):
             rows[path] = [{"path": str(path), "caption": text}]
     return rows
@@ -64,12 +66,10 @@ def _stills(model: Model, paths: Sequence[Path], faults: Faults) -> dict[Path, l
 
 def _clip(model: Model, path: Path, seconds: float) -> list[Row]:
     """A captioner of still images sees a segment's middle frame."""
-    from trainables.clips import Clip, segments  # type: ignore[import-not-found, unused-ignore]
-    from trainables.frames import embed_clip  # type: ignore[import-not-found, unused-ignore]
-
-    clip, count = Clip.open(path), max(1, model.frames)
+    clip, seen = Clip.open(path), model.seen
     spans = segments(clip, seconds)
-    frames = [embed_clip(model.backbone, clip, count, model.sampling, span) for span in spans]
+    count = max(1, seen.count)
+    frames = [embed_clip(model.backbone, clip, count, seen.rule, span) for span in spans]
     texts = write(model, torch.stack(frames))
     if len(spans) == 1:
         return [{"path": str(path), "caption": texts[0]}]
@@ -83,6 +83,4 @@ def _clip(model: Model, path: Path, seconds: float) -> list[Row]:
 def write(model: Model, frames: Tensor) -> list[str]:
     """Captions of clips by their frames' embeddings (B, F, e); F is 1 for captioners of stills."""
     frames = frames.to(model.backbone.device)
-    captioner: Any = model.adapter
-    texts: list[str] = captioner.captions(frames.mean(1), frames if model.frames else None)
-    return texts
+    return model.adapter.captions(frames.mean(1), frames if model.seen.count else None)

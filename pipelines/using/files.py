@@ -16,8 +16,8 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.sources.base import IMAGE_SUFFIXES
 from trainables.errors import DataError
+from trainables.frame_folders import IMAGE_SUFFIXES
 from trainables.image_headers import BadImage
 from trainables.images import MAX_BYTES, decode
 from trainables.preprocess import Preprocess

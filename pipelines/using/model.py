@@ -6,19 +6,19 @@ command asks for. For a run of another task that is refused before any weight is
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pipelines.measuring.contestants import Contest, Contestant, read_contest
+from pipelines.measuring.contestants import Contestant, read_contest
 from trainables.adapters.base import Adapter
 from trainables.backbone import Backbone, load_backbone
-from trainables.checkpoint import read_config
 from trainables.classes import Classes
 from trainables.config import Task
 from trainables.errors import ConfigError, DataError
-from trainables.features import backbone_of
-from trainables.files import read_json, sha256_json
+from trainables.features import backbone_of, frames_of
+from trainables.files import sha256_json
+from trainables.frames import STILLS, Frames
 from trainables.hardware import default_device
 from trainables.preprocess import decoder_versions
 
@@ -73,8 +73,7 @@ class Model:
     adapter: Adapter[Any]
     identity: str  # another one when any number that it gives can differ
     classes: Classes | None  # that it was trained on
-    frames: int = 0  # of a clip; 0: its first one alone
-    sampling: Literal["uniform", "motion"] = "uniform"  # which frames
+    seen: Frames = STILLS  # how its run saw clips
 
     @property
     def backbone(self) -> Backbone:
@@ -91,26 +90,21 @@ def open_model(source: Source, *tasks: str) -> Model:
         return Model("zero-shot", adapter, _identity(zero_shot, backbone), None)
     contest = read_contest(source.run, only_best=True)
     best = next(one for one in contest.contestants if one.selected)
-    _check_task(source.run, _task(contest, best), tasks)
+    _check_task(source.run, contest.task, tasks)
     if not (contest.features / "manifest.json").is_file():
         raise DataError(
             f"`{source.run}` was trained on `{contest.features}`, which is not there any more: its "
             "manifest.json names the backbone."
         )
     backbone = backbone_of(contest.features, default_device())
-    adapter, made = best.load(backbone, contest.task), read_json(contest.features / "manifest.json")
+    (adapter,) = replace(contest, contestants=[best]).load(backbone)
     return Model(
         name=best.name,
         adapter=adapter,
         identity=_identity(best, backbone),
         classes=adapter.classes or (contest.draw.classes if contest.draw else None),
-        frames=made.get("frames", 0),
-        sampling=made.get("sampling", "uniform"),
+        seen=frames_of(contest.features),
     )
-
-
-def _task(contest: Contest, best: Contestant) -> str:
-    return contest.task if best.folder is None else read_config(best.folder / "best").task
 
 
 def _check_task(run: Path, task: str, wanted: tuple[str, ...]) -> None:
