@@ -268,6 +268,8 @@ def test_folders_and_archives_that_hold_no_clip(tmp_path: Path) -> None:
     good = films.archive({"1.png": png(RED), "2.jpg": jpeg(0)[:-80]})
     assert reason(good) == "frame `2.jpg`: truncated JPEG"
     assert reason(good[:-10]).startswith("corrupt ZIP (")
+    far = good[:-6] + (10**6).to_bytes(4, "little") + good[-2:]  # where its directory begins
+    assert reason(far).startswith("corrupt ZIP (negative seek value -")
     nested = films.archive({"1.png": films.archive({"1.png": png(RED)})})
     assert reason(nested).startswith("frame `1.png`: not an image (begins with 'PK")
     folder = films.folder(tmp_path / "linked", films.plain([RED]))

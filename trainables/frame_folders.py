@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -67,7 +68,8 @@ def files(data: bytes) -> Iterator[tuple[str, bytes]]:
                 )
             for entry in sorted(frames, key=lambda entry: natural(entry.filename)):
                 yield entry.filename, archive.read(entry)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError) as error:
+        # `ValueError`: a directory that lies before the file begins
         raise BadClip(f"corrupt ZIP ({error})") from error
     except (NotImplementedError, RuntimeError) as error:  # a rare method, or a password
         raise BadClip(f"a ZIP that is not read here ({error})") from error
