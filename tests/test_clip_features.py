@@ -149,7 +149,7 @@ def test_a_store_of_frames(tmp_path: Path, clip: Path, shards: Path, sampling: A
     backbone, rows = load_backbone(str(clip)), ShardSet.open(shards)
     for split in ("train", "val"):
         stored = open_features(folder, split)
-        direct = embed_split(backbone, rows, split, frames=3, sampling=sampling)
+        direct = embed_split(backbone, rows, split, seen=Frames(3, sampling))
         assert stored.frame_embeds is not None
         assert direct.frame_embeds is not None
         assert stored.frame_embeds.shape == (len(stored.ids), 3, backbone.embed_dim)
@@ -180,7 +180,7 @@ def test_frames_are_those_that_were_sampled(tmp_path: Path, clip: Path, shards: 
 
 
 def test_a_part_of_a_split_has_its_frames(clip: Path, shards: Path) -> None:
-    data = embed_split(load_backbone(str(clip)), ShardSet.open(shards), "train", frames=2)
+    data = embed_split(load_backbone(str(clip)), ShardSet.open(shards), "train", seen=Frames(2))
     part = data.take({"c": 0, "a.mp4": 1}, Classes(("one", "two")))
     assert part.frame_embeds is not None
     assert data.frame_embeds is not None
@@ -236,7 +236,7 @@ def test_frames_exclude_pixels_and_views(clip: Path, shards: Path) -> None:
 
 def test_test_is_embedded_like_train(clip: Path, shards: Path) -> None:
     data = embed_split(
-        load_backbone(str(clip)), ShardSet.open(shards), "test", seal=Seal("a test"), frames=5
+        load_backbone(str(clip)), ShardSet.open(shards), "test", seal=Seal("a test"), seen=Frames(5)
     )
     assert data.ids == ["g.avi", "h.zip"]
     assert data.frame_embeds is not None

@@ -116,7 +116,7 @@ def measured(run: Path, **flags: Any) -> dict[str, Any]:
 
 def test_the_result_holds_every_row_beside_zero_shot(study: Path) -> None:
     result = measured(study)
-    assert result["format"] == "cliptune-result-1"
+    assert result["format"] == "cliptune-result-2"
     assert [row["name"] for row in result["rows"]] == ["zero_shot", "soft_prompt", "lora"]
     assert [row["selected"] for row in result["rows"]] == [False, True, False]
     names = {f"t2i_{m}@{TEST}" for m in ("r1", "r5", "r10", "medr", "mrr")}
@@ -263,7 +263,7 @@ def test_the_report_can_read_the_result(study: Path) -> None:
     result = read_result(study / "result.json")
     assert result is not None
     assert result.key == f"t2i_r1@{TEST}"
-    assert result.zero_shot is not None
+    assert result.baseline is not None
     assert result.selected is not None
     assert result.selected.name == "soft_prompt"
     assert [query.text for query in result.gallery] == [q["query"] for q in expected["gallery"]]

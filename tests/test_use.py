@@ -6,11 +6,9 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,9 +29,11 @@ from trainables.adapters.base import Adapter
 from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter
 from trainables.classes import Classes
+from trainables.clips import Rule
 from trainables.draws import Draw, Member, write_draw
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
+from trainables.frames import Frames
 from trainables.image_headers import BadImage
 from trainables.image_tower import lower
 from trainables.images import decode
@@ -572,19 +572,14 @@ def segments(clip: Clip, seconds: float) -> list[tuple[float, float]]:
 
 @pytest.fixture
 def clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SimpleNamespace(
-        SUFFIXES=frozenset({".mp4"}),
-        is_clip=lambda data: data.startswith(b"GIF8") and b"NETSCAPE" in data,
-        **{"Clip": Clip, "segments": segments},
-    )
-    frames = SimpleNamespace(embed_clip=embed_clip)
-    monkeypatch.setitem(sys.modules, "trainables.frames", frames)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "trainables.clips", made)  # type: ignore[arg-type]
+    monkeypatch.setattr(captions, "Clip", Clip)
+    monkeypatch.setattr(captions, "segments", segments)
+    monkeypatch.setattr(captions, "embed_clip", embed_clip)
 
 
-def captioner(backbone: Backbone, frames: int, sampling: str = "uniform") -> Model:
+def captioner(backbone: Backbone, frames: int, rule: Rule = "uniform") -> Model:
     adapter: Any = Captioner(backbone)
-    return Model("stand-in", adapter, "key", None, frames, sampling)
+    return Model("stand-in", adapter, "key", None, Frames(frames, rule))
 
 
 def grey(backbone: Backbone, *levels: int) -> list[float]:
@@ -614,7 +609,7 @@ def test_captions_of_stills_in_the_order_given(images: Path, backbone: Backbone)
 @pytest.mark.usefixtures("clips")
 @pytest.mark.parametrize(("sampling", "later"), [("uniform", 0), ("motion", 1)])
 def test_captions_of_clips_by_segment(
-    tmp_path: Path, backbone: Backbone, sampling: str, later: int
+    tmp_path: Path, backbone: Backbone, sampling: Rule, later: int
 ) -> None:
     (tmp_path / "short.mp4").write_text("mp4 7")
     (tmp_path / "long.MP4").write_text("mp4 13")
@@ -672,7 +667,7 @@ def test_a_run_is_used_as_its_store_was_made(
     home: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = open_model(Source(home / "soft"), "retrieval")
-    assert (model.frames, model.sampling, model.classes) == (0, "uniform", None)
+    assert (model.seen, model.classes) == (Frames(0), None)
     bare = open_model(Source(None, str(clip)), "retrieval")
     assert bare.identity != model.identity
     assert open_model(Source(None, str(clip)), "retrieval").identity == bare.identity
@@ -683,6 +678,6 @@ def test_a_run_is_used_as_its_store_was_made(
     path.write_text(json.dumps(json.loads(text) | {"frames": 8, "sampling": "motion"}))
     moving = open_model(Source(home / "soft"), "retrieval")
     path.write_text(text)
-    assert (moving.frames, moving.sampling) == (8, "motion")
+    assert moving.seen == Frames(8, "motion")
     with pytest.raises(ConfigError, match="`--run` or `--backbone` must name the model"):
         Source()
