@@ -20,6 +20,7 @@ from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Batch, Tokens
 from trainables.decoding import Decoding, decode
+from trainables.distributed import gather
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.files import write_bytes, write_json
@@ -220,7 +221,7 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         return -F.cross_entropy(logits.float(), ids[target], reduction="none")
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = -self.log_probabilities(batch).mean()
+        loss = -gather(self.log_probabilities(batch)).mean()  # workers hold unlike many tokens
         return loss, {"loss": loss.detach()}
 
     @torch.no_grad()
