@@ -136,6 +136,17 @@ def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
             tensor.copy_(stored[name])
 
 
+def check_beside(folder: Path, adapter: Adapter[Any]) -> None:
+    """Raise `CheckpointError` unless the models beside `adapter` are those of a checkpoint."""
+    for role, then in read_json(folder / "manifest.json").get("beside", {}).items():
+        now = adapter.beside[role]
+        if then["fingerprint"] != now["fingerprint"]:
+            raise CheckpointError(
+                f"`{folder}` was trained with the {role.replace('_', ' ')} `{then['name']}` with "
+                f"fingerprint {then['fingerprint'][:12]}, got {now['fingerprint'][:12]}."
+            )
+
+
 def read_config(folder: Path) -> TrainConfig:
     """The config a checkpoint or run folder was trained with."""
     flat = dict(read_json(folder / "config.json"))
@@ -153,13 +164,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
             f"with {backbone.fingerprint[:12]}."
         )
     adapter = build(read_config(folder), backbone)
-    for role, then in read_json(folder / "manifest.json").get("beside", {}).items():
-        now = adapter.beside[role]
-        if then["fingerprint"] != now["fingerprint"]:
-            raise CheckpointError(
-                f"`{folder}` was trained with the {role.replace('_', ' ')} `{then['name']}` with "
-                f"fingerprint {then['fingerprint'][:12]}, got {now['fingerprint'][:12]}."
-            )
+    check_beside(folder, adapter)
     if (folder / "classes.json").is_file():
         own = read_json(folder / "classes.json")
         adapter.classes = Classes(tuple(own["names"]), own["template"])

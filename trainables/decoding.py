@@ -178,8 +178,9 @@ class _Nucleus(_Search):
         return found
 
     def _choose(self, scores: Tensor, draw: torch.Generator) -> Tensor:
-        """A token (R,) for each row of log-probabilities (R, V)."""
-        chances, tokens = scores.exp().sort(descending=True)
+        """A token (R,) for each row of log-probabilities (R, V), of which some are forbidden: the
+        nucleus is of the others."""
+        chances, tokens = scores.softmax(-1).sort(descending=True)
         before = chances.cumsum(1) - chances  # of all likelier tokens
         inside = before < self.how.top_p
         chances = chances * inside

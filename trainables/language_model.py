@@ -42,8 +42,8 @@ class LanguageModel:
 
     @property
     def full_stop(self) -> int:
-        """The token of "."."""
-        token: int = self.tokenizer(".", add_special_tokens=False)["input_ids"][-1]
+        """The token of "." behind a word: alone, some tokenizers begin a word with it."""
+        token: int = self.tokenizer("a.", add_special_tokens=False)["input_ids"][-1]
         return token
 
     @property
@@ -118,7 +118,7 @@ def load_language_model(
     """
     folder = TINY if name == "tiny" else locate(name, revision, "adapter.lm_revision")
     existing(folder, "config.json")
-    model = load_model(folder, AutoModelForCausalLM).to(device)
+    model = load_model(folder, AutoModelForCausalLM, attention=None).to(device)
     weight = getattr(model.get_input_embeddings(), "weight", None)
     if weight is None or weight.ndim != 2 or model.get_output_embeddings() is None:
         raise ConfigError(
@@ -144,7 +144,9 @@ def _load_tokenizer(folder: Path, name: str, vocabulary: int) -> Any:
         existing(folder, "vocab.json")
         existing(folder, "merges.txt")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"the tokenizer in `{folder}` could not be loaded: {error}") from error
     if tokenizer.eos_token_id is None:

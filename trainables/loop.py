@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.backbone import Backbone
-from trainables.checkpoint import load_tensors, newest_intact, save_checkpoint
+from trainables.checkpoint import check_beside, load_tensors, newest_intact, save_checkpoint
 from trainables.config import Task, TrainConfig, to_json
 from trainables.data import Batch
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
@@ -334,6 +334,7 @@ class Run:
         if stored != to_json(self.config):
             odd = sorted(k for k, v in to_json(self.config).items() if stored.get(k) != v)
             raise CheckpointError(f"`{self.folder}` holds another run: {', '.join(odd)} differ.")
+        check_beside(last, self.adapter)
         load_tensors(last, self.adapter)
         state = read_json(last / "state.json")
         self.step, self.rows, self.sums = state["step"], state["rows"], state["sums"]

@@ -68,8 +68,9 @@ def existing(folder: Path, name: str) -> Path:
     return path
 
 
-def load_model(folder: Path, cls: Any) -> Any:
-    """The model in fp32, frozen, in eval mode; every weight must be there and fit."""
+def load_model(folder: Path, cls: Any, attention: str | None = "sdpa") -> Any:
+    """The model in fp32, frozen, in eval mode; every weight must be there and fit. `attention`:
+    how it is computed, None is what the model can do best."""
     if not list(folder.glob(WEIGHTS)):
         pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
         if pickles:
@@ -87,7 +88,8 @@ def load_model(folder: Path, cls: Any) -> Any:
             use_safetensors=True,
             local_files_only=True,
             dtype=torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
+            trust_remote_code=False,  # else a folder with code in it has the user asked whether
             output_loading_info=True,
         )
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:

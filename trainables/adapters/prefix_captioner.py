@@ -20,6 +20,7 @@ from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Batch, Tokens
 from trainables.decoding import Decoding, decode
+from trainables.distributed import gather
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.files import write_bytes, write_json
@@ -69,7 +70,9 @@ class PrefixCaptionerConfig:
         check(
             self.no_repeat_ngram >= 0, "adapter.no_repeat_ngram", "at least 0", self.no_repeat_ngram
         )
-        if Path(self.lm).is_dir():  # whoever reads this elsewhere stands in another folder
+        if (
+            self.lm != "tiny" and Path(self.lm).is_dir()
+        ):  # whoever reads this elsewhere stands in another folder
             object.__setattr__(self, "lm", str(Path(self.lm).resolve()))
 
 
@@ -218,7 +221,7 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         return -F.cross_entropy(logits.float(), ids[target], reduction="none")
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = -self.log_probabilities(batch).mean()
+        loss = -gather(self.log_probabilities(batch)).mean()  # workers hold unlike many tokens
         return loss, {"loss": loss.detach()}
 
     @torch.no_grad()
