@@ -70,9 +70,8 @@ class PrefixCaptionerConfig:
         check(
             self.no_repeat_ngram >= 0, "adapter.no_repeat_ngram", "at least 0", self.no_repeat_ngram
         )
-        if (
-            self.lm != "tiny" and Path(self.lm).is_dir()
-        ):  # whoever reads this elsewhere stands in another folder
+        # Whoever reads this elsewhere stands in another folder.
+        if self.lm != "tiny" and Path(self.lm).is_dir():
             object.__setattr__(self, "lm", str(Path(self.lm).resolve()))
 
 
