@@ -294,7 +294,7 @@ def test_spice_says_why_it_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         spice(["a cat"], [["a cat"]])
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/java")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert spice_available() == "SPICE needs `pip install pycocoevalcap`."
+    assert spice_available() == "SPICE needs `pip install cliptune[spice]`."
     package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
     assert "`stanford-corenlp-3.6.0.jar`" in spice_available()

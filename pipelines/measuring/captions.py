@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipelines.baselines import WORDS
@@ -67,7 +66,8 @@ class CaptionProtocol:
             ),
         }
         if not self.no_spice:
-            values["spice"] = torch.tensor(spice(said, self._references()), dtype=torch.float64)
+            # Of captions that name nothing the parser knows, there is nothing to agree on.
+            values["spice"] = spice(said, self._references()).nan_to_num(0.0)
         replicates = {
             name: self.bootstrap.mean(value, self.clusters) for name, value in values.items()
         }

@@ -27,7 +27,7 @@ def spice_available() -> str:
         return "SPICE needs Java, and there is no `java` on the path."
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
-        return "SPICE needs `pip install pycocoevalcap`."
+        return "SPICE needs `pip install cliptune[spice]`."
     lib = Path(found.submodule_search_locations[0]) / "spice" / "lib"
     missing = [jar for jar in JARS if not (lib / jar).is_file()]
     if missing:
