@@ -53,7 +53,7 @@ def run(args: Args) -> None:
         raise ConfigError("`--take` and `--out` go together: which share, and where to write it.")
     contest = read_contest(args.run, only_best=False)
     if args.retain:
-        retain = check_retain(contest.features, args.retain, contest.draw)
+        retain = check_retain(contest.features, args.retain, contest.draw, contest.task)
         contest = dataclasses.replace(contest, retain=tuple(retain))
     if args.take is None or args.out is None:
         _sweep(args, contest)

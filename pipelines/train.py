@@ -58,7 +58,7 @@ def run(args: Args) -> None:
     )
     check_metric(args.metric, task)
     draw = check_draw(args.features, args.draw) if args.draw else None
-    check_retain(args.features, args.retain, draw)
+    check_retain(args.features, args.retain, draw, task)
     config = make_config(args.adapter, {"task": task, **read_fields(args.set)})
     folder = args.out.absolute()
     job = {"args": args, "config": config, "folder": folder}

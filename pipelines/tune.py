@@ -93,7 +93,7 @@ def _check(args: Args) -> Search:
     metric = args.metric or METRICS[task][0]
     check_metric(metric, task)
     draw = check_draw(args.features, args.draw) if args.draw else None
-    check_retain(args.features, args.retain, draw)
+    check_retain(args.features, args.retain, draw, task)
     if args.retain and metric.endswith("log_likelihood"):
         raise CliptuneError(f"`--metric` must be a share beside `--retain`, got `{metric}`.")
     for flag, number, least in (

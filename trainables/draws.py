@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainables.classes import Classes
+from trainables.config import Task
 from trainables.errors import DataError, unknown
 from trainables.features import SplitFeatures
 from trainables.files import read_json, sha256_json, write_json
@@ -181,8 +182,12 @@ def measured(whole: SplitFeatures, draw: Draw | None, retain: Iterable[Draw]) ->
     return dataclasses.replace(own, others=tuple(one.of(whole, "val") for one in retain))
 
 
-def check_retain(features: Path, paths: Iterable[Path], draw: Draw | None) -> list[Draw]:
+def check_retain(
+    features: Path, paths: Sequence[Path], draw: Draw | None, task: Task
+) -> list[Draw]:
     """The draws in `paths`, of the store's shards and of classes that training never sees."""
+    if paths and task == "captioning":
+        raise DataError("`--retain` is for adapters that tell classes apart: a captioner does not.")
     found = []
     for path in paths:
         one = check_draw(features, path)

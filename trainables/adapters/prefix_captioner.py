@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -144,6 +145,8 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
             r=own.lora_rank,
             lora_alpha=own.lora_alpha,  # type: ignore[arg-type, unused-ignore]  # PEFT divides it
             lora_dropout=own.lora_dropout,
+            # PEFT knows the usual matrices of the usual models.
+            target_modules=None if lm.model.config.model_type in KNOWN else "all-linear",
         )
         with warnings.catch_warnings():
             # GPT-2 keeps its matrices transposed; PEFT sees that, and says so each time.
@@ -206,9 +209,8 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
     def log_probabilities(self, batch: Batch) -> Tensor:
         """Of each token to be learned of the batch's captions, one an image: (K,)."""
         prefix = self.prefix(batch.image_embeds, batch.frames)  # (B, k, d)
-        lengths = batch.tokens.lengths - int(
-            self.config.paper
-        )  # the paper leaves out the end token
+        unlearned = int(self.config.paper)  # the end token
+        lengths = batch.tokens.lengths - unlearned
         ids = batch.tokens.pad(0)[:, : int(lengths.max())]  # (B, T)
         target = torch.arange(ids.shape[1]) < lengths[:, None]
         if self.config.paper:
