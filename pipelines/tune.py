@@ -117,7 +117,8 @@ def _check(args: Args) -> Search:
         backbone = backbone_of(args.features)
         train = open_features(args.features, "train", backbone)
         for one in configs:
-            build(one, backbone, train)
+            for note in build(one, backbone, train).notes:
+                say(note)
     return Search(
         adapters, metric, args.trials, args.epochs, args.seed, fixed, task, bool(args.retain)
     )
