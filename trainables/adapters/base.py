@@ -146,8 +146,9 @@ class Adapter(nn.Module, Generic[C]):
         raise NotImplementedError(f"{type(self).__name__} speaks no captions.")
 
     def words(self, data: SplitFeatures) -> Tokens:
-        """The captions of `data` in the tokens that a captioner learns, each with its end: M."""
-        raise NotImplementedError(f"{type(self).__name__} speaks no captions.")
+        """The captions of `data` in the tokens that a captioner learns, each with its end: M. By
+        default CLIP's own."""
+        return data.tokens
 
     def truncated(self, data: SplitFeatures) -> int:
         """Captions of `data` that are cut: they do not fit beside what the method adds to them."""
