@@ -479,15 +479,12 @@ def test_a_bad_file_ends_with_code_1_after_the_rest_is_done(
     line, then = out.splitlines()
     assert re.fullmatch(re.escape(str(good)) + r"  \w+ car 0\.\d{3}", line)
     assert then == f"next: cliptune evaluate --run {home / 'coop'}"
-    assert err == (
-        f"warning: `{bad}`: truncated JPEG\n"
-        f"warning: `{missing}`: cannot be read (No such file or directory)\n"
-    )
+    assert err == (f"warning: `{bad}`: truncated JPEG\nwarning: `{missing}`: missing file\n")
     rows = as_json(capsys, *words, code=1)
     assert [row["path"] for row in rows] == [str(path) for path in (good, bad, missing)]
     assert rows[1:] == [
         {"path": str(bad), "error": "truncated JPEG"},
-        {"path": str(missing), "error": "cannot be read (No such file or directory)"},
+        {"path": str(missing), "error": "missing file"},
     ]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from trainables import frame_folders, video
 from trainables.errors import ConfigError
 from trainables.frame_folders import FRAME_RATE
-from trainables.image_headers import BadClip, BadImage, check_bytes
+from trainables.image_headers import BadClip, BadImage, read_file
 from trainables.images import animation, decode_still, probe
 from trainables.video import GREY, Array, Frame
 
@@ -185,12 +185,4 @@ def _check_length(seconds: float, frames: int, work: int) -> None:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            return frame_folders.pack(path)
-        check_bytes(path.stat().st_size)
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise BadClip("missing file") from error
-    except OSError as error:
-        raise BadClip(f"unreadable file ({error.strerror})") from error
+    return frame_folders.pack(path) if path.is_dir() else read_file(path)

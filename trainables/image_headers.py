@@ -5,7 +5,9 @@ For the formats where PIL would already decode, allocate or warn in order to say
 
 from __future__ import annotations
 
+import stat
 import struct
+from pathlib import Path
 
 from trainables.errors import DataError
 
@@ -27,6 +29,20 @@ def check_bytes(size: int) -> None:
         raise BadImage("empty file")
     if size > MAX_BYTES:
         raise BadImage(f"{size / 2**20:.1f} MiB is above the limit of {MAX_BYTES // 2**20}")
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file that may be an image or a clip; else `BadImage` says what is wrong."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would block for ever
+            raise BadImage("not a regular file")
+        check_bytes(found.st_size)
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadImage("missing file") from error
+    except OSError as error:
+        raise BadImage(f"unreadable file ({error.strerror})") from error
 
 
 def check_size(width: int, height: int) -> None:

@@ -7,7 +7,6 @@ other records.
 
 from __future__ import annotations
 
-import stat
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from trainables.clips import Clip, is_clip
 from trainables.errors import DataError
 from trainables.files import sha256_bytes
 from trainables.frame_folders import pack
-from trainables.images import MAX_BYTES, decode, probe
+from trainables.image_headers import read_file
+from trainables.images import decode, probe
 from trainables.shards import SPLITS
 
 _LONGEST_CAPTION = 100_000  # characters
@@ -101,20 +101,7 @@ def _split(split: str | None, rule: str, digest: str) -> str:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            return pack(path)
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would block for ever
-            raise Refused("not a regular file")
-        if found.st_size > MAX_BYTES:
-            size = found.st_size / 2**20
-            raise Refused(f"{size:.1f} MiB is above the limit of {MAX_BYTES // 2**20}")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise Refused("missing file") from error
-    except OSError as error:
-        raise Refused(f"unreadable file ({error.strerror})") from error
+    return pack(path) if path.is_dir() else read_file(path)
 
 
 def _caption(text: str | bytes, number: int) -> str:

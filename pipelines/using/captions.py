@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.using.embedding import embed_files
-from pipelines.using.files import CHUNK, FEW, Faults, find, read
+from pipelines.using.files import CHUNK, FEW, Faults, find
 from pipelines.using.model import Model
 from trainables.clips import SUFFIXES, Clip, is_clip, segments
 from trainables.frames import embed_clip
-from trainables.image_headers import BadImage
+from trainables.image_headers import BadImage, read_file
 
 Row = dict[str, Any]  # path, caption; of a segment start and end in seconds too
 MAYBE_CLIPS = frozenset({".gif", ".png", ".webp"})  # images that may be animated
@@ -47,7 +47,7 @@ def _is_clip(path: Path) -> bool:
     if suffix not in MAYBE_CLIPS:
         return suffix in SUFFIXES
     try:
-        return bool(is_clip(read(path)))
+        return bool(is_clip(read_file(path)))
     except BadImage:  # told when it is read as an image
         return False
 

@@ -7,7 +7,6 @@ in one line on stderr, the others are used.
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,8 @@ from tqdm import tqdm
 
 from trainables.errors import DataError
 from trainables.frame_folders import IMAGE_SUFFIXES
-from trainables.image_headers import BadImage
-from trainables.images import MAX_BYTES, decode
+from trainables.image_headers import BadImage, read_file
+from trainables.images import decode
 from trainables.preprocess import Preprocess
 from trainables.shards import chunks
 
@@ -85,20 +84,6 @@ def _below(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
                 yield Path(here) / name
 
 
-def read(path: Path) -> bytes:
-    """The bytes of an image file, or `BadImage` with the reason."""
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would block for ever
-            raise BadImage("not a regular file")
-        if found.st_size > MAX_BYTES:
-            size = found.st_size / 2**20
-            raise BadImage(f"{size:.1f} MiB is above the limit of {MAX_BYTES // 2**20}")
-        return path.read_bytes()
-    except OSError as error:
-        raise BadImage(f"cannot be read ({error.strerror})") from error
-
-
 def squares(
     paths: Sequence[Path], preprocess: Preprocess, faults: Faults, doing: str
 ) -> Iterator[list[tuple[Path, Tensor]]]:
@@ -107,7 +92,7 @@ def squares(
 
     def square(path: Path) -> Tensor | str:
         try:
-            return preprocess.apply(decode(read(path)))
+            return preprocess.apply(decode(read_file(path)))
         except BadImage as error:
             return str(error)
 

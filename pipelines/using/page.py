@@ -14,9 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 from pipelines.reporting.page import environment
-from pipelines.using.files import read
 from pipelines.using.ranking import Query
-from trainables.image_headers import BadImage
+from trainables.image_headers import BadImage, read_file
 from trainables.images import decode
 
 SIDE = 256  # longest side of a picture, pixels
@@ -38,7 +37,7 @@ def picture(path: Path) -> str:
     """An image file as a small JPEG in a data URI, without the original's metadata; "" where it is
     no image any more."""
     try:
-        pixels = decode(read(path))  # (3, H, W)
+        pixels = decode(read_file(path))  # (3, H, W)
     except BadImage:
         return ""
     small = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
