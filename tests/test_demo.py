@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipelines.demo import train_lm
 from pipelines.demo.draw import draw
 from pipelines.demo.lexicon import VOCABULARIES
+from pipelines.demo.motion import clip_captions, invent_film
 from pipelines.demo.render import render
 from pipelines.demo.scenes import DOMAINS, SPLITS, Domain, Split, invent
+from pipelines.demo.stage import Args
 from pipelines.demo.words import captions, tokens
 from pipelines.demo.zero_shot import zero_shot
+from tests.tiny import tiny_shards
+from trainables.errors import ConfigError
+from trainables.language_model import TINY, load_language_model
 
 CLIP = Path(__file__).parents[1] / "pipelines" / "demo" / "clip"
 SIZES: dict[Split, int] = {"train": 12, "val": 4, "test": 6}
@@ -141,3 +149,36 @@ def test_the_config_knows_the_tokenizers_marks() -> None:
 def test_zero_shot_is_far_above_chance_and_leaves_room() -> None:
     base, shifted = (zero_shot(CLIP, domain, images=200)["t2i_r1"] for domain in DOMAINS)
     assert 10 < shifted < base  # percent; chance is 0.5
+
+
+def test_the_tiny_language_model_is_small_and_knows_the_demos_words() -> None:
+    weights = sum(path.stat().st_size for path in TINY.iterdir())
+    assert weights < 6e6
+    lm = load_language_model("tiny")
+    said = [s for n in range(20) for s in captions(invent("shifted", "val", n))]
+    said += [s for n in range(20) for s in clip_captions(invent_film("val", n))]
+    other = [" ".join(sentence.split()[::-1]) for sentence in said]
+    assert [lm.text(lm.tokenize([s]).ids.tolist()[:-1]) for s in said] == said
+
+    def nats(texts: list[str]) -> float:
+        with torch.no_grad():
+            return float(train_lm.nats(lm.model, train_lm.encode(lm.tokenizer, texts)))
+
+    assert nats(said) < 2.0 < nats(other)  # of 886 tokens, a uniform guess costs 6.8
+
+
+def test_a_language_model_can_be_trained_on_any_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = tiny_shards(tmp_path / "shards")
+    words = ["--shards", str(shards), "--out", str(tmp_path / "lm"), "--steps", "3"]
+    monkeypatch.setattr(sys, "argv", ["train_lm", *words, "--tokens", "300"])
+    train_lm.main()
+    lm = load_language_model(str(tmp_path / "lm"))
+    assert lm.text(lm.tokenize(["a red dog, \u00fc"]).ids.tolist()) == "a red dog, \u00fc"
+    assert "48 sentences, the train captions" in (tmp_path / "lm" / "README.md").read_text()
+
+
+def test_the_demos_are_one_at_a_time() -> None:
+    with pytest.raises(ConfigError, match="three demos: give one"):
+        Args(classes=True, clips=True)

@@ -122,7 +122,7 @@ def train(recipe: Recipe, rows: list[Tensor], model: GPT2LMHeadModel) -> None:
         pace = step / recipe.warmup if done < 0 else 0.5 + 0.5 * math.cos(math.pi * done)
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate * pace
-        loss = nats(model, draw.sample(rows, recipe.batch))
+        loss = nats(model, draw.sample(rows, min(recipe.batch, len(rows))))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
