@@ -174,9 +174,6 @@ def batch_of(adapter: Adapter[Any], backbone: Backbone) -> Batch:
     """The fixed batch of the adapter's task."""
     if adapter.train_config.task == "retrieval":
         return batch_for(backbone)
-    if adapter.train_config.name == "nearest_caption":
-        data = written(backbone)
-        return replace(batch_for(backbone), frames=data.frame_embeds)
     if adapter.train_config.task == "captioning":
         return CaptionBatches(written(backbone), adapter)(0, 1)
     return ClassBatches(examples(backbone), adapter)(0, 1)

@@ -249,6 +249,21 @@ def test_the_nearest_caption_is_the_first_of_the_nearest_training_image(
         build(make_config("nearest_caption"), backbone).captions(data.image_embeds)
 
 
+def test_the_baseline_is_measured_on_val_as_a_run(
+    tmp_path: Path, base: Path, backbone: Backbone
+) -> None:
+    train, val = (open_features(base / "features", split, backbone) for split in ("train", "val"))
+    run = Run(make_config("nearest_caption"), backbone, train, val, tmp_path, METRIC)
+    row = run.advance()
+    assert run.finished
+    images = (F.normalize(x.image_embeds, dim=1) for x in (val, train))
+    near = (next(images) @ next(images).T).argmax(1).tolist()
+    human = References([[caption(24 + n, v) for v in (0, 1)] for n in range(8)])
+    expected = score_captions([caption(n) for n in near], human).summary()
+    assert row[METRIC] == pytest.approx(expected["cider_d"])
+    assert row["val/bleu1"] == pytest.approx(expected["bleu1"])
+
+
 def test_training_and_choosing_read_no_test_images(
     tmp_path: Path, base: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
