@@ -27,9 +27,9 @@ class Args:
 
 
 def all_rows() -> list[Row]:
-    from benchmarks import fused, images, ranks, search, text, vision
+    from benchmarks import captioning, fused, images, ranks, search, text, vision
 
-    families = (text, vision, images, ranks, fused, search)
+    families = (text, vision, images, ranks, captioning, fused, search)
     return [row for family in families for row in family.ROWS]
 
 

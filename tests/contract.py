@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.tiny import caption
+from tests.tiny import caption, tiny_lm
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import adapters_for, build, make_config
 from trainables.backbone import Backbone
@@ -16,7 +20,7 @@ from trainables.data import Batch
 from trainables.derived import Derived
 from trainables.features import SplitFeatures
 from trainables.image_tower import lower
-from trainables.sampler import ClassBatches
+from trainables.sampler import CaptionBatches, ClassBatches
 from trainables.text_tower import embed_text
 
 # Every adapter with its recipe, and configurations that take another path through its code.
@@ -60,8 +64,34 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
     "tip_adapter tuned": ("tip_adapter", {"adapter.tune": True}),
     "linear_probe text": ("linear_probe", {"adapter.init": "text"}),
 }
-ALL = {**VARIANTS, **CLASSIFIERS}
-UNTRAINED = ("zero_shot", "zero_shot ensemble", "zero_shot classes", "zero_shot classes ensemble")
+# And for captions in new words.
+BRIEF = {"adapter.prefix_length": 3, "adapter.layers": 2, "adapter.heads": 4}
+BRIEF |= {"adapter.clip_length": 2, "adapter.max_tokens": 6, "adapter.lora_dropout": 0.0}
+SPEAKERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nearest_caption": ("nearest_caption", {}),
+    **{
+        f"prefix_captioner {mapper} {mode}": (
+            "prefix_captioner",
+            BRIEF | {"adapter.mapper": mapper, "adapter.lm_mode": mode},
+        )
+        for mapper in ("mlp", "transformer")
+        for mode in ("frozen", "lora", "full")
+    },
+    "prefix_captioner paper": ("prefix_captioner", BRIEF | {"adapter.paper": True}),
+    "prefix_captioner raw": (
+        "prefix_captioner",
+        BRIEF | {"adapter.normalize": False, "adapter.decoding": "greedy"},
+    ),
+    "prefix_captioner frames": (
+        "prefix_captioner",
+        BRIEF | {"adapter.pooling": "attention", "adapter.lm_mode": "frozen"},
+    ),
+}
+ALL = {**VARIANTS, **CLASSIFIERS, **SPEAKERS}
+UNTRAINED = (
+    *("zero_shot", "zero_shot ensemble", "zero_shot classes", "zero_shot classes ensemble"),
+    "nearest_caption",
+)
 LEARNING = [name for name in ALL if name not in (*UNTRAINED, "tip_adapter")]
 CLASSES = Classes(("red dog", "green cat", "white boat", "black car", "blue house"))
 
@@ -105,8 +135,35 @@ def examples(backbone: Backbone) -> SplitFeatures:
     )
 
 
+def written(backbone: Backbone) -> SplitFeatures:
+    """The same images with the words of their captions, and 4 frames each."""
+    texts = [caption(i % 15, v) for i in range(16) for v in range(2)]
+    data = examples(backbone)
+    shift = torch.randn(16, 4, backbone.embed_dim, generator=torch.Generator().manual_seed(1))
+    return replace(
+        data,
+        labels=None,
+        classes=None,
+        frame_embeds=data.image_embeds[:, None] + shift,
+        derived=Derived(backbone, "train", kept={"texts": texts}),
+    )
+
+
+@functools.cache
+def language_model_folder() -> tempfile.TemporaryDirectory[str]:
+    """A tiny language model, until the tests end."""
+    folder = tempfile.TemporaryDirectory(prefix="lm-")
+    tiny_lm(Path(folder.name))
+    return folder
+
+
 def make(variant: str, backbone: Backbone, **values: Any) -> Adapter[Any]:
     name, settings = ALL[variant]
+    if variant in SPEAKERS:
+        if name == "prefix_captioner":
+            settings = {"adapter.lm": language_model_folder().name, **settings}
+        values = {"batch_size": 16, **settings, **values}
+        return build(make_config(name, values), backbone, written(backbone))
     if variant in VARIANTS:
         return build(make_config(name, {**settings, **values}), backbone)
     values = {"task": "classification", "batch_size": 16, **settings, **values}
@@ -117,6 +174,8 @@ def batch_of(adapter: Adapter[Any], backbone: Backbone) -> Batch:
     """The fixed batch of the adapter's task."""
     if adapter.train_config.task == "retrieval":
         return batch_for(backbone)
+    if adapter.train_config.task == "captioning":
+        return CaptionBatches(written(backbone), adapter)(0, 1)
     return ClassBatches(examples(backbone), adapter)(0, 1)
 
 
@@ -139,11 +198,17 @@ def train(adapter: Adapter[Any], batch: Batch, steps: int = 25, lr: float = 5e-3
 
 
 def outputs(adapter: Adapter[Any], batch: Batch) -> Tensor:
-    """Both embeddings, or the classes' scores, as the metrics see them, in evaluation mode."""
+    """Both embeddings, the classes' scores, or the letters of what is said, as the metrics see
+    them, in evaluation mode."""
     adapter.eval()
     with torch.no_grad():
         if adapter.train_config.task == "classification":
             classifier = adapter.classifier(batch.tokens, batch.text_embeds)
             return classifier(batch.image_embeds, batch.hidden)
+        if adapter.train_config.task == "captioning":
+            said = adapter.captions(batch.image_embeds, batch.frames)
+            assert len(said) == len(batch.image_embeds)
+            letters = torch.tensor([[ord(c) for c in text.ljust(200)] for text in said])
+            return letters[:, :200].float()
         found = adapter.predict(batch)
     return torch.cat([found.image_embeds, found.text_embeds])

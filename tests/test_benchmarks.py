@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import captions, fused, images, models, naive, ranks, search
+from benchmarks import captioning, captions, fused, images, models, naive, ranks, search
 from benchmarks.harness import Case, Limit, Outputs, Result, Row, difference, measure
 from benchmarks.models import PREPROCESS
 from benchmarks.table import Entry, Machine, Seconds, Table
 from benchmarks.text import padded
+from trainables import decoding
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone, load_backbone
 from trainables.config import read_fields, to_json
@@ -296,6 +297,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "WIDTH", 16)
     monkeypatch.setattr(images, "COUNT", 2)
     monkeypatch.setattr(fused, "STEPS", 3)
+    for name, size in {"n_embd": 32, "n_layer": 2, "n_head": 4}.items():
+        monkeypatch.setitem(captioning.SHAPE, name, size)
+    monkeypatch.setattr(captioning, "PICTURES", 3)
+    monkeypatch.setattr(captioning, "WORDS", 6)
 
 
 @pytest.mark.parametrize("row", [r for r in command.all_rows() if not r.once], ids=lambda r: r.name)
@@ -307,6 +312,35 @@ def test_every_rows_variants_agree_and_start_anew_at_each_call(row: Row, small: 
         assert difference(case.ours(), expected)[0] <= 10 * row.tolerance
     assert difference(case.baseline(), expected)[0] == 0
     assert all(float(out.double().abs().max()) > 0 for out in expected.values())
+
+
+def test_captions_are_the_same_one_by_one_and_at_once_wherever_they_end(small: None) -> None:
+    case = captioning.decoding()
+    expected = case.baseline()["tokens"]
+    assert expected.shape == (3, 6)
+    assert len(expected.unique(dim=0)) == 3
+    assert torch.equal(case.ours()["tokens"], expected)
+    lm, how = (
+        captioning.gpt2(),
+        decoding.Decoding("beam", captioning.BEAMS, max_tokens=captioning.WORDS),
+    )
+    prefix = models.normal(3, captioning.LENGTH, lm.width, seed=1)
+    lengths = set()
+    for end in expected[:, 2].tolist():
+        rows = [captioning.one_by_one(lm.model, one[None], end) for one in prefix]
+        assert decoding.decode(lm, prefix, how, end, keep_end=True) == rows
+        lengths |= {len(row) for row in rows}
+    assert len(lengths) > 1
+
+
+def test_captions_are_padded_as_clipcap_does() -> None:
+    tokens = captioning.words(captions.CAPTIONS)
+    longer = captions.captions(captions.CAPTIONS)
+    assert torch.equal(tokens.lengths, longer.lengths - 1)
+    assert captions.SOT not in tokens.ids
+    assert (tokens.ids[tokens.offsets[1:] - 1] == captions.EOT).all()
+    lengths = tokens.lengths.double()
+    assert captioning.padded_length() == int(lengths.mean() + 10 * lengths.std()) < 84
 
 
 def test_a_naive_trial_is_a_run_of_the_engine(tmp_path: Path, small: None) -> None:

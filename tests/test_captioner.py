@@ -27,7 +27,7 @@ from trainables.data import Batch
 from trainables.decoding import Decoding, decode
 from trainables.errors import CheckpointError, ConfigError
 from trainables.features import open_features
-from trainables.language_model import LanguageModel
+from trainables.language_model import LanguageModel, load_language_model
 from trainables.loop import Interrupted, Run, never
 from trainables.mappers import MlpMapper, TemporalPool, TransformerMapper
 from trainables.predict import caption_metrics, speak
@@ -129,13 +129,14 @@ def test_loss_and_gradients_are_those_of_padded_captions(
     assert_same_loss_and_gradients(adapter, ours, plainly(adapter, batch))
 
 
-@pytest.mark.parametrize("mode", ["frozen", "full"])
+@pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
 @pytest.mark.parametrize("kind", ["gemma2", "granite", "cohere"])
 def test_a_model_that_scales_its_logits_is_trained_on_those(
     kind: str, mode: str, backbone: Backbone, lms: Callable[[str], Path]
 ) -> None:
     adapter = shaken(captioner(backbone, lms(kind), lm_mode=mode))
     assert not adapter.lm.plain
+    assert any("lora_B" in name for name, _ in adapter.named_parameters()) == (mode == "lora")
     batch = batch_of(adapter.lm)
     assert_same_loss_and_gradients(adapter, adapter(batch)[0], plainly(adapter, batch))
 
@@ -268,6 +269,28 @@ def test_normalised_images_lose_their_length(
     torch.testing.assert_close(unit.prefix(3 * x, None), unit.prefix(x, None))
     torch.testing.assert_close(unit.prefix(x, None), raw.prefix(F.normalize(x, dim=1), None))
     assert (raw.prefix(3 * x, None) - raw.prefix(x, None)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("gpt2", "lora"), ("llama", "full")])
+def test_what_is_exported_speaks_without_us(
+    kind: str, mode: str, tmp_path: Path, backbone: Backbone, lms: Callable[[str], Path]
+) -> None:
+    adapter = shaken(captioner(backbone, lms(kind), lm_mode=mode))
+    adapter.export(tmp_path)
+    images = torch.randn(2, 16)
+    prefix = adapter.prefix(images, None)
+    mapper = MlpMapper(16, 32, 3)
+    stored = load_file(tmp_path / "mapper.safetensors")
+    mapper.load_state_dict({k.removeprefix("mapper."): v for k, v in stored.items()})
+    torch.testing.assert_close(mapper(F.normalize(images, dim=1)), prefix)
+    other = load_language_model(str(tmp_path / "language_model"))
+    ours, theirs = (m(inputs_embeds=prefix).logits for m in (adapter.lm.model, other.model))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert adapter.lm.identity["fingerprint"] != other.fingerprint
+    again = adapter.captions(images)  # merging left the adapter as it was
+    how = Decoding("beam", 5, max_tokens=6)
+    found = decode(other, prefix, how, other.end_token)
+    assert again == [other.text(ids) for ids in found]
 
 
 def test_a_prefix_that_leaves_no_room_is_refused(

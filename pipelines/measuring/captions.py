@@ -113,6 +113,7 @@ class CaptionProtocol:
             "Differences are paired: the same resamples. p is twice the smaller share of resamples "
             "on one side of zero, not corrected for the number of rows or metrics.",
             f"All choices were made on val, by {metric}; nothing was chosen on test. What "
-            f"{baseline} says was written first of the training image with the highest cosine.",
+            f"{baseline} says is the first caption of the training image with the highest cosine "
+            "similarity.",
         ]
         return [*lines, f"SPICE was not computed: {self.no_spice}"] if self.no_spice else lines

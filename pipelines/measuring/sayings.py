@@ -30,9 +30,9 @@ def sayings(
 ) -> list[dict[str, Any]]:
     """`count` images, half of them the best of model `chosen`, then the worst; `rows` are the
     split's, with the columns of the gallery, and are read once."""
-    order = models[chosen].values["cider_d"].argsort(descending=True, stable=True).tolist()
-    best = order[: (count + 1) // 2]
-    worst = [row for row in order[::-1] if row not in best][: count // 2]
+    values = models[chosen].values["cider_d"]
+    best = values.argsort(descending=True, stable=True).tolist()[: (count + 1) // 2]
+    worst = [row for row in values.argsort(stable=True).tolist() if row not in best][: count // 2]
     found: dict[int, dict[str, Any]] = {}
     kinds = dict.fromkeys(best, "best") | dict.fromkeys(worst, "worst")
     wanted = {data.ids[row]: row for row in kinds}

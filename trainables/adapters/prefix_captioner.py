@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -145,8 +145,8 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
             r=own.lora_rank,
             lora_alpha=own.lora_alpha,  # type: ignore[arg-type, unused-ignore]  # PEFT divides it
             lora_dropout=own.lora_dropout,
-            # PEFT knows the usual matrices of the usual models.
-            target_modules=None if lm.model.config.model_type in KNOWN else "all-linear",
+            # Where PEFT has no choice of its own for a kind of model.
+            target_modules=None if lm.model.config.model_type in TARGETS else "all-linear",
         )
         with warnings.catch_warnings():
             # GPT-2 keeps its matrices transposed; PEFT sees that, and says so each time.
