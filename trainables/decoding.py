@@ -164,26 +164,32 @@ class _Beams(_Search):
 class _Nucleus(_Search):
     """Sampling from the likeliest tokens. Equal seeds and batches give equal words."""
 
+    def __init__(self, lm: LanguageModel, how: Decoding, end_token: int) -> None:
+        super().__init__(lm, how, end_token)
+        self.draw = torch.Generator().manual_seed(how.seed)
+
     @torch.no_grad()
     def __call__(self, prefix: Tensor) -> list[list[int]]:
-        draw = torch.Generator().manual_seed(self.how.seed)
-        words = self._choose(self.read(prefix), draw)[:, None]  # (B, T)
+        words = self._choose(self.read(prefix))[:, None]  # (B, T)
         ended = words[:, 0] == self.end_token
         while words.shape[1] < self.how.max_tokens and not ended.all():
             scores = self.forbid(self.step(words[:, -1]), words)
-            tokens = self._choose(scores, draw).masked_fill(ended, self.end_token)
+            tokens = self._choose(scores).masked_fill(ended, self.end_token)
             words = torch.cat([words, tokens[:, None]], dim=1)
             ended |= tokens == self.end_token
         found: list[list[int]] = words.tolist()
         return found
 
-    def _choose(self, scores: Tensor, draw: torch.Generator) -> Tensor:
+    def _choose(self, scores: Tensor) -> Tensor:
         """A token (R,) for each row of log-probabilities (R, V), of which some are forbidden: the
         nucleus is of the others."""
         chances, tokens = scores.softmax(-1).sort(descending=True)
         before = chances.cumsum(1) - chances  # of all likelier tokens
         inside = before < self.how.top_p
         chances = chances * inside
-        at = torch.rand(len(scores), 1, generator=draw).to(scores.device) * chances.sum(1)[:, None]
+        at = (
+            torch.rand(len(scores), 1, generator=self.draw).to(scores.device)
+            * chances.sum(1)[:, None]
+        )
         place = (chances.cumsum(1) <= at).sum(1, keepdim=True)
         return tokens.gather(1, place.minimum(inside.sum(1, keepdim=True) - 1))[:, 0]

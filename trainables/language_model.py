@@ -41,6 +41,12 @@ class LanguageModel:
     plain: bool  # logits are the output matrix times the last states, and nothing more
 
     @property
+    def vocabulary(self) -> int:
+        """V, tokens."""
+        size: int = self.model.get_input_embeddings().weight.shape[0]
+        return size
+
+    @property
     def full_stop(self) -> int:
         """The token of "." behind a word: alone, some tokenizers begin a word with it."""
         token: int = self.tokenizer("a.", add_special_tokens=False)["input_ids"][-1]

@@ -55,7 +55,7 @@ class PrefixCaptionerConfig:
     beams: int = 5
     length_penalty: float = 1.0  # beam: the power of the length that a score is divided by
     top_p: float = 0.9  # nucleus
-    sampling_temperature: float = 1.0
+    sampling_temperature: float = 1.0  # nucleus: divides the logits
     max_tokens: int = 67
     no_repeat_ngram: int = 0  # no sequence of so many tokens occurs twice; 0: it may
 
@@ -120,6 +120,7 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
             f"below {lm.context_length - 1}, which `{own.lm}` has beside a word",
             own.prefix_length,
         )
+        check(own.beams <= lm.vocabulary, "adapter.beams", f"at most {lm.vocabulary}", own.beams)
         if own.mapper == "mlp":
             self.mapper: nn.Module = MlpMapper(backbone.embed_dim, lm.width, own.prefix_length)
         else:
@@ -233,7 +234,7 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
             own.beams,
             own.length_penalty,
             own.top_p,
-            own.sampling_temperature,
+            own.sampling_temperature if own.decoding == "nucleus" else 1.0,
             min(own.max_tokens, self.room),
             own.no_repeat_ngram,
             self.train_config.seed,
