@@ -37,7 +37,7 @@ def run(args: Args) -> None:
         return
     wrote = adapter.export(args.out)
     if wrote:
-        done(wrote, f'PeftModel.from_pretrained(CLIPModel.from_pretrained(...), "{args.out}")')
+        done(wrote, adapter.loading(args.out))
     else:
         raise ConfigError(
             f"`{best.name}` has no format of another library: load "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.reproducing.plan import Measured, Plan
     from pipelines.reproducing.recipes import Recipe
 
-FORMAT = "cliptune-reproduce-1"
+FORMAT = "cliptune-reproduce-2"
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Args:
     """A folder or Hub id instead of the recipes' own; it must hold the same weights."""
     revision: str | None = None
     """The commit (40 hex digits) of a Hub id."""
+    lm: str | None = None
+    """For recipes of captions: a folder or Hub id instead of their own language model."""
+    lm_revision: str | None = None
+    """The commit (40 hex digits) of a language model on the Hub."""
     seed: tuple[int, ...] = ()
     """Seeds instead of the recipes' own: fewer are quicker, and not what was published."""
     out: Path = Path("runs/reproduce")
@@ -47,9 +51,10 @@ def run(args: Args) -> None:
     from pipelines.reproducing.verdicts import PASS, table
 
     recipes, shards = _check(args)
-    plan = Plan(args.out.absolute(), shards, args.backbone, args.revision)
+    lm = str(Path(args.lm).absolute()) if args.lm and Path(args.lm).is_dir() else args.lm
+    plan = Plan(args.out.absolute(), shards, args.backbone, args.revision, lm, args.lm_revision)
     with hold(plan.out):
-        about = _claim(plan, args)
+        about = _claim(plan, any(recipe.lm for recipe in recipes))
         rows: list[dict[str, Any]] = []
         for recipe in recipes:
             rows += _rows(plan, recipe, args.seed or recipe.seeds)
@@ -67,10 +72,7 @@ def run(args: Args) -> None:
 
 def _check(args: Args) -> tuple[list[Recipe], dict[str, Path]]:
     """All that can be wrong with what was asked, before any work."""
-    from pipelines.drawing.words import read_words
     from pipelines.reproducing.recipes import read_recipes
-    from trainables.model_folder import locate
-    from trainables.shards import SPLITS, ShardSet
 
     recipes, folders = read_recipes(args.recipe), _folders(args.shards)
     if len(set(args.seed)) < len(args.seed):
@@ -81,14 +83,58 @@ def _check(args: Args) -> tuple[list[Recipe], dict[str, Path]]:
                 f"recipe `{recipe.name}` needs `--shards {recipe.dataset}=DIR`; "
                 + unknown("data set", recipe.dataset, folders)
             )
-        read_words(recipe.words)
-        shards = ShardSet.open(folders[recipe.dataset])
-        for split in SPLITS:
-            if split not in shards.splits:
-                raise DataError(f"`{shards.folder}` has no {split} split, recipes need it.")
-    for name in {args.backbone or recipe.backbone for recipe in recipes}:
-        locate(name, args.revision)
+        _check_data(recipe, folders[recipe.dataset])
+    _check_models(args, recipes)
     return recipes, folders
+
+
+def _check_data(recipe: Recipe, folder: Path) -> None:
+    from pipelines.drawing.words import read_words
+    from trainables.shards import SPLITS, ShardSet
+
+    shards = ShardSet.open(folder)
+    for split in SPLITS:
+        if split not in shards.splits:
+            raise DataError(f"`{shards.folder}` has no {split} split, recipes need it.")
+    if recipe.words is not None:
+        read_words(recipe.words)
+    if recipe.images is None:
+        return
+    for split in SPLITS:
+        if not shards.splits[split]["captions"]:
+            raise DataError(
+                f"`{shards.folder}` has no captions in its {split} split, recipe `{recipe.name}` "
+                "needs them."
+            )
+    images = shards.splits["test"]["images"]
+    if images != recipe.images:
+        raise DataError(
+            f"`{shards.folder}` must have the {recipe.images:,} test images that the numbers of "
+            f"recipe `{recipe.name}` are of, got {images:,}: metrics of captions depend on them."
+        )
+
+
+def _check_models(args: Args, recipes: Sequence[Recipe]) -> None:
+    from trainables.model_folder import existing, locate
+
+    speakers = {recipe.lm for recipe in recipes if recipe.lm}
+    if not speakers and (args.lm or args.lm_revision):
+        raise ConfigError(
+            "`--lm` and `--lm-revision` must be for recipes with a language model, got none."
+        )
+    backbones = {recipe.backbone for recipe in recipes}
+    for flag, commit, own, revision, names in (
+        ("--backbone", "--revision", args.backbone, args.revision, backbones),
+        ("--lm", "--lm-revision", args.lm, args.lm_revision, speakers),
+    ):
+        if len(names) > 1 and (own or revision):
+            several = ", ".join(f"`{name}`" for name in sorted(names))
+            raise ConfigError(
+                f"`{flag}` and `{commit}` must be for recipes of one model, got recipes of "
+                f"{several}: run them apart, each with an own `--out`."
+            )
+        for name in [own] if own else sorted(names):
+            existing(locate(name, revision, commit), "config.json")
 
 
 def _folders(words: Sequence[str]) -> dict[str, Path]:
@@ -103,21 +149,32 @@ def _folders(words: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def _claim(plan: Plan, args: Args) -> dict[str, str | None]:
-    """Write down the backbone, or check that this folder's runs are of the same."""
-    own = args.backbone
-    if own is not None and Path(own).is_dir():
-        own = str(Path(own).resolve())
-    about = {"backbone": own or "the recipes' own", "revision": args.revision}
+def _claim(plan: Plan, speaks: bool) -> dict[str, str | None]:
+    """Write down the models, or check that this folder's runs are of the same."""
+    about = {"backbone": _own(plan.backbone), "revision": plan.revision}
+    if speaks:
+        about |= {"lm": _own(plan.lm), "lm_revision": plan.lm_revision}
     path = plan.out / "backbone.json"
-    found = read_json(path) if path.exists() else about
-    if found != about:
-        raise DataError(
-            f"`{plan.out}` holds runs on backbone {found['backbone']} at {found['revision']}, "
-            f"asked is {about['backbone']} at {about['revision']}. Give another `--out`."
-        )
-    write_json(path, about)
+    found = read_json(path) if path.exists() else {}
+    for kind, name, commit in (
+        ("backbone", "backbone", "revision"),
+        ("language model", "lm", "lm_revision"),
+    ):
+        keys = [key for key in (name, commit) if key in found and key in about]
+        if any(found[key] != about[key] for key in keys):
+            raise DataError(
+                f"`{plan.out}` holds runs on {kind} {found[name]} at {found[commit]}, asked is "
+                f"{about[name]} at {about[commit]}. Give another `--out`."
+            )
+    write_json(path, found | about)
     return about
+
+
+def _own(name: str | None) -> str:
+    """A model instead of the recipes' own, so that another working directory reads it alike."""
+    if name is not None and Path(name).is_dir():
+        return str(Path(name).resolve())
+    return name or "the recipes' own"
 
 
 def _rows(plan: Plan, recipe: Recipe, seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines.measuring.contestants import read_contest
+    from pipelines.sweeping.points import check_task
     from trainables.draws import check_retain
     from trainables.knobs import check_share
 
@@ -52,6 +53,7 @@ def run(args: Args) -> None:
     if (args.take is None) != (args.out is None):
         raise ConfigError("`--take` and `--out` go together: which share, and where to write it.")
     contest = read_contest(args.run, only_best=False)
+    check_task(args.run, contest.task)
     if args.retain:
         retain = check_retain(contest.features, args.retain, contest.draw, contest.task)
         contest = dataclasses.replace(contest, retain=tuple(retain))

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.measuring.contestants import Contest, Contestant, read_contest
 from trainables.backbone import Backbone
-from trainables.errors import DataError
+from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures, open_features
 from trainables.files import read_json
 from trainables.shards import ShardSet
@@ -51,6 +51,13 @@ def read_subjects(runs: Sequence[Path]) -> list[Subject]:
     first: dict[str, Any] = {}
     for run in runs:
         contest = read_contest(run, only_best=False)
+        if contest.task == "captioning":
+            raise ConfigError(
+                f"`{run}` is a run of captioning: it writes captions, and moves none of the "
+                "embeddings that `cliptune explain` maps. Give a run of retrieval or "
+                "classification. What a captioner says is shown by `cliptune evaluate --run "
+                f"{run}`, then `cliptune report --run {run}`."
+            )
         made_with = read_json(contest.features / "manifest.json")["backbone"]
         first = first or made_with
         if made_with["fingerprint"] != first["fingerprint"]:

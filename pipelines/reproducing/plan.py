@@ -1,17 +1,19 @@
-"""The commands that a recipe stands for, run once each, and the accuracies they leave on disk.
+"""The commands that a recipe stands for, run once each, and the numbers they leave on disk.
 
-Flows in: a recipe, a seed, the folders of the data. Flows out: the accuracy of each part that was
-measured, or the reason why there is none. The stages themselves know what is done already.
+Flows in: a recipe, a seed, the folders of the data. Flows out: the accuracy of each part of the
+classes, or the metrics of captions, or the reason why there are none. The stages themselves know
+what is done already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.reproducing.recipes import Recipe
 from pipelines.typed import command, typed
+from trainables.config import Value
 from trainables.errors import DataError
 from trainables.files import read_json
 
@@ -24,10 +26,10 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracies by part of the classes, e.g. base and new."""
+    """Accuracies by part of the classes, e.g. base and new, or metrics of captions by name."""
 
     adapter: dict[str, float]
-    zero_shot: dict[str, float]
+    baseline: dict[str, float]  # zero-shot, or the nearest caption
 
 
 @dataclass
@@ -38,26 +40,39 @@ class Plan:
     shards: Mapping[str, Path]  # by data set
     backbone: str | None  # instead of the recipes' own
     revision: str | None
+    lm: str | None = None  # a language model instead of the recipes' own
+    lm_revision: str | None = None
     codes: dict[tuple[str, ...], int] = field(default_factory=dict)  # of the commands so far
 
     def run(self, recipe: Recipe, seed: int) -> Measured:
         """Draw, encode, train and evaluate; raises `NotRun` where one of them fails."""
-        parts = ["all"] if recipe.protocol == "all" else ["base", "new"]
+        parts = {"all": ["all"], "base_to_new": ["base", "new"], "captions": []}[recipe.protocol]
         draws = [self._draw(recipe, seed, part) for part in parts]
         features = self._encode(recipe)
         folder = self.out / "runs" / recipe.name / f"seed-{seed}"
-        values = {**recipe.set, "seed": seed}
+        values = {**recipe.set, **self._speaker(recipe), "seed": seed}
         self._do(
-            *("train", "--features", features, "--draw", draws[0], "--out", folder),
-            *("--adapter", recipe.adapter, "--set", *(f"{k}={_text(values[k])}" for k in values)),
+            *("train", "--features", features, *(("--draw", draws[0]) if draws else ())),
+            *("--out", folder, "--adapter", recipe.adapter),
+            *("--set", *(f"{name}={_text(value)}" for name, value in values.items())),
         )
         self._do("evaluate", "--run", folder)
-        found = {parts[0]: _accuracies(folder / "result.json")}
+        if recipe.protocol == "captions":
+            return _measured(folder / "result.json", recipe.expected)
+        found = {parts[0]: _measured(folder / "result.json", ["accuracy"])}
         for part, draw in zip(parts[1:], draws[1:], strict=True):
             self._do("evaluate", "--run", folder, "--draw", draw)
-            found[part] = _accuracies(folder / f"result-{part}.json")
-        ours, plain = ({part: pair[n] for part, pair in found.items()} for n in (0, 1))
-        return Measured(ours, plain)
+            found[part] = _measured(folder / f"result-{part}.json", ["accuracy"])
+        return Measured(
+            {part: one.adapter["accuracy"] for part, one in found.items()},
+            {part: one.baseline["accuracy"] for part, one in found.items()},
+        )
+
+    def _speaker(self, recipe: Recipe) -> dict[str, Value]:
+        """The language model, at its commit."""
+        if recipe.lm is None:
+            return {}
+        return {"adapter.lm": self.lm or recipe.lm, "adapter.lm_revision": self.lm_revision}
 
     def _draw(self, recipe: Recipe, seed: int, part: str) -> Path:
         name = f"{recipe.dataset}-{recipe.shots}-{seed}-{part}.json"
@@ -97,11 +112,16 @@ def _text(value: object) -> str:
     return str(value).lower() if named else str(value)
 
 
-def _accuracies(path: Path) -> list[float]:
-    """Of the trained adapter and of zero-shot, as `evaluate` wrote them."""
+def _measured(path: Path, names: Iterable[str]) -> Measured:
+    """Metrics `names` of the trained adapter and of the baseline, as `evaluate` wrote them: each
+    with the number of classes or images behind its name."""
     rows = read_json(path)["rows"]
     chosen = next((row for row in rows if row["selected"]), None)
     if chosen is None:
         raise DataError(f"`{path}` has no row that was chosen on val.")
-    key = next(name for name in chosen["metrics"] if name.startswith("accuracy@"))
-    return [float(row["metrics"][key]["value"]) for row in (chosen, rows[0])]
+    keys = {name.partition("@")[0]: name for name in chosen["metrics"]}
+    ours, plain = (
+        {name: float(row["metrics"][keys[name]]["value"]) for name in names}
+        for row in (chosen, rows[0])
+    )
+    return Measured(ours, plain)

@@ -13,35 +13,37 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from trainables.adapters.registry import make_config
-from trainables.config import TrainConfig, Value, check
+from trainables.config import TrainConfig, Value, check, to_json
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.files import read_json
 
 FORMAT = "cliptune-recipe-1"
-Protocol: TypeAlias = Literal["all", "base_to_new"]
+Protocol: TypeAlias = Literal["all", "base_to_new", "captions"]
 MEASURES: dict[Protocol, tuple[str, ...]] = {
     "all": ("all",),
     "base_to_new": ("base", "new", "harmonic"),
+    "captions": ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d"),
 }
-NAMES = ("adapter", "dataset", "words", "backbone", "source", "tolerance_reason")
+NAMES = ("adapter", "dataset", "backbone", "source", "tolerance_reason")
+MOST = {"cider_d": 10}  # the highest value of a measure that is no share
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One adapter on one data set. Accuracies and tolerances are shares, not percent.
+    """One adapter on one data set. Values and tolerances are shares, not percent; papers print
+    CIDEr (`cider_d`) times 100, too.
 
     `all`: trained and measured on all classes. `base_to_new`: trained on the first half of them,
     measured on that half and on the other, each among its own classes; `harmonic` is the harmonic
-    mean of both (Zhou et al. 2022, CoCoOp).
+    mean of both (Zhou et al. 2022, CoCoOp). `captions`: trained on all captions of train, one
+    caption said for each image of test; nothing is drawn, so there are no shots and no words.
     """
 
     name: str  # the file's
     adapter: str
     dataset: str  # the key of `--shards`
-    words: str  # of `cliptune draw`
     backbone: str
-    shots: int
-    seeds: tuple[int, ...]  # each draws its own images and trains on them
+    seeds: tuple[int, ...]  # each draws its own images, if any, and trains on them
     protocol: Protocol
     views: int  # of `cliptune encode`
     pixels: bool
@@ -51,6 +53,9 @@ class Recipe:
     tolerance_reason: str
     source: str  # where the numbers stand, and how they were read
     note: str = ""
+    words: str | None = None  # of `cliptune draw`; not of captions
+    shots: int | None = None  # not of captions
+    images: int | None = None  # captions: of test, behind the published numbers
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -59,34 +64,53 @@ class Recipe:
         check(isinstance(self.note, str), "note", "text", self.note)
         if self.protocol not in MEASURES:
             raise ConfigError("`protocol`: " + unknown("choice", str(self.protocol), MEASURES))
-        for name, least in (("shots", 0), ("views", 0)):
-            value = getattr(self, name)
-            check(_whole(value) and value >= least, name, f"a number of at least {least}", value)
+        check(_whole(self.views) and self.views >= 0, "views", "a number of at least 0", self.views)
+        self._check_data()
         check(isinstance(self.pixels, bool), "pixels", "true or false", self.pixels)
         seeds = self.seeds
         distinct = bool(seeds) and all(map(_whole, seeds)) and len(set(seeds)) == len(seeds)
         check(distinct, "seeds", "a list of different numbers", list(seeds))
         check(isinstance(self.set, dict), "set", "a JSON object", self.set)
-        for name in ("seed", "task"):
-            check(name not in self.set, f"set.{name}", "left out: it is set here", self.set)
+        for name, where in (
+            ("seed", "it is set here"),
+            ("task", "it is set here"),
+            ("adapter.lm_revision", "`--lm-revision` gives it"),
+        ):
+            check(name not in self.set, f"set.{name}", f"left out: {where}", self.set)
         self._check_numbers()
-        self.config()
+        check(self.lm != "tiny", "set.adapter.lm", "the published language model", self.lm)
+
+    def _check_data(self) -> None:
+        """What is drawn of the classes, or how many images were captioned."""
+        if self.protocol == "captions":
+            for name in ("words", "shots"):
+                value = getattr(self, name)
+                check(value is None, name, "left out: nothing is drawn for captions", value)
+            known = self.images is not None and _whole(self.images) and self.images >= 1
+            check(known, "images", "the number of test images, at least 1", self.images)
+            return
+        words, shots = self.words, self.shots
+        check(isinstance(words, str) and bool(words.strip()), "words", "some text", words)
+        drawn = shots is not None and _whole(shots) and shots >= 0
+        check(drawn, "shots", "a number of at least 0", shots)
+        check(self.images is None, "images", "left out: it is of captions", self.images)
 
     def _check_numbers(self) -> None:
         named = isinstance(self.expected, dict) and bool(self.expected)
-        check(named, "expected", "an object of accuracies", self.expected)
+        check(named, "expected", "an object of numbers by measure", self.expected)
         for name, value in self.expected.items():
             if name not in MEASURES[self.protocol]:
                 choices = MEASURES[self.protocol]
                 raise ConfigError("`expected`: " + unknown("measure", name, choices))
-            check(_share(value), f"expected.{name}", "in [0, 1]", value)
+            most = MOST.get(name, 1)
+            check(_within(value, most), f"expected.{name}", f"in [0, {most}]", value)
         given = self.tolerance
         if isinstance(given, dict):
             rule = f"for each of {', '.join(self.expected)}"
             check(given.keys() == self.expected.keys(), "tolerance", rule, given)
         for name in self.expected:
             allowed = self.allowed(name)
-            check(_share(allowed) and allowed > 0, "tolerance", "in (0, 1]", allowed)
+            check(_within(allowed) and allowed > 0, "tolerance", "in (0, 1]", allowed)
 
     def allowed(self, measure: str) -> float:
         """How far from the expected value still passes."""
@@ -94,15 +118,22 @@ class Recipe:
 
     def config(self) -> TrainConfig:
         """The training run, without its seed."""
-        return make_config(self.adapter, {"task": "classification", **self.set})
+        task = "captioning" if self.protocol == "captions" else "classification"
+        return make_config(self.adapter, {"task": task, **self.set})
+
+    @property
+    def lm(self) -> str | None:
+        """The language model that it names; None: its adapter speaks with none."""
+        value = to_json(self.config()).get("adapter.lm")
+        return None if value is None else str(value)
 
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _share(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= 1
+def _within(value: object, most: float = 1) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -1,6 +1,6 @@
 """What a recipe's runs come to: a row a published number, with pass or fail, as JSON and Markdown.
 
-Flows in: a recipe and its accuracies by seed, or why one is missing. Flows out: rows, a table.
+Flows in: a recipe and its numbers by seed, or why one is missing. Flows out: rows, a table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainables.metrics.balance import harmonic
 Row = dict[str, Any]
 PASS, FAIL, NOT_RUN = "PASS", "FAIL", "not run"
 COLUMNS = (
-    *("recipe", "classes", "zero-shot", "ours", "expected", "difference", "tolerance", "verdict"),
+    *("recipe", "measure", "baseline", "ours", "expected", "difference", "tolerance", "verdict"),
 )
 
 
@@ -42,7 +42,7 @@ def _row(
         "expected": recipe.expected[measure],
         "tolerance": recipe.allowed(measure),
         **{"source": recipe.source, "note": recipe.note},
-        **dict.fromkeys(("mean", "std", "zero_shot", "difference", "reason")),
+        **dict.fromkeys(("mean", "std", "baseline", "difference", "reason")),
     }
     if reasons:
         return row | {"verdict": NOT_RUN, "reason": "; ".join(dict.fromkeys(reasons.values()))}
@@ -54,7 +54,7 @@ def _row(
     return row | {
         "mean": mean,
         "std": statistics.stdev(values) if len(values) > 1 else None,
-        "zero_shot": _mean([one.zero_shot for one in runs.values()], measure),
+        "baseline": _mean([one.baseline for one in runs.values()], measure),
         "difference": difference,
         "verdict": PASS if passes else FAIL,
     }
@@ -78,7 +78,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
     spread = f" ± {row['std']:.4f}" if row["std"] is not None else ""
     return (
-        *(row["recipe"], row["measure"], show("zero_shot", ".4f"), show("mean", ".4f") + spread),
+        *(row["recipe"], row["measure"], show("baseline", ".4f"), show("mean", ".4f") + spread),
         *(show("expected", ".4f"), show("difference", "+.4f"), show("tolerance", ".4f")),
         row["verdict"],
     )
@@ -97,10 +97,12 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def markdown(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     """The same as a page: the table, then where each number comes from."""
+    speaker = f" Language model: {about['lm']}." if "lm" in about else ""
     lines = [
         "# Published numbers, run again",
         "",
-        f"Backbone: {about['backbone']}. Test accuracies, mean ± standard deviation over seeds.",
+        f"Backbone: {about['backbone']}.{speaker} On test, mean ± standard deviation over seeds. "
+        "The baseline needs no training: zero-shot, or the nearest training image's caption.",
         "",
         _line(COLUMNS),
         _line(["---"] * len(COLUMNS)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,12 +17,25 @@ from pipelines.measuring.contestants import Contest, Contestant
 from trainables.adapters.base import Adapter
 from trainables.backbone import Backbone
 from trainables.checkpoint import read_config
+from trainables.config import Task
 from trainables.draws import measured
-from trainables.errors import DataError, unknown
+from trainables.errors import ConfigError, DataError, unknown
 from trainables.features import open_features
 from trainables.knobs import at, start_of
 from trainables.loop import measure
 from trainables.metrics.balance import as_share, standing
+
+
+def check_task(run: Path, task: Task) -> None:
+    """Raise `ConfigError` for a captioner: without what it learned its prefix is noise, and at no
+    share is it zero-shot."""
+    if task == "captioning":
+        raise ConfigError(
+            f"`{run}` is a run of captioning: it writes captions, and what it learned cannot be "
+            "turned down, since an untrained captioner says nothing. `cliptune sweep` needs a run "
+            "of retrieval or classification. To compare captioners, use `cliptune evaluate --run "
+            f"{run} --beside OTHER_RUN`."
+        )
 
 
 @dataclass(frozen=True)

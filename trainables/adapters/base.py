@@ -204,3 +204,7 @@ class Adapter(nn.Module, Generic[C]):
         """Write the adapter in the formats of other libraries, where there is one."""
         del folder
         return []
+
+    def loading(self, folder: Path) -> str:
+        """The expression that loads what `export` wrote to `folder`."""
+        raise NotImplementedError(f"{type(self).__name__} has no format of another library.")

@@ -155,6 +155,9 @@ class Lora(Adapter[LoraConfig]):
         self._hidden[0].save_pretrained(str(folder), save_embedding_layers=False)
         return [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
 
+    def loading(self, folder: Path) -> str:
+        return f'PeftModel.from_pretrained(CLIPModel.from_pretrained(...), "{folder}")'
+
     def merge(self, folder: Path) -> list[Path]:
         """Write a plain model, the updates added to its weights, and what prepares its inputs."""
         merged: Any = copy.deepcopy(self._hidden[0]).merge_and_unload()

@@ -259,5 +259,12 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
             for key, value in part.state_dict().items()
         }
         write_bytes(folder / "mapper.safetensors", save(tensors))
-        write_json(folder / "mapper.json", asdict(self.config) | {"language_model": speaker.name})
+        about = asdict(self.config) | {"backbone": self.backbone.name}
+        write_json(folder / "mapper.json", about | {"language_model": speaker.name})
         return [speaker, folder / "mapper.safetensors", folder / "mapper.json"]
+
+    def loading(self, folder: Path) -> str:
+        return (
+            f'AutoModelForCausalLM.from_pretrained("{folder / "language_model"}"), and its prefix '
+            f'by load_file("{folder / "mapper.safetensors"}") as mapper.json says'
+        )
