@@ -74,9 +74,9 @@ class _Block(nn.Module):
 class TemporalPool(nn.Module):
     """The frames of a clip, pooled by attention that knows when each was: (B, F, e) to (B, e).
 
-    Each of 8 learned queries weighs the frames by what they show and by their place in time,
-    a share of the clip from 0 to 1, so any number of frames can be asked about. What they read is
-    added to the frames' mean, through a matrix that starts at 0: training starts at the mean.
+    Each of 8 learned queries weighs the frames by how they differ from their mean and by their
+    place in time, a share of the clip from 0 to 1, so any number of frames can be asked about. What
+    they read is added to the mean, through a matrix that starts at 0: training starts at the mean.
     """
 
     WAVES = 4  # sines and cosines of 1/2 to 4 periods a clip
@@ -94,12 +94,14 @@ class TemporalPool(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         heads, width = self.query.shape
-        tokens = self.norm(frames) + self.time(self._waves(frames.shape[1]).to(frames))
+        mean = frames.mean(1, keepdim=True)
+        changes = self.norm(frames - mean)  # which are far smaller than what all frames share
+        tokens = changes + self.time(self._waves(frames.shape[1]).to(frames))
         keys = self.key(tokens).unflatten(2, (heads, width))
         values = self.value(tokens).unflatten(2, (heads, width))
         weights = (torch.einsum("bfhw,hw->bhf", keys, self.query) / width**0.5).softmax(-1)
         read = torch.einsum("bhf,bfhw->bhw", weights, values).flatten(1)
-        pooled: Tensor = frames.mean(1) + self.out(read)
+        pooled: Tensor = mean[:, 0] + self.out(read)
         return pooled
 
     def _waves(self, frames: int) -> Tensor:
