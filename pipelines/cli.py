@@ -21,14 +21,14 @@ STAGES = {
     "train": "train one adapter with given hyperparameters",
     "arena": "every few-shot adapter on your labelled data: one budget, several seeds, one table",
     "sweep": "turn what was learned down or up, and see what CLIP retains; val only",
-    "evaluate": "open the sealed test split: the best adapters beside zero-shot",
+    "evaluate": "open the sealed test split: the best adapters beside their baseline",
     "report": "one page: report.html and report.md",
     "reproduce": "published numbers, run again: pass or fail for each",
     "explain": "what prompts learned and what adapting moved: explain.html, from train and val",
     "search": "images in a folder of yours, found by words: found.html",
     "classify": "put images of yours into classes",
     "caption": "write captions for images and short videos of yours",
-    "export": "the best adapter in the format of PEFT, or merged into a plain CLIPModel",
+    "export": "the best adapter as PEFT or transformers load it, or merged into a plain CLIPModel",
 }
 
 

@@ -28,14 +28,14 @@ from trainables.frames import STILLS, Frames, clip_versions, embed_frames
 from trainables.metrics.captioning import References
 from trainables.mining import nearest_images
 from trainables.preprocess import decoder_versions
-from trainables.shards import Seal, ShardSet, captions_of, chunks
+from trainables.shards import Seal, ShardSet, chunks
+from trainables.texts import TEXT_COLUMNS, read_texts
 
 if TYPE_CHECKING:
     from trainables.language_model import LanguageModel
 
 FORMAT = "cliptune-features-2"
 Row = Mapping[str, Any]
-TEXT_COLUMNS = ("id", "captions", "class_name", "sha256")
 
 
 @dataclass(frozen=True)
@@ -141,18 +141,6 @@ class SplitFeatures:
         return self.derived
 
 
-@dataclass(frozen=True)
-class Texts:
-    """All of a split but its pixels."""
-
-    ids: list[str]
-    texts: list[str]
-    tokens: Tokens
-    caption_rows: Tensor
-    groups: Tensor
-    truncated: int
-
-
 def features_key(
     backbone: Backbone,
     shards: ShardSet,
@@ -172,35 +160,6 @@ def features_key(
     if frames.count or shards.notes.get("clips"):
         parts |= {"clips": clip_versions()}
     return sha256_json(parts)[:16]
-
-
-def read_texts(backbone: Backbone, rows: Iterable[Row]) -> Texts:
-    """Tokenise a split's captions; `rows` have `TEXT_COLUMNS`."""
-    ids: list[str] = []
-    every: list[str] = []
-    counts: list[int] = []  # captions of each image
-    groups: list[int] = []
-    group_of: dict[bytes, int] = {}
-    token_ids = [torch.zeros(0, dtype=torch.int32)]
-    lengths = [torch.zeros(1, dtype=torch.int64)]
-    truncated = 0
-    for chunk in chunks(rows, 4096):
-        texts = [captions_of(row) for row in chunk]
-        ids += [row["id"] for row in chunk]
-        counts += map(len, texts)
-        for row in chunk:
-            groups.append(group_of.setdefault(bytes.fromhex(row["sha256"]), len(group_of)))
-        flat = [caption for captions in texts for caption in captions]
-        every += flat
-        tokens, cut = backbone.tokenize(flat)
-        token_ids.append(tokens.ids.int())  # half the size on disk; embeddings take either
-        lengths.append(tokens.lengths)
-        truncated += cut
-    tokens = Tokens(torch.cat(token_ids), torch.cat(lengths).cumsum(0))
-    caption_rows = torch.arange(len(ids)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
-    return Texts(
-        ids, every, tokens, caption_rows, torch.tensor(groups, dtype=torch.int64), truncated
-    )
 
 
 def frames_of(folder: Path) -> Frames:

@@ -8,12 +8,15 @@ vectors in the place of words. Only safetensors and JSON are read.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,6 +42,7 @@ class LanguageModel:
     context_length: int  # positions
     end_token: int  # EOS
     plain: bool  # logits are the output matrix times the last states, and nothing more
+    peft: Any = None  # the model as PEFT wraps it, where it has low-rank updates
 
     @property
     def vocabulary(self) -> int:
@@ -99,6 +103,29 @@ class LanguageModel:
     def shared(self) -> LanguageModel:
         """The same weights under other module objects: what PEFT injects there stays there."""
         return replace(self, model=isolated(self.model))
+
+    def with_lora(self, rank: int, alpha: float, dropout: float) -> LanguageModel:
+        """With low-rank updates to be trained, where PEFT puts them in this kind of model."""
+        tuned = self.shared()
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]  # PEFT only divides it
+            lora_dropout=dropout,
+            # Where PEFT has no choice of its own for a kind of model.
+            target_modules=None if tuned.model.config.model_type in TARGETS else "all-linear",
+        )
+        with warnings.catch_warnings():
+            # GPT-2 keeps its matrices transposed; PEFT sees that, and says so each time.
+            warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
+            # PEFT 0.21 asks transformers for an attribute that was renamed.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            return replace(tuned, peft=get_peft_model(tuned.model, config))
+
+    def save(self, folder: Path) -> None:
+        """Write the model as transformers loads it, low-rank updates added to its weights."""
+        plain: Any = copy.deepcopy(self.peft).merge_and_unload() if self.peft else self.model
+        plain.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def copied(self) -> LanguageModel:
         """Weights of its own, to be trained."""

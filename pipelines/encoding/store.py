@@ -22,12 +22,13 @@ from pipelines.encoding.writer import SplitWriter
 from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, DataError
-from trainables.features import FORMAT, TEXT_COLUMNS, features_key, read_texts
+from trainables.features import FORMAT, features_key
 from trainables.files import now, read_json, sha256_file, write_json
 from trainables.frames import Frames
 from trainables.preprocess import decoder_versions
 from trainables.shards import ShardSet
 from trainables.tensor_file import Array
+from trainables.texts import TEXT_COLUMNS, read_texts
 
 SPLITS = ("train", "val")
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from trainables.errors import DataError
-from trainables.features import Texts
 from trainables.files import append_jsonl, read_jsonl, sha256_file, write_json
 from trainables.tensor_file import Array, Layout, TensorFile
+from trainables.texts import Texts
 
 BLOCK = 2**22  # bytes read at once when hashing
 

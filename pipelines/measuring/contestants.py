@@ -129,11 +129,11 @@ def join(contest: Contest, run: Path, beside: Sequence[Path]) -> Contest:
     name of its run's folder before its own."""
     if not beside:
         return contest
-    names = [path.name for path in (run, *beside)]
+    names = [path.resolve().name for path in (run, *beside)]
     if len(set(names)) < len(names):
         raise ConfigError(f"`--beside` must be runs in folders of different names, got {names}.")
-    own = [replace(one, name=f"{run.name}: {one.name}") for one in contest.contestants[1:]]
-    for path in beside:
+    own = [replace(one, name=f"{names[0]}: {one.name}") for one in contest.contestants[1:]]
+    for path, name in zip(beside, names[1:], strict=True):
         other = read_contest(path, only_best=True)
         if (other.features, other.task, other.draw) != (
             contest.features,
@@ -145,7 +145,7 @@ def join(contest: Contest, run: Path, beside: Sequence[Path]) -> Contest:
                 f"the same draw if any; it is one for {other.task} on `{other.features}`."
             )
         own += [
-            replace(one, name=f"{path.name}: {one.name}", selected=False)
+            replace(one, name=f"{name}: {one.name}", selected=False)
             for one in other.contestants[1:]
         ]
     return replace(contest, contestants=[contest.contestants[0], *own])

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -137,25 +133,9 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
     def _speaker(self, lm: LanguageModel) -> LanguageModel:
         """The language model as this adapter may change it."""
         own = self.config
-        if own.lm_mode == "frozen":
-            return lm
-        if own.lm_mode == "full":
-            return lm.copied()
-        lm = lm.shared()
-        lora = LoraConfig(
-            r=own.lora_rank,
-            lora_alpha=own.lora_alpha,  # type: ignore[arg-type, unused-ignore]  # PEFT divides it
-            lora_dropout=own.lora_dropout,
-            # Where PEFT has no choice of its own for a kind of model.
-            target_modules=None if lm.model.config.model_type in TARGETS else "all-linear",
-        )
-        with warnings.catch_warnings():
-            # GPT-2 keeps its matrices transposed; PEFT sees that, and says so each time.
-            warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
-            # PEFT 0.21 asks transformers for an attribute that was renamed.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            self._peft = [get_peft_model(lm.model, lora)]
-        return lm
+        if own.lm_mode == "lora":
+            return lm.with_lora(own.lora_rank, own.lora_alpha, own.lora_dropout)
+        return lm.copied() if own.lm_mode == "full" else lm
 
     @property
     def lm(self) -> LanguageModel:
@@ -247,11 +227,7 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         """Write the language model as transformers loads it, what was learned in it merged, and
         the mapper beside it."""
         speaker = folder / "language_model"
-        model: Any = self.lm.model
-        if self.config.lm_mode == "lora":
-            model = copy.deepcopy(self._peft[0]).merge_and_unload()
-        model.save_pretrained(speaker)
-        self.lm.tokenizer.save_pretrained(speaker)
+        self.lm.save(speaker)
         parts = {"mapper": self.mapper, **({"pool": self.pool} if self.pool else {})}
         tensors = {
             f"{name}.{key}": value.cpu().contiguous()
