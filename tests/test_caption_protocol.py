@@ -308,6 +308,10 @@ def test_a_search_starts_from_both_of_clipcaps_settings() -> None:
     assert (second["adapter.mapper"], second["adapter.lm_mode"]) == ("transformer", "frozen")
     assert (first["adapter.prefix_length"], second["adapter.prefix_length"]) == (10, 40)
     assert first["optim.lr"] == second["optim.lr"] == 2e-5
+    fixed = {key: first[key] for key in ("adapter.mapper", "adapter.lm_mode")}
+    fixed["adapter.prefix_length"] = 4
+    (only,) = replace(search, fixed=fixed).recipes("prefix_captioner")  # in what is left, one
+    assert only == first
 
 
 @pytest.mark.slow

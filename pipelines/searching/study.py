@@ -52,12 +52,13 @@ class Search:
     def recipes(self, adapter: str) -> list[dict[str, Value]]:
         """The adapter's published settings for the task. Those that differ in nothing that is
         searched are one."""
-        kind, space = ADAPTERS[adapter], self.space(adapter)
+        kind, searched = ADAPTERS[adapter], self.space(adapter).keys() - self.fixed.keys()
         every = [
             flatten(make_config(adapter, {"task": self.task, **more}))
             for more in ({}, *kind.VARIANTS.get(self.task, ()))
         ]
-        return list({tuple(one[key] for key in space): one for one in every}.values())
+        distinct = {tuple(one[key] for key in sorted(searched)): one for one in every[::-1]}
+        return list(distinct.values())[::-1]
 
 
 def about_study(
