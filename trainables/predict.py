@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,13 +55,19 @@ def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -
 
 
 @torch.no_grad()
-def speak(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -> list[str]:
-    """A caption for each image (view 0) or clip of `data`, in its order: N."""
+def speak(
+    adapter: Adapter[Any],
+    data: SplitFeatures,
+    batch_size: int = 256,
+    shown: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+) -> list[str]:
+    """A caption for each image (view 0) or clip of `data`, in its order: N. `shown` goes through
+    the parts of `data` and may tell how far it is."""
     device = adapter.backbone.device
     training = adapter.training
     adapter.eval()
     said: list[str] = []
-    for rows in torch.arange(len(data.groups)).split(batch_size):
+    for rows in shown(torch.arange(len(data.groups)).split(batch_size)):
         frames = None if data.frame_embeds is None else data.frame_embeds[rows].to(device)
         said += adapter.captions(data.image_embeds[rows].to(device), frames)
     adapter.train(training)

@@ -7,9 +7,11 @@ protocol in words.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from pipelines.baselines import WORDS
 from pipelines.measuring.protocol import Measured, duplicates, metrics, versus
@@ -30,6 +32,8 @@ from trainables.metrics.captioning import (
 )
 from trainables.metrics.clip_score import PREFIX
 from trainables.predict import speak
+
+PART = 64  # images that a captioner speaks about at a time
 
 
 class CaptionProtocol:
@@ -53,7 +57,13 @@ class CaptionProtocol:
         return f"{metric}@{len(self.data.groups)}"
 
     def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
-        return self.measure(speak(adapter, self.data, batch_size))
+        def shown(parts: Sequence[Tensor]) -> Iterable[Tensor]:
+            bar: Iterable[Tensor] = tqdm(
+                parts, adapter.train_config.name, unit="batch", leave=False
+            )
+            return bar
+
+        return self.measure(speak(adapter, self.data, min(batch_size, PART), shown))
 
     def measure(self, said: list[str]) -> Measured:
         """Of one caption an image."""
