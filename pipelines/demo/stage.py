@@ -118,7 +118,7 @@ def _clips(args: Args) -> Path:
     index = args.out / "clips" / "clips.jsonl"
     if not index.exists():
         say("drawing clips in which one thing moves, grows, shrinks or stays ...")
-        draw_clips(index.parent, train=700, val=140, test=280, seed=args.seed)
+        draw_clips(index.parent, train=1000, val=200, test=600, seed=args.seed)
     shards, features = args.out / "clip-shards", args.out / "clip-features"
     run_stage("shards", "--source", index, "--out", shards)
     run_stage(
