@@ -31,7 +31,7 @@ class Args:
     classes: tuple[str, ...] = field(default_factory=tuple)
     """Names of classes to choose among, instead of the run's own."""
     template: str = ""
-    """What stands around a name of `--classes`, as "a photo of a {}.". Default: the run's own."""
+    """What stands around a name of `--classes`. Default: the run's own, or "a photo of a {}."."""
     top: int = 3
     """Classes shown for each image."""
     json: bool = False

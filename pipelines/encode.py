@@ -58,6 +58,10 @@ class Args:
                 f"`--frames` must be 0 with `--{flag}`, got {self.frames}: pixels and augmented "
                 "views are kept of one still an image, and frames have only embeddings."
             )
+        if self.sampling != "uniform" and not self.frames:
+            raise ConfigError(
+                f"`--frames` must be above 0 with `--sampling {self.sampling}`, got {self.frames}."
+            )
         if self.workers != "auto" and self.workers < 1:
             raise ConfigError(f"`--workers` must be at least 1, got {self.workers}.")
 

@@ -1,4 +1,4 @@
-"""Open the sealed test split: the best adapters beside zero-shot, under one protocol.
+"""Open the sealed test split: the best adapters beside their baseline, under one protocol.
 
 The only reader of test. Flows in: a run's checkpoints, chosen on val. Flows out: result.json, in
 which every opening of the test split is listed; each one is logged before it happens.
@@ -187,6 +187,7 @@ def _measure(
     if contest.measured is not None:
         data = contest.measured.among(data, shards.rows("test", ["id", "label"], seal))
     protocol = _protocol(args, contest, data, backbone)
+    compared = contest.task == "captioning" or bool(args.beside)  # each with each
     models = [
         protocol.of(adapter, args.batch_size)
         for adapter in tqdm(adapters, "measuring", unit="adapter")
@@ -210,7 +211,7 @@ def _measure(
             *shown.pop("rule", []),
         ],
         "rows": standings(contest, adapters, models, protocol),
-        **({"pairs": pairs(names, models, protocol)} if contest.task == "captioning" else {}),
+        **({"pairs": pairs(names, models, protocol)} if compared else {}),
         **shown,
         "versions": versions(),
         "hardware": hardware(),

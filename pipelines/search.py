@@ -25,7 +25,7 @@ class Args:
     images: Path
     """Folder of images, at any depth."""
     run: Path | None = None
-    """Folder of a study or of a training run on captions: its best adapter ranks the images."""
+    """Folder of a study or of a training run of retrieval: its best adapter ranks the images."""
     backbone: str = ""
     """Instead of a run: a CLIP as it is, a directory in Hugging Face layout or a Hub id."""
     revision: str | None = None

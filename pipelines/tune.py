@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
-from trainables.errors import CliptuneError, DataError
+from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -96,12 +97,7 @@ def _check(args: Args) -> Search:
     check_retain(args.features, args.retain, draw, task)
     if args.retain and metric.endswith("log_likelihood"):
         raise CliptuneError(f"`--metric` must be a share beside `--retain`, got `{metric}`.")
-    for flag, number, least in (
-        *(("--trials", args.trials, 1), ("--epochs", args.epochs, 1)),
-        ("--fuse", args.fuse, 0),
-    ):
-        if number < least:
-            raise CliptuneError(f"`{flag}` must be at least {least}, got {number}.")
+    _check_numbers(args, adapters)
     fields = read_fields(args.set)
     for key in fields.keys() & {"epochs", "seed", "task"}:
         flag = {"task": "draw"}.get(key, key)
@@ -122,6 +118,20 @@ def _check(args: Args) -> Search:
     return Search(
         adapters, metric, args.trials, args.epochs, args.seed, fixed, task, bool(args.retain)
     )
+
+
+def _check_numbers(args: Args, adapters: Sequence[str]) -> None:
+    from trainables.adapters.registry import ADAPTERS
+
+    for flag, number, least in (
+        *(("--trials", args.trials, 1), ("--epochs", args.epochs, 1)),
+        ("--fuse", args.fuse, 0),
+    ):
+        if number < least:
+            raise CliptuneError(f"`{flag}` must be at least {least}, got {number}.")
+    if alone := [name for name in adapters if not ADAPTERS[name].FUSES and args.fuse > 1]:
+        rule = f"must be at most 1 with `{alone[0]}`, whose trials train alone"
+        raise ConfigError(f"`--fuse` {rule}, got {args.fuse}.")
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:

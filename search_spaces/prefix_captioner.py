@@ -15,6 +15,7 @@ SPACES: Spaces = {
         "batch_size": choice(32, 40, 64, 128),
         "adapter.mapper": choice("mlp", "transformer"),
         "adapter.prefix_length": choice(4, 10, 20, 40),
+        "adapter.clip_length": choice(10, 20, 40),
         "adapter.layers": choice(2, 4, 8),
         "adapter.lm_mode": choice("frozen", "lora", "full"),
         "adapter.normalize": choice(True, False),

@@ -23,6 +23,7 @@ from pipelines.measuring.protocol import Measured
 from pipelines.measuring.sayings import sayings
 from pipelines.searching.study import Search
 from tests.tiny import caption, tiny_features, tiny_lm, tiny_shards
+from trainables.adapters.prefix_captioner import PrefixCaptioner
 from trainables.adapters.registry import adapters_for, build, make_config, task_of
 from trainables.backbone import Backbone
 from trainables.errors import ConfigError, DataError
@@ -297,6 +298,11 @@ def test_what_speaks_and_what_retrieves_is_not_searched_together(
     adapter = ("soft_prompt", "prefix_captioner")
     with pytest.raises(ConfigError, match=sentence):
         tune.run(tune.Args(base / "features", tmp_path / "out", adapter=adapter))
+    fused = tune.Args(base / "features", tmp_path / "out", adapter=("prefix_captioner",), fuse=2)
+    with pytest.raises(
+        ConfigError, match=r"`--fuse` must be at most 1 with `prefix_cap.*, got 2\."
+    ):
+        tune.run(fused)
     with pytest.raises(ConfigError, match="`prefix_captioner` is for captioning, not for retr"):
         make_config("prefix_captioner", {"task": "retrieval"})
 
@@ -307,9 +313,12 @@ def test_a_search_starts_from_both_of_clipcaps_settings() -> None:
     assert (first["adapter.mapper"], first["adapter.lm_mode"]) == ("mlp", "full")
     assert (second["adapter.mapper"], second["adapter.lm_mode"]) == ("transformer", "frozen")
     assert (first["adapter.prefix_length"], second["adapter.prefix_length"]) == (10, 40)
+    for name, value in PrefixCaptioner.VARIANTS["captioning"][0].items():
+        assert second[name] == value  # and what is not searched would be the recipe's in the trial
+        assert value in search.space("prefix_captioner")[name].choices
     assert first["optim.lr"] == second["optim.lr"] == 2e-5
     fixed = {key: first[key] for key in ("adapter.mapper", "adapter.lm_mode")}
-    fixed["adapter.prefix_length"] = 4
+    fixed |= {"adapter.prefix_length": 4, "adapter.clip_length": 4}
     (only,) = replace(search, fixed=fixed).recipes("prefix_captioner")  # in what is left, one
     assert only == first
 

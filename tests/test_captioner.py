@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.test_decoding import ending, talkative
 from tests.test_language_model import write_scaled
 from tests.tiny import tiny_clip, tiny_features, tiny_lm, tiny_shards
-from trainables.adapters.prefix_captioner import PrefixCaptioner
+from trainables.adapters.prefix_captioner import PrefixCaptioner, PrefixCaptionerConfig
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone, load_backbone
 from trainables.checkpoint import load_adapter
@@ -298,6 +298,11 @@ def test_a_prefix_that_leaves_no_room_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"`adapter.prefix_length` must be below 63, .* got 63"):
         captioner(backbone, lms("gpt2"), prefix_length=63)
+
+
+def test_the_tiny_language_model_has_no_commit() -> None:
+    with pytest.raises(ConfigError, match=r"`adapter.lm_revision` must be left out for `tiny`, "):
+        PrefixCaptionerConfig(lm="tiny", lm_revision="0" * 40)
 
 
 @pytest.mark.parametrize("mode", ["frozen", "lora", "full"])

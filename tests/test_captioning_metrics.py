@@ -26,7 +26,7 @@ from trainables.metrics.captioning import (
     ref_clip_score,
     score_captions,
     spice,
-    spice_available,
+    why_no_spice,
     words,
 )
 from trainables.metrics.ngrams import repetition
@@ -289,15 +289,15 @@ def test_the_difference_of_two_real_captioners_is_not_shown() -> None:
 
 def test_spice_says_why_it_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "no `java`" in spice_available()
+    assert "no `java`" in why_no_spice()
     with pytest.raises(ConfigError, match="SPICE needs Java"):
         spice(["a cat"], [["a cat"]])
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/java")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert spice_available() == "SPICE needs `pip install cliptune[spice]`."
+    assert why_no_spice() == "SPICE needs `pip install cliptune[spice]`."
     package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
-    assert "`stanford-corenlp-3.6.0.jar`" in spice_available()
+    assert "`stanford-corenlp-3.6.0.jar`" in why_no_spice()
 
 
 def test_spice_hands_over_words_and_takes_f_scores(
@@ -316,7 +316,7 @@ def test_spice_hands_over_words_and_takes_f_scores(
     monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", module)
     monkeypatch.setitem(sys.modules, "pycocoevalcap.spice", ModuleType("pycocoevalcap.spice"))
     monkeypatch.setitem(sys.modules, "pycocoevalcap", ModuleType("pycocoevalcap"))
-    monkeypatch.setattr("trainables.metrics.spice.spice_available", lambda: "")
+    monkeypatch.setattr("trainables.metrics.spice.why_no_spice", lambda: "")
     found = spice(["A cat.", "Dogs"], [["A cat", "the cat!"], ["a dog"]])
     assert found[0] == 0.5
     assert found[1].isnan()

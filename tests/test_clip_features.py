@@ -230,6 +230,8 @@ def test_frames_exclude_pixels_and_views(clip: Path, shards: Path) -> None:
     for flags in ({"pixels": True}, {"views": 2}):
         with pytest.raises(ConfigError, match=rule.format(next(iter(flags)))):
             Args(shards, str(clip), frames=8, **flags)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="`--frames` must be above 0 with `--sampling motion`"):
+        Args(shards, str(clip), sampling="motion")
     with pytest.raises(ConfigError, match="`--frames` must be at least 0, got -1"):
         Args(shards, str(clip), frames=-1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -280,8 +281,27 @@ def test_folders_and_archives_that_hold_no_clip(tmp_path: Path) -> None:
 
 def test_a_zip_bomb_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = films.archive({"1.png": bytes(40 << 20), "2.png": bytes(40 << 20)}, zipfile.ZIP_DEFLATED)
-    monkeypatch.setattr(zipfile.ZipFile, "read", None)
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)
     assert reason(bomb) == "a ZIP of 80.0 MiB when unpacked is above the limit of 64"
+
+
+@pytest.mark.parametrize(
+    ("method", "found"),
+    [
+        (zipfile.ZIP_DEFLATED, "corrupt ZIP (Bad CRC-32 for file '1.png')"),
+        (zipfile.ZIP_BZIP2, "a ZIP that is not read here (packed otherwise than by deflate)"),
+        (zipfile.ZIP_LZMA, "a ZIP that is not read here (packed otherwise than by deflate)"),
+    ],
+)
+def test_a_zip_bomb_that_lies_about_its_size_fills_no_memory(method: int, found: str) -> None:
+    bomb = bytearray(films.archive({"1.png": bytes(40 << 20)}, method))
+    size = bomb.rfind(b"PK\x01\x02") + 24  # of the entry, in the directory
+    bomb[size : size + 4] = (100).to_bytes(4, "little")
+    tracemalloc.start()
+    assert reason(bytes(bomb)) == found
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:

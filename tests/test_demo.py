@@ -179,6 +179,15 @@ def test_a_language_model_can_be_trained_on_any_captions(
     assert "48 sentences, the train captions" in (tmp_path / "lm" / "README.md").read_text()
 
 
+def test_a_language_model_trained_briefly_warms_up_in_half_of_it() -> None:
+    tokenizer = train_lm.build_tokenizer(["a dog"] * 3, 300)
+    model = train_lm.build_model(tokenizer)
+    before = model.lm_head.weight.detach().clone()
+    rows = train_lm.encode(tokenizer, ["a dog", "a dog that never ends" * 99])
+    train_lm.train(train_lm.Recipe(steps=2, warmup=2), rows, model)
+    assert (model.lm_head.weight - before).abs().max() > 1e-3  # the whole rate, at the first step
+
+
 def test_the_demos_are_one_at_a_time() -> None:
     with pytest.raises(ConfigError, match="three demos: give one"):
         Args(classes=True, clips=True)

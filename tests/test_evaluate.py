@@ -230,6 +230,17 @@ def test_a_single_training_run_is_measured_too(
     assert result["metric"] == "t2i_mrr"
 
 
+def test_a_run_beside_is_compared_with_this_one(study: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(study, tmp_path / "other"))
+    evaluate.run(evaluate.Args(study, adapters="best", bootstrap=100, gallery=0, beside=(other,)))
+    result = read_json(study / "result.json")
+    (pair,) = result["pairs"]
+    assert (pair["a"], pair["b"]) == ("study: soft_prompt", "other: soft_prompt")
+    assert {gap["difference"] for gap in pair["metrics"].values()} == {0.0}  # it is the same run
+    assert (other / "test_openings.jsonl").is_file()
+    assert read_result(study / "result.json") is not None
+
+
 def test_a_chosen_zero_shot_is_the_baseline_row_and_a_tuned_template_is_not(
     study: Path, store: Path, backbone: Backbone
 ) -> None:

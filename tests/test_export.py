@@ -175,7 +175,9 @@ def test_the_last_line_says_how_to_load_what_was_written(
     home: Path, tmp_path: Path, backbone: Backbone, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = exported(home, "frozen", tmp_path / "out")
-    last = capsys.readouterr().out.splitlines()[-1]
+    said = capsys.readouterr()
+    assert said.err == ""  # no bars of other libraries
+    last = said.out.splitlines()[-1]
     named = re.findall(r'"(.+?)"', last)
     assert last.startswith("next: AutoModelForCausalLM.from_pretrained(")
     assert named == [f"{out}/language_model", f"{out}/mapper.safetensors"]

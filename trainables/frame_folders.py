@@ -18,6 +18,8 @@ from trainables.image_headers import MAX_BYTES, BadClip, check_bytes
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
 FRAME_RATE = 25.0  # frames a second, as a folder does not say it
+# Those that unpack no more than is asked for; of the others a few bytes can fill the memory.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # ZIP's first day, so that equal frames are equal bytes
 
 
@@ -60,18 +62,22 @@ def files(data: bytes) -> Iterator[tuple[str, bytes]]:
             frames = [entry for entry in archive.infolist() if _is_frame(entry.filename)]
             if not frames:
                 raise BadClip("zero-length clip (a ZIP without an image)")
+            if any(entry.compress_type not in _METHODS for entry in frames):
+                raise BadClip("a ZIP that is not read here (packed otherwise than by deflate)")
             unpacked = sum(entry.file_size for entry in frames)
-            if unpacked > MAX_BYTES:  # no entry is ever read beyond the size that it declares
+            if unpacked > MAX_BYTES:
                 raise BadClip(
                     f"a ZIP of {unpacked / 2**20:.1f} MiB when unpacked is above the limit of "
                     f"{MAX_BYTES // 2**20}"
                 )
             for entry in sorted(frames, key=lambda entry: natural(entry.filename)):
-                yield entry.filename, archive.read(entry)
+                with archive.open(entry) as file:  # never read beyond the size that it declares
+                    data = file.read(entry.file_size)
+                yield entry.filename, data
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError) as error:
         # `ValueError`: a directory that lies before the file begins
         raise BadClip(f"corrupt ZIP ({error})") from error
-    except (NotImplementedError, RuntimeError) as error:  # a rare method, or a password
+    except (NotImplementedError, RuntimeError) as error:  # rare features, or a password
         raise BadClip(f"a ZIP that is not read here ({error})") from error
 
 

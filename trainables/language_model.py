@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainables.backbone import Backbone
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
-from trainables.model_folder import existing, fingerprint, isolated, load_model, locate
+from trainables.model_folder import existing, fingerprint, isolated, load_model, locate, no_bars
 
 TINY = Path(__file__).parent / "tiny_lm"  # it knows the words of the demo, and spells others
 CHUNK = 4096  # captions tokenised at a time
@@ -124,7 +124,8 @@ class LanguageModel:
     def save(self, folder: Path) -> None:
         """Write the model as transformers loads it, low-rank updates added to its weights."""
         plain: Any = copy.deepcopy(self.peft).merge_and_unload() if self.peft else self.model
-        plain.save_pretrained(folder)
+        with no_bars():
+            plain.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def copied(self) -> LanguageModel:

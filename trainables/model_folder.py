@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,24 +82,20 @@ def load_model(folder: Path, cls: Any, attention: str | None = "sdpa") -> Any:
                 f"`{cls.__name__}.from_pretrained(...).save_pretrained(...)` writes safetensors."
             )
         raise ConfigError(f"`{folder}` has no weights: no file fits {WEIGHTS}.")
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        model, report = cls.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            trust_remote_code=False,  # else a folder with code in it has the user asked whether
-            output_loading_info=True,
-        )
+        with no_bars():
+            model, report = cls.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                trust_remote_code=False,  # else a folder with code in it has the user asked whether
+                output_loading_info=True,
+            )
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"the weights in `{folder}` could not be loaded: {reason}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     wrong = sorted(
         {str(n) for n in report["missing_keys"]} | {str(n[0]) for n in report["mismatched_keys"]}
     )
@@ -106,6 +104,18 @@ def load_model(folder: Path, cls: Any, attention: str | None = "sdpa") -> Any:
             f"the weights in `{folder}` must hold every tensor, got none for `{wrong[0]}`."
         )
     return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, which last a blink."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def isolated(model: Any) -> Any:

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import random
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from pipelines.console import done
 from pipelines.demo.motion import clip_captions, invent_film
 from pipelines.demo.scenes import DOMAINS, Split, invent
 from pipelines.demo.words import captions
+from trainables.errors import CliptuneError, DataError
 from trainables.shards import ShardSet, captions_of
 
 END = "<|endoftext|>"
@@ -48,6 +51,9 @@ class Recipe:
 def of_shards(folder: Path) -> tuple[list[str], list[str]]:
     """The captions of train, and of val."""
     shards = ShardSet.open(folder)
+    for split in ("train", "val"):
+        if split not in shards.splits:
+            raise DataError(f"`{shards.folder}` must have a {split} split, got none.")
     columns = ["id", "captions", "class_name"]
     train, val = (
         [text for row in shards.rows(split, columns) for text in captions_of(row)]
@@ -101,9 +107,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, said: list[str]) -> list[Tensor]:
-    """Each sentence between two end tokens: the first stands for whatever comes before."""
-    end = tokenizer.eos_token_id
-    return [torch.tensor([end, *ids, end]) for ids in tokenizer(said)["input_ids"]]
+    """Each sentence between two end tokens, as far as the model can read: the first stands for
+    whatever comes before."""
+    end, most = tokenizer.eos_token_id, POSITIONS + 1  # the last one is only predicted
+    return [torch.tensor([end, *ids, end][:most]) for ids in tokenizer(said)["input_ids"]]
 
 
 def nats(model: GPT2LMHeadModel, rows: list[Tensor]) -> Tensor:
@@ -117,9 +124,10 @@ def train(recipe: Recipe, rows: list[Tensor], model: GPT2LMHeadModel) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=0.01)
     draw = random.Random(recipe.seed)
     started = time.monotonic()
+    warmup = min(recipe.warmup, recipe.steps // 2)
     for step in range(1, recipe.steps + 1):
-        done = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
-        pace = step / recipe.warmup if done < 0 else 0.5 + 0.5 * math.cos(math.pi * done)
+        share = (step - warmup) / (recipe.steps - warmup)
+        pace = step / warmup if share < 0 else 0.5 + 0.5 * math.cos(math.pi * share)
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate * pace
         loss = nats(model, draw.sample(rows, min(recipe.batch, len(rows))))
@@ -179,7 +187,12 @@ def main() -> None:
     )
     (args.out / "README.md").write_text(card)
     print(card)
+    done([args.out], f"cliptune tune --adapter prefix_captioner --set adapter.lm={args.out} ...")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CliptuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -28,7 +28,7 @@ from trainables.metrics.captioning import (
     ref_clip_score,
     score_captions,
     spice,
-    spice_available,
+    why_no_spice,
 )
 from trainables.metrics.clip_score import PREFIX
 from trainables.predict import speak
@@ -45,7 +45,7 @@ class CaptionProtocol:
         distinct, self.clusters = data.groups.unique(return_inverse=True)
         self.bootstrap = Bootstrap(len(distinct), resamples)
         self.references = self._embed(self.texts)  # (M, e)
-        self.no_spice = spice_available()
+        self.no_spice = why_no_spice()
 
     def _embed(self, texts: list[str]) -> Tensor:
         tokens, _ = self.backbone.tokenize([PREFIX + text for text in texts])

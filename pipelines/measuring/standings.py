@@ -58,7 +58,7 @@ def _row(
 
 
 def table(rows: Sequence[dict[str, Any]], metric: str) -> Iterator[str]:
-    """A head line, then one line a row: value, interval, and the paired difference to zero-shot."""
+    """A head line, then one line a row: value, interval, paired difference to the baseline."""
     keys = list(rows[0]["metrics"])
     key = next((k for k in keys if k.startswith(metric + "@")), keys[0])
     than = WORDS[rows[0]["adapter"]]

@@ -46,7 +46,8 @@ class Adapter(nn.Module, Generic[C]):
     Config: ClassVar[type[Any]]
     # For each task that the method is for: the published settings, dotted.
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]]
-    # Further published settings, over the recipe's: a search starts from them too.
+    # Further published settings, over the recipe's, of fields that are searched: a search starts
+    # from them too.
     VARIANTS: ClassVar[Mapping[Task, Sequence[Mapping[str, Value]]]] = {}
     FUSES: ClassVar[bool] = True  # whether several may be trained as one (`fused.py`)
 

@@ -20,6 +20,7 @@ from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
 from trainables.files import write_json
 from trainables.image_tower import depth, upper
+from trainables.model_folder import no_bars
 from trainables.text_tower import embed_text
 
 ATTENTION = r"self_attn\.(?:{})_proj"
@@ -161,7 +162,8 @@ class Lora(Adapter[LoraConfig]):
     def merge(self, folder: Path) -> list[Path]:
         """Write a plain model, the updates added to its weights, and what prepares its inputs."""
         merged: Any = copy.deepcopy(self._hidden[0]).merge_and_unload()
-        merged.save_pretrained(folder)
+        with no_bars():
+            merged.save_pretrained(folder)
         self.backbone.tokenizer.save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", processor_config(self.backbone))
         return sorted(folder.iterdir())

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter, product
 from trainables.config import Task, Value
-from trainables.data import Tokens
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 
@@ -37,9 +36,6 @@ class NearestCaption(Adapter[NearestCaptionConfig]):
         first = torch.searchsorted(train.caption_rows, torch.arange(len(train.groups)))
         texts = train.texts()
         self.known = images.to(self.backbone.device), [texts[row] for row in first.tolist()]
-
-    def words(self, data: SplitFeatures) -> Tokens:
-        return data.tokens  # of which it learns none
 
     def captions(self, image_embeds: Tensor, frames: Tensor | None = None) -> list[str]:
         del frames

@@ -67,6 +67,8 @@ class PrefixCaptionerConfig:
         check(
             self.no_repeat_ngram >= 0, "adapter.no_repeat_ngram", "at least 0", self.no_repeat_ngram
         )
+        free = self.lm != "tiny" or self.lm_revision is None
+        check(free, "adapter.lm_revision", "left out for `tiny`", self.lm_revision)
         # Whoever reads this elsewhere stands in another folder.
         if self.lm != "tiny" and Path(self.lm).is_dir():
             object.__setattr__(self, "lm", str(Path(self.lm).resolve()))

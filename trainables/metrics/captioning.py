@@ -28,7 +28,7 @@ from trainables.metrics.ngrams import (
     sentence,
     smoothed_bleu,
 )
-from trainables.metrics.spice import spice, spice_available
+from trainables.metrics.spice import spice, why_no_spice
 from trainables.metrics.tokens import words
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
     "ref_clip_score",
     "score_captions",
     "spice",
-    "spice_available",
+    "why_no_spice",
     "words",
 ]
 

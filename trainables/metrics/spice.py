@@ -21,7 +21,7 @@ from trainables.metrics.tokens import words
 JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
-def spice_available() -> str:
+def why_no_spice() -> str:
     """Why SPICE cannot be computed here, in words; empty where it can."""
     if shutil.which("java") is None:
         return "SPICE needs Java, and there is no `java` on the path."
@@ -39,7 +39,7 @@ def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Tenso
     """SPICE (Anderson et al. 2016, arXiv:1607.08822) in [0, 1], by pycocoevalcap: the F-score of
     the objects, attributes and relations that the caption and its references name; (N,) float64,
     NaN where the parser found none."""
-    reason = spice_available()
+    reason = why_no_spice()
     if reason:
         raise ConfigError(reason)
     scorer = importlib.import_module("pycocoevalcap.spice.spice").Spice()
