@@ -12,7 +12,6 @@ from search_spaces.common import Spaces, choice, log_float
 SPACES: Spaces = {
     "captioning": {
         "optim.lr": log_float(1e-5, 5e-3),
-        "batch_size": choice(32, 40, 64, 128),
         "adapter.mapper": choice("mlp", "transformer"),
         "adapter.prefix_length": choice(4, 10, 20, 40),
         "adapter.clip_length": choice(10, 20, 40),
