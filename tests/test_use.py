@@ -24,6 +24,8 @@ from pipelines.using import model as using
 from pipelines.using.files import Faults, find
 from pipelines.using.model import Model, Source, open_model
 from pipelines.using.words import embed_words
+from tests import films
+from tests.films import BLUE, RED
 from tests.tiny import COLOURS, picture, tiny_features
 from trainables.adapters.base import Adapter
 from trainables.backbone import Backbone
@@ -601,6 +603,19 @@ def test_captions_of_stills_in_the_order_given(images: Path, backbone: Backbone)
     said = json.loads(rows[0]["caption"].removeprefix("3 frames "))
     assert said == pytest.approx([sums[0]] * 3, abs=1e-3)
     assert faults.reasons == {}
+
+
+def test_folders_of_frames_in_the_order_given(
+    images: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    first, last = files_of(images)[:2]
+    folder, faults = films.folder(tmp_path / "frames", films.plain([RED, RED, BLUE])), Faults()
+    unprintable = tmp_path / os.fsdecode(b"frames\xff")
+    unprintable.mkdir()
+    given = [first, folder, last, unprintable]
+    rows = captions.caption_files(captioner(backbone, 2), given, 5, faults, frames=True)
+    assert [row["path"] for row in rows] == [str(path) for path in given[:3]]
+    assert faults.reasons == {unprintable: "its name is not UTF-8"}
 
 
 @pytest.mark.usefixtures("clips")

@@ -29,9 +29,8 @@ def caption_files(
 ) -> list[Row]:
     """The rows of all good files, in the order in which they were given. With `frames` a folder is
     one clip."""
-    folders = [path for path in given if frames and path.is_dir()]
-    paths = folders + find([path for path in given if path not in folders], faults, SUFFIXES)
-    clips = {path for path in paths if path in folders or _is_clip(path)}
+    paths = find(given, faults, SUFFIXES, whole=frames)
+    clips = {path for path in paths if path.is_dir() or _is_clip(path)}
     rows = _stills(model, [path for path in paths if path not in clips], faults)
     moving = [path for path in paths if path in clips]
     for path in tqdm(moving, unit="clip", desc="caption", disable=len(moving) <= FEW):

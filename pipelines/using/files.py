@@ -50,13 +50,15 @@ def shown(path: Path) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def find(given: Iterable[Path], faults: Faults, also: frozenset[str] = frozenset()) -> list[Path]:
+def find(
+    given: Iterable[Path], faults: Faults, also: frozenset[str] = frozenset(), whole: bool = False
+) -> list[Path]:
     """The files `given`, each once; a folder stands for the images in it, at any depth, and for
-    files whose names end in one of `also`."""
+    files whose names end in one of `also`; or, `whole`, for itself."""
     suffixes = IMAGE_SUFFIXES | also
     found: dict[Path, None] = {}
     for path in given:
-        for one in _below(path, suffixes) if path.is_dir() else (path,):
+        for one in _below(path, suffixes) if path.is_dir() and not whole else (path,):
             if shown(one).encode() != os.fsencode(one):
                 faults.add(one, "its name is not UTF-8")
             else:
