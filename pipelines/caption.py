@@ -11,6 +11,8 @@ from tyro.conf import Positional
 from pipelines.console import say
 from trainables.errors import ConfigError
 
+LEAST = 0.5  # seconds of a part
+
 
 @dataclass(frozen=True)
 class Args:
@@ -19,7 +21,8 @@ class Args:
     run: Path
     """Folder of a study or of a training run of captioning."""
     seconds: float = 5.0
-    """Length of the parts of a longer video that get a caption each."""
+    """Length of the parts of a longer video that get a caption each. A captioner trained on stills
+    sees the middle frame of each."""
     frames: bool = False
     """A folder is one clip: its images are the frames, in the order of their names."""
     json: bool = False
@@ -29,8 +32,8 @@ class Args:
 def run(args: Args) -> None:
     if not args.files:
         raise ConfigError("`cliptune caption` takes files of images or videos, got none.")
-    if not args.seconds > 0:
-        raise ConfigError(f"`--seconds` must be above 0, got {args.seconds:g}.")
+    if not args.seconds >= LEAST:
+        raise ConfigError(f"`--seconds` must be at least {LEAST}, got {args.seconds:g}.")
     from pipelines.using.captions import caption_files
     from pipelines.using.files import Faults
     from pipelines.using.model import Source, open_model

@@ -129,6 +129,8 @@ def _data(contest: Contest) -> tuple[ShardSet, dict[str, Any]]:
 
 def _identity(args: Args, contest: Contest, shards: ShardSet, made_with: dict[str, Any]) -> str:
     """Equal for two calls that would measure the same; checkpoints are verified on the way."""
+    from trainables.metrics.spice import why_no_spice
+
     return sha256_json(
         {
             "rows": {c.name: [c.identity(), c.selected] for c in contest.contestants},
@@ -136,6 +138,7 @@ def _identity(args: Args, contest: Contest, shards: ShardSet, made_with: dict[st
             "backbone": made_with["fingerprint"],
             "args": [args.bootstrap, args.gallery],
             **({"draw": contest.others.key} if contest.others else {}),
+            **({"spice": not why_no_spice()} if contest.task == "captioning" else {}),
         }
     )
 

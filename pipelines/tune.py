@@ -73,14 +73,13 @@ def _check(args: Args) -> Search:
     from trainables.adapters.registry import (
         ADAPTERS,
         adapters_for,
-        build,
         check_room,
         make_config,
         task_of,
     )
     from trainables.config import Value, flatten, read_fields
     from trainables.draws import check_draw, check_retain
-    from trainables.features import backbone_of, open_features
+    from trainables.features import backbone_of
     from trainables.loop import METRICS, check_metric
 
     adapters = args.adapter or ("coop" if args.draw else "soft_prompt", "lora")
@@ -106,18 +105,32 @@ def _check(args: Args) -> Search:
     for name in adapters:
         config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
-    configs = [make_config(name, {"task": task, **fields}) for name in adapters]
     if draw is not None:
+        configs = [make_config(name, {"task": task, **fields}) for name in adapters]
         check_room(configs, [draw.classes], backbone_of(args.features))
-    if task == "captioning":  # a language model that cannot speak shows here
-        backbone = backbone_of(args.features)
-        train = open_features(args.features, "train", backbone)
-        for one in configs:
-            for note in build(one, backbone, train).notes:
-                say(note)
-    return Search(
+    search = Search(
         adapters, metric, args.trials, args.epochs, args.seed, fixed, task, bool(args.retain)
     )
+    if task == "captioning":
+        _check_speakers(args.features, search)
+    return search
+
+
+def _check_speakers(features: Path, search: Search) -> None:
+    """A language model that cannot speak after a published prefix shows here."""
+    from trainables.adapters.registry import build, make_config
+    from trainables.features import backbone_of, open_features
+
+    backbone = backbone_of(features)
+    train = open_features(features, "train", backbone)
+    notes: dict[str, None] = {}
+    for name in search.adapters:
+        for recipe in search.recipes(name):
+            values = {key: value for key, value in recipe.items() if key != "name"}
+            config = make_config(name, {**values, **search.fixed})
+            notes |= dict.fromkeys(build(config, backbone, train).notes)
+    for note in notes:
+        say(note)
 
 
 def _check_numbers(args: Args, adapters: Sequence[str]) -> None:

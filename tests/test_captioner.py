@@ -392,7 +392,7 @@ def test_another_language_model_in_the_same_folder_is_refused(
     lm = tiny_lm(tmp_path / "lm")
     start(tmp_path / "run", load_backbone(str(clip)), store, lm).advance()
     tiny_lm(lm, seed=1)
-    sentence = r"was trained with the language model `.*lm` with fingerprint \w{12}, got \w{12}\."
+    sentence = r"with the language model `.*lm` with fingerprint \w{12}, got \w{12}: restore"
     with pytest.raises(CheckpointError, match=sentence):
         load_adapter(tmp_path / "run/best", load_backbone(str(clip)))
     with pytest.raises(CheckpointError, match=sentence):

@@ -352,7 +352,10 @@ def test_the_page_and_the_index_lie_in_the_run(
             "captions.",
         ),
         (("caption", "--run", "{home}/soft"), "takes files of images or videos, got none"),
-        (("caption", "x.jpg", "--run", "{home}/soft", "--seconds", "0"), "must be above 0, got 0"),
+        (
+            ("caption", "x.jpg", "--run", "{home}/soft", "--seconds", "0"),
+            "must be at least 0.5, got 0",
+        ),
         (("classify", "--run", "{home}/coop"), "takes image files, got none"),
         (
             ("classify", "x.jpg", "--run", "{home}/soft"),

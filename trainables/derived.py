@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 Tensors = dict[str, Tensor]
 Put: TypeAlias = Callable[[str, int, Array], None]  # a tensor's name, its first row, the rows
 Fill: TypeAlias = Callable[[Put], None]
+WORDS = 1  # raise it when `LanguageModel.tokenize` makes other tokens of a text
 CHUNK = 64  # images decoded and embedded at a time
 
 
@@ -168,7 +169,7 @@ class Derived:
 
     def words(self, lm: LanguageModel) -> Tokens:
         """All captions in a language model's tokens: M."""
-        name = f"words-{lm.fingerprint[:16]}-{self.split}.safetensors"
+        name = f"words-{WORDS}-{lm.fingerprint[:16]}-{self.split}.safetensors"
         if name not in self.kept:
             path = self._path(name)
             found = None if path is None else _mapped(path)
