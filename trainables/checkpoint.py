@@ -143,8 +143,8 @@ def check_beside(folder: Path, adapter: Adapter[Any]) -> None:
         if then["fingerprint"] != now["fingerprint"]:
             raise CheckpointError(
                 f"`{folder}` was trained with the {role.replace('_', ' ')} `{then['name']}` with "
-                f"fingerprint {then['fingerprint'][:12]}, got {now['fingerprint'][:12]}: restore that "
-                "one, or train again."
+                f"fingerprint {then['fingerprint'][:12]}, got {now['fingerprint'][:12]}: restore "
+                "that one, or train again."
             )
 
 

@@ -117,8 +117,8 @@ class CaptionProtocol:
             "sentence_bleu4 is a mean over captions, and not BLEU-4; repetition is the share of a "
             "caption's word pairs that it has said before.",
             f"clip_score and ref_clip_score were computed with `{self.backbone.name}`: they are "
-            "comparable to no other backbone's, and a captioner trained on it starts ahead. Those of "
-            "a clip are of its frames' mean.",
+            "comparable to no other backbone's, and a captioner trained on it starts ahead. Those "
+            "of a clip are of its frames' mean.",
             f"Intervals are 95 % percentile bootstrap intervals over images, "
             f"{len(self.bootstrap.counts):,} resamples, seed 0; CIDEr's weights stay fixed.",
             "Differences are paired: the same resamples. p is twice the smaller share of resamples "
