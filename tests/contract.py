@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.tiny import caption, tiny_lm
 from trainables.adapters.base import Adapter
-from trainables.adapters.registry import adapters_for, build, make_config
+from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_config
 from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.data import Batch
@@ -93,6 +93,8 @@ UNTRAINED = (
     "nearest_caption",
 )
 LEARNING = [name for name in ALL if name not in (*UNTRAINED, "tip_adapter")]
+FUSING = [name for name in LEARNING if ADAPTERS[ALL[name][0]].FUSES]
+TURNING = [name for name in LEARNING if name not in SPEAKERS]  # what `sweep` is for
 CLASSES = Classes(("red dog", "green cat", "white boat", "black car", "blue house"))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.contract import ALL, CLASSES, CLASSIFIERS, LEARNING
+from tests.contract import ALL, CLASSES, CLASSIFIERS, FUSING
 from trainables.adapters.registry import make_config
 from trainables.checkpoint import newest_intact, trained_tensors
 from trainables.errors import ConfigError
@@ -104,7 +104,7 @@ def test_members_equal_single_runs(variant: str, objective: str, make: Make) -> 
         assert_same_tensors(ours, theirs)
 
 
-@pytest.mark.parametrize("variant", [name for name in LEARNING if name not in BY_SGD])
+@pytest.mark.parametrize("variant", [name for name in FUSING if name not in BY_SGD])
 def test_every_adapter_fuses_with_the_gradients_of_single_runs(variant: str, make: Make) -> None:
     alone, together = make("alone", variant), make("together", variant)
     fleet = Fleet(together)

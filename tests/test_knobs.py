@@ -16,7 +16,7 @@ from pipelines import sweep, train
 from pipelines.measuring.contestants import read_contest
 from pipelines.sweeping.page import render
 from pipelines.sweeping.points import Curve, Point
-from tests.contract import LEARNING, batch_of, examples, make
+from tests.contract import TURNING, batch_of, examples, make
 from tests.shelf import shelf
 from trainables.adapters.base import Adapter
 from trainables.backbone import Backbone
@@ -68,7 +68,7 @@ def zero_shot(adapter: Adapter[Any], backbone: Backbone) -> Tensor:
     return images @ F.normalize(data.text_embeds(), dim=-1).T
 
 
-@pytest.mark.parametrize("variant", [*LEARNING, "tip_adapter"])
+@pytest.mark.parametrize("variant", [*TURNING, "tip_adapter"])
 def test_each_adapter_turns_and_comes_back_to_the_bit(variant: str, backbone: Backbone) -> None:
     adapter, start = learned(variant, backbone)
     before, own = adapter_digest(adapter), seen(adapter, backbone)
