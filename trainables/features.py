@@ -107,14 +107,18 @@ class SplitFeatures:
         """All captions in a language model's own tokens, each with its end token: M."""
         return self._more.words(lm)
 
+    def texts_of_images(self) -> list[list[str]]:
+        """The captions of each image, as they were written: N."""
+        every: list[list[str]] = [[] for _ in self.ids]
+        for row, text in zip(self.caption_rows.tolist(), self.texts(), strict=True):
+            every[row].append(text)
+        return every
+
     @property
     def references(self) -> References:
-        """The captions of each image, as captions of a model are measured against: N."""
+        """What captions of a model are measured against: N."""
         if "references" not in self._more.kept:
-            every: list[list[str]] = [[] for _ in self.ids]
-            for row, text in zip(self.caption_rows.tolist(), self.texts(), strict=True):
-                every[row].append(text)
-            self._more.kept["references"] = References(every)
+            self._more.kept["references"] = References(self.texts_of_images())
         found: References = self._more.kept["references"]
         return found
 

@@ -77,7 +77,7 @@ class CaptionProtocol:
         }
         if not self.no_spice:
             # Of captions that name nothing the parser knows, there is nothing to agree on.
-            values["spice"] = spice(said, self._references()).nan_to_num(0.0)
+            values["spice"] = spice(said, self.data.texts_of_images()).nan_to_num(0.0)
         replicates = {
             name: self.bootstrap.mean(value, self.clusters) for name, value in values.items()
         }
@@ -87,12 +87,6 @@ class CaptionProtocol:
         for order, (value, resampled) in enumerate(bleu, start=1):
             summary[f"bleu{order}"], replicates[f"bleu{order}"] = float(value), resampled
         return Measured(values, summary, replicates, said=said)
-
-    def _references(self) -> list[list[str]]:
-        every: list[list[str]] = [[] for _ in self.data.ids]
-        for row, text in zip(self.data.caption_rows.tolist(), self.texts, strict=True):
-            every[row].append(text)
-        return every
 
     def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
         return metrics(model, self.named)
