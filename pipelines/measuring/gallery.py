@@ -133,15 +133,15 @@ def thumbnails(data: bytes) -> list[str]:
     return [_small(frame) for frame in clip.frames(sample(clip, STRIP, "uniform"))]
 
 
-def thumbnail(data: bytes) -> str:
+def thumbnail(data: bytes, side: int = SIDE) -> str:
     """An image file as a small JPEG in a data URI, without the original's metadata."""
-    return _small(decode(data))
+    return _small(decode(data), side)
 
 
-def _small(pixels: Tensor) -> str:
+def _small(pixels: Tensor, side: int = SIDE) -> str:
     """uint8 (3, H, W) as a data URI."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    picture.thumbnail((SIDE, SIDE))
+    picture.thumbnail((side, side))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -6,17 +6,13 @@ no script. Equal inputs give equal bytes.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
+from pipelines.measuring.gallery import thumbnail
 from pipelines.reporting.page import environment
 from pipelines.using.ranking import Query
 from trainables.image_headers import BadImage, read_file
-from trainables.images import decode
 
 SIDE = 256  # longest side of a picture, pixels
 
@@ -34,14 +30,8 @@ def render(queries: Sequence[Query], images: int, folder: Path, model: str, sour
 
 
 def picture(path: Path) -> str:
-    """An image file as a small JPEG in a data URI, without the original's metadata; "" where it is
-    no image any more."""
+    """An image file's thumbnail; "" where it is no image any more."""
     try:
-        pixels = decode(read_file(path))  # (3, H, W)
+        return thumbnail(read_file(path), SIDE)
     except BadImage:
         return ""
-    small = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    small.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
