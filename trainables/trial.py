@@ -98,17 +98,14 @@ class Workbench:
         widths = read_json(path) if path.exists() else {}
         if config.name in widths:
             return
-        if not ADAPTERS[config.name].FUSES:
-            write_json(path, widths | {config.name: 1})
-            return
+        fuses = ADAPTERS[config.name].FUSES and config.optim.kind == "adamw"
         most = min(self.settings.most_fused, 32 if self.backbone.device.type == "cuda" else 64)
         with tempfile.TemporaryDirectory(dir=self.settings.folder) as folder:
 
             def make(width: int) -> list[Run]:
                 return [self.run(config, Path(folder, f"{width}-{n}")) for n in range(width)]
 
-            trains = bool(make(1)[0].trained) and config.optim.kind == "adamw"
-            width = best_width(make, most) if trains else 1
+            width = best_width(make, most) if fuses and make(1)[0].trained else 1
         write_json(path, widths | {config.name: width})
 
     def run(self, config: TrainConfig, folder: Path, worker: Worker = ALONE) -> Run:
