@@ -11,7 +11,7 @@ import torch
 from tests.contract import TRAINED
 from tests.tape import Recorder
 from tests.test_fused import OBJECTIVES, Make, assert_same_rows, assert_same_tensors, bench, make
-from trainables import replays, text_tower
+from trainables import replays, text_attention
 from trainables.fused import Fleet
 
 __all__ = ["bench", "make"]
@@ -20,7 +20,7 @@ __all__ = ["bench", "make"]
 @pytest.fixture(autouse=True)
 def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes as on a GPU."""
-    monkeypatch.setitem(text_tower.ROUNDED, "cpu", text_tower.ROUNDED["cuda"])
+    monkeypatch.setitem(text_attention.ROUNDED, "cpu", text_attention.ROUNDED["cuda"])
 
 
 def check(variant: str, make: Make, **values: object) -> None:

@@ -14,11 +14,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from tests.tiny import EOT, caption, tiny_clip
-from trainables import text_tower
+from trainables import text_attention, text_plan
 from trainables.backbone import Backbone, load_backbone
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
-from trainables.text_tower import Place, Prompt, embed_text, fit, word_vectors
+from trainables.text_plan import Place, fit
+from trainables.text_tower import Prompt, embed_text, word_vectors
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "clip-flickr8k"
 PLACES: tuple[Place, ...] = ("after_sos", "before_eot", "front", "after_name", "around_name")
@@ -283,7 +284,7 @@ def test_any_batch_equals_formula_with_gradients(
     seed: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(text_tower.ROUNDED, "cpu", rounded)
+        patch.setitem(text_attention.ROUNDED, "cpu", rounded)
         equals_formula(
             clip if shape == "tiny" else real_shapes[shape],
             lengths,
@@ -370,5 +371,5 @@ def test_members_of_a_vmap_equal_single_calls(clip: Backbone) -> None:
 def test_many_captions_pass_in_parts(clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = ragged(clip, [3, 9, 4, 9, 9, 5, 3, 77], letters=2)
     whole = embed_text(clip, tokens)
-    monkeypatch.setattr(text_tower, "ROWS_A_PASS", 3)
+    monkeypatch.setattr(text_plan, "ROWS_A_PASS", 3)
     assert_close(embed_text(clip, tokens), whole)

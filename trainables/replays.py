@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainables.backbone import Backbone
 from trainables.data import Batch
-from trainables.text_tower import Form, plan
+from trainables.text_plan import Form, plan
 
 MOST = 32  # recordings; what has another shape runs as it is
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]  # work to its replay

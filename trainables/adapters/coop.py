@@ -15,7 +15,8 @@ from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data import Tokens
 from trainables.features import SplitFeatures
-from trainables.text_tower import Place, Prompt, embed_text
+from trainables.text_plan import Place
+from trainables.text_tower import Prompt, embed_text
 
 PLACES: dict[str, Place] = {"end": "after_sos", "middle": "around_name", "front": "after_name"}
 
