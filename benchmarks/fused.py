@@ -137,13 +137,17 @@ def heads(count: int, hidden: int) -> Case:
         for run in alone:
             for _ in range(STEPS):
                 run.count(run._train_step())
+            run.settle()
         return parameters(alone)
 
     def ours() -> Outputs:
         start(together, initial)
         for _ in range(STEPS):
-            for run, numbers in zip(together, fleet._step(), strict=True):
-                run.count(numbers)
+            numbers = fleet._step()
+            for n, run in enumerate(together):
+                run.count(numbers, n)
+        for run in together:
+            run.settle()
         return parameters(together)
 
     return Case(baseline, ours)

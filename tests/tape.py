@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,6 +20,41 @@ WAITS = (
     *(aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default),
     *(aten._unique2.default, aten.unique_dim.default, aten.repeat_interleave.Tensor),
 )  # and an index that is a mask
+
+
+def check(func: Any, args: Any) -> None:
+    """Refuse what makes the CPU wait for a GPU."""
+    masked = func in (aten.index.Tensor, aten.index_put_.default) and any(
+        index is not None and index.dtype == torch.bool for index in args[1]
+    )
+    if func in WAITS or masked:
+        raise RuntimeError(f"{func} makes the CPU wait for the device")
+
+
+class NoWait(TorchDispatchMode):
+    """Where nothing may wait. Lists of integers may be made: the CPU's own, as plans are."""
+
+    def __enter__(self) -> Any:
+        self.lists = _NoLists()
+        self.lists.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.lists.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        check(func, args)
+        return func(*args, **(kwargs or {}))
+
+
+class _NoLists(TorchFunctionMode):
+    """What `dispatch` does not see on a CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.cpu) and args[0].is_floating_point():
+            raise RuntimeError(f"{func} makes the CPU wait for the device")
+        return func(*args, **(kwargs or {}))
 
 
 class Tape(TorchDispatchMode):
@@ -30,11 +66,7 @@ class Tape(TorchDispatchMode):
         self.before: list[tuple[Tensor, Tensor]] = []  # what was written to, as it was
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        masked = func in (aten.index.Tensor, aten.index_put_.default) and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if func in WAITS or masked:
-            raise RuntimeError(f"{func} makes the CPU wait for the device")
+        check(func, args)
         kwargs = kwargs or {}
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.is_write:

@@ -130,7 +130,7 @@ def test_what_is_exported_speaks_as_the_adapter(
     ids = torch.tensor(tokenizer(["a red dog"])["input_ids"]).repeat(len(prefix), 1)
     vectors = torch.cat([prefix, model.get_input_embeddings()(ids)], dim=1)
     ours = torch.cat([prefix, adapter.lm.embed(ids)], dim=1)
-    places = torch.ones(ours.shape[:2], dtype=torch.bool)
+    places = torch.arange(ours[..., 0].numel())
     logits = model(inputs_embeds=vectors).logits
     torch.testing.assert_close(
         logits.flatten(0, 1), adapter.lm.logits(ours, places), rtol=1e-4, atol=1e-4

@@ -157,6 +157,6 @@ def test_steps_in_bf16_are_near_those_in_fp32(
     losses = []
     for precision in ("fp32", "bf16"):
         run = start(tmp_path / precision, backbone, features, name, precision=precision)
-        losses.append(run._train_step()["loss"])
+        losses.append(run._train_step().row()["loss"])
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -16,6 +16,7 @@ from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.fused import FREE, Fleet, best_width, shape_of
 from trainables.loop import ALONE, METRICS, Diverged, Interrupted, Run
+from trainables.transfer import Numbers
 from trainables.trial import Crew, Job, TrialSettings, Workbench, members
 
 METRIC = METRICS["retrieval"][0]
@@ -110,9 +111,9 @@ def test_every_adapter_fuses_with_the_gradients_of_single_runs(variant: str, mak
     fleet = Fleet(together)
     for step in range(2):  # in the second, no LoRA matrix is 0 any more
         numbers = fleet._step()
-        for run, other, own in zip(alone, together, numbers, strict=True):
-            expected = run._train_step()
-            assert own == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        for n, (run, other) in enumerate(zip(alone, together, strict=True)):
+            expected = run._train_step().row()
+            assert numbers.row(n) == pytest.approx(expected, rel=1e-5, abs=1e-6)
             for name, parameter in run.trained.items():
                 assert parameter.grad is not None
                 grad = other.trained[name].grad
@@ -235,13 +236,13 @@ def test_the_width_that_is_fastest_is_found(
 ) -> None:
     now = [0.0]
 
-    def step(self: Fleet) -> list[dict[str, float]]:
+    def step(self: Fleet) -> Numbers:
         now[0] += seconds[len(self.runs)]
-        return [{"loss": 1.0} for _ in self.runs]
+        return Numbers(["loss"], torch.ones(len(self.runs), 1))
 
-    def single(self: Run) -> dict[str, float]:
+    def single(self: Run) -> Numbers:
         now[0] += seconds[1]
-        return {"loss": 1.0}
+        return Numbers(["loss"], torch.ones(1, 1))
 
     monkeypatch.setattr(Fleet, "_step", step)
     monkeypatch.setattr(Run, "_train_step", single)

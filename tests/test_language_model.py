@@ -194,14 +194,14 @@ def test_logits_are_the_models_own(kind: str, tmp_path: Path) -> None:
     lm = load_language_model(str(path))
     assert lm.plain == (kind not in SCALED)
     ids = torch.tensor([[7, 60, 256, 3], [9, 9, 100, 0]])
-    keep = torch.tensor([[True, False, True, True], [False, True, False, False]])
+    places = torch.tensor([0, 2, 3, 5])
     with torch.no_grad():
         expected = lm.model(input_ids=ids).logits
         if kind in ("gpt2", "llama"):
             vectors = lm.embed(ids)
         else:  # some multiply what they are given by a number, words and vectors alike
             vectors = lm.model.get_input_embeddings()(ids)
-        found = lm.logits(vectors, keep)
+        found = lm.logits(vectors, places)
     assert found.shape == (4, expected.shape[-1])
     rows = [expected[0, 0], expected[0, 2], expected[0, 3], expected[1, 1]]
     torch.testing.assert_close(found, torch.stack(rows), rtol=1e-5, atol=1e-5)

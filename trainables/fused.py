@@ -31,6 +31,7 @@ from trainables.errors import CliptuneError, ConfigError
 from trainables.hardware import autocast
 from trainables.loop import Diverged, Row, Run, never
 from trainables.replays import Record, Replays, recorder
+from trainables.transfer import Numbers, send
 
 # What runs of one shape may differ in: numbers that change no shape and no branch.
 FREE = {
@@ -81,20 +82,33 @@ class Fleet:
             run.begin_epoch()
         end = self.runs[0].epoch_end
         while self.runs and self.runs[0].step < end:
-            if should_stop():
-                stopped = [run.interrupted() for run in self.runs]
+            if not should_stop():
+                self._note(results, self._step())
+                continue
+            self._note(results)
+            stopped = [run.interrupted() for run in self.runs]
+            if stopped:
                 raise stopped[0]
-            for run, numbers in zip(self.runs, self._step(), strict=True):
-                try:
-                    run.count(numbers)
-                except Diverged as error:
-                    results[id(run)] = error
-            self._keep([run for run in self.runs if id(run) not in results])
-        each = (time.monotonic() - started) / len(asked)
+        self._note(results)
+        share = (time.monotonic() - started) / len(asked)
         for run in self.runs:
-            results[id(run)] = run.end_epoch(each)
+            results[id(run)] = run.end_epoch(share)
         self._keep([run for run in self.runs if not run.finished])
         return [results[id(run)] for run in asked]
+
+    def _note(
+        self, results: dict[int, Row | CliptuneError], numbers: Numbers | None = None
+    ) -> None:
+        """Look at what was outstanding; `numbers` are then. Runs that diverged leave."""
+        for n, run in enumerate(self.runs):
+            try:
+                run.settle()
+            except Diverged as error:
+                results[id(run)] = error
+            else:
+                if numbers is not None:
+                    run.count(numbers, n)
+        self._keep([run for run in self.runs if id(run) not in results])
 
     def leave(self, gone: Sequence[Run]) -> None:
         """Go on without some of the runs."""
@@ -166,13 +180,13 @@ class Fleet:
 
     # -- one step ---------------------------------------------------------------------------
 
-    def _step(self) -> list[Row]:
-        """A step of every run; the numbers it would have returned."""
+    def _step(self) -> Numbers:
+        """A step of every run; run n's numbers are row n."""
         batch = self.runs[0].next_batch()
         self._calibrate(batch)
-        self.lr.copy_(torch.tensor([run.lr(run.step) for run in self.runs]))
-        rows = self.replays(batch).tolist()  # one transfer, for all runs
-        return [dict(zip(self.names, row, strict=True)) for row in rows]
+        self.lr.copy_(send(torch.tensor([run.lr(run.step) for run in self.runs]), self.lr.device))
+        values = self.replays(batch)  # (N, numbers)
+        return Numbers(self.names, values)
 
     def _update(self, batch: Batch) -> Tensor:
         """All of a step that is computed on the device: (N, numbers)."""
@@ -302,9 +316,7 @@ def _step_seconds(runs: Sequence[Run], clock: Callable[[], float], rounds: int =
     times = []
     for _ in range(SETUP + rounds):
         started = clock()
-        if fleet is None:
-            runs[0]._train_step()
-        else:
-            fleet._step()
+        numbers = runs[0]._train_step() if fleet is None else fleet._step()
+        numbers.row()  # the device is done
         times.append(clock() - started)
     return min(times[SETUP:])

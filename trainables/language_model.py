@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from trainables.backbone import Backbone
 from trainables.data import Tokens
@@ -65,17 +65,22 @@ class LanguageModel:
         vectors: Tensor = self.model.get_input_embeddings()(ids)
         return vectors
 
-    def logits(self, vectors: Tensor, keep: Tensor) -> Tensor:
-        """Of vectors (B, T, d), what follows the K places where `keep` (B, T) is True: (K, V).
+    def logits(self, vectors: Tensor, places: Tensor) -> Tensor:
+        """Of vectors (B, T, d), what follows K `places`, numbers in B x T: (K, V).
 
         Padding must stand behind the words: no place sees what comes after it, so it needs no mask;
         and the output matrix, of which V is 50,257 in GPT-2, meets real places only.
         """
+        # Without a cache, transformers would read from the device whether sequences are packed.
+        given = {
+            "inputs_embeds": vectors,
+            "past_key_values": DynamicCache(config=self.model.config),
+        }
         if not self.plain:
-            every: Tensor = self.model(inputs_embeds=vectors, use_cache=False).logits
-            return every[keep]
-        states = self.model.base_model(inputs_embeds=vectors, use_cache=False).last_hidden_state
-        found: Tensor = self.model.get_output_embeddings()(states[keep])
+            every: Tensor = self.model(**given, use_cache=False).logits
+            return every.flatten(0, 1)[places]
+        states = self.model.base_model(**given, use_cache=False).last_hidden_state
+        found: Tensor = self.model.get_output_embeddings()(states.flatten(0, 1)[places])
         return found
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:

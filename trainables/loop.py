@@ -38,6 +38,7 @@ from trainables.metrics.retrieval import retrieval_metrics
 from trainables.predict import caption_metrics, predict, score
 from trainables.sampler import Batches, CaptionBatches, ClassBatches, generator
 from trainables.schedules import coop_lr, lr_factor
+from trainables.transfer import Numbers
 
 Row = dict[str, float]
 # What may decide, the first by default: higher is better.
@@ -146,6 +147,7 @@ class Run:
         self.step = 0
         self.rows: list[Row] = []
         self.sums: dict[str, float] = {}  # of the current epoch's steps
+        self.outstanding: tuple[Numbers, int] | None = None  # the last step's, and which are ours
         self.warnings: list[str] = []
         self.saved = time.monotonic()  # when `last` was written
         self.model: nn.Module = self.adapter
@@ -226,19 +228,32 @@ class Run:
         self._save_last()
         return Interrupted(f"stopped at step {self.step} of {self.total}.")
 
-    def count(self, numbers: Row) -> None:
-        """Note a step that was taken."""
-        if not math.isfinite(numbers["loss"]):
-            raise Diverged(f"the loss became {numbers['loss']} at step {self.step}.")
-        for name, value in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+    def count(self, numbers: Numbers, member: int = 0) -> None:
+        """Note a step that was started, and look at what the one before it found."""
+        self.settle()
+        self.outstanding = numbers, member
         self.step += 1
-        if time.monotonic() - self.saved > self.checkpoint_seconds:
+        due = time.monotonic() - self.saved > self.checkpoint_seconds
+        # A loss that is not finite is raised in its turn, at which all workers raise it.
+        if due and math.isfinite(numbers.row(member)["loss"]):
             self._save_last()
+
+    def settle(self) -> None:
+        """Look at what the last step found. Raises `Diverged` where its loss is not finite; the
+        parameters are then worth nothing, and nothing was saved since."""
+        if self.outstanding is None:
+            return
+        (numbers, member), self.outstanding = self.outstanding, None
+        found = numbers.row(member)
+        if not math.isfinite(found["loss"]):
+            raise Diverged(f"the loss became {found['loss']} at step {self.step - 1}.")
+        for name, value in found.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def end_epoch(self, train_seconds: float) -> Row:
         """Measure and save."""
         started = time.monotonic()
+        self.settle()
         self.adapter.end_epoch(self.epoch + 1, self.val)
         row: Row = {"epoch": self.epoch + 1, "step": self.step}
         steps = self.batches.steps_per_epoch
@@ -278,22 +293,19 @@ class Run:
                 torch.cuda.manual_seed(seed)
         return self.batches(self.step, self.total).to(self.adapter.backbone.device)
 
-    def _train_step(self) -> Row:
+    def _train_step(self) -> Numbers:
         batch = self.next_batch()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(self.step)
         self.adapter.objective.settle()
         with autocast(self.config.precision, self.adapter.backbone.device):
             loss, numbers = self.model(batch)
-        # One transfer for all numbers: each would make a GPU wait.
-        values = torch.stack(list(numbers.values())).tolist()
-        if math.isfinite(values[0]):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.config.optim.clip_norm:
-                nn.utils.clip_grad_norm_(self.trained.values(), self.config.optim.clip_norm)
-            self.optimizer.step()
-        return dict(zip(numbers, values, strict=True))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.optim.clip_norm:
+            nn.utils.clip_grad_norm_(self.trained.values(), self.config.optim.clip_norm)
+        self.optimizer.step()
+        return Numbers(numbers, torch.stack(list(numbers.values()))[None])
 
     def _measure(self) -> dict[str, float]:
         """The val metrics, computed by worker 0 and told to the others: all decide alike."""
@@ -309,6 +321,7 @@ class Run:
     # -- disk -------------------------------------------------------------------------------
 
     def _save_last(self) -> None:
+        self.settle()
         self.saved = time.monotonic()
         if self.worker.rank:
             return

@@ -23,6 +23,7 @@ from trainables.features import SplitFeatures
 from trainables.files import write_bytes, write_json
 from trainables.language_model import LanguageModel, language_model
 from trainables.mappers import MlpMapper, TemporalPool, TransformerMapper
+from trainables.transfer import send
 
 
 @dataclass(frozen=True)
@@ -192,17 +193,26 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
     def log_probabilities(self, batch: Batch) -> Tensor:
         """Of each token to be learned of the batch's captions, one an image: (K,)."""
         prefix = self.prefix(batch.image_embeds, batch.frames)  # (B, k, d)
-        unlearned = int(self.config.paper)  # the end token
-        lengths = batch.tokens.lengths - unlearned
-        ids = batch.tokens.pad(0)[:, : int(lengths.max())]  # (B, T)
-        target = torch.arange(ids.shape[1]) < lengths[:, None]
-        if self.config.paper:
-            target &= ids != 0
-        ids, target = ids.to(prefix.device), target.to(prefix.device)
+        ids, places, learned = self._targets(batch.tokens)
         vectors = torch.cat([prefix, self.lm.embed(ids[:, :-1]).to(prefix.dtype)], dim=1)
-        ahead = target.new_zeros(len(ids), self.config.prefix_length - 1)
-        logits = self.lm.logits(vectors, torch.cat([ahead, target], dim=1))  # (K, V)
-        return -F.cross_entropy(logits.float(), ids[target], reduction="none")
+        logits = self.lm.logits(vectors, places)  # (K, V)
+        return -F.cross_entropy(logits.float(), learned, reduction="none")
+
+    def _targets(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Padded ids (B, T), and the K tokens to be learned: the places that they follow, numbers
+        in B x (k + T - 1), and their ids. Made on the CPU, and kept."""
+        device, own = self.backbone.device, self.config
+        key = (type(self), own.paper, own.prefix_length, device)
+        if key not in tokens.plans:
+            lengths = tokens.lengths - int(own.paper)  # the end token is then not learned
+            ids = tokens.pad(0)[:, : int(lengths.max())]
+            target = torch.arange(ids.shape[1]) < lengths[:, None]
+            if own.paper:
+                target &= ids != 0
+            places = F.pad(target, (own.prefix_length - 1, 0)).flatten().nonzero()[:, 0]
+            tokens.plans[key] = tuple(send(x, device) for x in (ids, places, ids[target]))
+        found: tuple[Tensor, Tensor, Tensor] = tokens.plans[key]
+        return found
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = -gather(self.log_probabilities(batch)).mean()  # workers hold unlike many tokens

@@ -91,7 +91,8 @@ class TipAdapter(Adapter[TipAdapterConfig]):
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
         texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)
-        values = F.one_hot(self.labels, len(texts)).to(texts.dtype)
+        every = torch.arange(len(texts), device=self.labels.device)
+        values = (self.labels[:, None] == every).to(texts.dtype)  # (N, C)
 
         def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
             del hidden

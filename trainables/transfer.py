@@ -1,0 +1,40 @@
+"""Tensors to a device and numbers back, without waiting for it.
+
+Flows in: tensors on the CPU, or the numbers of a step on the device. Flows out: the former on the
+device, the latter as floats when they are asked for. A GPU that waits for the CPU inside a step
+computes nothing meanwhile. On a CPU all of it is there at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on `device`. A GPU copies from pinned memory while the CPU goes on."""
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class Numbers:
+    """What a step of N runs computed, on its way to the CPU: only `row` waits for it."""
+
+    def __init__(self, names: Iterable[str], values: Tensor) -> None:
+        """`values` (N, K) for the K `names`. They may be overwritten afterwards."""
+        self.names, self.arrival = list(names), None
+        if values.is_cuda:
+            self.values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
+            self.arrival = torch.cuda.current_stream(values.device).record_event()
+        else:
+            self.values = values.clone()
+
+    def row(self, run: int = 0) -> dict[str, float]:
+        """One run's numbers, by name."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return dict(zip(self.names, self.values[run].tolist(), strict=True))
