@@ -105,11 +105,11 @@ def test_members_equal_single_runs(variant: str, objective: str, make: Make) -> 
         assert_same_tensors(ours, theirs)
 
 
-@pytest.mark.parametrize("variant", [name for name in FUSING if name not in BY_SGD])
-def test_every_adapter_fuses_with_the_gradients_of_single_runs(variant: str, make: Make) -> None:
-    alone, together = make("alone", variant), make("together", variant)
+def assert_gradients_of_single_runs(variant: str, make: Make, **values: Any) -> None:
+    """Of two steps: in the second, no LoRA matrix is 0 any more."""
+    alone, together = make("alone", variant, **values), make("together", variant, **values)
     fleet = Fleet(together)
-    for step in range(2):  # in the second, no LoRA matrix is 0 any more
+    for step in range(2):
         numbers = fleet._step()
         for n, (run, other) in enumerate(zip(alone, together, strict=True)):
             expected = run._train_step().row()
@@ -127,6 +127,11 @@ def test_every_adapter_fuses_with_the_gradients_of_single_runs(variant: str, mak
                     other.trained[name].copy_(parameter)
         for run in (*alone, *together):
             run.step += 1
+
+
+@pytest.mark.parametrize("variant", [name for name in FUSING if name not in BY_SGD])
+def test_every_adapter_fuses_with_the_gradients_of_single_runs(variant: str, make: Make) -> None:
+    assert_gradients_of_single_runs(variant, make)
 
 
 @pytest.mark.parametrize("objective", ["plain", "siglip adaptive"])

@@ -19,11 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from trainables.config import TrainConfig, Value, flatten
 from trainables.data import Batch
@@ -32,6 +29,7 @@ from trainables.hardware import autocast
 from trainables.loop import Diverged, Row, Run, never
 from trainables.replays import Record, Replays, recorder
 from trainables.transfer import Numbers, send
+from trainables.vmap_rules import Together
 
 # What runs of one shape may differ in: numbers that change no shape and no branch.
 FREE = {
@@ -215,7 +213,7 @@ class Fleet:
         # `same`: dropout draws for each run what it would have drawn alone.
         device = template.backbone.device
         kernels = [SDPBackend.MATH] if device.type == "cpu" else list(GPU_KERNELS)
-        with autocast(template.train_config.precision, device), sdpa_kernel(kernels), _Linear():
+        with autocast(template.train_config.precision, device), sdpa_kernel(kernels), Together():
             found: tuple[Tensor, dict[str, Tensor]] = torch.vmap(member, randomness="same")(
                 self.parameters | self.buffers
             )
@@ -272,19 +270,6 @@ def _adamw(
         eps=group["eps"],
         maximize=False,
     )
-
-
-class _Linear(TorchFunctionMode):
-    """In `vmap`, x W^T as (W x^T)^T: the runs' matrices then stand in one product with what they
-    share, and the gradients of W lie as W does."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and args[0].ndim == 2 and is_batchedtensor(args[1]):
-            inputs, weight, *bias = args
-            bias = bias or list((kwargs or {}).values())
-            out = (weight @ inputs.mT).mT
-            return out + bias[0] if bias and bias[0] is not None else out
-        return func(*args, **(kwargs or {}))
 
 
 def best_width(
