@@ -57,7 +57,7 @@ def generate(seed: int = SEED) -> dict[str, Any]:
     captions = []
     for number in range(CAPTIONS):
         share = (0.5 + number) * 0.6180339887 % 1  # golden ratio: any 32 in a row are alike
-        captions.append([SOT, *(word() for _ in range(_length(share) - 2)), EOT])
+        captions.append([SOT, *(word() for _ in range(length_at(share) - 2)), EOT])
     ids: dict[str, int] = {}
     classes = {}
     for breed in " ".join(BREEDS.split()).split(", "):
@@ -68,7 +68,7 @@ def generate(seed: int = SEED) -> dict[str, Any]:
     return {"captions": captions, "classes": classes}
 
 
-def _length(share: float) -> int:
+def length_at(share: float) -> int:
     (left, short), (right, long) = next(k for k in pairwise(LENGTHS) if share <= k[1][0])
     return round(short + (long - short) * (share - left) / (right - left))
 

@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from tests.tiny import EOT, caption, tiny_clip
-from trainables import text_attention, text_plan
+from trainables import text_plan
 from trainables.backbone import Backbone, load_backbone
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
@@ -267,7 +267,7 @@ def real_shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backbone]
     deep=st.booleans(),
     owners=st.sampled_from(["one", "own", "two"]),
     share=st.booleans(),
-    rounded=st.sampled_from([(1, 1), (16, 64)]),
+    few=st.booleans(),
     seed=st.integers(0, 9),
 )
 def test_any_batch_equals_formula_with_gradients(
@@ -280,11 +280,11 @@ def test_any_batch_equals_formula_with_gradients(
     deep: bool,
     owners: str,
     share: bool,
-    rounded: tuple[int, int],
+    few: bool,
     seed: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(text_attention.ROUNDED, "cpu", rounded)
+        patch.setattr(text_plan, "few_shapes", lambda _: few)
         equals_formula(
             clip if shape == "tiny" else real_shapes[shape],
             lengths,

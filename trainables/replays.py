@@ -51,7 +51,7 @@ class Replays:
         if self.record is None:
             return self.work(batch)
         inputs = self._inputs(batch)
-        shape = _shape(inputs)
+        shape = shape_of(inputs)
         if shape not in self.recordings and shape in self.seen and len(self.recordings) < MOST:
             try:
                 self.recordings[shape] = Recording(inputs, self.record(lambda: self.work(batch)))
@@ -68,7 +68,7 @@ class Replays:
             return recording.replay()
         result = self.work(batch)
         self.forms = [form for form in batch.tokens.plans if form.grad]
-        self.seen.add(_shape(self._inputs(batch)))
+        self.seen.add(shape_of(self._inputs(batch)))
         return result
 
     def _inputs(self, batch: Batch) -> list[Tensor]:
@@ -78,7 +78,7 @@ class Replays:
         return list(tensors((*given, batch.image_groups, batch.caption_groups, *plans)))
 
 
-def _shape(inputs: list[Tensor]) -> Hashable:
+def shape_of(inputs: list[Tensor]) -> Hashable:
     return tuple((tensor.shape, tensor.dtype) for tensor in inputs)
 
 

@@ -1,19 +1,22 @@
 """Attention of ragged rows that share nodes: who looks at whom, as few padded calls.
 
-Flows in: the node at each position of each row. Flows out: an `Attention`, made of integers on the
-CPU and kept on the device, from packed nodes to packed nodes.
+Flows in: the node at each position of each row, on the CPU. Flows out: `Pattern`s, which travel to
+the device and are spread over heads there: an `Attention` from packed nodes to packed nodes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-# On a GPU shapes are rounded up to few: a step recorded for one batch can be replayed for others.
-ROUNDED = {"cpu": (1, 1), "cuda": (16, 64)}  # rows (a divisor of a pass's) and positions, nodes
+Ints: TypeAlias = NDArray[np.int32]
+LEVELS = (1, 4, 16, 64)  # own nodes of the rows that are padded together on a CPU
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Group:
     """Rows that attend in one padded call: the queries are the nodes that a row owns, the keys all
     nodes on its path from the root. Numbers point into (nodes x heads) vectors of one head each."""
 
-    queries: Tensor  # (n, h, q) int64
-    keys: Tensor  # (n, h, k) int64
+    queries: Tensor  # (n, h, q) int32
+    keys: Tensor  # (n, h, k) int32
     mask: Tensor  # (n, 1, q, k) bool, true where a query may look
 
 
@@ -31,7 +34,7 @@ class Attention:
     """Softmax attention from packed nodes to packed nodes."""
 
     groups: list[Group]
-    back: Tensor  # (T, h) int64: where each node's output stands among those of all groups
+    back: Tensor  # (T, h) int32: where each node's output stands among those of all groups
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """(T, d), (S, d), (S, d) to (T, d), in fp32: many rows' gradients meet in one node."""
@@ -51,57 +54,95 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """A group before it is spread over heads: numbers of nodes."""
+
+    queries: Tensor  # (n, q) int32
+    keys: Tensor  # (n, k) int32
+    first: Tensor  # (n,) int32: where a row's first query stands; the others follow
+
+    def group(self, heads: int, causal: bool) -> Group:
+        head = torch.arange(heads, dtype=torch.int32, device=self.first.device)[:, None]
+        within, key = (torch.arange(x.shape[1], device=x.device) for x in (self.queries, self.keys))
+        mask = key <= (self.first[:, None] + within)[:, None, :, None]  # (n, 1, q, k)
+        mask = mask if causal else torch.ones_like(mask)
+        queries, keys = (x[:, None] * heads + head for x in (self.queries, self.keys))
+        return Group(queries, keys, mask)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """An attention in as few integers as say it: these are made on the CPU, and travel."""
+
+    groups: list[Rows]
+    start: Tensor  # (T,) int32: where the first head's output stands of each node
+    apart: Tensor  # (T,) int32: how far on the next head's is
+
+    def attention(self, heads: int, causal: bool) -> Attention:
+        head = torch.arange(heads, dtype=torch.int32, device=self.start.device)
+        back = self.start[:, None] + self.apart[:, None] * head
+        return Attention([rows.group(heads, causal) for rows in self.groups], back)
+
+
+@dataclass(frozen=True)
 class Packing:
-    """How the rows of a layout attend. U rows, those that only round their number up included."""
+    """How the rows of a layout attend. U rows, those that only round their number up included.
 
-    path: Tensor  # (U, W) int64: the node at each position of each row
-    lengths: Tensor  # (U,)
-    own: Tensor  # (U,) how many nodes at its end each row owns
+    `few`: all rows in one group, as wide as `path`, so that batches have few shapes among them.
+    """
+
+    path: Ints  # (U, W): the node at each position of each row
+    lengths: Ints  # (U,)
+    own: Ints  # (U,) how many nodes at its end each row owns
     heads: int
-    causal: bool
-    device: torch.device
+    few: bool
 
-    def attention(self, unused: int) -> Attention:
-        """Of all nodes, and `unused` ones that nobody looks at. On a CPU, rows that own a like
-        number of nodes (within a factor of four) are padded together."""
-        level = self.own.clamp(min=1).float().log2().div(2).ceil()
-        if self.device.type != "cpu":
-            level = torch.zeros_like(level)
-        back = torch.zeros(int(self.own.sum()) + unused, self.heads, dtype=torch.int64)
+    def every(self, nodes: int) -> Pattern:
+        """Of all nodes, and of unused ones up to `nodes`, which nobody looks at. On a CPU, rows
+        that own a like number of nodes (within a factor of four) are padded together."""
+        first = self.lengths - self.own
+        level = np.zeros_like(first) if self.few else np.searchsorted(LEVELS, self.own)
+        start, width = np.zeros_like(first), np.zeros_like(first)  # of each row's outputs
         groups, before = [], 0
-        for one in level.unique():
-            rows = (level == one).nonzero()[:, 0]
-            own, start = self.own[rows, None], (self.lengths - self.own)[rows, None]
-            within = torch.arange(self._rounded(own))
-            queries = self.path[rows].gather(1, (start + within).clamp(max=self.path.shape[1] - 1))
-            owned = within < own  # (n, q)
-            row = torch.arange(len(rows))[:, None]
-            place = before + row * self.heads * len(within) + within  # (n, q)
-            head = torch.arange(self.heads) * len(within)
-            back[queries[owned]] = place[owned][:, None] + head
-            groups.append(self._group(rows, queries, start + within))
-            before += len(rows) * self.heads * len(within)
-        return Attention(groups, back.to(self.device))
+        for one in np.unique(level):
+            rows = (level == one).nonzero()[0]
+            widest = self._width(self.own[rows])
+            position = first[rows, None] + np.arange(widest)
+            queries = self.path[rows[:, None], position.clip(max=self.path.shape[1] - 1)]
+            groups.append(self._rows(rows, queries, first[rows]))
+            start[rows] = before + np.arange(len(rows)) * self.heads * widest
+            width[rows] = widest
+            before += len(rows) * self.heads * widest
+        row = np.arange(len(first)).repeat(self.own)  # of each node
+        within = np.arange(len(row)) - (self.own.cumsum() - self.own)[row]
+        return _pattern(groups, grown(start[row] + within, nodes), grown(width[row], nodes))
 
-    def last(self) -> Attention:
+    def last(self) -> Pattern:
         """Of each row's last position alone, as query number u."""
-        every = torch.arange(len(self.path))
-        group = self._group(every, every[:, None], self.lengths[:, None] - 1)
-        back = every[:, None] * self.heads + torch.arange(self.heads)
-        return Attention([group], back.to(self.device))
+        rows = np.arange(len(self.path), dtype=np.int32)
+        group = self._rows(rows, rows[:, None], self.lengths - 1)
+        return _pattern([group], rows * self.heads, np.ones_like(rows))
 
-    def _group(self, rows: Tensor, queries: Tensor, positions: Tensor) -> Group:
-        """`rows` (n,) with their `queries` (n, q), which stand at `positions` (n, q)."""
-        width = self._rounded(self.lengths[rows])
-        head = torch.arange(self.heads)[:, None]
-        mask = torch.arange(width) <= positions[..., None]
-        mask = mask if self.causal else torch.ones_like(mask)
-        return Group(
-            (queries[:, None] * self.heads + head).to(self.device),
-            (self.path[rows, None, :width] * self.heads + head).to(self.device),
-            mask[:, None].to(self.device),
-        )
+    def _rows(self, rows: Ints, queries: Ints, first: Ints) -> Rows:
+        keys = self.path[rows, : self._width(self.lengths[rows])]
+        return Rows(*(torch.from_numpy(x) for x in (queries, keys, first)))
 
-    def _rounded(self, lengths: Tensor) -> int:
-        step = ROUNDED[self.device.type][0]
-        return -(-int(lengths.max()) // step) * step
+    def _width(self, lengths: Ints) -> int:
+        return self.path.shape[1] if self.few else int(lengths.max())
+
+
+def _pattern(groups: list[Rows], start: Ints, apart: Ints) -> Pattern:
+    return Pattern(groups, torch.from_numpy(start), torch.from_numpy(apart))
+
+
+def grown(values: Ints, size: int, value: int = 0) -> Ints:
+    """With as many `value` behind as make `size`."""
+    made = np.full((size, *values.shape[1:]), value, np.int32)
+    made[: len(values)] = values
+    return made
+
+
+def rounded(number: int) -> int:
+    """Up to the next of few: eight between a power of two and the next, 16 apart at least."""
+    step = max(16, (1 << number.bit_length() - 1) // 8)
+    return -(-number // step) * step

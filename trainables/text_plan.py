@@ -10,14 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from trainables.backbone import Backbone
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
-from trainables.text_attention import ROUNDED, Attention, Packing
+from trainables.text_attention import Ints, Packing, Pattern, grown, rounded
+from trainables.transfer import send
 
 if TYPE_CHECKING:
     from trainables.text_tower import Prompt
@@ -33,6 +35,7 @@ class Form:
     tower: tuple[object, ...]
     share: bool
     grad: bool
+    few: bool  # shapes rounded up to few: a step recorded for one batch is replayed for others
     length: int = 0  # of the prompt, 0: none
     place: Place = "after_sos"
     owners: tuple[int, ...] = ()  # of each caption the number of its prompt; none: 0 for all
@@ -45,15 +48,21 @@ class Form:
             *(backbone.context_length, backbone.start_token, backbone.pad_token),
         )
         grad = torch.is_grad_enabled()
+        few = few_shapes(backbone.device)
         if prompt is None:
-            return cls(tower, share, grad)
+            return cls(tower, share, grad, few)
         owners = tuple(prompt.owners(len(tokens)).tolist()) if prompt.vectors.ndim == 3 else ()
-        return cls(tower, share, grad, prompt.length, prompt.place, owners)
+        return cls(tower, share, grad, few, prompt.length, prompt.place, owners)
+
+
+def few_shapes(device: torch.device) -> bool:
+    """Whether steps are recorded there (`replays.py`)."""
+    return device.type != "cpu"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is computed for some captions: integers alone, made on the CPU, kept with the tokens."""
+    """What is computed for some captions: integers alone, made on the CPU."""
 
     layouts: list[Layout]  # one a pass
     row: Tensor  # (N,) int64: which row of all layouts each caption is
@@ -65,18 +74,18 @@ class Plan:
         if form.length:
             tokens, _ = fit(backbone, tokens, form.length)
         content = _contents(backbone, tokens, form)
-        row = torch.arange(len(content))
+        row = np.arange(len(content))
         if form.share and backbone.kind == "clip":
-            content, row = content.unique(dim=0, return_inverse=True)  # sorted, as a trie is
-        passes = [content] if form.grad else content.split(ROWS_A_PASS)
-        layouts = [Layout.of(backbone, part, form.share) for part in passes]
-        return cls(layouts, row.to(backbone.device))
+            content, row = _distinct(content)
+        each = len(content) if form.grad else ROWS_A_PASS
+        parts = [content[start : start + each] for start in range(0, len(content), each)]
+        return cls([Layout.of(backbone, part, form) for part in parts], torch.from_numpy(row))
 
 
 def plan(backbone: Backbone, tokens: Tokens, form: Form) -> Plan:
-    """Made once: captions that stay, as a class's do, keep theirs."""
+    """On the device, kept with the tokens: captions that stay, as a class's do, keep theirs."""
     if form not in tokens.plans:
-        tokens.plans[form] = Plan.of(backbone, tokens, form)
+        tokens.plans[form] = send(Plan.of(backbone, tokens, form), backbone.device)
     made: Plan = tokens.plans[form]
     return made
 
@@ -92,68 +101,86 @@ def _check(backbone: Backbone, tokens: Tokens, added: int) -> None:
         )
 
 
-def _contents(backbone: Backbone, tokens: Tokens, form: Form) -> Tensor:
+def _contents(backbone: Backbone, tokens: Tokens, form: Form) -> Ints:
     """What stands at each position: a token's id, V + k P + j for vector j of prompt k, or -1.
 
-    (N, W) int64, W the longest caption with its prompt, for SigLIP L.
+    (N, W), W the longest caption with its prompt, for SigLIP L.
     """
-    lengths = tokens.lengths[:, None]
-    words, added = int(lengths.max()), form.length
-    clip = backbone.kind == "clip"
-    position = torch.arange(words + added if clip else backbone.context_length)[None]
-    index = position.expand(len(tokens), -1)
+    lengths, added = tokens.lengths.numpy(), form.length
+    if backbone.kind == "clip":
+        fill, width = -1, int(lengths.max()) + added
+    else:
+        fill, width = backbone.pad_token, backbone.context_length
+    content = np.full((len(tokens), width), fill, np.int32)
+    words = np.arange(width) < lengths[:, None] + added
     if added:
-        places = _places(backbone, lengths, form.place, added)
-        inside = torch.zeros_like(index, dtype=torch.bool).scatter(1, places, True)
-        number = inside.cumsum(1) - 1  # of the last vector up to here
-        index = torch.where(inside, 0, index - number - 1)
-    padded = tokens.pad(-1 if clip else backbone.pad_token, words).long()
-    content = padded.gather(1, index.clamp(max=words - 1))
-    content[index >= words] = -1 if clip else backbone.pad_token
-    if added:
-        owners = torch.tensor(form.owners or [0])[:, None]
-        first = backbone.model.config.text_config.vocab_size + owners * added
-        content = torch.where(inside, first + number, content)
+        vector = np.arange(added)
+        owner = np.array(form.owners or [0])[:, None]
+        row = np.arange(len(tokens))[:, None]
+        places = _places(backbone, lengths[:, None], form.place, added)
+        content[row, places] = backbone.model.config.text_config.vocab_size + owner * added + vector
+        words[row, places] = False
+    content[words] = tokens.ids.numpy()
     return content
+
+
+def _distinct(content: Ints) -> tuple[Ints, NDArray[np.int64]]:
+    """The distinct rows, sorted as a trie is; and which of them each row is a copy of."""
+    apart = (content != content[0]).any(0).argmax()  # what all begin with need not be compared
+    keys = (content[:, apart:] + 1).astype(">u4")  # as bytes they sort as the numbers do
+    order = keys.view(f"S{keys.itemsize * keys.shape[1]}")[:, 0].argsort()
+    content = content[order]
+    new = np.ones(len(content), np.bool_)
+    new[1:] = (content[1:] != content[:-1]).any(1)
+    row = np.empty(len(content), np.int64)
+    row[order] = new.cumsum() - 1
+    return content[new], row
 
 
 @dataclass(frozen=True)
 class Layout:
     """Which nodes there are and who looks at whom: all that depends on the captions alone."""
 
-    content: Tensor  # (T,) int64, as in `_contents`
-    position: Tensor  # (T,) int64
-    attention: Attention  # of all nodes
-    ends: Tensor  # (U,) int64, the node that each row's embedding is read from
-    last: Attention  # of those nodes
+    content: Tensor  # (T,) int32, as in `_contents`
+    position: Tensor  # (T,) int32
+    attention: Pattern  # of all nodes
+    ends: Tensor  # (U,) int32, the node that each row's embedding is read from
+    last: Pattern  # of those nodes
 
     @classmethod
-    def of(cls, backbone: Backbone, content: Tensor, share: bool) -> Layout:
+    def of(cls, backbone: Backbone, content: Ints, form: Form) -> Layout:
         """The layout of distinct rows `content` (U, W), sorted where they share."""
-        device, clip = backbone.device, backbone.kind == "clip"
-        valid = content >= 0
-        new = valid.clone()
-        if share and clip:  # what a row has in common with the one before is that one's
-            new[1:] &= (content[1:] != content[:-1]).cumsum(1) > 0
-        number = new.flatten().cumsum(0).view_as(content) - 1
-        path = torch.where(new, number, 0).cummax(0).values if share and clip else number
-        step, nodes_step = ROUNDED[device.type]
-        rows, width, nodes = -len(path) % step, -path.shape[1] % step, -int(new.sum()) % nodes_step
-        path = F.pad(path, (0, width, 0, rows))
+        clip = backbone.kind == "clip"
+        size = rounded if form.few else int  # `int` leaves a number as it is
+        position = np.arange(size(content.shape[1]), dtype=np.int32)
+        lengths = (content >= 0).sum(1, dtype=np.int32)
+        shared = np.zeros_like(lengths)  # what a row has in common with the one before
+        if form.share and clip:
+            shared[1:] = (content[1:] != content[:-1]).argmax(1)
+        own = lengths - shared
+        first = own.cumsum(dtype=np.int32) - own  # the first node that is a row's own
+        number = (first - shared)[:, None] + position
+        new = (position >= shared[:, None]) & (position < lengths[:, None])
+        if form.share and clip:
+            path = np.maximum.accumulate(np.where(new, number, 0))
+        else:
+            path = np.minimum(number, (first + own - 1)[:, None])
+        rows = np.arange(len(own)).repeat(own)  # of each node
+        at = np.arange(len(rows)) - (first - shared)[rows]
+        count, nodes = size(len(path)), size(len(rows))
         packing = Packing(
-            path,
-            F.pad(valid.sum(1), (0, rows), value=1),
-            F.pad(new.sum(1), (0, rows)),
+            grown(path, count),
+            grown(lengths, count, 1),
+            grown(own, count),
             backbone.model.config.text_config.num_attention_heads,
-            clip,
-            device,
+            form.few,
         )
-        position = torch.arange(content.shape[1]).expand_as(content)
+        ends = packing.path[np.arange(count), packing.lengths - 1]
         return cls(
-            F.pad(content[new], (0, nodes)).to(device),
-            F.pad(position[new], (0, nodes)).to(device),
-            packing.attention(nodes),
-            path.gather(1, packing.lengths[:, None] - 1)[:, 0].to(device),
+            torch.from_numpy(grown(content[rows, at], nodes)),
+            torch.from_numpy(grown(position[at], nodes)),
+            packing.every(nodes),
+            torch.from_numpy(ends),
             packing.last(),
         )
 
@@ -182,15 +209,15 @@ def fit(backbone: Backbone, tokens: Tokens, added: int) -> tuple[Tokens, int]:
     return Tokens(ids, offsets), cut
 
 
-def _places(backbone: Backbone, lengths: Tensor, place: Place, added: int) -> Tensor:
-    """The positions of the prompt's vectors in each caption: (N, P)."""
-    vector = torch.arange(added)
+def _places(backbone: Backbone, lengths: Ints, place: Place, added: int) -> Ints:
+    """The positions of the prompt's vectors in captions of `lengths` (N, 1): (N, P)."""
+    vector = np.arange(added)
     start = int(place != "front" and backbone.start_token is not None)
-    ahead = torch.full_like(lengths, start).expand(-1, added)  # words in front of each vector
+    ahead = np.full_like(lengths, start)  # words in front of each vector
     if place == "before_eot":
         ahead = lengths - 1
     elif place == "after_name":
-        ahead = (lengths - 2).clamp(min=start)
+        ahead = (lengths - 2).clip(min=start)
     elif place == "around_name":
-        ahead = torch.where(vector < added // 2, ahead, (lengths - 2).clamp(min=start))
+        ahead = np.where(vector < added // 2, ahead, (lengths - 2).clip(min=start))
     return ahead + vector

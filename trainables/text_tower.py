@@ -89,14 +89,16 @@ def _embed(backbone: Backbone, layout: Layout, prompt: Prompt | None) -> Tensor:
             f"a deep prompt must have fewer than {len(blocks) + 1} layers, the tower's blocks "
             f"without the first, got {len(deep)}."
         )
+    how = backbone.model.config.text_config.num_attention_heads, backbone.kind == "clip"
+    every, last = layout.attention.attention(*how), layout.last.attention(*how)
     with _kernel(hidden.device):
         for number, block in enumerate([*blocks, final]):
             if deep is not None and 1 <= number <= len(deep):
                 again = F.embedding(slot.clamp(min=0), deep[number - 1])  # (T, d)
                 hidden = torch.where((slot >= 0)[:, None], again, hidden)
             if block is not final:
-                hidden = _block(block, hidden, layout.attention)
-        hidden = _block(final, hidden, layout.last, layout.ends)  # (U, d)
+                hidden = _block(block, hidden, every)
+        hidden = _block(final, hidden, last, layout.ends)  # (U, d)
     hidden = model.final_layer_norm(hidden)
     clip = backbone.kind == "clip"
     embeds: Tensor = backbone.model.text_projection(hidden) if clip else model.head(hidden)

@@ -7,17 +7,39 @@ computes nothing meanwhile. On a CPU all of it is there at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+Nest = TypeVar("Nest")  # of lists, tuples and dataclasses, with tensors in it
 
-def send(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """`tensor` on `device`. A GPU copies from pinned memory while the CPU goes on."""
-    if torch.device(device).type == "cuda" and not tensor.is_cuda:
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+
+def mapped(nest: Nest, do: Callable[[Tensor], Tensor]) -> Nest:
+    """`do` of each tensor in `nest`."""
+    made: Any = nest
+    if isinstance(nest, Tensor):
+        made = do(nest)
+    elif isinstance(nest, list | tuple):
+        made = type(nest)(mapped(one, do) for one in nest)
+    elif is_dataclass(nest) and not isinstance(nest, type):
+        own = {field.name: mapped(getattr(nest, field.name), do) for field in fields(nest)}
+        made = replace(nest, **own)
+    return cast("Nest", made)
+
+
+def send(nest: Nest, device: torch.device | str) -> Nest:
+    """The tensors on `device`. A GPU copies them from pinned memory while the CPU goes on."""
+    pinned = torch.device(device).type == "cuda"
+
+    def one(tensor: Tensor) -> Tensor:
+        if pinned and not tensor.is_cuda:
+            return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
+
+    return mapped(nest, one)
 
 
 class Numbers:

@@ -210,7 +210,7 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
             if own.paper:
                 target &= ids != 0
             places = F.pad(target, (own.prefix_length - 1, 0)).flatten().nonzero()[:, 0]
-            tokens.plans[key] = tuple(send(x, device) for x in (ids, places, ids[target]))
+            tokens.plans[key] = send((ids, places, ids[target]), device)
         found: tuple[Tensor, Tensor, Tensor] = tokens.plans[key]
         return found
 
