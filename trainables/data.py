@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainables.transfer import send
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -77,14 +79,14 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """All but the tokens: the text tower makes its plans of them on the CPU."""
         return Batch(
-            self.image_embeds.to(device),
-            None if self.hidden is None else self.hidden.to(device),
+            send(self.image_embeds, device),
+            send(self.hidden, device),
             self.tokens,
-            None if self.text_embeds is None else self.text_embeds.to(device),
-            self.image_groups.to(device),
-            self.caption_groups.to(device),
-            self.progress.to(device),
-            None if self.frames is None else self.frames.to(device),
+            send(self.text_embeds, device),
+            send(self.image_groups, device),
+            send(self.caption_groups, device),
+            send(self.progress, device),
+            send(self.frames, device),
         )
 
 
