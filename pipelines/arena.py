@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipelines.capacity import Gpus, check_gpus
 from pipelines.console import done, say
 from pipelines.hold import hold
 from trainables.errors import CliptuneError
@@ -59,6 +60,11 @@ class Args:
     """Where a class has fewer images than shots, take what there is."""
     concurrent: int = 0
     """Cells at once; 0: one a GPU, or a CPU."""
+    gpus: Gpus = "auto"
+    """GPUs of a cell and of a tower that encodes; a fraction packs several on a card. auto: 1 where
+    the cluster has GPUs or its autoscaler can start nodes with them, else 0."""
+    wait: float = 10.0
+    """Minutes to wait for room for the first cell, where nodes have to be started or are busy."""
 
 
 def run(args: Args) -> None:
@@ -69,6 +75,7 @@ def run(args: Args) -> None:
     ):
         if value < least:
             raise CliptuneError(f"`{flag}` must be at least {least}, got {value}.")
+    check_gpus(args.gpus, args.wait)
     folder = args.out.absolute()
     with hold(folder):
         _compete(args, _plan(args), folder)
@@ -136,6 +143,7 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
         run_stage(
             *("encode", "--shards", source.shards, "--backbone", plan.backbone, *revision),
             *("--pixels", "--views", plan.views, "--out", store_of(folder, source.name)),
+            *("--gpus", args.gpus, "--wait", args.wait),
         )
     _check_words(plan, folder)
     cells = list(plan.cells())
@@ -199,10 +207,10 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
     from pipelines.comparing.progress import Progress
     from pipelines.comparing.tuning import Arena, CellTrial
     from pipelines.searching.interrupt import Interrupt
-    from pipelines.searching.workers import plan as divide
+    from pipelines.searching.workers import take
 
     connect(dashboard=True)
-    workers = divide(args.concurrent, 1, -1.0)
+    workers = take(args.concurrent, 1, args.gpus, args.wait)
     arena = Arena(plan, folder, workers.threads)
     arena.stop_file.unlink(missing_ok=True)
     progress = Progress(folder, len(todo))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipelines.capacity import Gpus, check_gpus
 from trainables.errors import ConfigError
 
 
@@ -39,6 +40,11 @@ class Args:
     """Disk for states of the image tower below the adapted blocks, kept as trials ask for them."""
     workers: int | Literal["auto"] = "auto"
     """Towers at work: one a GPU, or one for each 4 cores."""
+    gpus: Gpus = "auto"
+    """GPUs of a tower; a fraction packs several on a card. auto: 1 where the cluster has GPUs or
+    its autoscaler can start nodes with them, shared where `--workers` are more; else 0."""
+    wait: float = 10.0
+    """Minutes to wait for room for the first tower, where nodes have to be started or are busy."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -62,6 +68,7 @@ class Args:
             raise ConfigError(
                 f"`--frames` must be above 0 with `--sampling {self.sampling}`, got {self.frames}."
             )
+        check_gpus(self.gpus, self.wait)
         if self.workers != "auto" and self.workers < 1:
             raise ConfigError(f"`--workers` must be at least 1, got {self.workers}.")
 

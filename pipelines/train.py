@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.capacity import Gpus, check_gpus
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
-from trainables.errors import DataError
+from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, read_jsonl, write_json
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ class Args:
     captioner, or val/accuracy with a draw."""
     workers: int = 1
     """Ray Train workers that train together (DDP, negatives gathered across them)."""
+    gpus: Gpus = "auto"
+    """GPUs of a worker. auto: one worker trains in this process on what this machine has; several
+    get 1 each where the cluster has GPUs or its autoscaler can start nodes with them, else 0."""
+    wait: float = 10.0
+    """Minutes to wait for room for all workers, where nodes have to be started or are busy."""
     retain: tuple[Path, ...] = ()
     """Draws of classes that training never sees (`cliptune draw --part new`): each epoch, and
     zero-shot, also measures its accuracy on their val images, `val/retained`."""
@@ -48,6 +54,9 @@ def run(args: Args) -> None:
     from trainables.features import find_store
     from trainables.loop import METRICS, check_metric
 
+    if args.workers < 1:
+        raise ConfigError(f"`--workers` must be at least 1, got {args.workers}.")
+    check_gpus(args.gpus, args.wait, args.workers)
     task = task_of([args.adapter] if args.adapter in ADAPTERS else [], bool(args.draw))
     args = dataclasses.replace(
         args,
@@ -64,7 +73,8 @@ def run(args: Args) -> None:
     job = {"args": args, "config": config, "folder": folder}
     with hold(folder):
         _claim(folder, args, task)
-        ran = train_here(job) if args.workers == 1 else _train_in_group(job, args.workers)
+        here = args.workers == 1 and args.gpus == "auto"
+        ran = train_here(job) if here else _train_in_group(job)
     then = f"cliptune evaluate --run {args.out}"
     if ran:
         done([folder / "best", folder / "metrics.csv"], then)
@@ -95,21 +105,22 @@ def _claim(folder: Path, args: Args, task: Task) -> None:
     write_json(path, wanted)
 
 
-def _train_in_group(job: dict[str, Any], workers: int) -> bool:
-    import ray
+def _train_in_group(job: dict[str, Any]) -> bool:
     from ray import train
     from ray.train.torch import TorchTrainer
 
     from pipelines.cluster import connect
+    from pipelines.searching.workers import take
 
     connect(dashboard=False)
+    args: Args = job["args"]
+    workers = take(1, args.workers, args.gpus, args.wait)
     metrics = job["folder"] / "metrics.jsonl"
     rows = len(read_jsonl(metrics))
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     TorchTrainer(
         train_here,
         train_loop_config=job,
-        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        scaling_config=workers.scaling,
         run_config=train.RunConfig(
             name="group",
             storage_path=str(job["folder"] / "ray"),

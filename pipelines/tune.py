@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.capacity import Gpus, check_gpus
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
 from trainables.errors import CliptuneError, ConfigError, DataError
@@ -46,8 +47,11 @@ class Args:
     """Trials at once. 0: as many as the machine or cluster holds."""
     workers_per_trial: int = 1
     """Ray Train workers that train one trial together (DDP, negatives gathered across them)."""
-    gpus_per_worker: float = -1.0
-    """A fraction packs several trials on a card. -1: 1 where the cluster has GPUs, else 0."""
+    gpus: Gpus = "auto"
+    """GPUs of a worker; a fraction packs several trials on a card. auto: 1 where the cluster has
+    GPUs or its autoscaler can start nodes with them, else 0."""
+    wait: float = 10.0
+    """Minutes to wait for room for the first trial, where nodes have to be started or are busy."""
     fuse: int = 0
     """Trials of one shape trained as one. 0: as many as is fastest, measured; 1: none."""
     set: tuple[str, ...] = field(default_factory=tuple)
@@ -138,10 +142,12 @@ def _check_numbers(args: Args, adapters: Sequence[str]) -> None:
 
     for flag, number, least in (
         *(("--trials", args.trials, 1), ("--epochs", args.epochs, 1)),
-        ("--fuse", args.fuse, 0),
+        *(("--fuse", args.fuse, 0), ("--concurrent", args.concurrent, 0)),
+        ("--workers-per-trial", args.workers_per_trial, 1),
     ):
         if number < least:
             raise CliptuneError(f"`{flag}` must be at least {least}, got {number}.")
+    check_gpus(args.gpus, args.wait, args.workers_per_trial, "workers-per-trial")
     if alone := [name for name in adapters if not ADAPTERS[name].FUSES and args.fuse > 1]:
         rule = f"must be at most 1 with `{alone[0]}`, whose trials train alone"
         raise ConfigError(f"`--fuse` {rule}, got {args.fuse}.")
@@ -219,12 +225,12 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     from pipelines.searching.interrupt import Interrupt
     from pipelines.searching.searcher import StudySearcher, widest
     from pipelines.searching.study import best_so_far, enqueue_recipes
-    from pipelines.searching.workers import plan
+    from pipelines.searching.workers import take
     from trainables.trial import AdapterTrial, TrialSettings
 
     enqueue_recipes(study, search)
     connect(dashboard=True)
-    workers = plan(args.concurrent, args.workers_per_trial, args.gpus_per_worker)
+    workers = take(args.concurrent, args.workers_per_trial, args.gpus, args.wait)
     fuse = args.fuse if args.workers_per_trial == 1 else 1
     settings = TrialSettings(
         *(args.features, folder, search.metric, workers.threads),

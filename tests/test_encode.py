@@ -24,6 +24,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.capacity import Capacity, Node
 from pipelines.encode import Args, run
 from pipelines.encoding import store as encoding
 from pipelines.encoding import towers
@@ -459,7 +460,7 @@ def test_flags_out_of_range_are_refused(flags: dict[str, Any]) -> None:
 @pytest.mark.parametrize("cpus", [1, 2, 3, 16, 96])
 @pytest.mark.parametrize("workers", ["auto", 1, 5])
 def test_towers_always_leave_room_to_decode(cpus: int, gpus: int, workers: int | str) -> None:
-    plan = Resources.plan(workers, cpus, gpus)
+    plan = Resources.plan(workers, "auto", Capacity((Node("here", cpus, gpus),)))
     assert plan.towers >= 1
     assert plan.towers * plan.tower_cpus + plan.task_cpus <= cpus + 0.01
     assert plan.towers * plan.tower_gpus <= gpus
@@ -469,7 +470,7 @@ def test_towers_always_leave_room_to_decode(cpus: int, gpus: int, workers: int |
 
 def test_a_cluster_without_cpus_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1 CPU"):
-        Resources.plan("auto", 0, 0)
+        Resources.plan("auto", "auto", Capacity((Node("here", 0, 0),)))
 
 
 def cli(*words: object) -> subprocess.Popen[bytes]:

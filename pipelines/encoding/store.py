@@ -75,7 +75,8 @@ class Store:
             return
         done, missing = self._done(), sum(self.left.values())
         frames = Frames(args.frames, args.sampling)
-        job = Job(backbone, missing, args.pixels, args.batch_size, args.workers, frames)
+        asked = (args.workers, args.gpus, args.wait)
+        job = Job(backbone, missing, args.pixels, args.batch_size, *asked, frames)
         with tqdm(total=done + missing, initial=done, unit="img", desc="encode") as bar:
             for batch in embed_units(self.units, job):
                 self.write(batch)

@@ -8,6 +8,7 @@ few images on one machine are embedded in this process, sooner than Ray would ha
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from pipelines.capacity import Capacity, Gpus, await_place, capacity
 from pipelines.cluster import connect
+from pipelines.console import say
 from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, ConfigError
 from trainables.frames import STILLS, Frames, embed_frames
@@ -28,6 +31,7 @@ from trainables.tensor_file import Array
 
 READ = 32  # images decoded at a time
 FEW = 2000  # images
+LEAST = 0.01  # CPUs of a tower, where its GPU decides where it runs
 
 
 class Unit(NamedTuple):
@@ -50,26 +54,48 @@ class Resources:
     task_cpus: float
 
     @classmethod
-    def plan(cls, workers: int | str, cpus: float, gpus: float) -> Resources:
-        """Towers get half of the CPUs: were all taken, nothing would be left to decode for them.
+    def plan(cls, workers: int | str, gpus: Gpus, have: Capacity) -> Resources:
+        """Towers get half of the CPUs of their nodes: were all taken, nothing would be left to
+        decode for them.
 
         A task never asks for as much as a tower: Ray Data fuses two stages that ask for the same,
         and the tower's process would decode.
         """
+        cpus, cards = (sum(getattr(node, kind) for node in have.best) for kind in ("cpus", "gpus"))
         if cpus < 1:
             raise ConfigError(f"Ray must have at least 1 CPU, got {cpus:g}.")
-        automatic = int(gpus) or max(1, int(cpus) // 4)
-        towers = automatic if workers == "auto" else int(workers)
-        share = cpus / 2 / towers
+        each = have.gpus(gpus)
+        if gpus == "auto" and workers != "auto" and cards:
+            each = 1 / math.ceil(int(workers) / cards)  # they share what there is
+        hosts = have.hosts(LEAST, each)
+        places = sum(node.holds(LEAST, each) for node in hosts) if each else int(cpus) // 4
+        towers = max(1, places) if workers == "auto" else int(workers)
+        on_one = [min(towers, node.holds(LEAST, each)) if each else 1 for node in hosts]
+        shares = [node.cpus / 2 / n for node, n in zip(hosts, on_one, strict=True)]
+        most = (min if each else max)(shares, default=cpus)
+        share = min(cpus / 2 / towers, most)
         return cls(
             towers=towers,
             tower_cpus=int(share)
             if share >= 1
             else round(share, 3),  # Ray wants whole ones above 1
-            tower_gpus=min(1.0, gpus / towers),
-            threads=max(1, int(cpus / towers)),
+            tower_gpus=each,
+            threads=max(1, int(2 * share)),
             task_cpus=0.9 * min(1.0, cpus / 2),
         )
+
+    @classmethod
+    def take(cls, job: Job) -> Resources:
+        """The division of the cluster, once there is room for one tower."""
+        plan = cls.plan(job.workers, job.gpus, capacity())
+        place = {"CPU": plan.tower_cpus} | ({"GPU": plan.tower_gpus} if plan.tower_gpus else {})
+        await_place([place], job.wait)
+        have = capacity()  # anew: only now is it sure how many CPUs stand beside a GPU
+        plan = cls.plan(job.workers, job.gpus, have)
+        if have.grows:
+            where = f"{plan.tower_gpus:g} GPU" if plan.tower_gpus else f"{plan.threads} CPUs"
+            say(f"{plan.towers} tower(s) with {where} each: the cluster has {have}, and grows.")
+        return plan
 
 
 class ReadAndDecode:
@@ -151,14 +177,24 @@ class Job:
     pixels: bool  # hand the pixels on
     batch_size: int
     workers: int | str
+    gpus: Gpus = "auto"
+    wait: float = 10.0  # minutes
     frames: Frames = STILLS
+
+    @property
+    def here(self) -> bool:
+        """Whether this process embeds, sooner than Ray would have started."""
+        return (
+            self.images <= FEW
+            and (self.workers, self.gpus) == ("auto", "auto")
+            and not os.environ.get("RAY_ADDRESS")
+        )
 
 
 def embed_units(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
     """Batches of `split`, `row`, `error`, `image_embeds` (n, e) and, where the job says so,
     `frame_embeds` (n, F, e) or `pixels`."""
-    here = job.images <= FEW and job.workers == "auto" and not os.environ.get("RAY_ADDRESS")
-    yield from (_embed_here if here else _embed_with_ray)(units, job)
+    yield from (_embed_here if job.here else _embed_with_ray)(units, job)
 
 
 def _embed_here(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
@@ -175,8 +211,7 @@ def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array
     connect()
     import ray
 
-    have = ray.cluster_resources()
-    resources = Resources.plan(job.workers, have.get("CPU", 0), have.get("GPU", 0))
+    resources = Resources.take(job)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

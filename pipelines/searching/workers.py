@@ -20,7 +20,9 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from trainables.errors import CliptuneError
+from pipelines.capacity import Capacity, Gpus, await_place, capacity, needs
+from pipelines.console import say
+from trainables.errors import CliptuneError, ConfigError
 from trainables.loop import Worker
 from trainables.trial import InProcess, Job, Runner, TrialSettings
 
@@ -50,10 +52,23 @@ class Workers:
         return f"{self.concurrent} at once, {kind}, {where} a worker."
 
     @property
-    def trial_resources(self) -> dict[str, float]:
-        if self.per_trial > 1:
-            return {"CPU": 0.01}  # the caller; the group holds the rest
+    def resources(self) -> dict[str, float]:
+        """Of a worker."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+    @property
+    def scaling(self) -> train.ScalingConfig:
+        """Of the group that trains one trial."""
+        return train.ScalingConfig(
+            num_workers=self.per_trial,
+            use_gpu=bool(self.gpus),
+            resources_per_worker=self.resources,
+        )
+
+    @property
+    def trial_resources(self) -> dict[str, float]:
+        # The caller of a group is thin; the group holds the rest.
+        return self.resources if self.per_trial == 1 else {"CPU": 0.01}
 
     @contextlib.contextmanager
     def pool(self, settings: TrialSettings) -> Iterator[Callable[[], Runner]]:
@@ -75,25 +90,38 @@ class Workers:
             ray.wait(groups, num_returns=len(groups), timeout=20)
 
 
-def plan(concurrent: int, per_trial: int, gpus: float) -> Workers:
-    """Divide what the cluster holds now; an impossible wish is an error, not a wait without end."""
-    if per_trial < 1:
-        raise CliptuneError(f"`--workers-per-trial` must be at least 1, got {per_trial}.")
-    have = ray.cluster_resources()
-    cpus, cards = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    if gpus < 0:
-        gpus = 1.0 if cards else 0.0
-    fits = int(min(cpus, cards / gpus if gpus else cpus) // per_trial)
-    if not concurrent and not fits:
-        raise CliptuneError(
-            f"a trial of {per_trial} workers needs {per_trial} CPUs and {per_trial * gpus:g} GPUs; "
-            f"the cluster has {cpus:g} and {cards:g} now. Where it grows, give `--concurrent`."
-        )
-    concurrent = concurrent or fits
+def take(concurrent: int, per_trial: int, gpus: Gpus, wait: float) -> Workers:
+    """The division of the cluster, once there is room for one trial; at most `wait` minutes."""
+    workers = plan(concurrent, per_trial, gpus, capacity())
+    await_place([workers.resources] * per_trial, wait)
+    have = capacity()  # anew: only now is it sure how many CPUs stand beside a GPU
+    if have.grows:
+        say(f"the cluster has {have}, and grows as trials ask.")
+    return plan(concurrent, per_trial, workers.gpus, have)
+
+
+def plan(concurrent: int, per_trial: int, gpus: Gpus, have: Capacity) -> Workers:
+    """Divide what the cluster holds, or can hold where it grows; an impossible wish is an error."""
+    gpus = have.gpus(gpus)
     # A little is left of each CPU for the thin callers of the groups.
     share = 1.0 if per_trial == 1 else 0.9
-    threads = max(1, int(cpus // max(1, concurrent * per_trial)))
-    return Workers(concurrent, per_trial, share, gpus, threads)
+    hosts = have.hosts(1.0, gpus)
+    places = sum(node.holds(1.0, gpus) for node in hosts)
+    if have.known and places < per_trial:
+        raise CliptuneError(
+            f"a trial of {per_trial} workers needs {per_trial} times {needs(1.0, gpus)}; the "
+            f"cluster has {have}, and room for {places} workers at most."
+        )
+    concurrent = concurrent or places // per_trial
+    if not concurrent:
+        raise ConfigError(
+            "`--concurrent` must be at least 1 here, got 0: what the cluster's autoscaler can "
+            f"bring cannot be read, and it has {have}."
+        )
+    at_once = min(concurrent * per_trial, places)
+    cpus = [node.cpus for node in hosts]
+    threads = int(min(sum(cpus) / at_once, max(cpus))) if at_once else 1
+    return Workers(concurrent, per_trial, share, gpus, max(1, threads))
 
 
 class Switchboard:
@@ -185,15 +213,10 @@ class GroupCall:
 @ray.remote(num_cpus=0)
 def host_group(board: Any, settings: TrialSettings, slot: int, workers: Workers) -> None:
     """Keep one warm group alive until the switchboard stops."""
-    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     TorchTrainer(
         serve,
         train_loop_config={"board": board, "settings": settings, "slot": slot},
-        scaling_config=train.ScalingConfig(
-            num_workers=workers.per_trial,
-            use_gpu=bool(workers.gpus),
-            resources_per_worker=resources,
-        ),
+        scaling_config=workers.scaling,
         run_config=train.RunConfig(
             name=f"group-{slot}",
             storage_path=str(settings.folder / "ray"),
