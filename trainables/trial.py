@@ -22,6 +22,7 @@ from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig
 from trainables.draws import measured, read_draw
 from trainables.errors import CliptuneError, ConfigError
+from trainables.faults import is_machines_failure
 from trainables.features import backbone_of, open_features
 from trainables.files import read_json, write_json
 from trainables.fused import Fleet, best_width
@@ -146,6 +147,8 @@ def failure(error: Exception) -> dict[str, Any]:
 
 def is_own_failure(error: Exception) -> bool:
     """Whether the trial would fail again: divergence, a bad setting, or too little memory."""
+    if is_machines_failure(error):
+        return False
     if isinstance(error, CliptuneError | MemoryError | torch.OutOfMemoryError):
         return True
     return "allocate memory" in str(error)  # how torch says it on a CPU

@@ -1,0 +1,61 @@
+"""Whose failure an error is: the run's own, which it would meet again, or the machine's.
+
+What the machine did to a run (its GPU died, its disk was full, its file system went away) says
+nothing about the run: another worker goes on with it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import torch
+
+# What an `OSError` says of a path, and so of who gave it; the rest it says of the machine.
+OF_A_PATH = {
+    *(None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG),
+}
+
+
+def is_machines_failure(error: BaseException) -> bool:
+    """Whether `error`, or what caused it, is the machine's: elsewhere, or later, all may go well.
+
+    Memory that does not suffice is none of these: how much a run asks for is its own affair.
+    """
+    return context_is_dead(error) or any(map(_of_the_system, _causes(error)))
+
+
+def context_is_dead(error: BaseException) -> bool:
+    """Whether nothing can be computed any more on this process's GPU, after `error`: it must end.
+
+    After a fault in a kernel (an assertion, an illegal address), in memory or on a link, CUDA
+    answers all that this process ever asks with an error. A few errors of a device leave it alive
+    (a launch that was refused), but a new worker costs seconds.
+    """
+    if any(isinstance(e, torch.AcceleratorError) and not _of_memory(e) for e in _causes(error)):
+        return True
+    if not torch.cuda.is_initialized():
+        return False
+    try:  # what a library said need not be what the device has
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _of_memory(error: BaseException) -> bool:
+    return "out of memory" in str(error)
+
+
+def _of_the_system(error: BaseException) -> bool:
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno not in OF_A_PATH
