@@ -1,14 +1,26 @@
 """The one way to reach Ray: the cluster we run on if there is one, else this machine.
 
 Flows in: the environment (`RAY_ADDRESS`, as `ray job submit` sets it). Flows out: a connected Ray,
-quiet, whose workers can import this package from a checkout as well as from an installation.
+quiet, whose workers can import this package from a checkout as well as from an installation. A
+cluster that cannot be reached, or goes away, is an error within a minute.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+from trainables.errors import CliptuneError
+
+REACHED_IN = 10.0  # seconds to answer, at first
+GONE_AFTER = 45.0  # seconds without an answer; after 60 Ray ends the process in its own words
 
 
 def quiet_tune() -> None:
@@ -30,8 +42,19 @@ def connect(dashboard: bool = False) -> None:
     if ray.is_initialized():
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)  # a job's own runtime_env, with its working_dir, is inherited
+    if address := os.environ.get("RAY_ADDRESS"):
+        if not reached(address, REACHED_IN):
+            raise CliptuneError(f"`RAY_ADDRESS` must be of a cluster that runs, got `{address}`.")
+        try:
+            ray.init(**quiet)  # a job's own runtime_env, with its working_dir, is inherited
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise CliptuneError(
+                f"the cluster at `RAY_ADDRESS`, `{address}`, must let this process in, got: "
+                f"{error} Where it asks for a token, set `RAY_AUTH_MODE=token` and "
+                "`RAY_AUTH_TOKEN`."
+            ) from None
+        head = ray.get_runtime_context().gcs_address
+        threading.Thread(target=hold_on, args=(head, ray.is_initialized), daemon=True).start()
         return
     # Workers of a local Ray inherit this environment; a runtime_env would start each one anew.
     root = str(Path(__file__).parents[1])
@@ -39,3 +62,34 @@ def connect(dashboard: bool = False) -> None:
     if root not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, *paths]))
     ray.init(address="local", include_dashboard=dashboard, **quiet)
+
+
+def reached(address: str, seconds: float) -> bool:
+    """Whether something answers at `host:port` within `seconds`. Ray would try for minutes. What
+    Ray alone can resolve, as `auto`, counts as reached."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not port.isdigit():
+        return True
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=left).close()
+            return True
+        time.sleep(min(1.0, left))
+    return False
+
+
+def hold_on(address: str, connected: Callable[[], bool], seconds: float = GONE_AFTER) -> None:
+    """End this process, and say so, once the cluster's head has not answered for `seconds`: calls
+    that wait for it would not come back."""
+    while reached(address, seconds):
+        time.sleep(5)
+    if not connected():
+        return
+    print(
+        f"error: the cluster at `{address}` is gone. What was saved stands: the same command goes "
+        "on from there, once a cluster runs.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
