@@ -253,7 +253,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
                 search_alg=searcher,
                 # A rung by one goal alone would drop the trials that are best in the other, and
                 # with two, the front of few trials holds most of them: none is stopped.
-                scheduler=FIFOScheduler() if search.retains else StudyASHA(study, search, settings),
+                scheduler=FIFOScheduler() if search.retains else StudyASHA(study, search),
                 num_samples=-1,  # the searcher says when it is finished
                 max_concurrent_trials=workers.concurrent,
                 reuse_actors=True,

@@ -19,6 +19,7 @@ from pipelines.comparing.tuning import Arena, CellSearch, CellTrial
 from pipelines.demo.draw import draw_classes
 from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.scenes import COLOURS
+from tests.one_process import snapshots
 from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json
@@ -112,6 +113,23 @@ def test_a_cell_goes_on_where_it_was_stopped(folder: Path, tmp_path: Path) -> No
     resumed, whole = tune(tmp_path, one, arena.plan), tune(folder, one)
     for name in ("val", "trials", "trainable_parameters"):
         assert resumed[name] == whole[name]
+
+
+def test_a_cell_killed_between_any_two_writes_goes_on(folder: Path, tmp_path: Path) -> None:
+    def found(folder: Path) -> dict[str, Any]:
+        return tune(folder, one, plan) | {"seconds": None}
+
+    plan, one, whole = read_plan(folder), cell("linear_probe"), tmp_path / "whole"
+    whole.mkdir()
+    for name in ("draws", "features"):
+        (whole / name).symlink_to(folder / name)
+    with snapshots(whole, tmp_path):
+        expected = found(whole)
+    killed = sorted(tmp_path.glob("[0-9]*"))
+    assert len(killed) > 30
+    for left in killed:
+        assert found(left) == expected
+        assert read_json(cell_folder(left, one) / "best.json")["value"] == expected["val"]
 
 
 def test_the_budget_in_seconds_ends_a_cell(folder: Path, tmp_path: Path) -> None:

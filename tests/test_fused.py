@@ -17,7 +17,7 @@ from trainables.features import SplitFeatures
 from trainables.fused import FREE, Fleet, best_width, shape_of
 from trainables.loop import ALONE, METRICS, Diverged, Interrupted, Run
 from trainables.transfer import Numbers
-from trainables.trial import Crew, Job, TrialSettings, Workbench, members
+from trainables.trial import Crew, Job, TrialSettings, Workbench, members, pruned_file
 
 METRIC = METRICS["retrieval"][0]
 # What members may differ in: the optimizer, the temperature, the targets.
@@ -271,7 +271,7 @@ def test_a_crew_tells_of_each_trial_and_drops_what_was_pruned(
     first = own.advance(lambda: False)
     assert {n: r["state"] for n, r in first.items()} == {1: "running", 2: "running", 3: "failed"}
     assert "`optim.lr` must be above 0" in first[3]["reason"]
-    own.settings.pruned_file(1).touch()
+    pruned_file(tmp_path, 1).touch()
     second = own.advance(lambda: False)
     assert {n: r["state"] for n, r in second.items()} == {2: "finished"}
     assert members({"members": list(second.values())}) == second

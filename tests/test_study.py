@@ -32,11 +32,10 @@ from trainables.config import to_json
 from trainables.errors import CliptuneError
 from trainables.files import write_json
 from trainables.fused import shape_of
-from trainables.trial import WIDTHS, Job, TrialSettings
+from trainables.trial import WIDTHS, Job, pruned_file
 
 METRIC = "val/t2i_r1"
 SEARCH = Search(("soft_prompt", "lora"), METRIC, trials=6, epochs=9, seed=3, fixed={})
-SETTINGS = TrialSettings(Path("features"), Path("study"), METRIC, threads=1)
 
 
 def searcher(folder: Path, search: Search = SEARCH) -> StudySearcher:
@@ -218,7 +217,7 @@ def test_asha_remembers_what_ended_trials_reached(tmp_path: Path) -> None:
     for number in range(4):
         search.suggest(f"ray{number}")
         search.on_trial_complete(f"ray{number}", row(number, 1, 0.5 + number / 10))
-    scheduler = StudyASHA(search.study, SEARCH, SETTINGS)
+    scheduler = StudyASHA(search.study, SEARCH)
     rung = dict(scheduler._brackets[0]._rungs)[1]
     assert sorted(rung.values()) == [0.5, 0.6, 0.7, 0.8]
 
@@ -227,7 +226,7 @@ def test_a_restarted_trial_stands_once_in_each_rung_with_what_it_reached_there(
     tmp_path: Path,
 ) -> None:
     search = searcher(tmp_path)
-    scheduler = StudyASHA(search.study, SEARCH, SETTINGS)
+    scheduler = StudyASHA(search.study, SEARCH)
     rungs_ = dict(scheduler._brackets[0]._rungs)
 
     def given(trial_id: str) -> Any:
@@ -425,8 +424,7 @@ def test_of_trials_that_train_together_each_is_judged_alone(tmp_path: Path) -> N
     study = open_study(tmp_path)
     enqueue_recipes(study, many)
     search = StudySearcher(study, many, tmp_path, fuse=4)
-    settings = TrialSettings(tmp_path, tmp_path, METRIC, threads=1)
-    scheduler = StudyASHA(study, many, settings)
+    scheduler = StudyASHA(study, many)
     assert "siblings" in search.suggest("recipe")  # no other recipe waits behind it
     group = SimpleNamespace(trial_id="group", config=search.suggest("group"))
     scheduler.on_trial_add(None, group)  # type: ignore[arg-type]
@@ -437,7 +435,7 @@ def test_of_trials_that_train_together_each_is_judged_alone(tmp_path: Path) -> N
     for job in jobs:
         values = dict(job.values)
         shapes.append(shape_of(make_config(values.pop("name"), values)))
-        settings.trial_folder(job.number).mkdir(parents=True)
+        pruned_file(tmp_path, job.number).parent.mkdir(parents=True)
     assert all(shape == shapes[0] for shape in shapes)
     assert len({job.values["optim.lr"] for job in jobs}) == 4
     values_ = (0.9, 0.1, 0.8, 0.2)
@@ -447,10 +445,13 @@ def test_of_trials_that_train_together_each_is_judged_alone(tmp_path: Path) -> N
     }
     assert scheduler.on_trial_result(None, group, first) == "CONTINUE"  # type: ignore[arg-type]
     search.on_trial_result("group", first)
-    pruned = [n for n in numbers if settings.pruned_file(n).exists()]
+    pruned = [n for n in numbers if pruned_file(tmp_path, n).exists()]
     assert pruned == [numbers[1], numbers[3]]
     told = {n: study.get_trials()[n].state for n in numbers}
     assert told == {n: TrialState.PRUNED if n in pruned else TrialState.RUNNING for n in numbers}
+    scheduler.on_trial_error(None, group)  # type: ignore[arg-type]  # its worker died
+    reached = dict(scheduler._brackets[0]._rungs)[1]
+    assert reached == {numbers[1]: 0.1, numbers[3]: 0.2}  # what ended still counts
     ended = [row(n, 9, 0.9, "finished") for n in (numbers[0], numbers[2])]
     last = {"number": numbers[0], "members": ended, "done": True}
     scheduler.on_trial_complete(None, group, last)  # type: ignore[arg-type]

@@ -57,9 +57,10 @@ class TrialSettings:
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04d}"
 
-    def pruned_file(self, number: int) -> Path:
-        """Written where the scheduler stops one of several trials that train together."""
-        return self.trial_folder(number) / "pruned"
+
+def pruned_file(study: Path, number: int) -> Path:
+    """Tells a worker to train on without one of several trials, which the journal has as pruned."""
+    return study / "trials" / f"{number:04d}" / "pruned"
 
 
 class Workbench:
@@ -246,7 +247,7 @@ class Crew:
 
     def advance(self, should_stop: Callable[[], bool]) -> dict[int, dict[str, Any]]:
         """A result for each trial that has not ended."""
-        for number in [n for n in self.runs if self.settings.pruned_file(n).exists()]:
+        for number in [n for n in self.runs if pruned_file(self.settings.folder, n).exists()]:
             run = self.runs.pop(number)
             if self.fleet is not None:
                 self.fleet.leave([run])

@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import ASHAScheduler
 
 from pipelines.searching.study import DONE, Search, frozen_trial
-from trainables.trial import Job, TrialSettings, members
+from trainables.trial import Job, members
 
 ETA, GRACE = 3, 1  # of the trials at a rung, the best third goes on; the first rung is epoch 1
 
@@ -21,10 +21,10 @@ class StudyASHA(ASHAScheduler):
 
     A trial stands once in each rung, under its number, with what it reached there, however often it
     was restarted. Of trials that train together each is judged alone: those that are to stop are
-    named in the result, for the searcher, and by a file each, for the worker.
+    named in the result, for the searcher.
     """
 
-    def __init__(self, study: optuna.Study, search: Search, settings: TrialSettings) -> None:
+    def __init__(self, study: optuna.Study, search: Search) -> None:
         super().__init__(
             time_attr="epoch",
             metric=search.metric,
@@ -33,7 +33,7 @@ class StudyASHA(ASHAScheduler):
             grace_period=min(GRACE, search.epochs),
             reduction_factor=ETA,
         )
-        self.study, self.settings = study, settings
+        self.study = study
         for trial in study.get_trials(deepcopy=False, states=DONE):
             if trial.state != TrialState.FAIL:
                 self._recall(trial)
@@ -55,11 +55,8 @@ class StudyASHA(ASHAScheduler):
     def on_trial_result(self, _: Any, __: RayTrial, result: dict[str, Any]) -> str:
         own = members(result)
         for number, one in own.items():
-            if not self._reached(number, one) and one["state"] == "running":
-                one["pruned"] = True
-                if len(own) > 1:
-                    self.settings.pruned_file(number).touch()
-        stopped = all(one["state"] != "running" or one.get("pruned") for one in own.values())
+            one["pruned"] = not self._reached(number, one) and one["state"] == "running"
+        stopped = all(one["state"] != "running" or one["pruned"] for one in own.values())
         return str(self.STOP if stopped else self.CONTINUE)
 
     def on_trial_complete(self, _: Any, trial: RayTrial, result: dict[str, Any]) -> None:
@@ -71,12 +68,13 @@ class StudyASHA(ASHAScheduler):
         self._forget(trial)
 
     def on_trial_error(self, controller: Any, trial: RayTrial) -> None:
-        """Its trials may come back; those that do not, failed."""
+        """Those of its trials that had not ended may come back, or else failed."""
         del controller
         self._forget(trial)
         for job in Job(**trial.config).all:
-            for _, recorded in self._brackets[0]._rungs:
-                recorded.pop(job.number, None)
+            if not frozen_trial(self.study, job.number).state.is_finished():
+                for _, recorded in self._brackets[0]._rungs:
+                    recorded.pop(job.number, None)
 
     def _reached(self, number: int, result: dict[str, Any]) -> bool:
         return "epoch" not in result or self._judge(number, result["epoch"], result[self._metric])

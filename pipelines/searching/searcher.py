@@ -24,7 +24,7 @@ from pipelines.searching.study import Search, batch, frozen_trial, write_best
 from trainables.config import Value
 from trainables.files import read_json
 from trainables.fused import FREE
-from trainables.trial import WIDTHS, members
+from trainables.trial import WIDTHS, members, pruned_file
 
 
 def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Value:
@@ -178,12 +178,13 @@ class StudySearcher(Searcher):
         trial.set_user_attr("config", values)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        live = self.live.get(trial_id, {})
         with batch(self.study):
-            for number, own in members(result).items():
-                if number in live:
-                    self._hear(live, number, own)
-            write_best(self.study, self.search, self.folder)
+            self._hear_all(trial_id, result)
+        # Each of these says what the journal has already: a kill in between loses nothing.
+        write_best(self.study, self.search, self.folder)
+        for number, own in members(result).items():
+            if own.get("pruned"):
+                pruned_file(self.folder, number).touch()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -191,10 +192,16 @@ class StudySearcher(Searcher):
         if error or trial_id not in self.live or not result:
             return  # `Losses` decides, it knows the reason
         with batch(self.study):
-            self.on_trial_result(trial_id, result)
+            self._hear_all(trial_id, result)
             for number, trial in self.live.pop(trial_id).items():  # what the scheduler stopped
                 self._end(trial, members(result)[number], TrialState.PRUNED)
-            write_best(self.study, self.search, self.folder)
+        write_best(self.study, self.search, self.folder)
+
+    def _hear_all(self, trial_id: str, result: dict[str, Any]) -> None:
+        live = self.live.get(trial_id, {})
+        for number, own in members(result).items():
+            if number in live:
+                self._hear(live, number, own)
 
     def _hear(self, live: dict[int, optuna.Trial], number: int, result: dict[str, Any]) -> None:
         """What one trial reached; whether it ended is in its state, or in the scheduler's word."""
