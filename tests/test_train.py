@@ -153,7 +153,7 @@ def test_an_interrupted_run_saves_its_step_and_goes_on(tmp_path: Path, features:
         assert time.monotonic() < limit
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "run the same command again" in said
     state = json.loads((out / "last" / "state.json").read_text())
