@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.trial import InProcess, Job, TrialSettings
+from trainables.crew import Job
+from trainables.trial import InProcess, TrialSettings
 
 METRIC = "val/t2i_mrr"
 VALUES = {"name": "soft_prompt", "epochs": 3, "batch_size": 16, "optim.lr": 1e-2}

@@ -24,7 +24,7 @@ class Together(TorchFunctionMode):
             return _linear(*args, **kwargs)
         masked = func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is not None
         if masked and any(is_batchedtensor(tensor) for tensor in args):
-            return _Attention.apply(*args, kwargs)
+            return _Attention.apply(*args, kwargs)  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 

@@ -22,9 +22,10 @@ from ray.train.torch import TorchTrainer
 
 from pipelines.capacity import Capacity, Gpus, await_place, capacity, needs
 from pipelines.console import say
+from trainables.crew import Job
 from trainables.errors import CliptuneError, ConfigError
 from trainables.loop import Worker
-from trainables.trial import InProcess, Job, Runner, TrialSettings
+from trainables.trial import InProcess, Runner, TrialSettings
 
 GROUP_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -50,6 +51,11 @@ class Workers:
             "in process" if self.per_trial == 1 else f"in warm groups of {self.per_trial} workers"
         )
         return f"{self.concurrent} at once, {kind}, {where} a worker."
+
+    @property
+    def share(self) -> float:
+        """Of a card's memory, a worker's: several trials may be on one card."""
+        return self.gpus if 0 < self.gpus < 1 else 1.0
 
     @property
     def resources(self) -> dict[str, float]:
@@ -246,7 +252,7 @@ def serve(config: dict[str, Any]) -> None:
             result = runner.advance()
             # What befell one worker alone leaves the others waiting for it in the middle of a step:
             # it says what it was, and then the group must be started anew.
-            alone = result["state"] == "failed" and not result["common"]
+            alone = not result.get("common", True)
             if worker.rank == 0 or alone:
                 ray.get(board.put_result.remote(name, result))
             if alone:
