@@ -227,7 +227,7 @@ class StudySearcher(Searcher):
     def _wait(self, trial: optuna.Trial, reason: str) -> None:
         """Of too little memory: once more when no other trial is left that takes some."""
         if "waited" in trial.user_attrs:
-            self._fail(trial, f"too little memory, with no other trial running too: {reason}")
+            self._fail(trial, f"too little memory, also with no other trial running: {reason}")
             return
         trial.set_user_attr("waited", reason)
         self._queue(trial.number)
