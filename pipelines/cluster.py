@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -29,6 +30,17 @@ def quiet_tune() -> None:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `Interrupt` handles the signals
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables heed no verbosity; `Progress` says enough
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # our callbacks say what it would log
+
+
+def cause(error: Exception) -> str:
+    """Why a group of Ray Train workers ended, in a line: what its workers said, or the first
+    sentence of whoever was to start them."""
+    failures = getattr(error, "worker_failures", None)  # by rank, a traceback each
+    if not failures:
+        return str(error).strip().splitlines()[-1].split(". ")[0]
+    said = (str(failures[rank]).strip().splitlines()[-1] for rank in sorted(failures))
+    # Without the name of the module before that of the error.
+    return "; ".join(dict.fromkeys(re.sub(r"^(\w+\.)+(?=\w+:)", "", line) for line in said))
 
 
 def connect(dashboard: bool = False) -> None:

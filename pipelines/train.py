@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from pipelines.capacity import Gpus, check_gpus
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
-from trainables.errors import ConfigError, DataError
+from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, read_jsonl, write_json
 
 if TYPE_CHECKING:
     from trainables.config import Task
-    from trainables.loop import Row, Worker
+    from trainables.distributed import Worker
+    from trainables.loop import Row
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Args:
     """Decides which epoch is best and when patience ends. Default: val/t2i_r1, val/cider_d of a
     captioner, or val/accuracy with a draw."""
     workers: int = 1
-    """Ray Train workers that train together (DDP, negatives gathered across them)."""
+    """Ray Train workers that train together (gradients averaged, negatives gathered)."""
     gpus: Gpus = "auto"
     """GPUs of a worker. auto: one worker trains in this process on what this machine has; several
     get 1 each where the cluster has GPUs or its autoscaler can start nodes with them, else 0."""
@@ -107,40 +108,59 @@ def _claim(folder: Path, args: Args, task: Task) -> None:
 
 def _train_in_group(job: dict[str, Any]) -> bool:
     from ray import train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    from pipelines.cluster import connect
+    from pipelines.cluster import cause, connect
     from pipelines.searching.workers import take
+    from trainables.distributed import STEP_SECONDS
 
     connect(dashboard=False)
     args: Args = job["args"]
     workers = take(1, args.workers, args.gpus, args.wait)
     metrics = job["folder"] / "metrics.jsonl"
     rows = len(read_jsonl(metrics))
-    TorchTrainer(
-        train_here,
+    trainer = TorchTrainer(
+        train_together,
         train_loop_config=job,
+        torch_config=TorchConfig(timeout_s=STEP_SECONDS),
         scaling_config=workers.scaling,
         run_config=train.RunConfig(
             name="group",
             storage_path=str(job["folder"] / "ray"),
-            failure_config=train.FailureConfig(max_failures=2),
+            failure_config=train.FailureConfig(max_failures=2, controller_failure_limit=1),
         ),
-    ).fit()
+    )
+    try:
+        failed = trainer.fit().return_value
+    except train.TrainingFailedError as error:
+        raise CliptuneError(f"the workers failed: {cause(error)}") from error
+    if failed is not None:
+        raise failed
     return len(read_jsonl(metrics)) > rows
+
+
+def train_together(job: dict[str, Any]) -> CliptuneError | None:
+    """`train_here` in one of several workers. What would end all of them again is given back; any
+    other error ends the group, which is then started anew."""
+    from trainables.trial import is_common
+
+    try:
+        train_here(job)
+    except CliptuneError as error:
+        if not is_common(error):
+            raise
+        return error
+    return None
 
 
 def train_here(job: dict[str, Any]) -> bool:
     """This process's part of the training; whether there was anything left to do."""
-    import torch.distributed
-
-    from trainables.loop import Interrupted, Worker
+    from trainables.distributed import join
+    from trainables.loop import Interrupted
     from trainables.trial import TrialSettings, Workbench
 
     args: Args = job["args"]
-    worker = Worker()
-    if torch.distributed.is_initialized():
-        worker = Worker(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    worker = join()
     settings = TrialSettings(
         *(args.features, job["folder"], args.metric),
         threads=0,

@@ -46,7 +46,7 @@ class Args:
     concurrent: int = 0
     """Trials at once. 0: as many as the machine or cluster holds."""
     workers_per_trial: int = 1
-    """Ray Train workers that train one trial together (DDP, negatives gathered across them)."""
+    """Ray Train workers that train one trial together: gradients averaged, negatives gathered."""
     gpus: Gpus = "auto"
     """GPUs of a worker; a fraction packs several trials on a card. auto: 1 where the cluster has
     GPUs or its autoscaler can start nodes with them, else 0."""
@@ -271,6 +271,11 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
         with interrupt:
             tuner.fit()
     settings.stop_file.unlink(missing_ok=True)
+    if searcher.gave_up:
+        raise CliptuneError(
+            f"no group of workers comes up: {searcher.gave_up} "
+            "The same command goes on where the search stopped."
+        )
     return interrupt.seen
 
 

@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
+from tests.pair import pair
 from tests.test_decoding import ending, talkative
 from tests.test_language_model import write_scaled
 from tests.tiny import tiny_clip, tiny_features, tiny_lm, tiny_shards
@@ -25,6 +24,7 @@ from trainables.backbone import Backbone, load_backbone
 from trainables.checkpoint import load_adapter
 from trainables.data import Batch
 from trainables.decoding import Decoding, decode
+from trainables.distributed import average
 from trainables.errors import CheckpointError, ConfigError
 from trainables.features import open_features
 from trainables.language_model import LanguageModel, load_language_model
@@ -449,26 +449,22 @@ def gradients(folder: Path, rows: list[int]) -> dict[str, Tensor]:
     groups = whole.image_groups[at]
     images, tokens = whole.image_embeds[at], whole.tokens.select(at)
     batch = Batch(images, None, tokens, None, groups, groups, whole.progress)
-    model: Any = DistributedDataParallel(adapter) if dist.is_initialized() else adapter
-    value, numbers = model(batch)
+    value, numbers = adapter(batch)
     value.backward()
+    if dist.is_initialized():
+        average(list(adapter.parameters()), value.detach()[None])
     found = {n: p.grad for n, p in adapter.named_parameters() if p.grad is not None}
     return found | {"loss": numbers["loss"]}
 
 
 def worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder / 'rendezvous'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     save_file(gradients(folder, [rank, rank + 2]), folder / f"{rank}.safetensors")
-    dist.destroy_process_group()
 
 
 def test_two_workers_are_one(tmp_path: Path) -> None:
     tiny_clip(tmp_path / "clip")
     tiny_lm(tmp_path / "lm")
-    mp.set_forkserver_preload([__name__])
-    mp.start_processes(worker, (tmp_path,), nprocs=2, start_method="forkserver")  # type: ignore[attr-defined,no-untyped-call]
+    pair(worker, tmp_path)
     expected = gradients(tmp_path, [0, 1, 2, 3])
     for rank in (0, 1):
         found = load_file(tmp_path / f"{rank}.safetensors")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch import distributed as dist
-from torch import multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 
+from tests.pair import pair
 from tests.tiny import tiny_clip, tiny_features
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import load_backbone
 from trainables.data import Batch
-from trainables.distributed import gather
+from trainables.distributed import average, gather
 from trainables.features import open_features
 
 ADAPTERS, LOSSES = ("soft_prompt", "projection"), ("infonce", "siglip")
@@ -50,17 +48,15 @@ def gradients(folder: Path, name: str, loss: str, rows: Tensor) -> dict[str, Ten
     """The gradients, and the loss, of one step on images `rows` of this worker."""
     backbone = load_backbone(str(folder / "clip"))
     adapter = build(make_config(name, {**SETTINGS, "loss.kind": loss}), backbone)
-    model: Any = DistributedDataParallel(adapter) if dist.is_initialized() else adapter
-    value, numbers = model(part(folder / "store", rows))
+    value, numbers = adapter(part(folder / "store", rows))
     value.backward()
+    if dist.is_initialized():
+        average(list(adapter.parameters()), value.detach()[None])
     grads = {n: p.grad for n, p in adapter.named_parameters() if p.grad is not None}
     return grads | {"loss": numbers["loss"]}
 
 
 def worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder / 'rendezvous'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     for name, loss in CASES:
         rows = torch.arange(16 * rank, 16 * (rank + 1))
         found = gradients(folder, name, loss, rows)
@@ -71,7 +67,6 @@ def worker(rank: int, folder: Path) -> None:
     (rows * torch.arange(6.0).view(3, 2) * (1 + rank)).sum().backward()
     assert x.grad is not None
     save_file({"rows": rows.detach(), "grad": x.grad}, folder / f"gather-{rank}.safetensors")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("workers")
     tiny_clip(path / "clip")
     tiny_features(path / "store", images=32, duplicates=5)
-    # Both workers are forked from one process that has imported this module once.
-    mp.set_forkserver_preload([__name__])
-    mp.start_processes(worker, (path,), nprocs=2, start_method="forkserver")  # type: ignore[attr-defined,no-untyped-call]
+    pair(worker, path)
     return path
 
 

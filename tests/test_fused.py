@@ -12,10 +12,11 @@ import torch
 from tests.contract import ALL, CLASSES, CLASSIFIERS, FUSING
 from trainables.adapters.registry import make_config
 from trainables.checkpoint import newest_intact, trained_tensors
+from trainables.distributed import ALONE
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.fused import FREE, Fleet, best_width, shape_of
-from trainables.loop import ALONE, METRICS, Diverged, Interrupted, Run
+from trainables.loop import METRICS, Diverged, Interrupted, Run
 from trainables.transfer import Numbers
 from trainables.trial import Crew, Job, TrialSettings, Workbench, members, pruned_file
 

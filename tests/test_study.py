@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 from pipelines import tune
 from pipelines.searching.asha import StudyASHA, rungs
 from pipelines.searching.callbacks import Losses
+from pipelines.searching.groups import STARTS, Switchboard
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import (
     Search,
@@ -25,7 +26,6 @@ from pipelines.searching.study import (
     open_study,
     states,
 )
-from pipelines.searching.workers import Switchboard
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import to_json
@@ -279,7 +279,7 @@ def test_the_best_so_far_counts_trials_that_still_run(tmp_path: Path) -> None:
 
 def test_the_switchboard_gives_back_the_job_of_a_dead_group() -> None:
     async def story() -> None:
-        board = Switchboard()
+        board = Switchboard(groups=1)
         job = Job(4, {"name": "lora"}, 0)
         await board.open("job", job)
         assert await board.take(0) == ("job", job)
@@ -303,9 +303,53 @@ def test_the_switchboard_gives_back_the_job_of_a_dead_group() -> None:
     asyncio.run(story())
 
 
+def test_where_no_group_comes_up_every_trial_is_told_why() -> None:
+    async def story() -> None:
+        board = Switchboard(groups=2)
+        await board.open("early", Job(4, {}, 0))
+        waiting = asyncio.ensure_future(board.advance("early"))
+        for start in range(1, STARTS + 1):
+            assert await board.died(0, "no card 0") == (start < STARTS)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await board.give_up(1, "no card 1")
+        assert not await board.died(1, "what it said before it died")
+        expected = {"number": 4, "state": "interrupted", "done": True}
+        assert await waiting == expected | {"reason": "no card 0; no card 1"}
+        await board.open("late", Job(5, {}, 0))
+        assert (await board.advance("late"))["reason"] == "no card 0; no card 1"
+        assert await board.stop() == {0: "no card 0", 1: "no card 1"}
+
+    asyncio.run(story())
+
+
+def test_a_group_that_takes_jobs_is_started_anew_as_often_as_it_dies() -> None:
+    async def story() -> None:
+        board = Switchboard(groups=1)
+        await board.open("job", Job(4, {}, 0))
+        for _ in range(2 * STARTS):
+            await board.open("job", Job(4, {}, 0))
+            assert await board.take(0) is not None
+            waiting = asyncio.ensure_future(board.advance("job"))
+            assert await board.died(0, "signal 9")
+            assert "signal 9" in (await waiting)["lost"]
+
+    asyncio.run(story())
+
+
+def test_a_search_that_no_group_trains_stops_and_keeps_its_trials(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    search.suggest("ray0")
+    told = {"number": 0, "done": True, "state": "interrupted", "reason": "no card"}
+    search.on_trial_complete("ray0", told)
+    assert search.gave_up == "no card"
+    assert search.suggest("ray1") == Searcher.FINISHED
+    assert search.study.trials[0].state == TrialState.RUNNING  # a resumed search goes on with it
+
+
 def test_a_group_that_died_idle_takes_no_job_from_its_successor() -> None:
     async def story() -> None:
-        board = Switchboard()
+        board = Switchboard(groups=1)
         dead = asyncio.ensure_future(board.take(0))
         await asyncio.sleep(0)
         alive = asyncio.ensure_future(board.take(0))
@@ -319,7 +363,7 @@ def test_a_group_that_died_idle_takes_no_job_from_its_successor() -> None:
 
 def test_a_trial_handed_out_again_frees_the_group_that_waits_for_its_dead_caller() -> None:
     async def story() -> None:
-        board = Switchboard()
+        board = Switchboard(groups=1)
         await board.open("first", Job(4, {}, 0))
         assert await board.take(0) is not None
         await board.open("second", Job(4, {}, 1))

@@ -15,6 +15,14 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def card() -> str | None:
+    """The name, unlike any other's, of the GPU (or the part of one) that this process computes on;
+    None: it has none."""
+    if not torch.cuda.is_available():
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+
+
 def bf16_pays(device: torch.device | str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether bf16 autocast is faster than fp32 on `device`."""
     if torch.device(device).type == "cuda":

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -29,6 +29,7 @@ from trainables.backbone import Backbone
 from trainables.checkpoint import check_beside, load_tensors, newest_intact, save_checkpoint
 from trainables.config import Task, TrainConfig, to_json
 from trainables.data import Batch
+from trainables.distributed import ALONE, Worker, average, same_start
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
 from trainables.features import SplitFeatures
 from trainables.files import read_json, write_bytes, write_json
@@ -60,16 +61,6 @@ class Interrupted(CliptuneError):
     """Asked to stop in the middle of an epoch; the state is saved."""
 
 
-class Worker(NamedTuple):
-    """This process's place among those that train one adapter together."""
-
-    rank: int = 0
-    world: int = 1
-
-
-ALONE = Worker()
-
-
 def never() -> bool:
     return False
 
@@ -94,11 +85,12 @@ def batches(
             f"`{adapter.train_config.name}` is configured for {adapter.train_config.task}, which "
             f"{'takes no draw' if train.labels is not None else 'needs a draw with classes'}."
         )
+    part = (worker.rank, worker.world)
     if train.labels is not None:
-        return ClassBatches(train, adapter, *worker)
+        return ClassBatches(train, adapter, *part)
     if adapter.train_config.task == "captioning":
-        return CaptionBatches(train, adapter, *worker)
-    return Batches(train, adapter.train_config, adapter.image_block, adapter.frozen_text, *worker)
+        return CaptionBatches(train, adapter, *part)
+    return Batches(train, adapter.train_config, adapter.image_block, adapter.frozen_text, *part)
 
 
 def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
@@ -150,13 +142,8 @@ class Run:
         self.outstanding: tuple[Numbers, int] | None = None  # the last step's, and which are ours
         self.warnings: list[str] = []
         self.saved = time.monotonic()  # when `last` was written
-        self.model: nn.Module = self.adapter
         if self.trained:
             self.optimizer = self._make_optimizer()
-            if worker.world > 1:
-                self.model = nn.parallel.DistributedDataParallel(
-                    self.adapter, broadcast_buffers=False
-                )
         self._resume()
         if worker.world > 1:
             self._start_together()
@@ -299,24 +286,22 @@ class Run:
             group["lr"] = self.lr(self.step)
         self.adapter.objective.settle()
         with autocast(self.config.precision, self.adapter.backbone.device):
-            loss, numbers = self.model(batch)
+            loss, numbers = self.adapter(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        found = torch.stack(list(numbers.values()))
+        if self.worker.world > 1:
+            found = average(list(self.trained.values()), found)
         if self.config.optim.clip_norm:
             nn.utils.clip_grad_norm_(self.trained.values(), self.config.optim.clip_norm)
         self.optimizer.step()
-        return Numbers(numbers, torch.stack(list(numbers.values()))[None])
+        return Numbers(numbers, found[None])
 
     def _measure(self) -> dict[str, float]:
         """The val metrics, computed by worker 0 and told to the others: all decide alike."""
-        metrics: dict[str, float] = {}
-        if self.worker.rank == 0:
-            metrics = measure(self.adapter, self.val)
-        if self.worker.world > 1:
-            shared: list[Any] = [metrics]
-            torch.distributed.broadcast_object_list(shared)
-            metrics = shared[0]
-        return metrics
+        metrics = measure(self.adapter, self.val) if self.worker.rank == 0 else {}
+        told: dict[str, float] = self.worker.tell(metrics)
+        return told
 
     # -- disk -------------------------------------------------------------------------------
 
@@ -364,11 +349,12 @@ class Run:
             self._write_metrics()  # a kill may have come between the checkpoint and them
 
     def _start_together(self) -> None:
-        """All workers stand at one step, and none writes while another still reads."""
-        steps: list[Any] = [None] * self.worker.world
-        torch.distributed.all_gather_object(steps, self.step)
+        """All workers stand at one step, with one adapter, and none writes while another still
+        reads."""
+        steps = self.worker.hear(self.step)
         if len(set(steps)) > 1:  # a network file system may show a node what was there before
             raise RuntimeError(f"the workers read checkpoints of different steps: {steps}.")
+        same_start(list(self.adapter.state_dict().values()))
 
     def _write_metrics(self) -> None:
         """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line. All

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from trainables.backbone import Backbone
 from trainables.config import LossConfig, TemperatureConfig
-from trainables.distributed import gather
+from trainables.distributed import gather, shared
 from trainables.schedules import adapted, cosine_scale
 
 
@@ -130,7 +130,7 @@ class Objective(nn.Module):
         if not self.calibrated:
             if not self.bias_is_set:
                 with torch.no_grad():
-                    self.bias.copy_(-logits.flatten().topk(int(same.sum())).values[-1])
+                    self.bias.copy_(shared(-logits.flatten().topk(int(same.sum())).values[-1]))
                     self.bias_is_set.fill_(True)
             self.calibrated = True
         return siglip(logits + self.bias, same, self.smoothing, hardness)
@@ -140,6 +140,7 @@ class Objective(nn.Module):
         """The softmaxes' entropy as a share of its maximum, to which an adaptive tau reacts."""
         entropy = torch.stack([entropy_share(one) for one in logits]).mean()
         if self.training and self.temperature.policy == "adaptive":
+            entropy = shared(entropy)  # a worker may have seen its own rows only
             rule = (self.rate, self.target_entropy, self.low, self.high)
             self.log_scale.copy_(adapted(self.log_scale, entropy, *rule))
         return entropy

@@ -20,6 +20,7 @@ from ray import tune
 from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig
+from trainables.distributed import ALONE, Worker
 from trainables.draws import measured, read_draw
 from trainables.errors import CliptuneError, ConfigError
 from trainables.faults import is_machines_failure
@@ -27,7 +28,7 @@ from trainables.features import backbone_of, open_features
 from trainables.files import read_json, write_json
 from trainables.fused import Fleet, best_width
 from trainables.hardware import default_device
-from trainables.loop import ALONE, LIKELIHOOD, Diverged, Interrupted, Row, Run, Worker, best_of
+from trainables.loop import LIKELIHOOD, Diverged, Interrupted, Row, Run, best_of
 
 WIDTHS = "fused.json"
 
@@ -141,9 +142,14 @@ def failure(error: Exception) -> dict[str, Any]:
         "done": True,
         "state": "failed",
         "reason": f"{type(error).__name__}: {' '.join(str(error).split())}",
-        # Workers that train together see the same loss and config; all else may befall one alone.
-        "common": isinstance(error, Diverged | ConfigError),
+        "common": is_common(error),
     }
+
+
+def is_common(error: Exception) -> bool:
+    """Whether it befalls all workers that train together: they see the same loss and config; all
+    else may befall one alone."""
+    return isinstance(error, Diverged | ConfigError)
 
 
 def is_own_failure(error: Exception) -> bool:

@@ -58,6 +58,7 @@ class StudySearcher(Searcher):
         super().__init__(metric=search.metric, mode="max")
         self.study, self.search, self.folder, self.fuse = study, search, folder, fuse
         self.stopping = False
+        self.gave_up = ""  # why there is nobody left to train a trial
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.unfinished = [trial.number for trial in running]
         # Ray's trial id to Optuna's trials by number: one, or those that train together.
@@ -214,7 +215,11 @@ class StudySearcher(Searcher):
         del live[number]
         if state == "failed":
             self._fail(trial, result["reason"])
-        elif state != "interrupted":  # RUNNING in the journal: a resumed search goes on with it
+        elif state == "interrupted":  # RUNNING in the journal: a resumed search goes on with it
+            if "reason" in result:
+                self.gave_up = result["reason"]
+                self.stop()
+        else:
             complete = state == "finished"
             self._end(trial, result, TrialState.COMPLETE if complete else TrialState.PRUNED)
 

@@ -57,7 +57,7 @@ class Adapter(nn.Module, Generic[C]):
         self.config: C = config.adapter
         self.objective = Objective(config.loss, config.temperature, backbone)
         self.classes: Classes | None = None  # those that it is or was trained on
-        # A list hides the frozen backbone from `parameters()`, `state_dict()` and DDP.
+        # A list hides the frozen backbone from `parameters()` and `state_dict()`.
         self._frozen = [backbone]
 
     @property
@@ -187,7 +187,7 @@ class Adapter(nn.Module, Generic[C]):
         return Predictions(F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, under the name that DDP wraps."""
+        """The loss, under the name that `functional_call` wraps."""
         return self.loss(batch)
 
     def turned(
