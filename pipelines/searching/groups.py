@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipelines.cluster import cause
 from trainables.crew import Job
 from trainables.distributed import STEP_SECONDS, Worker, join
+from trainables.errors import CliptuneError
 from trainables.trial import InProcess, TrialSettings
 
 GROUP_ENV = {
@@ -67,11 +68,15 @@ class Switchboard:
         """The group in `slot` is dead; whether it is to be started again."""
         await self._lose(slot, reason)
         self.deaths[slot] += 1
-        if self.deaths[slot] < STARTS:
-            return not self.stopped
-        self.given_up[slot] = reason
-        await self._tell_if_no_group_is_left()
-        return False
+        if self.deaths[slot] >= STARTS:
+            await self.give_up(slot, reason)
+        return not self.stopped and slot not in self.given_up
+
+    async def give_up(self, slot: int, reason: str) -> None:
+        """The group in `slot` would never come up."""
+        if slot not in self.given_up:
+            self.given_up[slot] = reason
+            await self._tell_if_no_group_is_left()
 
     async def _lose(self, slot: int, reason: str) -> None:
         lost = self.held.pop(slot, None)
@@ -177,7 +182,6 @@ def host_group(
 def serve(config: dict[str, Any]) -> None:
     """The Ray Train worker function: jobs in, epochs out, all workers of the group in step."""
     board, slot, settings = config["board"], config["slot"], config["settings"]
-    worker = join()
     steps = 0
 
     def should_stop() -> bool:
@@ -185,7 +189,12 @@ def serve(config: dict[str, Any]) -> None:
         steps += 1
         return steps % STOP_CHECK_STEPS == 0 and bool(worker.tell(settings.stop_file.exists()))
 
-    runner = InProcess(settings, worker, should_stop)
+    try:
+        worker = join()
+        runner = InProcess(settings, worker, should_stop)
+    except CliptuneError as error:  # for a user to mend: another start would end here too
+        ray.get(board.give_up.remote(slot, str(error)))
+        raise
     while taken := agree(worker, board.take, slot):
         name, job = taken
         runner.start(job)
