@@ -15,12 +15,8 @@ from ray.tune.search import Searcher
 
 from pipelines import tune
 from pipelines.searching.asha import StudyASHA, rungs
-<<<<<<< HEAD
-from pipelines.searching.callbacks import Losses
-from pipelines.searching.groups import STARTS, Switchboard
-=======
 from pipelines.searching.callbacks import Losses, reason_of
->>>>>>> cabf989343615a4930ee849ea4afeaeb9a520a4b
+from pipelines.searching.groups import STARTS, Switchboard
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import (
     Search,

@@ -91,7 +91,7 @@ def embedder(clip: Backbone, pixels: Tensor, precision: str) -> Callable[[], Ten
 @contextmanager
 def _computed(precision: str, clip: Backbone) -> Iterator[None]:
     if precision != "tf32":
-        with autocast(precision, clip.device):
+        with autocast(cast(Precision, precision), clip.device):
             yield
         return
     place = torch.backends.cuda.matmul

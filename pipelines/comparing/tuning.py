@@ -31,11 +31,8 @@ from pipelines.searching.study import (
 )
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
-<<<<<<< HEAD
 from trainables.crew import failure, is_own_failure, outcome
-=======
 from trainables.faults import is_machines_failure
->>>>>>> cabf989343615a4930ee849ea4afeaeb9a520a4b
 from trainables.features import find_store
 from trainables.files import write_json
 from trainables.loop import Interrupted

@@ -58,11 +58,7 @@ class StudySearcher(FromDisk):
         """`fuse`: trials of one shape to train together; 0: as many as a worker found to pay."""
         super().__init__(metric=search.metric, mode="max")
         self.study, self.search, self.folder, self.fuse = study, search, folder, fuse
-<<<<<<< HEAD
-        self.stopping = False
         self.gave_up = ""  # why there is nobody left to train a trial
-=======
->>>>>>> cabf989343615a4930ee849ea4afeaeb9a520a4b
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.unfinished: list[int] = []
         self.waiting: list[int] = []  # until nothing else runs: they had too little memory

@@ -85,13 +85,8 @@ def take(concurrent: int, per_trial: int, gpus: Gpus, wait: float) -> Workers:
     await_place([workers.resources] * per_trial, wait)
     have = capacity()  # anew: only now is it sure how many CPUs stand beside a GPU
     if have.grows:
-<<<<<<< HEAD
-        say(f"the cluster has {have}, and grows as trials ask.")
-    return replace(plan(concurrent, per_trial, workers.gpus, have), wait=wait)
-=======
         say(f"the cluster has {have}, and grows.")
-    return plan(concurrent, per_trial, workers.gpus, have)
->>>>>>> b12fce7ad3c7d69193f425491fc1402fa4b5f602
+    return replace(plan(concurrent, per_trial, workers.gpus, have), wait=wait)
 
 
 def plan(concurrent: int, per_trial: int, gpus: Gpus, have: Capacity) -> Workers:
