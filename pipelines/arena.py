@@ -200,11 +200,10 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
     from pipelines.cluster import connect, quiet_tune
 
     quiet_tune()
-    import dataclasses
-
     from ray import tune
 
     from pipelines.comparing.progress import Progress
+    from pipelines.comparing.queue import CellQueue
     from pipelines.comparing.tuning import Arena, CellTrial
     from pipelines.searching.interrupt import Interrupt
     from pipelines.searching.workers import take
@@ -213,14 +212,15 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
     workers = take(args.concurrent, 1, args.gpus, args.wait)
     arena = Arena(plan, folder, workers.threads)
     arena.stop_file.unlink(missing_ok=True)
-    progress = Progress(folder, len(todo))
-    interrupt = Interrupt(arena.stop_file, lambda: None, progress.standing)
+    queue = CellQueue(todo)
+    progress = Progress(folder, queue)
+    interrupt = Interrupt(arena.stop_file, queue.stop, progress.standing)
     say(f"{len(todo)} cells of at most {plan.trials} trials: {workers}")
-    points = [dataclasses.asdict(cell) for cell in todo]
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(CellTrial, arena=arena), workers.trial_resources),
-        param_space={"cell": tune.grid_search(points)},
         tune_config=tune.TuneConfig(
+            search_alg=queue,
+            num_samples=-1,  # the queue says when it is empty
             max_concurrent_trials=workers.concurrent,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,

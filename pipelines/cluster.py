@@ -29,6 +29,7 @@ def quiet_tune() -> None:
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial's result has no metric
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `Interrupt` handles the signals
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables heed no verbosity; `Progress` says enough
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # that wait for a free place
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # our callbacks say what it would log
 
 

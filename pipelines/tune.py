@@ -216,7 +216,6 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     from pipelines.cluster import connect, quiet_tune
 
     quiet_tune()
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # that wait for a free place
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 

@@ -127,7 +127,7 @@ class Driver:
             name = next(self.names)
             config = self.searcher.suggest(name)
             if isinstance(config, dict):
-                trial = SimpleNamespace(trial_id=name, config=config, get_error=lambda: "killed")
+                trial = SimpleNamespace(trial_id=name, config=config, error_file=None)
                 self.trials[slot] = trial
                 self.scheduler.on_trial_add(None, trial)
                 self.workers[slot].start(Job(**config))

@@ -63,6 +63,20 @@ def test_a_fault_of_the_device_ends_the_worker(words: str) -> None:
     assert not is_own_failure(error)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa, opb)`",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "CUDA driver error: unknown error",
+        "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error, NCCL version 2.27.5",
+        "Triton Error [CUDA]: an illegal memory access was encountered",
+    ],
+)
+def test_a_library_that_fails_on_the_device_ends_the_worker(words: str) -> None:
+    assert context_is_dead(RuntimeError(words))
+
+
 @pytest.mark.parametrize("error", MEMORY, ids=lambda error: type(error).__name__)
 def test_too_little_memory_kills_no_context(error: BaseException) -> None:
     assert not context_is_dead(error)
@@ -80,7 +94,7 @@ def test_a_dead_context_shows_when_asked_whatever_the_error_says(
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    error = RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+    error = RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
     assert not context_is_dead(error)
     assert context_is_dead(error)
 

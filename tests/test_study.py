@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from pipelines import tune
 from pipelines.searching.asha import StudyASHA, rungs
-from pipelines.searching.callbacks import Losses
+from pipelines.searching.callbacks import Losses, reason_of
 from pipelines.searching.groups import STARTS, Switchboard
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import (
@@ -390,22 +390,51 @@ def test_one_adapter_alone_needs_no_choice(adapter: str, tmp_path: Path) -> None
     assert all("adapter" not in t.params for t in search.study.trials)
 
 
+DEAD_GPU = "torch.AcceleratorError: CUDA error: device-side assert triggered"
+ERROR = f"""Failure # 1 (occurred at 2026-11-28_16-46-36)
+ray::ResourceTrainable.train() (pid=5445, ip=192.0.2.2, actor_id=41160e64e29bb145b33d19ca01000000)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "trainables/trial.py", line 21, in step
+    return self.runner.advance()
+{DEAD_GPU}
+Search for `cudaErrorAssert' in https://docs.nvidia.com/cuda for more information.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1
+"""
+
+
+def test_the_reason_of_a_loss_is_what_tune_wrote_down(tmp_path: Path) -> None:
+    def reason(text: str) -> str:
+        (tmp_path / "error.txt").write_text(text)
+        lost: Any = SimpleNamespace(error_file=str(tmp_path / "error.txt"))
+        return reason_of(lost)
+
+    died = (
+        "Failure # 2 (occurred at now)\nThe actor died.\n\tpid: 1\nIts worker process has died.\n"
+    )
+    assert reason(ERROR) == DEAD_GPU
+    assert reason(ERROR + died) == "Its worker process has died."
+    assert reason(died + ERROR) == DEAD_GPU
+    assert reason("") == "the worker died"
+    unwritten: Any = SimpleNamespace(error_file=None)
+    assert reason_of(unwritten) == "the worker died"
+
+
 def test_a_trial_that_lost_its_worker_is_handed_out_again_and_then_given_up(tmp_path: Path) -> None:
     search = searcher(tmp_path, Search(("lora",), METRIC, trials=1, epochs=3, seed=0, fixed={}))
     losses = Losses(search)
+    error = tmp_path / "error.txt"
+    error.write_text(ERROR)
     for attempt in range(3):
         config = search.suggest(f"ray{attempt}")
         assert config["number"] == 0
         assert search.suggest("none is free") is None
-        died = SimpleNamespace(
-            trial_id=f"ray{attempt}", config=config, get_error=lambda: "x\nthe node was lost\n"
-        )
+        died = SimpleNamespace(trial_id=f"ray{attempt}", config=config, error_file=str(error))
         search.on_trial_complete(died.trial_id, error=True)
         losses.on_trial_error(0, [], died)  # type: ignore[arg-type]
     assert search.suggest("last") == Searcher.FINISHED
     trial = search.study.trials[0]
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["reason"] == "lost 3 times: the node was lost"
+    assert trial.user_attrs["reason"] == f"lost 3 times: {DEAD_GPU}"
 
 
 def test_the_journal_opens_in_optuna_dashboard(tmp_path: Path) -> None:

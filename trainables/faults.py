@@ -7,6 +7,7 @@ nothing about the run: another worker goes on with it.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +17,8 @@ OF_A_PATH = {
     *(None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST),
     *(errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG),
 }
+# How torch, and the libraries that it calls, begin what they say of a GPU.
+OF_A_GPU = re.compile(r"\b(CUDA( driver)?|cuDNN|cusolver|cuFFT|NCCL|Triton) error\b", re.IGNORECASE)
 
 
 def is_machines_failure(error: BaseException) -> bool:
@@ -33,11 +36,11 @@ def context_is_dead(error: BaseException) -> bool:
     answers all that this process ever asks with an error. A few errors of a device leave it alive
     (a launch that was refused), but a new worker costs seconds.
     """
-    if any(isinstance(e, torch.AcceleratorError) and not _of_memory(e) for e in _causes(error)):
+    if any(map(_of_a_gpu, _causes(error))):
         return True
     if not torch.cuda.is_initialized():
         return False
-    try:  # what a library said need not be what the device has
+    try:  # what was said need not be what the device has
         torch.cuda.synchronize()
     except RuntimeError:
         return True
@@ -51,8 +54,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _of_memory(error: BaseException) -> bool:
-    return "out of memory" in str(error)
+def _of_a_gpu(error: BaseException) -> bool:
+    if re.search("out of memory|ALLOC_FAILED", str(error)):
+        return False
+    said = isinstance(error, RuntimeError) and OF_A_GPU.search(str(error)) is not None
+    return said or isinstance(error, torch.AcceleratorError)
 
 
 def _of_the_system(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
 from pipelines.comparing.plan import Cell
+from pipelines.comparing.queue import CellQueue
 from pipelines.comparing.tuning import fail
 from pipelines.console import say
 from pipelines.searching.callbacks import reason_of
@@ -18,8 +19,8 @@ from pipelines.searching.callbacks import reason_of
 class Progress(Callback):
     """Counts the cells of one call."""
 
-    def __init__(self, folder: Path, cells: int) -> None:
-        self.folder, self.cells = folder, cells
+    def __init__(self, folder: Path, queue: CellQueue) -> None:
+        self.folder, self.queue, self.cells = folder, queue, len(queue.waiting)
         self.ended, self.trials, self.started = 0, 0, time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,10 +50,15 @@ class Progress(Callback):
     def on_trial_error(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
-        """Its worker died: the others go on."""
+        """Its worker or its machine failed: the queue has it again, or gave it up."""
         del iteration, trials, info
-        cell = Cell(**trial.config["cell"])
-        reason = reason_of(trial)
+        cell, reason = Cell(**trial.config["cell"]), reason_of(trial)
+        if not self.queue.gave_up(cell):
+            say(
+                f"{cell.task} {cell.adapter} goes on with another worker, this one failed: {reason}"
+            )
+            return
+        reason = f"the machine failed {self.queue.losses[cell]} times: {reason}"
         fail(self.folder, cell, reason)
         self._line(cell, f"failed: {reason}")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from optuna.trial import TrialState
 from ray import tune
 
@@ -30,6 +31,7 @@ from pipelines.searching.study import (
 )
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
+from trainables.faults import is_machines_failure
 from trainables.features import find_store
 from trainables.files import write_json
 from trainables.loop import Interrupted
@@ -160,7 +162,11 @@ class CellTrial(tune.Trainable):
             return self.search.close() | {"done": True}
         except Interrupted:
             return {"done": True, "state": "interrupted"}
+        except (MemoryError, torch.OutOfMemoryError):  # before any trial: others fill the memory
+            raise
         except Exception as error:  # the others go on: the cell is shown as failed
+            if is_machines_failure(error):
+                raise  # this worker ends; another one goes on
             return fail(self.arena.folder, self.cell, f"{type(error).__name__}: {error}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,9 +19,14 @@ from trainables.trial import Job
 
 
 def reason_of(trial: RayTrial) -> str:
-    """Why Tune says that a trial ended: the last line of its traceback."""
-    lines = [line for line in (trial.get_error() or "").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "the worker died"
+    """Why a trial ended, as Tune wrote it down on the driver: what the exception says first, or
+    what Ray says of the process."""
+    path = trial.error_file  # the copy that `get_error` reads is made later
+    text = Path(path).read_text() if path else ""
+    _, _, last = text.rpartition("Failure # ")
+    lines = [line for line in last.splitlines()[1:] if line.strip()]
+    said = list(itertools.takewhile(lambda line: not line[0].isspace(), reversed(lines)))
+    return said[-1].strip() if said else "the worker died"
 
 
 class Losses(Callback):

@@ -20,6 +20,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from pipelines.searching.from_disk import FromDisk
 from pipelines.searching.study import Search, batch, frozen_trial, write_best
 from trainables.config import Value
 from trainables.files import read_json
@@ -46,7 +47,7 @@ def widest(search: Search) -> int:
     return max(1, search.trials // 8)
 
 
-class StudySearcher(Searcher):
+class StudySearcher(FromDisk):
     """Ask and tell between Ray Tune and the study.
 
     The sampler is TPE, multivariate, seeded by (seed, trial number): a suggestion depends on the
@@ -57,28 +58,11 @@ class StudySearcher(Searcher):
         """`fuse`: trials of one shape to train together; 0: as many as a worker found to pay."""
         super().__init__(metric=search.metric, mode="max")
         self.study, self.search, self.folder, self.fuse = study, search, folder, fuse
-        self.stopping = False
         self.gave_up = ""  # why there is nobody left to train a trial
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.unfinished = [trial.number for trial in running]
         # Ray's trial id to Optuna's trials by number: one, or those that train together.
         self.live: dict[str, dict[int, optuna.Trial]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray pickles searchers to restore them; ours is restored from the journal
-
-    def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search is resumed from its journal, not from Ray's state.")
-
-    def set_search_properties(self, *_: Any, **__: Any) -> bool:
-        return True
-
-    def stop(self) -> None:
-        """Hand out no more trials."""
-        self.stopping = True
 
     def suggest(self, trial_id: str) -> Any:
         if self.stopping:
