@@ -140,7 +140,7 @@ def test_a_cell_killed_between_any_two_writes_goes_on(
         expected = found(whole)
     killed = sorted(tmp_path.glob("[0-9]*"))
     assert len(killed) > 90
-    for left in killed[::2]:
+    for left in killed[::4]:
         assert found(left) == expected
         assert read_json(cell_folder(left, one) / "best.json")["value"] == expected["val"]
 
