@@ -59,6 +59,12 @@ def test_a_search_on_the_shipped_cluster_asks_for_the_gpus_that_can_come() -> No
     assert (group.concurrent, group.resources) == (4, {"CPU": 0.9, "GPU": 1.0})
 
 
+def test_workers_that_train_together_ask_for_the_gpus_that_can_come() -> None:
+    scaling = plan(1, 2, "auto", SHIPPED).scaling
+    assert (scaling.num_workers, scaling.use_gpu) == (2, True)
+    assert scaling.resources_per_worker == {"CPU": 0.9, "GPU": 1.0}
+
+
 def test_towers_on_the_shipped_cluster_ask_for_the_gpus_that_can_come() -> None:
     towers = Resources.plan("auto", "auto", SHIPPED)
     assert (towers.towers, towers.tower_gpus, towers.tower_cpus, towers.threads) == (8, 1, 4, 8)
@@ -163,7 +169,7 @@ def test_a_cluster_without_gpus_starts_the_node_that_is_asked_for(
     lines = told.stdout.splitlines()
     assert told.returncode == 0, told.stderr
     assert lines[0] == "2 CPUs and 0 GPUs now"
-    assert "4 CPUs and 1 GPUs now, and grows as trials ask." in told.stdout
+    assert "4 CPUs and 1 GPUs now, and grows." in told.stdout
     assert "2 at once, in process, 1 GPU a worker." in lines
     assert lines[-2].endswith("and its largest node is `gpu` (2 CPUs, 1 GPUs).")
     assert "no room for 1 CPU and 1 GPU came within `--wait 0` minutes" in lines[-1]

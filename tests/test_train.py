@@ -101,6 +101,8 @@ def test_an_adapter_without_a_foreign_format_says_how_to_load_it(
         (["--metric", "val/t2i_medr"], "unknown metric `val/t2i_medr`"),
         (["--set", "adapter.n_ctx=76"], "leaves no room for a word"),
         (["--adapter", "lora", "--set", "adapter.tower=vision"], "need pixels"),
+        (["--workers", "0"], "`--workers` must be at least 1, got 0."),
+        (["--gpus", "0.5", "--workers", "2"], "must be whole with `--workers 2`, got 0.5"),
     ],
 )
 def test_a_wrong_flag_or_field_is_named_with_its_rule(

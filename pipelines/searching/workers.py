@@ -80,7 +80,7 @@ def take(concurrent: int, per_trial: int, gpus: Gpus, wait: float) -> Workers:
     await_place([workers.resources] * per_trial, wait)
     have = capacity()  # anew: only now is it sure how many CPUs stand beside a GPU
     if have.grows:
-        say(f"the cluster has {have}, and grows as trials ask.")
+        say(f"the cluster has {have}, and grows.")
     return replace(plan(concurrent, per_trial, workers.gpus, have), wait=wait)
 
 
