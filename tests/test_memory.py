@@ -19,8 +19,9 @@ from tests.test_fused import METRIC, Make, assert_same_rows, assert_same_tensors
 from trainables import crew as crews
 from trainables import memory, trial
 from trainables.crew import Crew, Job
+from trainables.distributed import ALONE
 from trainables.fused import Fleet
-from trainables.loop import ALONE, Run, never
+from trainables.loop import Run, never
 from trainables.memory import claim, is_out_of_memory, shortage
 from trainables.trial import InProcess, TrialSettings, Workbench
 from trainables.width import Widths

@@ -12,9 +12,10 @@ import torch
 from tests.test_fused import METRIC, Make, bench, make
 from trainables import width as module
 from trainables.crew import Crew, Job
+from trainables.distributed import ALONE
 from trainables.errors import ConfigError
 from trainables.fused import Fleet
-from trainables.loop import ALONE, Run, never
+from trainables.loop import Run, never
 from trainables.trial import TrialSettings, Workbench
 from trainables.width import Widths, measure_width
 
