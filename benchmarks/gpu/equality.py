@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.gpu.fleets import Counter, all_of, each, farthest, no_graphs
-from benchmarks.gpu.scale import Scale, Trials, trials
+from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.trials import Trials, text_only, trials
 from trainables.fused import Fleet
 from trainables.hardware import bf16_pays
 from trainables.loop import Run
@@ -20,7 +21,7 @@ MEMBERS = 3
 
 
 def measure(scale: Scale) -> Iterator[Line]:
-    clip = scale.clip("B/32", vision_layers=1)
+    clip = text_only(scale)
     for name in ADAPTERS:
         with trials(clip, 16 if scale.small else 64) as make:
             yield from equal(scale, make, name)

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.gpu.fleets import begin, step_alone, step_together
-from benchmarks.gpu.scale import Scale, trials
+from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.trials import text_only, trials
+from trainables.backbone import Backbone
 from trainables.fused import Fleet
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
@@ -20,7 +22,7 @@ def measure(scale: Scale) -> Iterator[Line]:
         yield Line("memory of a fleet by its width", why="no card")
         yield Line("a process stays within its share of the card", why="no card")
         return
-    clip, peaks = scale.clip("B/32", vision_layers=1), {}
+    clip, peaks = text_only(scale), {}
     before = torch.cuda.memory_allocated()
     yield Line("the frozen towers", before / MIB, "MiB")
     for width in WIDTHS:
@@ -36,8 +38,8 @@ def measure(scale: Scale) -> Iterator[Line]:
     yield share_kept(scale)
 
 
-def run_some(scale: Scale, clip: object, width: int) -> None:
-    with trials(clip, 256) as make:  # type: ignore[arg-type]
+def run_some(scale: Scale, clip: Backbone, width: int) -> None:
+    with trials(clip, 256) as make:
         runs = make.make("soft_prompt", width, batch_size=32)
         begin(runs)
         fleet = Fleet(runs) if width > 1 else None

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.gpu.scale import Scale, trials
+from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.speed import embedder
+from benchmarks.gpu.trials import text_only, trials
 from pipelines.demo.render import render
 from pipelines.demo.scenes import invent
 from pipelines.demo.stage import BACKBONE
@@ -67,7 +68,7 @@ def embeddings(scale: Scale) -> Iterator[Line]:
 
 def seconds(scale: Scale) -> Iterator[Line]:
     """A val pass of a soft prompt with B/16's text tower."""
-    clip = scale.clip("B/16", vision_layers=1)
+    clip = text_only(scale, "B/16")
     took = {}
     with trials(clip, 16 if scale.small else 2048) as make:
         for kind in ("fp32", "bf16"):

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from statistics import median
 
 from benchmarks.gpu.fleets import Counter, begin, no_graphs, step_together
-from benchmarks.gpu.scale import Scale, trials
+from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.trials import text_only, trials
 from trainables.fused import Fleet
 
 BATCHES = (32, 128, 256, 512)
@@ -15,7 +16,7 @@ LEAST = 90.0  # % of steps
 
 
 def measure(scale: Scale) -> Iterator[Line]:
-    clip = scale.clip("B/32", vision_layers=1)
+    clip = text_only(scale)
     members, steps = (2, 6) if scale.small else (2, 200)
     for batch in (8, 16) if scale.small else BATCHES:
         took = {}

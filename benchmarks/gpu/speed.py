@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.trials import clip
 from benchmarks.models import SHAPES, pictures
 from trainables.backbone import Backbone
-from trainables.hardware import Precision, autocast, bf16_pays
+from trainables.hardware import autocast, bf16_pays
 
 # NVIDIA's data sheets of the H100 SXM and of the H200 SXM: bf16, dense.
 VENDOR = 989.4  # TFLOP/s
@@ -27,7 +27,7 @@ def measure(scale: Scale) -> Iterator[Line]:
     if not scale.small:
         yield Line("the same, of what an H100's vendor states", 100 * peak / VENDOR, "%")
     for shape in ("B/16", "L/14"):
-        clip, flops = scale.clip(shape, text_layers=1), operations(shape)
+        tower, flops = clip(scale, shape, text_layers=1), operations(shape)
         for precision in PRECISIONS:
             if precision == "tf32" and scale.small:
                 yield Line(f"{shape} tf32", why="no card")
@@ -35,7 +35,7 @@ def measure(scale: Scale) -> Iterator[Line]:
             if precision == "bf16" and not bf16_pays(scale.device):
                 yield Line(f"{shape} bf16", why="no bf16 on this device")
                 continue
-            rate, batch, why = fastest(scale, clip, precision)
+            rate, batch, why = fastest(scale, tower, precision)
             yield Line(f"{shape} {precision}, {batch} at a time", rate, "images/s", why=why)
             if precision == "bf16" and not scale.small:
                 share = 100 * rate * flops / (peak * 1e12)
@@ -62,13 +62,13 @@ def operations(shape: str) -> float:
     return float(embedding + (depth - 1) * block + last + 2 * width * SHAPES[shape]["joint"])
 
 
-def fastest(scale: Scale, clip: Backbone, precision: str) -> tuple[float, int, str]:
+def fastest(scale: Scale, tower: Backbone, precision: str) -> tuple[float, int, str]:
     """The most images a second, at how many at a time, and what ended the trying."""
     best, at, why = 0.0, 0, ""
     for batch in (2, 4) if scale.small else BATCHES:
         try:
             pixels = pictures(min(batch, 64)).repeat(-(-batch // 64), 1, 1, 1)[:batch]
-            embed = embedder(clip, pixels.to(scale.device), precision)
+            embed = embedder(tower, pixels.to(scale.device), precision)
             embed()
             rounds = 1 if scale.small else 3
             seconds = min(scale.seconds(embed) for _ in range(rounds))
@@ -81,18 +81,18 @@ def fastest(scale: Scale, clip: Backbone, precision: str) -> tuple[float, int, s
     return best, at, why
 
 
-def embedder(clip: Backbone, pixels: Tensor, precision: str) -> Callable[[], Tensor]:
+def embedder(tower: Backbone, pixels: Tensor, precision: str) -> Callable[[], Tensor]:
     def embed() -> Tensor:
-        with torch.no_grad(), _computed(precision, clip):
-            return clip.embed_images(pixels)
+        with torch.no_grad(), _computed(precision, tower):
+            return tower.embed_images(pixels)
 
     return embed
 
 
 @contextmanager
-def _computed(precision: str, clip: Backbone) -> Iterator[None]:
+def _computed(precision: str, tower: Backbone) -> Iterator[None]:
     if precision != "tf32":
-        with autocast(cast(Precision, precision), clip.device):
+        with autocast(precision, tower.device):
             yield
         return
     place = torch.backends.cuda.matmul

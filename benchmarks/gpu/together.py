@@ -11,8 +11,9 @@ import torch
 
 from benchmarks.gpu.equality import MOST
 from benchmarks.gpu.fleets import all_of, begin, farthest, step_alone, step_together
-from benchmarks.gpu.scale import Scale, trials
+from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.trials import text_only, trials
 from trainables.fused import Fleet
 
 SHARING = 4  # processes on a card, as Ray packs them with a quarter each
@@ -41,7 +42,7 @@ def measure(scale: Scale) -> Iterator[Line]:
 
 def equal(scale: Scale, width: int, batch: int) -> Line:
     """A few of so many, against single trials."""
-    with trials(scale.clip("B/32", vision_layers=1), 8 * batch) as make:
+    with trials(text_only(scale), 8 * batch) as make:
         values: dict[str, Any] = {"batch_size": batch, "precision": "fp32"}
         alone = make.make("soft_prompt", 3, "alone", **values)
         fleet = Fleet(make.make("soft_prompt", width, "together", **values))
@@ -51,7 +52,7 @@ def equal(scale: Scale, width: int, batch: int) -> Line:
 
 def together(scale: Scale, width: int, batch: int, seconds: float) -> float:
     """Steps a second of a fleet, each of all its trials."""
-    with trials(scale.clip("B/32", vision_layers=1), 8 * batch) as make:
+    with trials(text_only(scale), 8 * batch) as make:
         fleet = Fleet(make.make("soft_prompt", width, batch_size=batch))
         begin(fleet.runs)
         return rate(scale, lambda: step_together(fleet), seconds)
@@ -73,7 +74,7 @@ def rate(scale: Scale, step: Any, seconds: float) -> float:
 
 def single(scale: Scale, batch: int, seconds: float, ready: Any = None) -> float:
     """One trial; `ready` holds it back, warmed up, until all are."""
-    clip = scale.clip("B/32", vision_layers=1)
+    clip = text_only(scale)
     with trials(clip, 8 * batch) as make:
         run = make.make("soft_prompt", 1, batch_size=batch)[0]
         begin([run])

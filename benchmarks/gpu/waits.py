@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import torch
 
 from benchmarks.gpu.fleets import begin, no_graphs, step_alone, step_together
-from benchmarks.gpu.scale import Scale, trials
+from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.trials import text_only, trials
 from trainables.fused import Fleet
 
 ADAPTERS = ("soft_prompt", "lora", "projection")
@@ -18,7 +19,7 @@ STEPS = 10
 
 
 def measure(scale: Scale) -> Iterator[Line]:
-    clip = scale.clip("B/32", vision_layers=1)
+    clip = text_only(scale)
     batch = 8 if scale.small else 32
     for name in ADAPTERS:
         with trials(clip, 8 * batch) as make:
