@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.trials import clip
 from benchmarks.models import SHAPES, pictures
 from trainables.backbone import Backbone
-from trainables.hardware import autocast, bf16_pays
+from trainables.hardware import Precision, autocast, bf16_pays
 
 # NVIDIA's data sheets of the H100 SXM and of the H200 SXM: bf16, dense.
 VENDOR = 989.4  # TFLOP/s
@@ -92,7 +93,7 @@ def embedder(tower: Backbone, pixels: Tensor, precision: str) -> Callable[[], Te
 @contextmanager
 def _computed(precision: str, tower: Backbone) -> Iterator[None]:
     if precision != "tf32":
-        with autocast(precision, tower.device):
+        with autocast(cast(Precision, precision), tower.device):
             yield
         return
     place = torch.backends.cuda.matmul
