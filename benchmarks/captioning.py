@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from benchmarks import captions as texts
 from benchmarks.harness import Case, Outputs, Row
@@ -38,7 +38,7 @@ def gpt2() -> LanguageModel:
         torch.manual_seed(0)
         ends = {"bos_token_id": texts.EOT, "eos_token_id": texts.EOT}
         config = GPT2Config(**shape, **ends, tie_word_embeddings=False)
-        model = GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         with torch.no_grad():
             model.get_output_embeddings().weight.mul_(10)
     return LanguageModel(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import AutoModel, CLIPConfig
 from transformers.utils import logging
 
 from benchmarks.captions import EOT, SOT
@@ -60,7 +60,7 @@ def clip(
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = CLIPModel._from_config(config, attn_implementation="sdpa")
+        model = AutoModel.from_config(config, attn_implementation="sdpa")
         factors = {"q_proj": sharpness, "k_proj": sharpness, "v_proj": 4, "out_proj": 4}
         with torch.no_grad():
             for tower in (model.text_model, model.vision_model):

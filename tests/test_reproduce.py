@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -367,9 +368,8 @@ def test_a_command_is_a_process_shown_as_typed(
     out = tmp_path / "a b.json"
     assert command("draw", "--shards", things, "--shots", 1, "--out", out) == 0
     assert len(read_draw(out).train) == 4
-    assert (
-        f"\n$ cliptune draw --shards {things} --shots 1 --out '{out}'\n" in capfd.readouterr().out
-    )
+    shown = f"\n$ cliptune draw --shards {shlex.quote(str(things))} --shots 1 --out '{out}'\n"
+    assert shown in capfd.readouterr().out
     assert command("draw", "--shard", things) == 2
     assert "Did you mean `--shards`?" in capfd.readouterr().err
 

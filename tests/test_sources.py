@@ -554,7 +554,7 @@ def test_members_that_leave_or_link_are_refused_and_nothing_is_written(tmp_path:
     work.mkdir(parents=True)
     members: list[tuple[str, bytes] | tarfile.TarInfo] = [
         ("../../evil.jpg", jpeg(0)),
-        ("/tmp/evil-cliptune.jpg", jpeg(0)),
+        (f"{tmp_path}/evil.jpg", jpeg(0)),
         info("link.jpg", tarfile.SYMTYPE, "/etc/passwd"),
         info("hard.jpg", tarfile.LNKTYPE, "s/0001.jpg"),
         info("device.jpg", tarfile.CHRTYPE),
@@ -569,7 +569,6 @@ def test_members_that_leave_or_link_are_refused_and_nothing_is_written(tmp_path:
     ]  # fmt: skip
     assert good(records[-1])["captions"] == ["caption 1"]
     assert set(tmp_path.rglob("*")) == before
-    assert not Path("/tmp/evil-cliptune.jpg").exists()
 
 
 def test_odd_samples(tmp_path: Path) -> None:

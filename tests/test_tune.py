@@ -19,6 +19,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from tests.autoscaling import free_port
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SMALL = ["--set", "batch_size=16", "loss.captions_per_image=1"]
@@ -187,10 +189,11 @@ def ray_head(folder: Path) -> Iterator[dict[str, str]]:
     ray = str(Path(sys.executable).with_name("ray"))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # a job's `python`
     env = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PATH": path}
+    port, dashboard, agent = (free_port() for _ in range(3))
     head = subprocess.Popen(
         [
-            *(ray, "start", "--head", "--block", "--port=26379", "--dashboard-port=28266"),
-            *("--dashboard-agent-listen-port=52399", "--num-cpus=2", f"--temp-dir={folder}"),
+            *(ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"),
+            *(f"--dashboard-agent-listen-port={agent}", "--num-cpus=2", f"--temp-dir={folder}"),
             *("--object-store-memory=200000000", "--disable-usage-stats"),
         ],
         env=os.environ | env,
@@ -200,7 +203,7 @@ def ray_head(folder: Path) -> Iterator[dict[str, str]]:
         start_new_session=True,
     )
     try:
-        yield env | {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:28266", "RAY": ray}
+        yield env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "RAY": ray}
     finally:
         head.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -215,7 +218,7 @@ def test_ray_job_submit_runs_a_search(tmp_path: Path, features: Path) -> None:
     import urllib.request
 
     out = tmp_path / "study"
-    with tempfile.TemporaryDirectory(prefix="ray") as short, ray_head(Path(short)) as env:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, ray_head(Path(short)) as env:
         limit = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError):

@@ -163,8 +163,9 @@ def _journal(path: Path) -> list[FrozenTrial]:
         storage = JournalStorage(JournalFileBackend(str(path)))
     except ValueError as error:
         raise DataError(f"`{path}` is not a readable Optuna journal: {error}.") from error
-    studies = [s for s in storage.get_all_studies() if s.study_name == "cliptune"]
-    return storage.get_all_trials(studies[0]._study_id) if studies else []
+    if all(study.study_name != "cliptune" for study in storage.get_all_studies()):
+        return []
+    return storage.get_all_trials(storage.get_study_id_from_name("cliptune"))
 
 
 def _trial(trial: FrozenTrial, adapters: list[str]) -> Trial:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import ASHAScheduler
 
@@ -35,8 +35,7 @@ class StudyASHA(ASHAScheduler):
         )
         self.study = study
         for trial in study.get_trials(deepcopy=False, states=DONE):
-            if trial.state != TrialState.FAIL:
-                self._recall(trial)
+            self._recall(trial)
 
     def _recall(self, trial: FrozenTrial) -> None:
         for epoch, value in sorted(trial.intermediate_values.items()):
@@ -44,11 +43,12 @@ class StudyASHA(ASHAScheduler):
 
     def _judge(self, number: int, epoch: int, value: float) -> bool:
         """Whether the trial may go on."""
-        verdict = self._brackets[0].on_result(SimpleNamespace(trial_id=number), epoch, value)
+        one = SimpleNamespace(trial_id=number)
+        super().on_trial_add(None, one)
+        verdict = super().on_trial_result(None, one, {"epoch": epoch, self.metric: value})
         return bool(verdict == self.CONTINUE)
 
-    def on_trial_add(self, tune_controller: Any, trial: RayTrial) -> None:
-        super().on_trial_add(tune_controller, trial)
+    def on_trial_add(self, _: Any, trial: RayTrial) -> None:
         for job in Job(**trial.config).all:
             self._recall(frozen_trial(self.study, job.number))
 
@@ -59,28 +59,15 @@ class StudyASHA(ASHAScheduler):
         stopped = all(one["state"] != "running" or one["pruned"] for one in own.values())
         return str(self.STOP if stopped else self.CONTINUE)
 
-    def on_trial_complete(self, _: Any, trial: RayTrial, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, _: Any, __: RayTrial, result: dict[str, Any]) -> None:
         for number, one in members(result).items():
             self._reached(number, one)
-        self._forget(trial)
 
     def on_trial_remove(self, _: Any, trial: RayTrial) -> None:
-        self._forget(trial)
-
-    def on_trial_error(self, controller: Any, trial: RayTrial) -> None:
-        """Those of its trials that had not ended may come back, or else failed."""
-        del controller
-        self._forget(trial)
-        for job in Job(**trial.config).all:
-            if not frozen_trial(self.study, job.number).state.is_finished():
-                for _, recorded in self._brackets[0]._rungs:
-                    recorded.pop(job.number, None)
+        """What its trials reached still counts."""
 
     def _reached(self, number: int, result: dict[str, Any]) -> bool:
-        return "epoch" not in result or self._judge(number, result["epoch"], result[self._metric])
-
-    def _forget(self, trial: RayTrial) -> None:
-        self._trial_info.pop(trial.trial_id, None)
+        return "epoch" not in result or self._judge(number, result["epoch"], result[self.metric])
 
 
 def rungs(epochs: int) -> list[int]:

@@ -21,7 +21,14 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from pipelines.searching.from_disk import FromDisk
-from pipelines.searching.study import Search, batch, frozen_trial, write_best
+from pipelines.searching.study import (
+    Search,
+    batch,
+    frozen_trial,
+    storage_of,
+    trial_id,
+    write_best,
+)
 from trainables.config import Value
 from trainables.crew import members, pruned_file
 from trainables.fused import FREE
@@ -140,7 +147,7 @@ class StudySearcher(FromDisk):
     def _resumed(self, number: int) -> optuna.Trial:
         """A running trial, and the sampler that it was asked of: values may be left to draw."""
         self.study.sampler = self._sampler(number)
-        return optuna.Trial(self.study, frozen_trial(self.study, number)._trial_id)
+        return optuna.Trial(self.study, trial_id(self.study, number))
 
     def _sampler(self, number: int) -> optuna.samplers.TPESampler:
         with warnings.catch_warnings():  # `group`, needed where adapters differ, is experimental
@@ -228,7 +235,8 @@ class StudySearcher(FromDisk):
 
     def _report(self, trial: optuna.Trial, epoch: int, value: float) -> None:
         if self.search.retains:  # Optuna reports for studies of one goal alone, but stores for both
-            self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+            own = trial_id(self.study, trial.number)
+            storage_of(self.study).set_trial_intermediate_value(own, epoch, value)
         else:
             trial.report(value, epoch)
 

@@ -122,10 +122,31 @@ class Journal(JournalFileBackend):
                 super().append_logs(logs)
 
 
+class Storage(JournalStorage):
+    """Optuna's view of a journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal)
+        self.journal = journal
+
+
+def storage_of(study: optuna.Study) -> Storage:
+    """What a study of `open_study` is kept in, for what Optuna lets no one tell a study."""
+    storage = study._storage
+    assert isinstance(storage, Storage)
+    return storage
+
+
 def batch(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
-    """All that is told to a study of `open_study` inside is written at once."""
-    journal: Journal = study._storage._backend  # type: ignore[attr-defined]
-    return journal.batch()
+    """All that is told to the study inside is written at once."""
+    return storage_of(study).journal.batch()
+
+
+def trial_id(study: optuna.Study, number: int) -> int:
+    """What the storage calls trial `number`."""
+    storage = storage_of(study)
+    own = storage.get_study_id_from_name(study.study_name)
+    return storage.get_trial_id_from_study_id_trial_number(own, number)
 
 
 def open_study(folder: Path, retains: bool = False) -> optuna.Study:
@@ -143,7 +164,7 @@ def open_study(folder: Path, retains: bool = False) -> optuna.Study:
                 file.truncate(data.rfind(b"\n") + 1)
         for lock in folder.glob("journal.log.*"):
             lock.unlink()
-    storage = JournalStorage(Journal(journal))
+    storage = Storage(Journal(journal))
     if STUDY in optuna.get_all_study_names(storage):
         return optuna.load_study(study_name=STUDY, storage=storage)
     directions = [optuna.study.StudyDirection.MAXIMIZE] * (1 + retains)
