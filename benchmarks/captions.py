@@ -47,7 +47,7 @@ staffordshire bull terrier, wheat-en terrier, yorkshire terrier
 """
 
 
-def generate(seed: int = SEED) -> dict[str, Any]:
+def generate(seed: int = SEED, count: int = CAPTIONS) -> dict[str, Any]:
     """What the file holds: {"captions": [[SOT, ..., EOT], ...], "classes": {name: [id, ...]}}."""
     draw = random.Random(seed)  # its `random()` is the same in all versions of Python
 
@@ -55,7 +55,7 @@ def generate(seed: int = SEED) -> dict[str, Any]:
         return WORDS[int(draw.random() * len(WORDS))]
 
     captions = []
-    for number in range(CAPTIONS):
+    for number in range(count):
         share = (0.5 + number) * 0.6180339887 % 1  # golden ratio: any 32 in a row are alike
         captions.append([SOT, *(word() for _ in range(length_at(share) - 2)), EOT])
     ids: dict[str, int] = {}
@@ -81,8 +81,9 @@ def render(texts: dict[str, Any]) -> str:
 
 
 def captions(count: int) -> Tokens:
-    """The first `count` captions."""
-    return _ragged(json.loads(FILE.read_text())["captions"][:count])
+    """The first `count` captions; what the file has not is drawn as it was."""
+    texts = json.loads(FILE.read_text()) if count <= CAPTIONS else generate(count=count)
+    return _ragged(texts["captions"][:count])
 
 
 def class_prompts() -> Tokens:

@@ -20,10 +20,12 @@ from trainables.backbone import Backbone
 from trainables.files import write_json
 from trainables.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
-# Width, depth and heads of each tower; those of openai/clip-vit-base-patch32 and -patch16.
+# Width, depth and heads of each tower; those of openai/clip-vit-base-patch32,
+# -base-patch16 and -large-patch14.
 SHAPES: dict[str, dict[str, Any]] = {
     "B/32": {"joint": 512, "text": (512, 12, 8), "vision": (768, 12, 12), "patch": 32},
     "B/16": {"joint": 512, "text": (512, 12, 8), "vision": (768, 12, 12), "patch": 16},
+    "L/14": {"joint": 768, "text": (768, 12, 12), "vision": (1024, 24, 16), "patch": 14},
     "tiny": {"joint": 32, "text": (64, 2, 2), "vision": (64, 2, 2), "patch": 32},
 }
 PREPROCESS = Preprocess("crop", 224, 224, "bicubic", CLIP_MEAN, CLIP_STD)

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu import sheet
 from benchmarks.harness import Limit, Result, Row
 from trainables.files import read_json, write_bytes, write_json
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 NOT_MEASURED = (
-    ("32 fused soft-prompt trials, replayed CUDA graph, against one trial a process", "a GPU"),
-    ("image caching, B/16 in bf16, as a share of the card's peak", "a GPU"),
     ("the same steps against CoOp's, CLIP-LoRA's and Tip-Adapter's own code", "their code"),
 )
 
@@ -84,7 +83,7 @@ def load_average() -> float:
 
 
 class Table:
-    """The rows measured on one machine."""
+    """The rows measured on one machine; of what was measured on a card, the page."""
 
     def __init__(self, folder: Path, machine: Machine) -> None:
         self.folder, self.machine = folder, machine
@@ -137,6 +136,8 @@ class Table:
             "| not measured here | needs |",
             "|---|---|",
             *(f"| {what} | {need} |" for what, need in NOT_MEASURED),
+            "",
+            *sheet.section(self.folder),
         ]
         return "\n".join(lines) + "\n"
 
@@ -162,3 +163,10 @@ class Table:
             f"{start}{measured}| {result.rounds} | {entry.load:.1f} "
             f"| {result.error:.1e}{allowed} | {verdict} |"
         )
+
+
+if __name__ == "__main__":  # the page of what is stored, without measuring anything
+    from benchmarks.__main__ import HERE, all_limits, all_rows
+
+    stored = Table(HERE, Machine(**read_json(HERE / "results.json")["machine"]))
+    stored.write(all_rows(), all_limits())

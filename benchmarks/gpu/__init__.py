@@ -1,0 +1,1 @@
+"""What only a card can tell, in one script of minutes: `python -m benchmarks.gpu`."""
