@@ -30,8 +30,8 @@ def main(module: str, device: str, path: Path) -> int:
             for line in import_module(module).measure(Scale(torch.device(device))):
                 put(line)
         except ModuleNotFoundError as error:
-            ours = (error.name or "").split(".")[0] in OURS
-            put(Line("the rest", why=f"`{error.name}` missing", broken=ours))
+            name = error.name or str(error)
+            put(Line("the rest", why=f"`{name}` missing", broken=name.split(".")[0] in OURS))
         except Exception as error:
             said = " ".join(str(error).split())[:300]
             put(Line("the rest", why=f"{type(error).__name__}: {said}", broken=True))
