@@ -26,6 +26,7 @@ KINDS = {
     "good": "    yield Line('a number', 2.0, 'x', least=1)",
     "bad": "    yield Line('a number', 2.0, 'x', most=1)",
     "raises": "    yield Line('before', 1.0)\n    raise ValueError('no kernel\\n  for this')",
+    "needs": "    import no_such_module\n    yield Line('a number', 2.0)",
     "hangs": "    yield Line('before', 1.0)\n    import time\n    time.sleep(600)",
     "dies": "    yield Line('before', 1.0)\n    import os\n    os._exit(9)",
 }
@@ -99,7 +100,7 @@ def test_a_part_ends_alone_however_it_ends(
     tmp_path: Path, kinds: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gpu.json"
-    assert command.main(Args(10.0, ("raises", "dies", "lacks", "bad", "good"), out)) == 1
+    assert command.main(Args(10.0, ("raises", "dies", "lacks", "needs", "bad", "good"), out)) == 1
     said = capsys.readouterr().out
     rows = [
         "| raises | before | 1 |  | measured |",
@@ -107,6 +108,7 @@ def test_a_part_ends_alone_however_it_ends(
         "| dies | before | 1 |  | measured |",
         "| dies | the rest |  |  | fail: ended with 9 |",
         "| lacks | all of it |  |  | not run: `no_such_module` missing |",
+        "| needs | the rest |  |  | not run: `no_such_module` missing |",
         "| bad | a number | 2 x | at most 1 | fail |",
         "| good | a number | 2 x | at least 1 | pass |",
     ]

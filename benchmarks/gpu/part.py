@@ -16,6 +16,8 @@ import torch
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 
+OURS = ("benchmarks", "pipelines", "search_spaces", "trainables")
+
 
 def main(module: str, device: str, path: Path) -> int:
     """The exit status: 1 where the part raised an error."""
@@ -27,6 +29,9 @@ def main(module: str, device: str, path: Path) -> int:
         try:
             for line in import_module(module).measure(Scale(torch.device(device))):
                 put(line)
+        except ModuleNotFoundError as error:
+            name = error.name or str(error)
+            put(Line("the rest", why=f"`{name}` missing", broken=name.split(".")[0] in OURS))
         except Exception as error:
             said = " ".join(str(error).split())[:300]
             put(Line("the rest", why=f"{type(error).__name__}: {said}", broken=True))
