@@ -142,7 +142,7 @@ def _train_in_group(job: dict[str, Any]) -> bool:
 def train_together(job: dict[str, Any]) -> CliptuneError | None:
     """`train_here` in one of several workers. What would end all of them again is given back; any
     other error ends the group, which is then started anew."""
-    from trainables.trial import is_common
+    from trainables.crew import is_common
 
     try:
         train_here(job)

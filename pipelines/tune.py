@@ -236,6 +236,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
         most_fused=1 if fuse else widest(search),
         draw=args.draw and args.draw.absolute(),
         retain=tuple(path.absolute() for path in args.retain),
+        share=workers.share,
     )
     settings.stop_file.unlink(missing_ok=True)
     searcher = StudySearcher(study, search, folder, fuse)

@@ -24,7 +24,8 @@ from pipelines.searching.asha import StudyASHA
 from pipelines.searching.callbacks import Losses
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, enqueue_recipes, open_study, write_best
-from trainables.trial import InProcess, Job, TrialSettings
+from trainables.crew import Job
+from trainables.trial import InProcess, TrialSettings
 
 CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "shutil.rmtree")
 WRITES = os.O_WRONLY | os.O_RDWR

@@ -12,13 +12,15 @@ import torch
 from tests.contract import ALL, CLASSES, CLASSIFIERS, FUSING
 from trainables.adapters.registry import make_config
 from trainables.checkpoint import newest_intact, trained_tensors
+from trainables.crew import Crew, Job, members, pruned_file
 from trainables.distributed import ALONE
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
-from trainables.fused import FREE, Fleet, best_width, shape_of
+from trainables.fused import FREE, Fleet, shape_of
 from trainables.loop import METRICS, Diverged, Interrupted, Run
 from trainables.transfer import Numbers
-from trainables.trial import Crew, Job, TrialSettings, Workbench, members, pruned_file
+from trainables.trial import TrialSettings, Workbench
+from trainables.width import measure_width
 
 METRIC = METRICS["retrieval"][0]
 # What members may differ in: the optimizer, the temperature, the targets.
@@ -253,7 +255,9 @@ def test_the_width_that_is_fastest_is_found(
     monkeypatch.setattr(Fleet, "_step", step)
     monkeypatch.setattr(Run, "_train_step", single)
     run = make("any", count=1)[0]
-    assert best_width(lambda n: [run] * n, 8, lambda: now[0]) == width
+    notes: list[int] = []
+    measure_width(lambda n: [run] * n, 8, lambda best, _: notes.append(best), lambda: now[0])
+    assert notes[-1] == width
 
 
 @pytest.fixture

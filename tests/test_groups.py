@@ -13,7 +13,8 @@ import ray
 
 from pipelines.cluster import connect
 from pipelines.searching.workers import Workers
-from trainables.trial import Job, TrialSettings
+from trainables.crew import Job
+from trainables.trial import TrialSettings
 
 pytestmark = pytest.mark.slow
 VALUES = {"name": "soft_prompt", "epochs": 4, "batch_size": 4, "optim.lr": 1e-2}

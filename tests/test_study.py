@@ -29,10 +29,10 @@ from pipelines.searching.study import (
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import to_json
+from trainables.crew import Job, pruned_file
 from trainables.errors import CliptuneError
-from trainables.files import write_json
 from trainables.fused import shape_of
-from trainables.trial import WIDTHS, Job, pruned_file
+from trainables.width import Widths
 
 METRIC = "val/t2i_r1"
 SEARCH = Search(("soft_prompt", "lora"), METRIC, trials=6, epochs=9, seed=3, fixed={})
@@ -557,9 +557,9 @@ def test_groups_are_an_eighth_of_the_search_and_as_wide_as_measured(tmp_path: Pa
         return len(Job(**search.suggest(name)).all)
 
     assert width("unmeasured") == 1
-    write_json(tmp_path / WIDTHS, {"projection": 2})
+    Widths(tmp_path).note("projection", 2, "")
     assert width("measured") == 2
-    write_json(tmp_path / WIDTHS, {"projection": 16})
+    Widths(tmp_path).note("projection", 16, "")
     assert width("capped") == 3
     search.fuse = 1
     assert width("off") == 1

@@ -24,12 +24,12 @@ from trainables.adapters.registry import build, make_config
 from trainables.backbone import load_backbone
 from trainables.classes import Classes
 from trainables.config import Task
+from trainables.crew import failure
 from trainables.data import Batch
 from trainables.distributed import ALONE, Worker, average, join
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import open_features
 from trainables.loop import METRICS, Run
-from trainables.trial import failure
 
 TASKS: dict[Task, tuple[str, dict[str, Any]]] = {
     "retrieval": ("soft_prompt", {"batch_size": 8}),

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.trial import InProcess, Job, TrialSettings
+from trainables.crew import Job
+from trainables.trial import InProcess, TrialSettings
 
 METRIC = "val/t2i_mrr"
 VALUES = {"name": "soft_prompt", "epochs": 3, "batch_size": 16, "optim.lr": 1e-2}
@@ -39,7 +40,7 @@ def test_a_trial_reports_what_the_study_missed_and_trains_nothing_twice(
     assert (tmp_path / "trials/0001/last/manifest.json").stat().st_mtime_ns == stamp
 
 
-def test_too_little_memory_at_the_start_is_the_trials_own_failure(
+def test_with_too_little_memory_at_the_start_a_trial_waits(
     runner: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -47,7 +48,7 @@ def test_too_little_memory_at_the_start_is_the_trials_own_failure(
 
     monkeypatch.setattr(runner.workbench, "start", full)
     (result,) = steps(runner, Job(1, VALUES, 0))
-    assert result["state"] == "failed"
+    assert result["state"] == "waits"
     assert result["reason"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."
     assert not result["common"]  # of workers that train together, it may befall one
 

@@ -41,8 +41,6 @@ FREE = {
 # Attention that `vmap` knows how to batch; the CPU's fused kernel it does not.
 GPU_KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
-SETUP = 2  # steps before one is timed: one as it is, one that is recorded
-
 
 def shape_of(config: TrainConfig) -> dict[str, Value]:
     """The fields in which runs that are trained together must agree."""
@@ -270,38 +268,3 @@ def _adamw(
         eps=group["eps"],
         maximize=False,
     )
-
-
-def best_width(
-    make: Callable[[int], Sequence[Run]], most: int, clock: Callable[[], float] = time.perf_counter
-) -> int:
-    """How many runs of one shape train fastest together, up to `most`, measured here and now.
-
-    `make(n)` gives n fresh runs. N is doubled until a run's share of a step's time is 5 % above the
-    best; of two that differ by less, the smaller N is taken. On a CPU that is at once where the
-    runs' own arithmetic dominates (a text tower), and late where the number of calls does (heads on
-    frozen features).
-    """
-    best, least, width = 1, math.inf, 1
-    while width <= most:
-        seconds = _step_seconds(make(width), clock) / width
-        if seconds > 1.05 * least:
-            break
-        if seconds < 0.95 * least:
-            best, least = width, seconds
-        width *= 2
-    return best
-
-
-def _step_seconds(runs: Sequence[Run], clock: Callable[[], float], rounds: int = 3) -> float:
-    """The time of the first step of all, the least of a few times, when all is set up."""
-    fleet = Fleet(runs) if len(runs) > 1 else None
-    for run in runs:
-        run.begin_epoch()
-    times = []
-    for _ in range(SETUP + rounds):
-        started = clock()
-        numbers = runs[0]._train_step() if fleet is None else fleet._step()
-        numbers.row()  # the device is done
-        times.append(clock() - started)
-    return min(times[SETUP:])

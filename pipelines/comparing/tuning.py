@@ -31,11 +31,13 @@ from pipelines.searching.study import (
 )
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
+from trainables.crew import failure, is_own_failure, outcome
 from trainables.faults import is_machines_failure
 from trainables.features import find_store
 from trainables.files import write_json
 from trainables.loop import Interrupted
-from trainables.trial import TrialSettings, Workbench, failure, is_own_failure, outcome
+from trainables.memory import is_out_of_memory
+from trainables.trial import TrialSettings, Workbench
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class CellSearch:
         except Interrupted:
             raise
         except Exception as error:  # a trial's own failure is a result
-            if not is_own_failure(error):
+            if not (is_own_failure(error) or is_out_of_memory(error)):
                 raise
             yield failure(error)
 

@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import ASHAScheduler
 
 from pipelines.searching.study import DONE, Search, frozen_trial
-from trainables.trial import Job, members
+from trainables.crew import Job, members
 
 ETA, GRACE = 3, 1  # of the trials at a rung, the best third goes on; the first rung is epoch 1
 

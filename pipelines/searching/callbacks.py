@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial as RayTrial
 
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import DONE, Search, best_trial, frozen_trial, shown
-from trainables.trial import Job
+from trainables.crew import Job
 
 
 def reason_of(trial: RayTrial) -> str:

@@ -17,9 +17,10 @@ from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.cluster import cause
+from trainables.crew import Job
 from trainables.distributed import STEP_SECONDS, Worker, join
 from trainables.errors import CliptuneError
-from trainables.trial import InProcess, Job, TrialSettings
+from trainables.trial import InProcess, TrialSettings
 
 GROUP_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -201,7 +202,7 @@ def serve(config: dict[str, Any]) -> None:
             result = runner.advance()
             # What befell one worker alone leaves the others waiting for it in the middle of a step:
             # it says what it was, and then the group must be started anew.
-            alone = result["state"] == "failed" and not result["common"]
+            alone = not result.get("common", True)
             if worker.rank == 0 or alone:
                 ray.get(board.put_result.remote(name, result))
             if alone:

@@ -23,9 +23,9 @@ from ray.tune.search import Searcher
 from pipelines.searching.from_disk import FromDisk
 from pipelines.searching.study import Search, batch, frozen_trial, write_best
 from trainables.config import Value
-from trainables.files import read_json
+from trainables.crew import members, pruned_file
 from trainables.fused import FREE
-from trainables.trial import WIDTHS, members, pruned_file
+from trainables.width import Widths
 
 
 def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Value:
@@ -60,7 +60,10 @@ class StudySearcher(FromDisk):
         self.study, self.search, self.folder, self.fuse = study, search, folder, fuse
         self.gave_up = ""  # why there is nobody left to train a trial
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        self.unfinished = [trial.number for trial in running]
+        self.unfinished: list[int] = []
+        self.waiting: list[int] = []  # until nothing else runs: they had too little memory
+        for trial in running:
+            self._queue(trial.number)
         # Ray's trial id to Optuna's trials by number: one, or those that train together.
         self.live: dict[str, dict[int, optuna.Trial]] = {}
 
@@ -73,8 +76,12 @@ class StudySearcher(FromDisk):
     def _suggest(self, trial_id: str) -> Any:
         fresh = not self.unfinished
         trial = self._ask() if fresh else self._resumed(self.unfinished.pop(0))
-        if trial is None:  # but one that is running may lose its worker and come back
-            return None if self.live else Searcher.FINISHED
+        if trial is None and self.live:  # one that is running may lose its worker and come back
+            return None
+        if trial is None and self.waiting:
+            trial, fresh = self._resumed(self.waiting.pop(0)), False
+        if trial is None:
+            return Searcher.FINISHED
         if "config" not in trial.user_attrs:
             self._sample(trial)
         trials = [trial, *(self._siblings(trial) if fresh else [])]
@@ -98,14 +105,15 @@ class StudySearcher(FromDisk):
         shapes; one that was asked for on the command line is as large as asked for.
         """
         adapter = leader.user_attrs["config"]["name"]
-        width = self.fuse or min(widest(self.search), self._width(adapter))
+        found = Widths(self.folder).of(adapter, asked=self.fuse)
+        width = found if self.fuse else min(widest(self.search), found)
         shape = {
             name: value
             for name, value in leader.params.items()
             if name.removeprefix(f"{adapter}/") not in FREE
         }
         siblings: list[optuna.Trial] = []
-        while len(siblings) + 1 < width and not self._waiting():
+        while len(siblings) + 1 < width and not self._enqueued():
             if self._asked() >= self.search.trials:
                 break
             self.study.enqueue_trial(shape)
@@ -115,11 +123,7 @@ class StudySearcher(FromDisk):
             siblings.append(trial)
         return siblings
 
-    def _width(self, adapter: str) -> int:
-        path = self.folder / WIDTHS
-        return int(read_json(path).get(adapter, 1)) if path.exists() else 1
-
-    def _waiting(self) -> bool:
+    def _enqueued(self) -> bool:
         return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def _asked(self) -> int:
@@ -199,6 +203,8 @@ class StudySearcher(FromDisk):
         del live[number]
         if state == "failed":
             self._fail(trial, result["reason"])
+        elif state == "waits":
+            self._wait(trial, result["reason"])
         elif state == "interrupted":  # RUNNING in the journal: a resumed search goes on with it
             if "reason" in result:
                 self.gave_up = result["reason"]
@@ -206,6 +212,19 @@ class StudySearcher(FromDisk):
         else:
             complete = state == "finished"
             self._end(trial, result, TrialState.COMPLETE if complete else TrialState.PRUNED)
+
+    def _wait(self, trial: optuna.Trial, reason: str) -> None:
+        """Of too little memory: once more when no other trial is left that takes some."""
+        if "waited" in trial.user_attrs:
+            self._fail(trial, f"too little memory, also with no other trial running: {reason}")
+            return
+        trial.set_user_attr("waited", reason)
+        self._queue(trial.number)
+
+    def _queue(self, number: int) -> None:
+        """A trial that was begun is to be handed out again."""
+        waited = "waited" in frozen_trial(self.study, number).user_attrs
+        (self.waiting if waited else self.unfinished).append(number)
 
     def _report(self, trial: optuna.Trial, epoch: int, value: float) -> None:
         if self.search.retains:  # Optuna reports for studies of one goal alone, but stores for both
@@ -245,7 +264,7 @@ class StudySearcher(FromDisk):
     def hand_out_again(self, trial_id: str, number: int) -> None:
         """Give a trial that lost its worker to the next one that is free; alone."""
         if self._take(trial_id, number) is not None:
-            self.unfinished.append(number)
+            self._queue(number)
 
     def fail(self, trial_id: str, number: int, reason: str) -> None:
         trial = self._take(trial_id, number)

@@ -36,6 +36,11 @@ class Workers:
         return f"{self.concurrent} at once, {kind}, {where} a worker."
 
     @property
+    def share(self) -> float:
+        """Of a card's memory, a worker's: several trials may be on one card."""
+        return self.gpus if 0 < self.gpus < 1 else 1.0
+
+    @property
     def resources(self) -> dict[str, float]:
         """Of a worker."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})

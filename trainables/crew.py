@@ -1,0 +1,208 @@
+"""The runs of one job, and what is told of them after each epoch.
+
+Flows in: a trial's number and values, and those of trials that train with it. Flows out: a result
+for each, an epoch at a time. Its `state` says how it stands: `running`, `finished`, `failed` (it
+would fail again), `interrupted` (it goes on when the search does), or `waits` (for memory: it is to
+be tried once more when nothing else runs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainables.distributed import Worker
+from trainables.errors import CliptuneError, ConfigError
+from trainables.faults import is_machines_failure
+from trainables.fused import Fleet
+from trainables.loop import LIKELIHOOD, Diverged, Interrupted, Row, Run, best_of
+from trainables.memory import give_back, is_out_of_memory, shortage
+
+if TYPE_CHECKING:
+    from trainables.trial import Workbench
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to train, and those of its shape to train with it."""
+
+    number: int
+    values: dict[str, Any]  # its config, dotted
+    reported: int  # epochs that the study knows already
+    siblings: tuple[dict[str, Any], ...] = ()  # fields of further jobs
+
+    @property
+    def all(self) -> list[Job]:
+        return [self, *(Job(**one) for one in self.siblings)]
+
+
+def members(result: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """A result of a Ray trial, by the number of the trial that it is of."""
+    return {one["number"]: one for one in result.get("members") or [result]}
+
+
+def pruned_file(study: Path, number: int) -> Path:
+    """Tells a worker to train on without one of several trials, which the journal has as pruned."""
+    return study / "trials" / f"{number:04d}" / "pruned"
+
+
+def outcome(run: Run, row: Row) -> dict[str, Any]:
+    """The result of one epoch, which may have been trained before a restart."""
+    rows = run.rows[: int(row["epoch"])]
+    best = best_of(rows, run.metric)
+    assert best is not None
+    done = run.finished and row is run.rows[-1]
+    beside = {"best_retained": "val/retained", "best_likelihood": LIKELIHOOD}  # at the best epoch
+    kept = {name: best[key] for name, key in beside.items() if key in best}
+    return {
+        **row,
+        **kept,
+        "best": best[run.metric],
+        "best_epoch": best["epoch"],
+        "trainable_parameters": run.trainable_parameters,
+        "done": done,
+        "state": "finished" if done else "running",
+    }
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """A trial's own failure is a result too: it is never tried again."""
+    return {
+        "done": True,
+        "state": "failed",
+        "reason": f"{type(error).__name__}: {' '.join(str(error).split())}",
+        "common": is_common(error),
+    }
+
+
+def is_common(error: Exception) -> bool:
+    """Whether it befalls all workers that train together: they see the same loss and config; all
+    else may befall one alone."""
+    return isinstance(error, Diverged | ConfigError)
+
+
+def is_own_failure(error: Exception) -> bool:
+    """Whether the trial would fail again: divergence, a bad setting, a damaged file."""
+    return isinstance(error, CliptuneError) and not is_machines_failure(error)
+
+
+class Crew:
+    """The runs of one job: one alone, or several that are trained as a fleet. Where that is too
+    much for the memory, they are trained as two fleets one after the other, and so on down to
+    single runs."""
+
+    def __init__(self, bench: Workbench, job: Job, worker: Worker) -> None:
+        self.bench, self.worker, self.settings = bench, worker, bench.settings
+        self.jobs = {one.number: one for one in job.all}
+        self.reported = {number: one.reported for number, one in self.jobs.items()}
+        self.runs: dict[int, Run] = {}
+        self.ended: dict[int, dict[str, Any]] = {}  # by an error, and not told yet
+        self.fleets: list[Fleet] = []
+        self.most = len(self.jobs)  # runs in a fleet
+        for number in self.jobs:
+            self._build(number, bench.start)
+
+    def _build(self, number: int, start: Callable[..., Run]) -> None:
+        try:
+            self.runs[number] = start(number, self.jobs[number].values, self.worker)
+        except Exception as error:
+            self._end(number, error)
+
+    def advance(self, should_stop: Callable[[], bool]) -> dict[int, dict[str, Any]]:
+        """A result for each trial that has not ended."""
+        for number in [n for n in self.runs if pruned_file(self.settings.folder, n).exists()]:
+            del self.runs[number]
+        results: dict[int, dict[str, Any]] = {}
+        try:
+            results = {n: outcome(self.runs[n], row) for n, row in self._rows(should_stop).items()}
+        except Interrupted:
+            results = {n: {"done": True, "state": "interrupted"} for n in self.runs}
+        results |= self.ended
+        self.ended = {}
+        for number, result in results.items():
+            result["number"] = number
+            self.reported[number] = result.get("epoch", 0)
+            if result["done"]:
+                self.runs.pop(number, None)
+        return results
+
+    def _rows(self, should_stop: Callable[[], bool]) -> dict[int, Row]:
+        """The next epoch of each run that the study does not know: one may have been saved, and
+        never told."""
+        told: dict[int, Row] = {}
+        while ready := [n for n in self.runs if n not in told]:
+            saved = [n for n in ready if self.reported[n] < self.runs[n].epoch]
+            told |= {n: self.runs[n].rows[self.reported[n]] for n in saved}
+            if not saved:
+                told |= self._advance(self._team(ready), should_stop)
+        return told
+
+    def _team(self, ready: list[int]) -> list[int]:
+        """Runs that stand at one step, as many as may train together."""
+        step = self.runs[ready[0]].step
+        return [n for n in ready if self.runs[n].step == step][: self.most]
+
+    def _advance(self, team: list[int], should_stop: Callable[[], bool]) -> dict[int, Row]:
+        """An epoch of these runs; nothing, where they ended or are to be tried in smaller teams."""
+        full = None
+        try:
+            found = self._train([self.runs[n] for n in team], should_stop)
+            rows = dict(zip(team, found, strict=True))
+        except Interrupted:
+            raise
+        except Exception as error:
+            rows = {}
+            if len(team) == 1:
+                self._end(team[0], error)
+            elif is_out_of_memory(error):
+                full = shortage(error, self.settings.share)
+            else:
+                raise
+        if full is not None:  # and the error, which held what was computed, is gone
+            self._halve(team, full)
+        for number, row in rows.items():
+            if isinstance(row, CliptuneError):
+                self._end(number, row)
+        return {n: row for n, row in rows.items() if not isinstance(row, CliptuneError)}
+
+    def _train(
+        self, runs: list[Run], should_stop: Callable[[], bool]
+    ) -> Sequence[Row | CliptuneError]:
+        """An epoch. A fleet that some have left is still theirs."""
+        theirs = [fleet for fleet in self.fleets if any(run in fleet.runs for run in runs)]
+        self.fleets = [fleet for fleet in self.fleets if fleet not in theirs]
+        if len(runs) == 1:
+            return [runs[0].advance(should_stop)]
+        if len(theirs) == 1 and all(run in theirs[0].runs for run in runs):
+            theirs[0].leave([run for run in theirs[0].runs if run not in runs])
+        else:
+            theirs = [Fleet(runs)]
+        self.fleets += theirs
+        return theirs[0].advance(should_stop)
+
+    def _halve(self, team: list[int], full: str) -> None:
+        """Smaller fleets from here on. A step that failed may have changed some of its runs, and
+        others not: they all go on from what they saved last."""
+        self.most = len(team) // 2
+        self.settings.widths.note_full(self.runs[team[0]].config.name, self.most, full)
+        self.fleets = []
+        for number in team:
+            del self.runs[number]
+        give_back()
+        for number in team:
+            self._build(number, self.bench.resume)
+
+    def _end(self, number: int, error: Exception) -> None:
+        """A trial's own failure is a result, and so is too little memory for it alone; anything
+        else ends the worker."""
+        self.runs.pop(number, None)
+        if is_out_of_memory(error):
+            reason = shortage(error, self.settings.share)
+            waits = {"done": True, "state": "waits", "reason": reason, "common": False}
+            self.ended[number] = waits
+        elif is_own_failure(error):
+            self.ended[number] = failure(error)
+        else:
+            raise error

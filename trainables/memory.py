@@ -1,0 +1,47 @@
+"""Memory of the device: a worker's share of it, and what is said where it is too little.
+
+Flows in: errors of torch. Flows out: whether they are of this kind, and a sentence with numbers.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+WORDS = (
+    "allocate memory",  # how torch says it on a CPU
+    "out of memory",  # the driver, where torch does not ask for the memory itself
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+
+
+def shortage(error: Exception, share: float) -> str:
+    """What was asked for, as torch says it, and what there was. `share`: of a card, a worker's."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if not torch.cuda.is_available():
+        return said
+    free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
+    return (
+        f"{said} This worker may use {share * total:.1f} GiB of the card; {free:.1f} of "
+        f"{total:.1f} GiB are free."
+    )
+
+
+def claim(share: float) -> None:
+    """Use no more than this share of the card, which others use too."""
+    if share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
+def give_back() -> None:
+    """What nobody holds any more goes back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
