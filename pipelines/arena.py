@@ -56,6 +56,8 @@ class Args:
     """The most epochs of any trial; 0: as many as each recipe has."""
     views: int = 0
     """Augmented views of each training image, encoded once for all."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the frozen towers compute in; auto: bf16 on GPUs that have it, else fp32."""
     fewer: bool = False
     """Where a class has fewer images than shots, take what there is."""
     concurrent: int = 0
@@ -116,6 +118,7 @@ def _plan(args: Args) -> Plan:
         seconds=args.seconds,
         epochs=args.epochs,
         views=args.views,
+        precision=args.precision,
     )
 
 
@@ -143,7 +146,7 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
         run_stage(
             *("encode", "--shards", source.shards, "--backbone", plan.backbone, *revision),
             *("--pixels", "--views", plan.views, "--out", store_of(folder, source.name)),
-            *("--gpus", args.gpus, "--wait", args.wait),
+            *("--gpus", args.gpus, "--wait", args.wait, "--precision", args.precision),
         )
     _check_words(plan, folder)
     cells = list(plan.cells())

@@ -24,6 +24,15 @@ REACHED_IN = 10.0  # seconds to answer, at first
 GONE_AFTER = 45.0  # seconds without an answer; after 60 Ray ends the process in its own words
 
 
+def check_here(precision: str, gpus: object) -> None:
+    """Whether training can have `precision`, where this machine is the one that trains. Workers
+    elsewhere look for themselves."""
+    from trainables.hardware import check_precision, default_device
+
+    if precision == "bf16" and not os.environ.get("RAY_ADDRESS"):
+        check_precision("bf16", "cpu" if gpus == 0 else default_device(), "precision")
+
+
 def quiet_tune() -> None:
     """Settings that Ray Tune has by environment alone; call it before Ray is imported."""
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial's result has no metric

@@ -36,6 +36,9 @@ class Args:
     """Where the frames are taken: from equal parts of the time, or of the motion."""
     batch_size: int = 256
     """Images a step of the tower."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the towers compute in, for train, val and test alike; it is part of the store's key.
+    auto: bf16 on GPUs that have it, else fp32. The store holds fp32 numbers in any case."""
     activations_gb: float = 20.0
     """Disk for states of the image tower below the adapted blocks, kept as trials ask for them."""
     workers: int | Literal["auto"] = "auto"

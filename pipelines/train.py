@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.capacity import Gpus, check_gpus
+from pipelines.cluster import check_here
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
 from trainables.errors import CliptuneError, ConfigError, DataError
@@ -70,6 +71,7 @@ def run(args: Args) -> None:
     draw = check_draw(args.features, args.draw) if args.draw else None
     check_retain(args.features, args.retain, draw, task)
     config = make_config(args.adapter, {"task": task, **read_fields(args.set)})
+    check_here(config.precision, args.gpus)
     folder = args.out.absolute()
     job = {"args": args, "config": config, "folder": folder}
     with hold(folder):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.capacity import Gpus, check_gpus
+from pipelines.cluster import check_here
 from pipelines.console import done, nothing_to_do, say
 from pipelines.hold import hold
 from trainables.errors import CliptuneError, ConfigError, DataError
@@ -109,6 +110,7 @@ def _check(args: Args) -> Search:
     for name in adapters:
         config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
+    check_here(str(fixed.get("precision", "auto")), args.gpus)
     if draw is not None:
         configs = [make_config(name, {"task": task, **fields}) for name in adapters]
         check_room(configs, [draw.classes], backbone_of(args.features))

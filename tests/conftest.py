@@ -35,6 +35,15 @@ def features(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
     )
 
 
+@pytest.fixture
+def bf16_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that has bf16 of its own. Where it has not, the numbers are the same, only later."""
+    from trainables import hardware
+
+    (tmp_path / "cpuinfo").write_text("flags : fpu avx512_bf16\n")
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+
+
 @pytest.fixture(scope="module")
 def backbone(clip: Path) -> Backbone:
     """That CLIP, loaded anew for each module of tests."""

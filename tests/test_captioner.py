@@ -34,7 +34,12 @@ from trainables.predict import caption_metrics, speak
 from trainables.sampler import CaptionBatches
 
 SMALL = {"adapter.prefix_length": 3, "adapter.clip_length": 2, "adapter.layers": 1}
-SMALL |= {"adapter.heads": 4, "adapter.lora_dropout": 0.0, "adapter.max_tokens": 6}
+SMALL |= {
+    "precision": "fp32",
+    "adapter.heads": 4,
+    "adapter.lora_dropout": 0.0,
+    "adapter.max_tokens": 6,
+}
 TEXTS = ["a red dog!", "!", "", "a photo of a blue boat near the sea"]
 METRIC = "val/cider_d"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,12 +208,10 @@ class Fixed:
 
     def __init__(self, *chances: float) -> None:
         self.logits = torch.tensor(chances).log()
-        self.model = self
 
-    def __call__(self, **inputs: Any) -> Any:
-        read = next(inputs[name] for name in ("inputs_embeds", "input_ids") if name in inputs)
-        logits = self.logits.expand(len(read), 1, -1)
-        return SimpleNamespace(logits=logits, past_key_values=inputs.get("past_key_values"))
+    def after(self, cache: Any = None, **given: Tensor) -> tuple[Tensor, Any]:
+        (read,) = given.values()
+        return self.logits.expand(len(read), -1), cache
 
 
 def drawn(lm: Any, how: Decoding, seeds: int = 20, end: int = NEVER) -> list[list[int]]:

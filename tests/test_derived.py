@@ -278,7 +278,7 @@ def test_predict_embeds_each_distinct_caption_once(backbone: Backbone) -> None:
     embeds = torch.randn(9, backbone.embed_dim)
     rows = torch.arange(9)
     data = SplitFeatures([str(n) for n in rows], embeds, None, tokens, rows, rows)
-    adapter = build(make_config("soft_prompt"), backbone)
+    adapter = build(make_config("soft_prompt", {"precision": "fp32"}), backbone)
     seen: list[int] = []
     plain = adapter.embed_text
 

@@ -29,7 +29,7 @@ from pipelines.encode import Args, run
 from pipelines.encoding import store as encoding
 from pipelines.encoding import towers
 from pipelines.encoding.store import encode
-from pipelines.encoding.towers import Job, ReadAndDecode, Resources, Tower, Unit
+from pipelines.encoding.towers import Job, ReadAndDecode, Resources, Tower, Unit, of_backbone
 from pipelines.hold import hold
 from tests.tiny import tiny_clip, tiny_shards
 from trainables import features as features_module
@@ -55,7 +55,7 @@ class InProcess:
 
     def __call__(self, units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
         read = ReadAndDecode(job.backbone.preprocess)
-        tower = Tower(job.backbone.name, None, job.backbone.fingerprint, torch.get_num_threads())
+        tower = Tower(*of_backbone(job.backbone), torch.get_num_threads())
         batches = 0
         for unit in reversed(units):
             self.units.append(unit)
@@ -126,7 +126,7 @@ def test_a_few_images_on_one_machine_need_no_ray(
     monkeypatch.setattr(towers, "_embed_with_ray", refuse)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(AssertionError, match="Ray was asked for"):
-        encode(replace(args, out=tmp_path / "cluster"))
+        encode(replace(args, out=tmp_path / "cluster", precision="fp32"))
 
 
 def test_values_are_those_of_a_plain_forward(

@@ -152,7 +152,7 @@ def test_fused_runs_are_what_each_is_alone(
 
 @pytest.mark.parametrize("name", ["maple", "promptsrc"])
 def test_steps_in_bf16_are_near_those_in_fp32(
-    name: str, tmp_path: Path, backbone: Backbone, features: Path
+    name: str, tmp_path: Path, backbone: Backbone, features: Path, bf16_cpu: None
 ) -> None:
     losses = []
     for precision in ("fp32", "bf16"):

@@ -63,7 +63,7 @@ def test_every_adapter_trains_together_through_the_kernel(
 
 
 @pytest.mark.parametrize("variant", ["soft_prompt deep", "lora both"])
-def test_in_bf16_too(variant: str, make: Make, kernel: list[torch.Size]) -> None:
+def test_in_bf16_too(variant: str, make: Make, kernel: list[torch.Size], bf16_cpu: None) -> None:
     alone = make("alone", variant, precision="bf16")
     numbers = Fleet(make("together", variant, precision="bf16"))._step()
     for n, run in enumerate(alone):

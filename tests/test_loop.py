@@ -19,7 +19,6 @@ from trainables.backbone import Backbone, load_backbone
 from trainables.checkpoint import load_adapter, newest_intact, verify
 from trainables.errors import CheckpointError, ConfigError
 from trainables.features import open_features
-from trainables.hardware import bf16_pays
 from trainables.loop import Diverged, Interrupted, Run, best_of, never
 from trainables.predict import predict
 from trainables.sampler import Batches
@@ -339,14 +338,6 @@ def test_mined_batches_hold_near_neighbours(backbone: Backbone, features: Path) 
         assert partner in batches.neighbours[anchor].tolist()
     again = Batches(data, make_config("soft_prompt", values | {"seed": 1}))
     assert again.neighbours is batches.neighbours  # found once for all trials of a process
-
-
-def test_auto_precision_looks_at_the_processor(tmp_path: Path) -> None:
-    info = tmp_path / "cpuinfo"
-    info.write_text("flags : fpu sse avx2 fma\n")
-    assert not bf16_pays("cpu", info)
-    info.write_text("flags : fpu avx512_bf16 amx_tile\n")
-    assert bf16_pays("cpu", info)
 
 
 def test_a_full_disk_names_the_path_and_keeps_the_old_checkpoint(

@@ -7,7 +7,8 @@ every file that can change a number. Only safetensors and JSON are read, never a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from transformers import CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast, Sigl
 from trainables.data import Tokens
 from trainables.errors import ConfigError, unknown
 from trainables.files import read_json
+from trainables.hardware import Resolved, autocast
 from trainables.image_tower import lower, upper
 from trainables.model_folder import existing, fingerprint, isolated, load_model, locate
 from trainables.preprocess import Preprocess, read_preprocess
@@ -50,6 +52,7 @@ class Backbone:
     scale: float  # exp(logit_scale): similarities are multiplied by it
     bias: float  # SigLIP's logit_bias, else 0
     device: torch.device
+    precision: Resolved = "fp32"  # what its frozen outputs are computed in: that of the store
     # What else a process loaded to work with it.
     beside: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -58,6 +61,18 @@ class Backbone:
         adapter injected into an `isolated` copy; the frozen weights themselves have no gradient.
         """
         return upper(self, lower(self, pixels, 0), 0)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """In `precision` without gradients, whatever the trial that asks computes in: what is made
+        here is shared by all trials, and val and test come from the same arithmetic."""
+        with torch.no_grad(), autocast(self.precision, self.device):
+            yield
+
+    def frozen_embeds(self, pixels: Tensor) -> Tensor:
+        """`embed_images` as a feature store holds it: (B, e) fp32 on the CPU."""
+        with self.frozen():
+            return self.embed_images(pixels).float().cpu()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tokens, int]:
         """Texts as ragged ids with SOT and EOT, and how many had to be cut to L (EOT is kept).
@@ -82,7 +97,10 @@ class Backbone:
 
 
 def load_backbone(
-    name: str, revision: str | None = None, device: torch.device | str = "cpu"
+    name: str,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    precision: Resolved = "fp32",
 ) -> Backbone:
     """The model in directory `name`, or on the Hub under that id at commit `revision`."""
     folder = locate(name, revision)
@@ -122,6 +140,7 @@ def load_backbone(
         scale=float(model.logit_scale.detach().exp()),
         bias=0.0 if clip else float(model.logit_bias.detach()),
         device=torch.device(device),
+        precision=precision,
     )
 
 

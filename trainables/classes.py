@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from trainables.backbone import Backbone
 from trainables.data import Tokens
-from trainables.derived import exact
 from trainables.errors import ConfigError
 from trainables.text_tower import embed_text
 
@@ -62,9 +61,9 @@ class Classes:
     def text_embeds(self, backbone: Backbone, templates: str = "") -> Tensor:
         """The frozen text tower's classes, of unit length: (C, e). Of several templates, separated
         by `|`, it is the mean of their embeddings, normalised before and after."""
-        key = ("embeds", backbone.fingerprint, templates)
+        key = ("embeds", backbone.fingerprint, backbone.precision, templates)
         if key not in self.kept:
-            with exact(backbone):
+            with backbone.frozen():
                 every = [
                     F.normalize(embed_text(backbone, self.tokens(backbone, one)).float(), dim=-1)
                     for one in templates.split("|")

@@ -61,19 +61,16 @@ class _Search:
 
     def read(self, prefix: Tensor) -> Tensor:
         """Log-probabilities of the first token: (B, V)."""
-        out = self.lm.model(inputs_embeds=prefix, use_cache=True, logits_to_keep=1)
-        self.cache = out.past_key_values
-        return self._log_probabilities(out.logits)
+        logits, self.cache = self.lm.after(inputs_embeds=prefix)
+        return self._log_probabilities(logits)
 
     def step(self, tokens: Tensor) -> Tensor:
         """The same after one more token (R,) of each row: (R, V)."""
-        out = self.lm.model(
-            input_ids=tokens[:, None], past_key_values=self.cache, use_cache=True, logits_to_keep=1
-        )
-        return self._log_probabilities(out.logits)
+        logits, self.cache = self.lm.after(self.cache, input_ids=tokens[:, None])
+        return self._log_probabilities(logits)
 
     def _log_probabilities(self, logits: Tensor) -> Tensor:
-        return (logits[:, -1].float() / self.how.temperature).log_softmax(-1)
+        return (logits / self.how.temperature).log_softmax(-1)
 
     def forbid(self, scores: Tensor, words: Tensor) -> Tensor:
         """`scores` (R, V) with -inf where a token would repeat an n-gram of `words` (R, T)."""

@@ -125,13 +125,6 @@ def _mapped(path: Path) -> Tensors | None:
         return None
 
 
-@contextmanager
-def exact(backbone: Backbone) -> Iterator[None]:
-    """fp32 without gradients, whatever the trial that asks computes in: all trials share it."""
-    with torch.no_grad(), torch.autocast(backbone.device.type, enabled=False):
-        yield
-
-
 @dataclass(frozen=True)
 class Derived:
     """What one split can give beyond its store's own files."""
@@ -149,8 +142,7 @@ class Derived:
         """The frozen text tower's embeddings of all captions, not normalised: (M, e)."""
 
         def fill(put: Put) -> None:
-            with exact(self.backbone):
-                put("text_embeds", 0, embed_each_once(self.backbone, tokens).numpy())
+            put("text_embeds", 0, embed_each_once(self.backbone, tokens).numpy())
 
         if "text" not in self.kept:
             path = self._path(f"text-{self.split}.safetensors")
@@ -207,8 +199,7 @@ class Derived:
     def _encode(self, number: int, put: Put) -> None:
         done = 0
         for squares in self._squares(number):
-            with exact(self.backbone):
-                put("image_embeds", done, self.backbone.embed_images(squares).cpu().numpy())
+            put("image_embeds", done, self.backbone.frozen_embeds(squares).numpy())
             if self.manifest["pixels"]:
                 put("pixels", done, squares.numpy())
             done += len(squares)
@@ -255,7 +246,7 @@ class Derived:
         (B, S, w)."""
 
         def compute(some: Tensor) -> Tensor:
-            with exact(self.backbone):
+            with self.backbone.frozen():
                 return lower(self.backbone, pixels[some], block)
 
         if block == 0:
@@ -281,8 +272,9 @@ class Derived:
 
 
 def embed_each_once(backbone: Backbone, tokens: Tokens, chunk: int = 4096) -> Tensor:
-    """The text tower on each distinct caption once: (M, e) on the CPU."""
+    """The frozen text tower on each distinct caption once: (M, e) on the CPU."""
     distinct, inverse = tokens.unique()
     parts = torch.arange(len(distinct)).split(chunk)
-    embeds = [embed_text(backbone, distinct.select(rows)).float().cpu() for rows in parts]
+    with backbone.frozen():
+        embeds = [embed_text(backbone, distinct.select(rows)).float().cpu() for rows in parts]
     return torch.cat(embeds)[inverse]

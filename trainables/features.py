@@ -25,6 +25,7 @@ from trainables.derived import Derived
 from trainables.errors import DataError, unknown
 from trainables.files import read_json, sha256_json
 from trainables.frames import STILLS, Frames, clip_versions, embed_frames
+from trainables.hardware import Resolved
 from trainables.metrics.captioning import References
 from trainables.mining import nearest_images
 from trainables.preprocess import decoder_versions
@@ -153,7 +154,8 @@ def features_key(
     pixels: bool = False,
     frames: Frames = STILLS,
 ) -> str:
-    """A store's name: another one for any change of weights, preprocessing, decoder or data."""
+    """A store's name: another one for any change of weights, preprocessing, decoder, data or
+    precision."""
     parts = {
         **{"format": FORMAT, "backbone": backbone.fingerprint, "shards": shards.digest},
         **{"preprocess": asdict(backbone.preprocess), "decoder": decoder_versions()},
@@ -163,6 +165,8 @@ def features_key(
         parts |= {"frames": frames.count, "sampling": frames.rule}
     if frames.count or shards.notes.get("clips"):
         parts |= {"clips": clip_versions()}
+    if backbone.precision != "fp32":
+        parts |= {"precision": backbone.precision}
     return sha256_json(parts)[:16]
 
 
@@ -184,10 +188,17 @@ def find_store(folder: Path) -> Path:
     raise DataError(f"`{folder}` holds several stores, name one: {', '.join(map(str, found))}.")
 
 
+def precision_of(folder: Path) -> Resolved:
+    """What a store's features were computed in."""
+    precision: Resolved = read_json(folder / "manifest.json").get("precision", "fp32")
+    return precision
+
+
 def backbone_of(folder: Path, device: str = "cpu") -> Backbone:
-    """The backbone that a store was made with, its weights unchanged since."""
+    """The backbone that a store was made with, its weights unchanged since, in its precision."""
     made_with = read_json(folder / "manifest.json")["backbone"]
-    backbone = load_backbone(made_with["name"], made_with["revision"], device)
+    how = (device, precision_of(folder))
+    backbone = load_backbone(made_with["name"], made_with["revision"], *how)
     if backbone.fingerprint != made_with["fingerprint"]:
         raise DataError(
             f"`{made_with['name']}` has other weights than those of `{folder}`: fingerprint "
@@ -213,7 +224,7 @@ def open_features(
     if split not in manifest["splits"]:
         raise DataError(f"`{folder}`: " + unknown("split", split, manifest["splits"]))
     if backbone is not None:
-        _check_own(folder, manifest["backbone"]["fingerprint"], backbone)
+        _check_own(folder, manifest, backbone)
     path, expected = folder / f"{split}.safetensors", manifest["splits"][split]
     if not path.is_file() or path.stat().st_size != expected["bytes"]:
         raise DataError(f"`{path}` is missing or damaged; run `cliptune encode` again.")
@@ -236,12 +247,18 @@ def open_features(
     )
 
 
-def _check_own(folder: Path, fingerprint: str, backbone: Backbone) -> None:
+def _check_own(folder: Path, manifest: Mapping[str, Any], backbone: Backbone) -> None:
     """All that read the store share what is made with `backbone`."""
+    fingerprint, precision = manifest["backbone"]["fingerprint"], manifest.get("precision", "fp32")
     if backbone.fingerprint != fingerprint:
         raise DataError(
             f"`{folder}` was made with the backbone {fingerprint[:12]}, got "
             f"{backbone.fingerprint[:12]}."
+        )
+    if backbone.precision != precision:
+        raise DataError(
+            f"`{folder}` was computed in {precision}, the backbone given is in "
+            f"{backbone.precision}."
         )
     for name, parameter in backbone.model.named_parameters():
         if parameter.requires_grad:
@@ -251,7 +268,6 @@ def _check_own(folder: Path, fingerprint: str, backbone: Backbone) -> None:
             )
 
 
-@torch.no_grad()
 def embed_split(
     backbone: Backbone,
     shards: ShardSet,
@@ -262,7 +278,8 @@ def embed_split(
     batch_size: int = 64,
     seen: Frames = STILLS,
 ) -> SplitFeatures:
-    """Embed the clean view of a split in this process, in memory: what `evaluate` does for test."""
+    """Embed the clean view of a split in this process, in memory: what `evaluate` does for test, in
+    the precision of `backbone`."""
     texts = read_texts(backbone, shards.rows(split, TEXT_COLUMNS, seal))
     embeds, of_frames, squares = [], [torch.zeros(0, seen.count, backbone.embed_dim)], []
     rows = shards.rows(split, ["id", "image"], seal)
@@ -272,7 +289,7 @@ def embed_split(
             embeds.append(means)
             of_frames.append(each)
         else:
-            embeds.append(backbone.embed_images(square).cpu())
+            embeds.append(backbone.frozen_embeds(square))
         if pixels:
             squares.append(square)
     size = backbone.preprocess.size

@@ -49,18 +49,16 @@ def clip_versions() -> dict[str, str]:
     return {"frames": str(VERSION), "av": metadata.version("av")}
 
 
-@torch.no_grad()
 def embed_clip(
     backbone: Backbone, clip: Clip, count: int, rule: Rule = "uniform", span: Span | None = None
 ) -> Tensor:
     """The frozen tower's embeddings of `count` frames, not normalised: (F, e). Their mean stands
     for the clip wherever one embedding is wanted."""
     squares = Frames(count, rule).of_clip(backbone.preprocess, clip, span)
-    return backbone.embed_images(squares).cpu()
+    return backbone.frozen_embeds(squares)
 
 
-@torch.no_grad()
 def embed_frames(backbone: Backbone, squares: Tensor) -> tuple[Tensor, Tensor]:
     """Squares (B, F, 3, R, R) to the mean of the frames' embeddings (B, e) and these (B, F, e)."""
-    embeds = backbone.embed_images(squares.flatten(0, 1)).unflatten(0, squares.shape[:2])
-    return embeds.mean(1).cpu(), embeds.cpu()
+    embeds = backbone.frozen_embeds(squares.flatten(0, 1)).unflatten(0, squares.shape[:2])
+    return embeds.mean(1), embeds

@@ -1,14 +1,29 @@
-"""What the machine can do: device, and the precision that pays on it."""
+"""What the machine can do: device, and the precision that pays on it.
+
+Flows in: a precision as it was asked for. Flows out: what that is on a device, and the contexts in
+which things are computed: `autocast` for towers and heads, `full` for scores.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
 
+from trainables.errors import ConfigError
+
+Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+Resolved: TypeAlias = Literal["fp32", "bf16"]
+Products: TypeAlias = Literal["ieee", "tf32"]  # of fp32 numbers on a GPU
+
 # Without these, bf16 on a CPU is emulated: measured 42 times slower than fp32.
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def default_device() -> str:
@@ -23,20 +38,86 @@ def card() -> str | None:
     return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
-def bf16_pays(device: torch.device | str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def bf16_pays(device: torch.device | str) -> bool:
     """Whether bf16 autocast is faster than fp32 on `device`."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.device(device).type != "cpu" or not cpuinfo.is_file():
-        return False
-    flags = next((x for x in cpuinfo.read_text().splitlines() if x.startswith("flags")), "")
-    return bool(BF16_FLAGS & set(flags.split()))
+    return torch.device(device).type == "cpu" and bool(BF16_FLAGS & _cpu_flags(CPUINFO))
 
 
-def autocast(
-    precision: str, device: torch.device | str
-) -> contextlib.AbstractContextManager[object]:
-    """The autocast context of `precision` ("auto", "fp32", "bf16") on `device`."""
-    if precision == "bf16" or (precision == "auto" and bf16_pays(device)):
-        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+@functools.cache
+def _cpu_flags(cpuinfo: Path) -> frozenset[str]:
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def resolved(precision: Precision, device: torch.device | str) -> Resolved:
+    """What training, val and test are computed in on `device`."""
+    if precision == "auto":
+        return "bf16" if bf16_pays(device) else "fp32"
+    return precision
+
+
+def of_store(precision: Precision, device: torch.device | str) -> Resolved:
+    """What a feature store made on `device` is computed in; on a CPU, bf16 only if asked for."""
+    if precision == "auto" and torch.device(device).type == "cpu":
+        return "fp32"
+    return resolved(precision, device)
+
+
+def check_precision(precision: Precision, device: torch.device | str, name: str) -> None:
+    """Raise `ConfigError` where `device` would have to emulate it; `name` is what asked for it."""
+    if precision == "bf16" and not bf16_pays(device):
+        raise ConfigError(f"`{name}` must be auto or fp32 here: {_no_bf16(device)}, got 'bf16'.")
+
+
+def _no_bf16(device: torch.device | str) -> str:
+    if torch.device(device).type == "cuda":
+        return "this GPU has no bf16 of its own"
+    return f"this CPU has neither {' nor '.join(sorted(BF16_FLAGS))}, and emulates bf16"
+
+
+@contextmanager
+def autocast(precision: Precision, device: torch.device | str) -> Iterator[None]:
+    """Compute in `precision` on `device`, whatever the context around it says.
+
+    On a GPU, what is left in fp32 is multiplied as TF32 (10 bits of a mantissa) unless fp32 was
+    asked for by name. Where bf16 is emulated, as when a GPU's run is measured on a CPU, it is told
+    once and the numbers are the same.
+    """
+    kind, bf16 = torch.device(device).type, resolved(precision, device) == "bf16"
+    if bf16 and not bf16_pays(device):
+        _tell_emulated(kind)
+    products: Products = "ieee" if precision == "fp32" or kind != "cuda" else "tf32"
+    with torch.autocast(kind, torch.bfloat16, enabled=bf16), _multiplied(products):
+        yield
+
+
+@contextmanager
+def full(device: torch.device | str) -> Iterator[None]:
+    """Compute in fp32 to its last bit, whatever the context around it says: tau multiplies
+    similarities by 100, of which bf16 keeps 3 digits."""
+    with torch.autocast(torch.device(device).type, enabled=False), _multiplied("ieee"):
+        yield
+
+
+@contextmanager
+def _multiplied(how: Products) -> Iterator[None]:
+    """How GPUs multiply fp32 numbers, matrices and convolutions."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = how
+        yield
+    finally:
+        for place, was in zip(places, before, strict=True):
+            place.fp32_precision = was
+
+
+@functools.cache
+def _tell_emulated(kind: str) -> None:
+    print(
+        f"warning: what was made in bf16 is computed in bf16 here too, slowly: {_no_bf16(kind)}",
+        file=sys.stderr,
+    )

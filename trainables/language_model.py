@@ -18,11 +18,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from trainables.backbone import Backbone
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
+from trainables.hardware import full
 from trainables.model_folder import existing, fingerprint, isolated, load_model, locate, no_bars
 
 TINY = Path(__file__).parent / "tiny_lm"  # it knows the words of the demo, and spells others
@@ -43,6 +45,12 @@ class LanguageModel:
     end_token: int  # EOS
     plain: bool  # logits are the output matrix times the last states, and nothing more
     peft: Any = None  # the model as PEFT wraps it, where it has low-rank updates
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, and of the vectors that it reads."""
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
 
     @property
     def vocabulary(self) -> int:
@@ -66,7 +74,7 @@ class LanguageModel:
         return vectors
 
     def logits(self, vectors: Tensor, places: Tensor) -> Tensor:
-        """Of vectors (B, T, d), what follows K `places`, numbers in B x T: (K, V).
+        """Of vectors (B, T, d), what follows K `places`, numbers in B x T: (K, V) fp32.
 
         Padding must stand behind the words: no place sees what comes after it, so it needs no mask;
         and the output matrix, of which V is 50,257 in GPT-2, meets real places only.
@@ -78,10 +86,27 @@ class LanguageModel:
         }
         if not self.plain:
             every: Tensor = self.model(**given, use_cache=False).logits
-            return every.flatten(0, 1)[places]
+            return every.flatten(0, 1)[places].float()
         states = self.model.base_model(**given, use_cache=False).last_hidden_state
-        found: Tensor = self.model.get_output_embeddings()(states.flatten(0, 1)[places])
-        return found
+        return self._head(states.flatten(0, 1)[places])
+
+    def after(self, cache: Any = None, **given: Tensor) -> tuple[Tensor, Any]:
+        """What follows B rows of `inputs_embeds` (B, T, d) or `input_ids` (B, T), which stand
+        behind what `cache` knows: (B, V) fp32; and what then is known."""
+        known = {**given, "past_key_values": cache, "use_cache": True}
+        if not self.plain:
+            out = self.model(**known, logits_to_keep=1)
+            return out.logits[:, -1].float(), out.past_key_values
+        out = self.model.base_model(**known)
+        return self._head(out.last_hidden_state[:, -1]), out.past_key_values
+
+    def _head(self, states: Tensor) -> Tensor:
+        """The output matrix in fp32, whatever a step's precision is: logits are numbers such as
+        100, of which bf16 keeps steps of a half."""
+        output = self.model.get_output_embeddings()
+        bias = None if output.bias is None else output.bias.float()
+        with full(states.device):
+            return F.linear(states.float(), output.weight.float(), bias)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Texts as ragged ids, each with EOS at its end. A special token's name inside a text is
@@ -129,6 +154,8 @@ class LanguageModel:
     def save(self, folder: Path) -> None:
         """Write the model as transformers loads it, low-rank updates added to its weights."""
         plain: Any = copy.deepcopy(self.peft).merge_and_unload() if self.peft else self.model
+        if self.dtype != torch.float32:  # a copy for reading, of weights that may say more
+            plain = load_language_model(self.name, self.revision).model
         with no_bars():
             plain.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -138,26 +165,35 @@ class LanguageModel:
         return replace(self, model=copy.deepcopy(self.model).requires_grad_(True))
 
 
-def language_model(backbone: Backbone, name: str, revision: str | None = None) -> LanguageModel:
-    """The language model `name` on the backbone's device, loaded once a process."""
-    key = f"language model {name}@{revision}"
+def language_model(
+    backbone: Backbone,
+    name: str,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> LanguageModel:
+    """The language model `name` on the backbone's device, loaded once a process and `dtype`."""
+    key = f"language model {name}@{revision} {dtype}"
     if key not in backbone.beside:
-        backbone.beside[key] = load_language_model(name, revision, backbone.device)
+        backbone.beside[key] = load_language_model(name, revision, backbone.device, dtype)
     found: LanguageModel = backbone.beside[key]
     return found
 
 
 def load_language_model(
-    name: str, revision: str | None = None, device: torch.device | str = "cpu"
+    name: str,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> LanguageModel:
-    """The model in directory `name`, or on the Hub under that id at commit `revision`.
+    """The model in directory `name`, or on the Hub under that id at commit `revision`, its weights
+    as `dtype`.
 
     Raises `ConfigError` for what cannot speak after a prefix: a model without input vectors of
     known width, a tokenizer without an end token.
     """
     folder = TINY if name == "tiny" else locate(name, revision, "adapter.lm_revision")
     existing(folder, "config.json")
-    model = load_model(folder, AutoModelForCausalLM, attention=None).to(device)
+    model = load_model(folder, AutoModelForCausalLM, None, dtype).to(device)
     weight = getattr(model.get_input_embeddings(), "weight", None)
     if weight is None or weight.ndim != 2 or model.get_output_embeddings() is None:
         raise ConfigError(

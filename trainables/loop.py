@@ -33,7 +33,7 @@ from trainables.distributed import ALONE, Worker, average, same_start
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
 from trainables.features import SplitFeatures
 from trainables.files import read_json, write_bytes, write_json
-from trainables.hardware import autocast
+from trainables.hardware import autocast, check_precision
 from trainables.metrics.classification import classification_metrics
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.predict import caption_metrics, predict, score
@@ -128,6 +128,7 @@ class Run:
         checkpoint_seconds: float = 30.0,
     ) -> None:
         check_metric(metric, config.task)
+        check_precision(config.precision, backbone.device, "precision")
         self.config, self.val, self.folder, self.metric = config, val, folder, metric
         self.worker, self.checkpoint_seconds = worker, checkpoint_seconds
         self.adapter = build(config, backbone, train).to(backbone.device)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from trainables.backbone import Backbone
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.distributed import gather, shared
+from trainables.hardware import full
 from trainables.schedules import adapted, cosine_scale
 
 
@@ -78,8 +79,7 @@ class Objective(nn.Module):
         progress: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss; B and M are this worker's images and captions, `progress` that of the run."""
-        # bf16 keeps 3 digits, and tau multiplies what is left by 100: similarities stay in fp32.
-        with torch.autocast(image_embeds.device.type, enabled=False):
+        with full(image_embeds.device):
             images = gather(F.normalize(image_embeds.float(), dim=-1))  # (B, e)
             texts = gather(F.normalize(text_embeds.float(), dim=-1))  # (M, e)
             same = gather(image_groups)[:, None] == gather(caption_groups)  # (B, M)
@@ -97,7 +97,7 @@ class Objective(nn.Module):
 
         Label smoothing as of any classifier. The other fields of `loss` are about captions.
         """
-        with torch.autocast(similarity.device.type, enabled=False):
+        with full(similarity.device):
             similarity = similarity.float()
             same = labels[:, None] == torch.arange(similarity.shape[1], device=labels.device)
             scale = self.scale(progress)

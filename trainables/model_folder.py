@@ -70,9 +70,14 @@ def existing(folder: Path, name: str) -> Path:
     return path
 
 
-def load_model(folder: Path, cls: Any, attention: str | None = "sdpa") -> Any:
-    """The model in fp32, frozen, in eval mode; every weight must be there and fit. `attention`:
-    how it is computed, None is what the model can do best."""
+def load_model(
+    folder: Path,
+    cls: Any,
+    attention: str | None = "sdpa",
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """The model, its weights as `dtype`, frozen, in eval mode; every weight must be there and fit.
+    `attention`: how it is computed, None is what the model can do best."""
     if not list(folder.glob(WEIGHTS)):
         pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
         if pickles:
@@ -88,7 +93,7 @@ def load_model(folder: Path, cls: Any, attention: str | None = "sdpa") -> Any:
                 folder,
                 use_safetensors=True,
                 local_files_only=True,
-                dtype=torch.float32,
+                dtype=dtype,
                 attn_implementation=attention,
                 trust_remote_code=False,  # else a folder with code in it has the user asked whether
                 output_loading_info=True,

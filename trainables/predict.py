@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,48 +14,52 @@ from trainables.adapters.base import Adapter
 from trainables.classes import Classes
 from trainables.data import Predictions
 from trainables.features import SplitFeatures
+from trainables.hardware import autocast
 from trainables.metrics.captioning import score_captions
 
 TEXTS = 4096  # captions at a time; the text tower takes fewer in one pass by itself
 
 
-@torch.no_grad()
+@contextmanager
+def in_use(adapter: Adapter[Any]) -> Iterator[None]:
+    """In eval mode, without gradients, in the precision that it is trained in."""
+    training = adapter.training
+    adapter.eval()
+    with torch.no_grad(), autocast(adapter.train_config.precision, adapter.backbone.device):
+        yield
+    adapter.train(training)
+
+
 def embed_images(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -> Tensor:
     """Normalised embeddings of all images (view 0) of `data`: (N, e)."""
     device = adapter.backbone.device
-    training = adapter.training
-    adapter.eval()
     images = []
-    for rows in torch.arange(len(data.groups)).split(batch_size):
-        block = adapter.image_block
-        hidden = None if block is None else data.hidden(rows, 0, block).to(device)
-        embeds = adapter.embed_images(data.image_embeds[rows].to(device), hidden)
-        images.append(F.normalize(embeds.float(), dim=-1))
-    adapter.train(training)
+    with in_use(adapter):
+        for rows in torch.arange(len(data.groups)).split(batch_size):
+            block = adapter.image_block
+            hidden = None if block is None else data.hidden(rows, 0, block).to(device)
+            embeds = adapter.embed_images(data.image_embeds[rows].to(device), hidden)
+            images.append(F.normalize(embeds.float(), dim=-1))
     return torch.cat(images)
 
 
-@torch.no_grad()
 def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -> Predictions:
     """Normalised embeddings of all images (view 0) and all captions of `data`, in its order."""
     device = adapter.backbone.device
     images = embed_images(adapter, data, batch_size)
-    training = adapter.training
-    adapter.eval()
     texts = []
     # A caption that stands there often, as a class's does, goes through the tower once.
     distinct, copy_of = data.tokens.unique()
     some = torch.zeros(len(distinct), dtype=torch.int64)
     some[copy_of] = torch.arange(len(copy_of))  # a caption for each
-    for rows in torch.arange(len(distinct)).split(max(batch_size, TEXTS)):
-        frozen = data.text_embeds()[some[rows]].to(device) if adapter.frozen_text else None
-        embeds = adapter.embed_text(distinct.select(rows), frozen)
-        texts.append(F.normalize(embeds.float(), dim=-1))
-    adapter.train(training)
+    with in_use(adapter):
+        for rows in torch.arange(len(distinct)).split(max(batch_size, TEXTS)):
+            frozen = data.text_embeds()[some[rows]].to(device) if adapter.frozen_text else None
+            embeds = adapter.embed_text(distinct.select(rows), frozen)
+            texts.append(F.normalize(embeds.float(), dim=-1))
     return Predictions(images, torch.cat(texts)[copy_of.to(device)])
 
 
-@torch.no_grad()
 def speak(
     adapter: Adapter[Any],
     data: SplitFeatures,
@@ -64,13 +69,11 @@ def speak(
     """A caption for each image (view 0) or clip of `data`, in its order: N. `shown` goes through
     the parts of `data` and may tell how far it is."""
     device = adapter.backbone.device
-    training = adapter.training
-    adapter.eval()
     said: list[str] = []
-    for rows in shown(torch.arange(len(data.groups)).split(batch_size)):
-        frames = None if data.frame_embeds is None else data.frame_embeds[rows].to(device)
-        said += adapter.captions(data.image_embeds[rows].to(device), frames)
-    adapter.train(training)
+    with in_use(adapter):
+        for rows in shown(torch.arange(len(data.groups)).split(batch_size)):
+            frames = None if data.frame_embeds is None else data.frame_embeds[rows].to(device)
+            said += adapter.captions(data.image_embeds[rows].to(device), frames)
     return said
 
 
@@ -79,21 +82,18 @@ def caption_metrics(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, flo
     return score_captions(speak(adapter, data), data.references, meteor=False).summary()
 
 
-@torch.no_grad()
 def score(
     adapter: Adapter[Any], data: SplitFeatures, classes: Classes, batch_size: int = 256
 ) -> Tensor:
     """The similarities of all images (view 0) of `data` to each class: (N, C) float32."""
     device, backbone = adapter.backbone.device, adapter.backbone
-    training = adapter.training
-    adapter.eval()
     frozen = classes.text_embeds(backbone, adapter.frozen_words) if adapter.frozen_text else None
     words = classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
-    classifier = adapter.classifier(words, frozen)
     scores = []
-    for rows in torch.arange(len(data.groups)).split(batch_size):
-        block = adapter.image_block
-        hidden = None if block is None else data.hidden(rows, 0, block).to(device)
-        scores.append(classifier(data.image_embeds[rows].to(device), hidden).float().cpu())
-    adapter.train(training)
+    with in_use(adapter):
+        classifier = adapter.classifier(words, frozen)
+        for rows in torch.arange(len(data.groups)).split(batch_size):
+            block = adapter.image_block
+            hidden = None if block is None else data.hidden(rows, 0, block).to(device)
+            scores.append(classifier(data.image_embeds[rows].to(device), hidden).float().cpu())
     return torch.cat(scores)

@@ -37,20 +37,28 @@ class Attention:
     back: Tensor  # (T, h) int32: where each node's output stands among those of all groups
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(T, d), (S, d), (S, d) to (T, d), in fp32: many rows' gradients meet in one node."""
-        heads = self.back.shape[1]
+        """(T, d), (S, d), (S, d) to (T, d). Rows are taken from nodes in fp32, as many rows'
+        gradients meet in one node: in bf16, a prompt's would be twice as far from those of fp32."""
+        heads, dtype = self.back.shape[1], _kernel_dtype(queries.device)
         with torch.autocast(queries.device.type, enabled=False):
             q, k, v = (x.float().reshape(len(x) * heads, -1) for x in (queries, keys, values))
             done = [
                 F.scaled_dot_product_attention(
-                    F.embedding(group.queries, q),
-                    F.embedding(group.keys, k),
-                    F.embedding(group.keys, v),
+                    F.embedding(group.queries, q).to(dtype),
+                    F.embedding(group.keys, k).to(dtype),
+                    F.embedding(group.keys, v).to(dtype),
                     attn_mask=group.mask,
                 ).flatten(0, 2)
                 for group in self.groups
             ]
             return F.embedding(self.back, torch.cat(done)).flatten(1)
+
+
+def _kernel_dtype(device: torch.device) -> torch.dtype:
+    """A GPU's kernels sum in fp32 whatever they are given; a CPU's plain one does not."""
+    if device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        return torch.get_autocast_dtype("cuda")
+    return torch.float32
 
 
 @dataclass(frozen=True)

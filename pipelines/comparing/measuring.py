@@ -8,6 +8,7 @@ measured again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,13 @@ from trainables.adapters.registry import build
 from trainables.backbone import Backbone
 from trainables.checkpoint import digest, load_adapter, read_config
 from trainables.errors import DataError
-from trainables.features import SplitFeatures, backbone_of, embed_split, find_store
+from trainables.features import (
+    SplitFeatures,
+    backbone_of,
+    embed_split,
+    find_store,
+    precision_of,
+)
 from trainables.files import now, read_json, sha256_json, write_json
 from trainables.hardware import default_device
 from trainables.metrics.balance import harmonic
@@ -76,7 +83,8 @@ class Tests:
             if shards.digest != made_of["shards_sha256"]:
                 raise DataError(f"`{shards.folder}` changed since `{store}` was made of it.")
             say(f"embedding the {shards.splits['test']['images']:,} test images of {source.name}")
-            data = embed_split(self.backbone, shards, "test", seal=self.seal, pixels=self.pixels)
+            own = replace(self.backbone, precision=precision_of(store))
+            data = embed_split(own, shards, "test", seal=self.seal, pixels=self.pixels)
             rows = list(shards.rows("test", ["id", "label"], self.seal))
             self.splits[source.name] = (data, rows)
         return self.splits[source.name]

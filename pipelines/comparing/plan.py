@@ -16,6 +16,7 @@ from typing import Any
 from trainables.draws import Draw, Part, read_draw
 from trainables.errors import DataError
 from trainables.files import read_json, write_json
+from trainables.hardware import Precision
 
 FORMAT = "cliptune-arena-plan-1"
 
@@ -61,6 +62,7 @@ class Plan:
     seconds: float
     epochs: int
     views: int
+    precision: Precision = "auto"  # of the stores
     metric: str = "val/accuracy"
 
     def tasks(self) -> Iterator[tuple[str, Source, int, int, Part]]:
@@ -86,8 +88,9 @@ def write_plan(folder: Path, plan: Plan) -> None:
     path = folder / "plan.json"
     wanted: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(plan)}
     if path.exists():
-        found = read_json(path)
-        for name in ("backbone", "revision", "trials", "seconds", "epochs", "views", "metric"):
+        found = {"precision": "auto"} | read_json(path)
+        names = ("backbone", "revision", "trials", "seconds", "epochs", "views", "precision")
+        for name in (*names, "metric"):
             if found.get(name) != wanted[name]:
                 raise DataError(
                     f"`{folder}` holds another arena: its `{name}` is {found.get(name)!r}, this "

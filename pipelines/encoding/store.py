@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pipelines import console
 from pipelines.encode import Args
-from pipelines.encoding.towers import Job, Unit, embed_units
+from pipelines.encoding.towers import Job, Unit, embed_units, settle_precision
 from pipelines.encoding.writer import SplitWriter
 from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
@@ -128,7 +128,8 @@ def encode(args: Args) -> tuple[Path, bool]:
     for split in SPLITS:
         if not shards.splits.get(split, {}).get("images"):
             raise DataError(f"`{shards.folder}` must have images in `{split}`, got none.")
-    backbone = load_backbone(args.backbone, args.revision)
+    asked = (args.precision, args.workers, args.gpus, args.wait)
+    backbone = load_backbone(args.backbone, args.revision, precision=settle_precision(*asked))
     clips, frames = shards.notes.get("clips", 0), Frames(args.frames, args.sampling)
     if clips and not args.frames:
         console.say(
@@ -153,6 +154,7 @@ def encode(args: Args) -> tuple[Path, bool]:
             **{"preprocess": asdict(backbone.preprocess), "decoder": decoder_versions()},
             **{"views": args.views, "data_seed": args.data_seed, "pixels": args.pixels},
             **({"frames": args.frames, "sampling": args.sampling} if args.frames else {}),
+            **({"precision": backbone.precision} if backbone.precision != "fp32" else {}),
             "activations_bytes": int(args.activations_gb * 1e9),
             **{"splits": splits, "truncated_captions": truncated, "created": now()},
         }

@@ -24,7 +24,7 @@ from pipelines.console import say
 from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, ConfigError
 from trainables.frames import STILLS, Frames, embed_frames
-from trainables.hardware import default_device
+from trainables.hardware import Precision, Resolved, check_precision, default_device, of_store
 from trainables.image_headers import BadImage
 from trainables.preprocess import Preprocess
 from trainables.tensor_file import Array
@@ -85,17 +85,48 @@ class Resources:
         )
 
     @classmethod
-    def take(cls, job: Job) -> Resources:
+    def take(cls, workers: int | str, gpus: Gpus, wait: float) -> Resources:
         """The division of the cluster, once there is room for one tower."""
-        plan = cls.plan(job.workers, job.gpus, capacity())
+        plan = cls.plan(workers, gpus, capacity())
         place = {"CPU": plan.tower_cpus} | ({"GPU": plan.tower_gpus} if plan.tower_gpus else {})
-        await_place([place], job.wait)
+        await_place([place], wait)
         have = capacity()  # anew: only now is it sure how many CPUs stand beside a GPU
-        plan = cls.plan(job.workers, job.gpus, have)
+        plan = cls.plan(workers, gpus, have)
         if have.grows:
             where = f"{plan.tower_gpus:g} GPU" if plan.tower_gpus else f"{plan.threads} CPUs"
             say(f"{plan.towers} tower(s) with {where} each: the cluster has {have}, and grows.")
         return plan
+
+
+def settle_precision(precision: Precision, workers: int | str, gpus: Gpus, wait: float) -> Resolved:
+    """What `--precision` is where the towers will stand, for all of them: in a cluster, the place
+    of one is asked. Raises `ConfigError` where it cannot be had."""
+    if precision == "fp32":
+        return precision
+    if not os.environ.get("RAY_ADDRESS"):  # they stand on this machine
+        return _look(precision, "cpu" if gpus == 0 else default_device())
+    connect()
+    import ray
+
+    plan = Resources.take(workers, gpus, wait)
+    ask = ray.remote(num_cpus=plan.tower_cpus, num_gpus=plan.tower_gpus)(_look_there)
+    found: Resolved | ConfigError = ray.get(ask.remote(precision))
+    if isinstance(found, ConfigError):
+        raise found
+    return found
+
+
+def _look(precision: Precision, device: str) -> Resolved:
+    check_precision(precision, device, "--precision")
+    return of_store(precision, device)
+
+
+def _look_there(precision: Precision) -> Resolved | ConfigError:
+    """In a worker. The error is a value: Ray would put a traceback around it."""
+    try:
+        return _look(precision, default_device())
+    except ConfigError as error:
+        return error
 
 
 class ReadAndDecode:
@@ -146,9 +177,17 @@ class ReadAndDecode:
 class Tower:
     """A frozen image tower, loaded once a worker."""
 
-    def __init__(self, name: str, revision: str | None, fingerprint: str, threads: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        fingerprint: str,
+        precision: Resolved,
+        threads: int,
+    ) -> None:
         torch.set_num_threads(threads)
-        self.backbone = load_backbone(name, revision, default_device())
+        check_precision(precision, default_device(), "--precision")
+        self.backbone = load_backbone(name, revision, default_device(), precision)
         if self.backbone.fingerprint != fingerprint:
             raise CliptuneError(f"`{name}` changed while it was being used.")
 
@@ -156,7 +195,6 @@ class Tower:
         return embed(self.backbone, batch, keep_pixels)
 
 
-@torch.no_grad()
 def embed(backbone: Backbone, batch: dict[str, Array], keep_pixels: bool) -> dict[str, Array]:
     pixels = torch.from_numpy(np.array(batch["pixels"]))
     result = {name: batch[name] for name in ("split", "row", "error")}
@@ -164,7 +202,7 @@ def embed(backbone: Backbone, batch: dict[str, Array], keep_pixels: bool) -> dic
         means, each = embed_frames(backbone, pixels)
         result |= {"image_embeds": means.numpy(), "frame_embeds": each.numpy()}
     else:
-        result["image_embeds"] = backbone.embed_images(pixels).cpu().numpy()
+        result["image_embeds"] = backbone.frozen_embeds(pixels).numpy()
     return result | ({"pixels": batch["pixels"]} if keep_pixels else {})
 
 
@@ -200,18 +238,22 @@ def embed_units(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
 def _embed_here(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
     backbone, read = job.backbone, ReadAndDecode(job.backbone.preprocess, job.frames)
     if default_device() != backbone.device.type:
-        of = (backbone.name, backbone.revision, backbone.fingerprint)
-        backbone = Tower(*of, torch.get_num_threads()).backbone
+        backbone = Tower(*of_backbone(backbone), torch.get_num_threads()).backbone
     for unit in units:
         for batch in read.unit(unit):
             yield embed(backbone, batch, job.pixels)
+
+
+def of_backbone(backbone: Backbone) -> tuple[str, str | None, str, Resolved]:
+    """What a tower is told of the backbone."""
+    return backbone.name, backbone.revision, backbone.fingerprint, backbone.precision
 
 
 def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
     connect()
     import ray
 
-    resources = Resources.take(job)
+    resources = Resources.take(job.workers, job.gpus, job.wait)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -226,10 +268,7 @@ def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array
         )
         .map_batches(
             Tower,
-            fn_constructor_args=(
-                *(backbone.name, backbone.revision, backbone.fingerprint),
-                resources.threads,
-            ),
+            fn_constructor_args=(*of_backbone(backbone), resources.threads),
             fn_kwargs={"keep_pixels": job.pixels},
             batch_size=max(1, job.batch_size // max(1, job.frames.count)),
             compute=ray.data.ActorPoolStrategy(size=resources.towers),

@@ -28,7 +28,7 @@ from trainables.classes import Classes
 from trainables.errors import DataError
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap, difference, interval
-from trainables.predict import embed_images, predict
+from trainables.predict import embed_images, in_use, predict
 
 IMAGES = 1000  # on a map, at most
 PAIRS = 300  # images with a caption on a map, at most
@@ -44,13 +44,13 @@ class Embeds:
     texts: Floats  # (C, e) of the classes, or (N, e) of the first caption of each image
 
 
-@torch.no_grad()
 def class_texts(adapter: Adapter[Any], classes: Classes) -> Tensor:
     """The classes as the adapter embeds them: (C, e). CoCoOp's are those that no image moved."""
     backbone = adapter.backbone
     frozen = classes.text_embeds(backbone, adapter.frozen_words) if adapter.frozen_text else None
     words = classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
-    return F.normalize(adapter.embed_text(words, frozen).float(), dim=-1)
+    with in_use(adapter):
+        return F.normalize(adapter.embed_text(words, frozen).float(), dim=-1)
 
 
 def embed(adapter: Adapter[Any], data: SplitFeatures) -> Embeds:

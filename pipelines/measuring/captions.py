@@ -18,7 +18,7 @@ from pipelines.measuring.protocol import Measured, duplicates, metrics, versus
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES
 from trainables.backbone import Backbone
-from trainables.derived import embed_each_once, exact
+from trainables.derived import embed_each_once
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.captioning import (
@@ -49,8 +49,7 @@ class CaptionProtocol:
 
     def _embed(self, texts: list[str]) -> Tensor:
         tokens, _ = self.backbone.tokenize([PREFIX + text for text in texts])
-        with exact(self.backbone):
-            return embed_each_once(self.backbone, tokens)
+        return embed_each_once(self.backbone, tokens)
 
     def named(self, metric: str) -> str:
         """`cider_d` with the images that it was measured on: their words weigh in it."""

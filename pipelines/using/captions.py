@@ -19,6 +19,7 @@ from pipelines.using.model import Model
 from trainables.clips import SUFFIXES, Clip, is_clip, segments
 from trainables.frames import embed_clip
 from trainables.image_headers import BadImage, read_file
+from trainables.predict import in_use
 
 Row = dict[str, Any]  # path, caption; of a segment start and end in seconds too
 MAYBE_CLIPS = frozenset({".gif", ".png", ".webp"})  # images that may be animated
@@ -78,8 +79,8 @@ def _clip(model: Model, path: Path, seconds: float) -> list[Row]:
     ]
 
 
-@torch.no_grad()
 def write(model: Model, frames: Tensor) -> list[str]:
     """Captions of clips by their frames' embeddings (B, F, e); F is 1 for captioners of stills."""
     frames = frames.to(model.backbone.device)
-    return model.adapter.captions(frames.mean(1), frames if model.seen.count else None)
+    with in_use(model.adapter):
+        return model.adapter.captions(frames.mean(1), frames if model.seen.count else None)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipelines.using.files import CHUNK, Faults, squares
 from trainables.adapters.base import Adapter
-from trainables.derived import Derived, exact
+from trainables.derived import Derived
 from trainables.features import SplitFeatures
 from trainables.shards import chunks
 
@@ -41,8 +41,7 @@ def _embedded(
     for good in squares(paths, backbone.preprocess, faults, doing):
         if good:
             pixels = torch.stack([square for _, square in good])  # (B, 3, R, R)
-            with exact(backbone):
-                embeds = backbone.embed_images(pixels).cpu()
+            embeds = backbone.frozen_embeds(pixels)
             keep = adapter.image_block is not None
             yield [path for path, _ in good], embeds, pixels if keep else None
 

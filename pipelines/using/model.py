@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.measuring.contestants import Contestant, read_contest
+from pipelines.measuring.contestants import baseline, read_contest
 from trainables.adapters.base import Adapter
+from trainables.adapters.registry import build
 from trainables.backbone import Backbone, load_backbone
 from trainables.classes import Classes
 from trainables.config import Task
@@ -19,7 +20,7 @@ from trainables.errors import ConfigError, DataError
 from trainables.features import backbone_of, frames_of
 from trainables.files import sha256_json
 from trainables.frames import STILLS, Frames
-from trainables.hardware import default_device
+from trainables.hardware import default_device, of_store, resolved
 from trainables.preprocess import decoder_versions
 
 # For each task, what its adapters do and the command that lets them.
@@ -83,11 +84,13 @@ class Model:
 def open_model(source: Source, *tasks: str) -> Model:
     """The model, of one of `tasks`; the first is what a bare backbone is taken for."""
     if source.run is None:
-        backbone = load_backbone(source.backbone, source.revision, default_device())
+        device = default_device()
+        how = (device, of_store("auto", device))
+        backbone = load_backbone(source.backbone, source.revision, *how)
         task: Task = "classification" if tasks[0] == "classification" else "retrieval"
-        zero_shot = Contestant("zero_shot")
-        adapter = zero_shot.load(backbone, task)
-        return Model("zero-shot", adapter, _identity(zero_shot, backbone), None)
+        config = replace(baseline(task), precision=backbone.precision)
+        adapter = build(config, backbone).to(backbone.device).eval()
+        return Model("zero-shot", adapter, _identity("zero_shot", adapter), None)
     contest = read_contest(source.run, only_best=True)
     best = next(one for one in contest.contestants if one.selected)
     _check_task(source.run, contest.task, tasks)
@@ -101,7 +104,7 @@ def open_model(source: Source, *tasks: str) -> Model:
     return Model(
         name=best.name,
         adapter=adapter,
-        identity=_identity(best, backbone),
+        identity=_identity(best.identity(), adapter),
         classes=adapter.classes or (contest.draw.classes if contest.draw else None),
         seen=frames_of(contest.features),
     )
@@ -117,6 +120,9 @@ def _check_task(run: Path, task: str, wanted: tuple[str, ...]) -> None:
     )
 
 
-def _identity(one: Contestant, backbone: Backbone) -> str:
-    parts = [one.identity(), backbone.fingerprint, asdict(backbone.preprocess), decoder_versions()]
+def _identity(own: str, adapter: Adapter[Any]) -> str:
+    backbone = adapter.backbone
+    parts = [own, backbone.fingerprint, asdict(backbone.preprocess), decoder_versions()]
+    computed = {backbone.precision, resolved(adapter.train_config.precision, backbone.device)}
+    parts += [sorted(computed)] if "bf16" in computed else []
     return sha256_json(parts)[:16]

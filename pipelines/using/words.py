@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,9 +17,9 @@ from trainables.classes import DEFAULT, Classes
 from trainables.derived import embed_each_once
 from trainables.draws import check_template
 from trainables.errors import ConfigError
+from trainables.predict import in_use
 
 
-@torch.no_grad()
 def embed_words(adapter: Adapter[Any], words: Sequence[str]) -> Tensor:
     """Captions of unit length in the joint space: (M, e) on the CPU."""
     backbone = adapter.backbone
@@ -32,7 +31,8 @@ def embed_words(adapter: Adapter[Any], words: Sequence[str]) -> Tensor:
             file=sys.stderr,
         )
     frozen = embed_each_once(backbone, tokens).to(backbone.device) if adapter.frozen_text else None
-    return F.normalize(adapter.embed_text(tokens, frozen).float(), dim=-1).cpu()
+    with in_use(adapter):
+        return F.normalize(adapter.embed_text(tokens, frozen).float(), dim=-1).cpu()
 
 
 def classes_of(names: Sequence[str], template: str) -> Classes:

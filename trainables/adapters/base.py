@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data import Batch, Predictions, Tokens
+from trainables.hardware import full
 from trainables.losses import Objective
 from trainables.text_tower import embed_text
 
@@ -30,9 +31,8 @@ Classifier: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def product(one: Tensor, other: Tensor) -> Tensor:
-    """`one @ other` in fp32, whatever a step's precision is: bf16 keeps 3 digits of a similarity,
-    and tau multiplies it by 100."""
-    with torch.autocast(one.device.type, enabled=False):
+    """`one @ other` in fp32, whatever a step's precision is."""
+    with full(one.device):
         return one.float() @ other.float()
 
 

@@ -21,6 +21,7 @@ from trainables.distributed import gather
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.files import write_bytes, write_json
+from trainables.hardware import resolved
 from trainables.language_model import LanguageModel, language_model
 from trainables.mappers import MlpMapper, TemporalPool, TransformerMapper
 from trainables.transfer import send
@@ -112,7 +113,10 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         own = self.config
-        lm = language_model(backbone, own.lm, own.lm_revision)
+        # What is trained keeps weights in fp32; steps of bf16 would be rounded away.
+        bf16 = own.lm_mode == "frozen" and resolved(config.precision, backbone.device) == "bf16"
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        lm = language_model(backbone, own.lm, own.lm_revision, dtype)
         check(
             own.prefix_length < lm.context_length - 1,
             "adapter.prefix_length",
@@ -188,15 +192,15 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         if self.config.normalize:
             image_embeds = F.normalize(image_embeds.float(), dim=-1)
         vectors: Tensor = self.mapper(image_embeds)
-        return vectors
+        return vectors.to(self.lm.dtype)
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """Of each token to be learned of the batch's captions, one an image: (K,)."""
         prefix = self.prefix(batch.image_embeds, batch.frames)  # (B, k, d)
         ids, places, learned = self._targets(batch.tokens)
-        vectors = torch.cat([prefix, self.lm.embed(ids[:, :-1]).to(prefix.dtype)], dim=1)
+        vectors = torch.cat([prefix, self.lm.embed(ids[:, :-1])], dim=1)
         logits = self.lm.logits(vectors, places)  # (K, V)
-        return -F.cross_entropy(logits.float(), learned, reduction="none")
+        return -F.cross_entropy(logits, learned, reduction="none")
 
     def _targets(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Padded ids (B, T), and the K tokens to be learned: the places that they follow, numbers

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainables.data import Predictions
 from trainables.errors import DataError
+from trainables.hardware import full
 
 TILE = (512, 2048)  # rows and columns of the score matrix that exist at a time: 4 MiB
 KEPT = 32  # tiles that the first pass keeps for the second: a small pool is multiplied once
@@ -75,11 +76,16 @@ def mutual_ranks(
     best_column = rows.new_full((len(columns),), -torch.inf)
     mixed: set[int] = set()  # the tiles with a positive
     kept: dict[int, Tensor] = {}
+
+    def product(a: slice, b: slice) -> Tensor:
+        with full(rows.device):
+            return rows[a] @ columns[b].T  # tile
+
     for n, (a, b) in enumerate(tiles):
         if not torch.isin(row_groups[a], column_groups[b]).any():
             continue
         mixed.add(n)
-        score = rows[a] @ columns[b].T  # tile
+        score = product(a, b)
         if len(kept) < KEPT:
             kept[n] = score
         masked = score.masked_fill(row_groups[a, None] != column_groups[b], -torch.inf)
@@ -88,7 +94,7 @@ def mutual_ranks(
 
     of_rows, of_columns = _Counts(best_row), _Counts(best_column)
     for n, (a, b) in enumerate(tiles):
-        score = kept.pop(n) if n in kept else rows[a] @ columns[b].T  # tile
+        score = kept.pop(n) if n in kept else product(a, b)
         mask = row_groups[a, None] == column_groups[b] if n in mixed else None
         of_rows.add(a, score, mask)
         of_columns.add(b, score.T, None if mask is None else mask.T)
