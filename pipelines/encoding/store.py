@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from pipelines import console
 from pipelines.encode import Args
-from pipelines.encoding.towers import Job, Unit, embed_units, settle_precision
+from pipelines.encoding.precision import settle
+from pipelines.encoding.towers import Job, Unit, embed_units
 from pipelines.encoding.writer import SplitWriter
 from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
@@ -129,7 +130,7 @@ def encode(args: Args) -> tuple[Path, bool]:
         if not shards.splits.get(split, {}).get("images"):
             raise DataError(f"`{shards.folder}` must have images in `{split}`, got none.")
     asked = (args.precision, args.workers, args.gpus, args.wait)
-    backbone = load_backbone(args.backbone, args.revision, precision=settle_precision(*asked))
+    backbone = load_backbone(args.backbone, args.revision, precision=settle(*asked))
     clips, frames = shards.notes.get("clips", 0), Frames(args.frames, args.sampling)
     if clips and not args.frames:
         console.say(

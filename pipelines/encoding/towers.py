@@ -24,7 +24,7 @@ from pipelines.console import say
 from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, ConfigError
 from trainables.frames import STILLS, Frames, embed_frames
-from trainables.hardware import Precision, Resolved, check_precision, default_device, of_store
+from trainables.hardware import Resolved, check_precision, default_device
 from trainables.image_headers import BadImage
 from trainables.preprocess import Preprocess
 from trainables.tensor_file import Array
@@ -96,37 +96,6 @@ class Resources:
             where = f"{plan.tower_gpus:g} GPU" if plan.tower_gpus else f"{plan.threads} CPUs"
             say(f"{plan.towers} tower(s) with {where} each: the cluster has {have}, and grows.")
         return plan
-
-
-def settle_precision(precision: Precision, workers: int | str, gpus: Gpus, wait: float) -> Resolved:
-    """What `--precision` is where the towers will stand, for all of them: in a cluster, the place
-    of one is asked. Raises `ConfigError` where it cannot be had."""
-    if precision == "fp32":
-        return precision
-    if not os.environ.get("RAY_ADDRESS"):  # they stand on this machine
-        return _look(precision, "cpu" if gpus == 0 else default_device())
-    connect()
-    import ray
-
-    plan = Resources.take(workers, gpus, wait)
-    ask = ray.remote(num_cpus=plan.tower_cpus, num_gpus=plan.tower_gpus)(_look_there)
-    found: Resolved | ConfigError = ray.get(ask.remote(precision))
-    if isinstance(found, ConfigError):
-        raise found
-    return found
-
-
-def _look(precision: Precision, device: str) -> Resolved:
-    check_precision(precision, device, "--precision")
-    return of_store(precision, device)
-
-
-def _look_there(precision: Precision) -> Resolved | ConfigError:
-    """In a worker. The error is a value: Ray would put a traceback around it."""
-    try:
-        return _look(precision, default_device())
-    except ConfigError as error:
-        return error
 
 
 class ReadAndDecode:

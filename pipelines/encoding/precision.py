@@ -1,0 +1,46 @@
+"""What the towers of one store compute in.
+
+Flows in: `--precision`, and how the cluster is to be divided. Flows out: fp32 or bf16, the same for
+all towers and known before any of them starts, as it is a part of the store's key.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pipelines.capacity import Gpus
+from pipelines.cluster import connect
+from pipelines.encoding.towers import Resources
+from trainables.errors import ConfigError
+from trainables.hardware import Precision, Resolved, check_precision, default_device, of_store
+
+
+def settle(precision: Precision, workers: int | str, gpus: Gpus, wait: float) -> Resolved:
+    """What `precision` is where the towers will stand. In a cluster that may be unlike this
+    machine, so the place of one is asked. Raises `ConfigError` where it cannot be had."""
+    if precision == "fp32":
+        return precision
+    if not os.environ.get("RAY_ADDRESS"):
+        return _look(precision, "cpu" if gpus == 0 else default_device())
+    connect()
+    import ray
+
+    plan = Resources.take(workers, gpus, wait)
+    ask = ray.remote(num_cpus=plan.tower_cpus, num_gpus=plan.tower_gpus)(_look_there)
+    found: Resolved | ConfigError = ray.get(ask.remote(precision))
+    if isinstance(found, ConfigError):
+        raise found
+    return found
+
+
+def _look(precision: Precision, device: str) -> Resolved:
+    check_precision(precision, device, "--precision")
+    return of_store(precision, device)
+
+
+def _look_there(precision: Precision) -> Resolved | ConfigError:
+    """In a worker. The error is a value: Ray would put a traceback around it."""
+    try:
+        return _look(precision, default_device())
+    except ConfigError as error:
+        return error
