@@ -19,7 +19,6 @@ from trainables.errors import ConfigError
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 Resolved: TypeAlias = Literal["fp32", "bf16"]
-Products: TypeAlias = Literal["ieee", "tf32"]  # of fp32 numbers on a GPU
 
 # Without these, bf16 on a CPU is emulated: measured 42 times slower than fp32.
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
@@ -88,21 +87,28 @@ def autocast(precision: Precision, device: torch.device | str) -> Iterator[None]
     kind, bf16 = torch.device(device).type, resolved(precision, device) == "bf16"
     if bf16 and not bf16_pays(device):
         _tell_emulated(kind)
-    products: Products = "ieee" if precision == "fp32" or kind != "cuda" else "tf32"
-    with torch.autocast(kind, torch.bfloat16, enabled=bf16), _multiplied(products):
-        yield
+    with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+        if kind != "cuda":
+            yield
+        else:
+            with _multiplied("ieee" if precision == "fp32" else "tf32"):
+                yield
 
 
 @contextmanager
 def full(device: torch.device | str) -> Iterator[None]:
     """Compute in fp32 to its last bit, whatever the context around it says: tau multiplies
     similarities by 100, of which bf16 keeps 3 digits."""
-    with torch.autocast(torch.device(device).type, enabled=False), _multiplied("ieee"):
-        yield
+    with torch.autocast(torch.device(device).type, enabled=False):
+        if torch.backends.cuda.matmul.fp32_precision != "tf32":
+            yield
+        else:
+            with _multiplied("ieee"):
+                yield
 
 
 @contextmanager
-def _multiplied(how: Products) -> Iterator[None]:
+def _multiplied(how: Literal["ieee", "tf32"]) -> Iterator[None]:
     """How GPUs multiply fp32 numbers, matrices and convolutions."""
     places = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
