@@ -40,7 +40,7 @@ from trainables.text_tower import Prompt, embed_text
 from trainables.vocabulary import Vocabulary
 
 TRAIN, VAL = 24, 24
-CLASSES = {"task": "classification"}
+CLASSES = {"task": "classification", "precision": "fp32"}
 Found = dict[str, Any]
 
 
