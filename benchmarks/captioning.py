@@ -115,8 +115,9 @@ def padded_length() -> int:
 def training() -> Case:
     """The transformer mapper of 8 layers, in front of a frozen GPT-2."""
     clip, lm = backbone("B/32", text_layers=1, vision_layers=1), gpt2()
-    clip.beside[f"language model {lm.name}@None"] = lm
+    clip.beside[f"language model {lm.name}@None {lm.dtype}"] = lm
     values = {"adapter.lm": lm.name, "adapter.lm_mode": "frozen", "adapter.mapper": "transformer"}
+    values["precision"] = "fp32"
     adapter: Any = build(make_config("prefix_captioner", values), clip)
     trained = dict(adapter.named_parameters())
     tokens, images = words(8), normal(8, clip.embed_dim, seed=2)

@@ -214,7 +214,7 @@ def test_a_key_is_the_mean_of_ten_views(
 def test_promptsrc_evaluates_the_gaussian_mean_of_its_epochs(
     epochs: int, backbone: Backbone
 ) -> None:
-    adapter: Any = make("promptsrc", backbone, epochs=epochs)
+    adapter: Any = make("promptsrc", backbone, epochs=epochs, precision="fp32")
     data = examples(backbone)
     centre, width = (15, 1) if epochs == 20 else (3, 0.2)
     history = []

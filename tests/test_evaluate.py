@@ -369,4 +369,4 @@ def test_gallery_entries_are_the_true_neighbours(
 def _zero_shot(backbone: Backbone) -> Any:
     from trainables.adapters.registry import build
 
-    return build(make_config("zero_shot"), backbone)
+    return build(make_config("zero_shot", {"precision": "fp32"}), backbone)

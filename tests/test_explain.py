@@ -40,7 +40,7 @@ from trainables.text_tower import Prompt, embed_text
 from trainables.vocabulary import Vocabulary
 
 TRAIN, VAL = 24, 24
-CLASSES = {"task": "classification"}
+CLASSES = {"task": "classification", "precision": "fp32"}
 Found = dict[str, Any]
 
 
@@ -56,14 +56,15 @@ def home(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
     names = ("<b>red</b>", *COLOURS[1:])
     draw = Draw("tiny", "", 4, 1, "all", names, tuple(range(6)), "a {}.", **members)
     write_draw(home / "draw.json", draw)
-    small = ("adapter.n_ctx=3", "optim.lr=0.05", "epochs=1", "batch_size=12")
+    same = ("optim.lr=0.05", "epochs=1", "batch_size=12", "precision=fp32")
+    small = ("adapter.n_ctx=3", *same)
     own = {
         "soft": ("soft_prompt", *small),
         "deep": ("soft_prompt", *small, "adapter.depth=1"),
         "coop1": ("coop", *small, "seed=1"),
         "coop2": ("coop", *small, "seed=2"),
         "csc": ("coop", *small, "adapter.class_specific=true"),
-        "lora": ("lora", "adapter.tower=both", "optim.lr=0.05", "epochs=1", "batch_size=12"),
+        "lora": ("lora", "adapter.tower=both", *same),
     }
     for name, (adapter, *fields) in own.items():
         given = None if adapter == "soft_prompt" else home / "draw.json"

@@ -102,6 +102,7 @@ def test_a_worker_looks_for_itself(
     with pytest.raises(ConfigError, match=f"`precision` {REFUSAL}"):
         start(tmp_path / "run", backbone, features, precision="bf16")
     start(tmp_path / "auto", backbone, features, precision="auto")
+    start(tmp_path / "measured", backbone, features, "zero_shot", precision="bf16").advance()
 
 
 def test_encode_refuses_it_before_any_work(

@@ -133,6 +133,8 @@ class Run:
         self.worker, self.checkpoint_seconds = worker, checkpoint_seconds
         self.adapter = build(config, backbone, train).to(backbone.device)
         self.trained = {n: p for n, p in self.adapter.named_parameters() if p.requires_grad}
+        if self.trained:  # what is only measured may be slow
+            check_precision(config.precision, backbone.device, "precision")
         self.batches = batches(train, self.adapter, worker)
         self.epochs = config.epochs if self.trained else 0
         self.total = self.epochs * self.batches.steps_per_epoch

@@ -90,7 +90,8 @@ class Workbench:
 
     def baseline(self, task: Task) -> None:
         """What needs no training, on val, in a folder of its own."""
-        config = make_config(BASELINES[task], {"task": task})
+        settings = {"task": task, "precision": self.backbone.precision}  # frozen, as the store
+        config = make_config(BASELINES[task], settings)
         self.run(config, self.settings.folder / config.name).advance()
 
     def _measure_width(self, config: TrainConfig) -> None:

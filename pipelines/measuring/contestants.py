@@ -44,7 +44,8 @@ class Contestant:
     ) -> Adapter[Any]:
         """`train`: what a baseline of captioning takes its words from."""
         if self.folder is None:
-            return build(baseline(task), backbone, train).to(backbone.device).eval()
+            config = replace(baseline(task), precision=backbone.precision)  # frozen, as the store
+            return build(config, backbone, train).to(backbone.device).eval()
         return load_adapter(self.folder / "best", backbone)
 
     def identity(self) -> str:

@@ -88,9 +88,9 @@ def open_model(source: Source, *tasks: str) -> Model:
         how = (device, of_store("auto", device))
         backbone = load_backbone(source.backbone, source.revision, *how)
         task: Task = "classification" if tasks[0] == "classification" else "retrieval"
-        config = replace(baseline(task), precision=backbone.precision)
-        adapter = build(config, backbone).to(backbone.device).eval()
-        return Model("zero-shot", adapter, _identity("zero_shot", adapter), None)
+        zero_shot = Contestant("zero_shot")
+        adapter = zero_shot.load(backbone, task)
+        return Model("zero-shot", adapter, _identity(zero_shot, adapter), None)
     contest = read_contest(source.run, only_best=True)
     best = next(one for one in contest.contestants if one.selected)
     _check_task(source.run, contest.task, tasks)
@@ -104,7 +104,7 @@ def open_model(source: Source, *tasks: str) -> Model:
     return Model(
         name=best.name,
         adapter=adapter,
-        identity=_identity(best.identity(), adapter),
+        identity=_identity(best, adapter),
         classes=adapter.classes or (contest.draw.classes if contest.draw else None),
         seen=frames_of(contest.features),
     )
@@ -120,9 +120,9 @@ def _check_task(run: Path, task: str, wanted: tuple[str, ...]) -> None:
     )
 
 
-def _identity(own: str, adapter: Adapter[Any]) -> str:
+def _identity(one: Contestant, adapter: Adapter[Any]) -> str:
     backbone = adapter.backbone
-    parts = [own, backbone.fingerprint, asdict(backbone.preprocess), decoder_versions()]
+    parts = [one.identity(), backbone.fingerprint, asdict(backbone.preprocess), decoder_versions()]
     computed = {backbone.precision, resolved(adapter.train_config.precision, backbone.device)}
     parts += [sorted(computed)] if "bf16" in computed else []
     return sha256_json(parts)[:16]
