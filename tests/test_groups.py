@@ -1,4 +1,4 @@
-"""Warm groups of Ray Train workers: one that loses a rank, and some that cannot start."""
+"""Groups of Ray Train workers: one that loses a rank, some that cannot start, one that diverges."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 
+from pipelines.cli import stage_main
 from pipelines.cluster import connect
 from pipelines.searching.workers import Workers
 from trainables.crew import Job
@@ -80,3 +81,17 @@ def test_a_group_that_cannot_start_says_why(case: str, tmp_path: Path, features:
         result = runner.advance()
     assert result["state"] == "interrupted"
     assert expected.format(store) in result["reason"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray's, of its own settings
+def test_a_run_by_hand_whose_workers_diverge_ends_in_a_sentence(
+    tmp_path: Path, features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--features", str(features), "--out", str(tmp_path / "run"), "--workers", "2"]
+    wild = ["epochs=2", "batch_size=16", "optim.lr=1e30", "optim.clip_norm=0"]
+    with pytest.raises(SystemExit) as stop:
+        stage_main("train", [*flags, "--set", *wild])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "error: the loss became nan at step 1." in said
+    assert "Traceback" not in said

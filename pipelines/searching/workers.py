@@ -74,8 +74,10 @@ class Workers:
         try:
             yield functools.partial(GroupCall, board)
         finally:
-            for slot, reason in ray.get(board.stop.remote()).items():
-                say(f"warning: the worker group in slot {slot} was given up: {reason}")
+            given_up = ray.get(board.stop.remote())
+            for reason in dict.fromkeys(given_up.values()):
+                if len(given_up) < self.concurrent:  # else the search ends in an error that says so
+                    say(f"warning: a group of workers was given up: {reason}")
             ray.wait(groups, num_returns=len(groups), timeout=20)
 
 

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.measuring.contestants import baseline, read_contest
+from pipelines.measuring.contestants import read_contest
 from trainables.adapters.base import Adapter
-from trainables.adapters.registry import build
 from trainables.backbone import Backbone, load_backbone
 from trainables.classes import Classes
 from trainables.config import Task
