@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.measuring.contestants import read_contest
+from pipelines.measuring.contestants import Contestant, read_contest
 from trainables.adapters.base import Adapter
 from trainables.backbone import Backbone, load_backbone
 from trainables.classes import Classes
