@@ -18,7 +18,7 @@ from ray.tune.utils.util import flatten_dict
 
 from pipelines.searching.study import batch, open_study, storage_of, trial_id
 from tests.test_architecture import imports, sources
-from trainables.trial import members
+from trainables.crew import members
 from trainables.vmap_rules import is_batchedtensor
 
 # Documented in spite of its name.
