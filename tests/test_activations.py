@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables.activations import CRC, LowerStates
+from trainables.activations import CRC, LowerStates, reading_pays
 
 SHAPE = (3, 4)
 SLOT = 4 * 12 + CRC
@@ -115,3 +115,26 @@ def test_two_processes_may_fill_one_file(tmp_path: Path) -> None:
         LowerStates(tmp_path / "states", 200, SHAPE, 10**6)(rows, compute), expected(rows)
     )
     assert not compute.asked
+
+
+@pytest.mark.parametrize(("seconds", "pays"), [((1.0, 2.0), True), ((2.0, 1.0), False)])
+def test_reading_pays_where_it_was_the_quicker(
+    seconds: tuple[float, float], pays: bool, tmp_path: Path
+) -> None:
+    times = iter([time for number in range(3) for time in _round(number, *seconds)])
+    compute = Compute()
+    found = reading_pays(tmp_path, ALL + 5, compute, lambda: next(times))
+    assert found is pays
+    assert list(times) == []
+    assert compute.asked == [(ALL + 5).tolist()] * 4  # what is read is not computed
+    assert list(tmp_path.iterdir()) == []
+
+
+def _round(number: int, read: float, made: float) -> tuple[float, float, float]:
+    """What a clock shows before reading, between, and after computing again."""
+    began = 100.0 * number
+    return began, began + read, began + read + made
+
+
+def test_reading_does_not_pay_where_nothing_can_be_kept(tmp_path: Path) -> None:
+    assert not reading_pays(tmp_path / "none", ALL, Compute())

@@ -176,6 +176,26 @@ def test_states_are_computed_once_for_all(store: Path, towers: list[int]) -> Non
     assert (store / "lazy" / "block-01-view-0000-train.states").is_file()
 
 
+@pytest.mark.parametrize("pays", [True, False])
+def test_a_gpu_keeps_states_only_where_reading_was_measured_to_pay(
+    pays: bool, store: Path, towers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+
+    def measured(folder: Path, rows: torch.Tensor, compute: object) -> bool:
+        asked.append(rows.tolist())
+        return pays
+
+    monkeypatch.setattr("trainables.derived.recomputes", lambda device: True)
+    monkeypatch.setattr("trainables.derived.reading_pays", measured)
+    data = open_features(store, "train", backbone_of(store))
+    first, again = data.hidden(ROWS, 0, 1), data.hidden(ROWS, 0, 1)
+    assert torch.equal(first, again)
+    assert asked == [ROWS.tolist()]
+    assert (store / "lazy" / "block-01-view-0000-train.states").exists() is pays
+    assert towers == ([1, 3] if pays else [3, 3])
+
+
 def test_all_states_share_one_budget(store: Path, towers: list[int]) -> None:
     manifest = read_json(store / "manifest.json")
     size = 4 * 17 * 32 + 4  # a row: 16 patches and CLS, and its checksum

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 import os
 import sys
+import tempfile
+import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +86,45 @@ class LowerStates:
             os.close(self.file)
         self.file, self.notice = None, notice + ": they are computed each time."
         print(f"warning: {self.notice}", file=sys.stderr, flush=True)
+
+
+def reading_pays(
+    folder: Path,
+    rows: Tensor,
+    compute: Callable[[Tensor], Tensor],
+    clock: Callable[[], float] | None = None,
+) -> bool:
+    """Whether states of `rows` (B,) kept in `folder` are on the device that computes them sooner
+    than it has computed them again: the least of three times each, taken in turns.
+
+    A GPU that waits for a disk, checksums and copies computes nothing meanwhile; where it is slow
+    and the tower large, that may still be the shorter way. No where `folder` cannot be written.
+    """
+    fresh = compute(rows)  # what a device does but once is over
+    clock = clock or partial(_when_done, fresh.device)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            budget = len(rows) * (4 * fresh[0].numel() + CRC)
+            kept = LowerStates(Path(place, "states"), len(rows), fresh.shape[1:], budget)
+            every = torch.arange(len(rows))
+            kept(every, lambda some: fresh[some.to(fresh.device)])
+            read = made = math.inf
+            for _ in range(3):
+                began = clock()
+                kept(every, lambda some: compute(rows[some])).to(fresh.device)
+                between = clock()
+                compute(rows)
+                read, made = min(read, between - began), min(made, clock() - between)
+    except OSError:
+        return False
+    return read < made
+
+
+def _when_done(device: torch.device) -> float:
+    """The time at which the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _crc(data: bytes) -> bytes:

@@ -29,10 +29,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trainables.activations import LowerStates
+from trainables.activations import LowerStates, reading_pays
 from trainables.backbone import Backbone
 from trainables.data import Tokens
 from trainables.errors import DataError
+from trainables.hardware import recomputes
 from trainables.image_tower import lower
 from trainables.images import decode
 from trainables.preprocess import decoder_versions, view_of
@@ -249,7 +250,7 @@ class Derived:
             with self.backbone.frozen():
                 return lower(self.backbone, pixels[some], block)
 
-        if block == 0:
+        if block == 0 or not self._reads(rows, block, compute):
             return compute(rows)
         name = f"block-{block:02d}-view-{view:04d}-{self.split}.states"
         if name not in self.kept:
@@ -257,6 +258,17 @@ class Derived:
             self.kept[name] = self._open_states(name, len(pixels), shape)
         states: LowerStates = self.kept[name]
         return states(rows, compute).to(self.backbone.device)
+
+    def _reads(self, rows: Tensor, block: int, compute: Callable[[Tensor], Tensor]) -> bool:
+        """Whether states are kept: always on a CPU; on a GPU, which is quick to compute them again,
+        where reading was measured to be quicker, once a process and block."""
+        if not recomputes(self.backbone.device):
+            return True
+        name = f"reads-{block}"
+        if name not in self.kept:
+            self.kept[name] = self.folder is not None and reading_pays(self.folder, rows, compute)
+        reads: bool = self.kept[name]
+        return reads
 
     def _open_states(self, name: str, rows: int, shape: tuple[int, ...]) -> LowerStates:
         """A file of states, as large as those of all others leave room for."""

@@ -29,6 +29,11 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def recomputes(device: torch.device) -> bool:
+    """Whether computing may take less time than reading what was computed: a GPU's way."""
+    return device.type == "cuda"
+
+
 def card() -> str | None:
     """The name, unlike any other's, of the GPU (or the part of one) that this process computes on;
     None: it has none."""
