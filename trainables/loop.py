@@ -128,7 +128,6 @@ class Run:
         checkpoint_seconds: float = 30.0,
     ) -> None:
         check_metric(metric, config.task)
-        check_precision(config.precision, backbone.device, "precision")
         self.config, self.val, self.folder, self.metric = config, val, folder, metric
         self.worker, self.checkpoint_seconds = worker, checkpoint_seconds
         self.adapter = build(config, backbone, train).to(backbone.device)
