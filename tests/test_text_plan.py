@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.captions import EOT, SOT, length_at
-from trainables.backbone import Backbone
+from trainables.backbone import Backbone, load_backbone
 from trainables.data import Tokens
+from trainables.files import read_json
 from trainables.replays import MOST, shape_of, tensors
 from trainables.text_plan import Form, Plan
 
@@ -80,17 +83,37 @@ def drawn(count: int, seed: int = 0) -> list[list[int]]:
     return rows
 
 
+FLICKR8K = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+@functools.cache
+def written() -> list[list[list[int]]]:
+    """The captions of Flickr8k's 6,000 train images in CLIP's tokens."""
+    if not (FLICKR8K / "flickr8k").is_dir():
+        pytest.skip("the captions are not here (../shared/data/flickr8k)")
+    backbone = load_backbone(str(FLICKR8K / "clip-flickr8k"))
+    images = read_json(FLICKR8K / "flickr8k" / "dataset_flickr8k.json")["images"]
+    rows = []
+    for image in images:
+        if image["split"] == "train":
+            tokens, _ = backbone.tokenize([one["raw"] for one in image["sentences"]])
+            rows.append([ids.tolist() for ids in tokens.ids.split(tokens.lengths.tolist())])
+    return rows
+
+
 @pytest.mark.parametrize("n_ctx", [0, 16])
 @pytest.mark.parametrize("size", [32, 128, 256, 512])
-def test_at_least_nine_of_ten_steps_are_replayed(size: int, n_ctx: int) -> None:
-    """Three epochs of 8,000 images, counted as `Replays` records."""
-    captions = drawn(8000)
+@pytest.mark.parametrize("source", ["drawn", "written"])
+def test_at_least_nine_of_ten_steps_are_replayed(source: str, size: int, n_ctx: int) -> None:
+    """Three epochs of 6,000 images, counted as `Replays` records."""
+    images = [[row] for row in drawn(6000)] if source == "drawn" else written()
     draw, form = random.Random(1), Form((), True, True, True, n_ctx)
     seen: set[Any] = set()
     recorded: set[Any] = set()
     replayed = steps = nodes = padding = 0
     for _ in range(3):
-        draw.shuffle(captions)
+        draw.shuffle(images)
+        captions = [draw.choice(rows) for rows in images]
         for start in range(0, len(captions) - size + 1, size):
             made = Plan.of(CLIP, ragged(captions[start : start + size]), form)
             shape = shape_of(list(tensors(made)))
@@ -101,4 +124,4 @@ def test_at_least_nine_of_ten_steps_are_replayed(size: int, n_ctx: int) -> None:
             nodes += len(made.layouts[0].content)
             padding += int((made.layouts[0].attention.apart == 0).sum())
     assert replayed >= 0.9 * steps
-    assert padding <= 0.08 * nodes
+    assert padding <= 0.1 * nodes

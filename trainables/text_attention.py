@@ -151,6 +151,6 @@ def grown(values: Ints, size: int, value: int = 0) -> Ints:
 
 
 def rounded(number: int) -> int:
-    """Up to the next of few: eight between a power of two and the next, 16 apart at least."""
-    step = max(16, (1 << number.bit_length() - 1) // 8)
+    """Up to the next of few: four between a power of two and the next, 16 apart at least."""
+    step = max(16, (1 << number.bit_length() - 1) // 4)
     return -(-number // step) * step
