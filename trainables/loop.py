@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
+from trainables.ahead import Ahead
 from trainables.backbone import Backbone
 from trainables.checkpoint import check_beside, load_tensors, newest_intact, save_checkpoint
 from trainables.config import Task, TrainConfig, to_json
@@ -137,6 +138,9 @@ class Run:
         self.batches = batches(train, self.adapter, worker)
         self.epochs = config.epochs if self.trained else 0
         self.total = self.epochs * self.batches.steps_per_epoch
+        # States of the image tower are made on the device, each in its turn.
+        threaded = backbone.device.type == "cuda" and self.adapter.image_block is None
+        self.ahead = Ahead(lambda step: self.batches(step, self.total), backbone, threaded)
         self.truncated_captions = self.adapter.truncated(train) if self.trained else 0
         self.step = 0
         self.rows: list[Row] = []
@@ -280,7 +284,7 @@ class Run:
         if self.adapter.backbone.device.type == "cuda":
             with torch.cuda.device(self.adapter.backbone.device):
                 torch.cuda.manual_seed(seed)
-        return self.batches(self.step, self.total).to(self.adapter.backbone.device)
+        return self.ahead(self.step, self.epoch_end)
 
     def _train_step(self) -> Numbers:
         batch = self.next_batch()

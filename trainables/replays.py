@@ -104,7 +104,8 @@ def recorder(device: torch.device) -> Record | None:
     def record(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            # Meanwhile another thread may copy the next batch (`ahead.py`).
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError:
             torch.cuda.set_stream(stream)  # it may have stayed on the one that was recorded

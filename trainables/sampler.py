@@ -35,10 +35,11 @@ class Order:
         self.last: tuple[int, Tensor] | None = None
 
     def __call__(self, epoch: int) -> Tensor:
-        if self.last is None or self.last[0] != epoch:
+        last = self.last  # another thread may be at work on the next step
+        if last is None or last[0] != epoch:
             draw = generator(self.seed, 0, epoch)
-            self.last = (epoch, torch.randperm(self.images, generator=draw))
-        return self.last[1]
+            last = self.last = (epoch, torch.randperm(self.images, generator=draw))
+        return last[1]
 
 
 def shown(data: SplitFeatures, epoch: int) -> int:
