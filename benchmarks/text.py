@@ -19,6 +19,7 @@ from benchmarks.harness import Case, Outputs, Row
 from benchmarks.models import backbone, injected, normal, pictures
 from benchmarks.steps import SCALE, contrast, step
 from trainables.data import Tokens
+from trainables.text_plan import Form, Plan
 from trainables.text_tower import Prompt, embed_text
 
 
@@ -120,7 +121,40 @@ def lora() -> Case:
     )
 
 
+def planned(count: int) -> Case:
+    """Which captions share which nodes, for `count` of them: integers alone."""
+    clip, tokens = backbone("B/32", vision_layers=1), captions(count)
+    form = Form.of(clip, tokens, None, share=True)
+
+    def plain() -> Outputs:
+        rows, row = tokens.pad(-1).unique(dim=0, return_inverse=True)
+        new = rows >= 0
+        new[1:] &= (rows[1:] != rows[:-1]).cumsum(1) > 0
+        position = torch.arange(rows.shape[1]).expand_as(rows)
+        return _floats(rows[new], position[new], row)
+
+    def ours() -> Outputs:
+        plan = Plan.of(clip, drawn(tokens), form)
+        (layout,) = plan.layouts
+        return _floats(layout.content, layout.position, plan.row)
+
+    return Case(plain, ours)
+
+
+def _floats(content: Tensor, position: Tensor, row: Tensor) -> Outputs:
+    return {
+        name: tensor.double()
+        for name, tensor in (("content", content), ("position", position), ("row", row))
+    }
+
+
 ROWS = (
+    Row(
+        "text/plan",
+        "which of 1,024 captions share what, against torch's `unique`; ours: the whole plan",
+        1.5,
+        lambda: planned(1024),
+    ),
     Row(
         "text/captions",
         "soft prompt, 16 ctx, 32 captions of real lengths, B/32 text tower",
