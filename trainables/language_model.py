@@ -11,6 +11,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,18 @@ class LanguageModel:
         """The output matrix in fp32, whatever a step's precision is: logits are numbers such as
         100, of which bf16 keeps steps of a half."""
         output = self.model.get_output_embeddings()
-        bias = None if output.bias is None else output.bias.float()
+        weight, bias = output.weight, output.bias
+        if weight.dtype != torch.float32:  # then it is frozen
+            weight, bias = self._exact_output
         with full(states.device):
-            return F.linear(states.float(), output.weight.float(), bias)
+            return F.linear(states.float(), weight, bias)
+
+    @cached_property
+    def _exact_output(self) -> tuple[Tensor, Tensor | None]:
+        """A frozen output matrix in fp32, made once: a step of decoding takes less time than it."""
+        output = self.model.get_output_embeddings()
+        bias = None if output.bias is None else output.bias.float()
+        return output.weight.float(), bias
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Texts as ragged ids, each with EOS at its end. A special token's name inside a text is
