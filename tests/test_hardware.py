@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainables import hardware, language_model
 from trainables.adapters.base import product
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone, load_backbone
+from trainables.checkpoint import load_adapter
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.errors import ConfigError, DataError
 from trainables.features import (
@@ -220,6 +222,11 @@ def test_in_a_cluster_the_place_of_a_tower_is_asked(
     assert precision.settle("auto", "auto", "auto", 1) == "fp32"
     with pytest.raises(ConfigError, match=f"`--precision` {REFUSAL}"):
         precision.settle("bf16", "auto", "auto", 1)
+    place.clear()
+    without = replace(taken, tower_gpus=0)
+    monkeypatch.setattr(towers.Resources, "take", lambda *_: without)
+    assert precision.settle("auto", "auto", "auto", 1) == "fp32"
+    assert not place  # of a CPU, the answer is known
 
 
 # -- scores --------------------------------------------------------------------------------------
@@ -264,6 +271,25 @@ def test_scores_are_multiplied_in_fp32(
         ranks(rows, rows, groups, groups)
     assert len(multiplied) >= 3
     assert set(multiplied) == {("ieee", False)}
+
+
+@pytest.mark.parametrize(("then", "now"), [("avx512_bf16", "avx2"), ("avx2", "avx512_bf16")])
+def test_a_run_is_used_in_the_precision_it_was_chosen_in(
+    then: str, now: str, backbone: Backbone, features: Path, bf16_cpu: None, tmp_path: Path
+) -> None:
+    """`auto` is something else on another machine."""
+    from tests.test_loop import start
+
+    def machine(flag: str) -> str:
+        hardware.CPUINFO = tmp_path / f"of {flag}"
+        hardware.CPUINFO.write_text(f"flags : fpu {flag}\n")
+        return hardware.resolved("auto", "cpu")
+
+    trained_in = machine(then)
+    start(tmp_path / "run", backbone, features, precision="auto").advance()
+    assert load_adapter(tmp_path / "run" / "best", backbone).train_config.precision == "auto"
+    assert machine(now) != trained_in
+    assert load_adapter(tmp_path / "run" / "best", backbone).train_config.precision == trained_in
 
 
 # -- language models -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from trainables.files import (
     write_bytes,
     write_json,
 )
+from trainables.hardware import resolved
 
 FORMAT = "cliptune-checkpoint-1"
 
@@ -77,6 +79,7 @@ def save_checkpoint(
             "fingerprint": backbone.fingerprint,
         },
         **({"beside": adapter.beside} if adapter.beside else {}),
+        "precision": resolved(adapter.train_config.precision, backbone.device),
         "files": {path.name: sha256_file(path) for path in sorted(new.iterdir())},
     }
     write_json(new / "manifest.json", manifest | {"sha256": sha256_json(manifest)})
@@ -155,16 +158,21 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
-    """The trained adapter in `folder`, verified, in eval mode, on a backbone of equal weights."""
+    """The trained adapter in `folder`, verified, in eval mode, on a backbone of equal weights. It
+    computes in what it was trained and chosen in, also where `auto` would be something else."""
     verify(folder)
-    made_on = read_json(folder / "manifest.json")["backbone"]
+    manifest = read_json(folder / "manifest.json")
+    made_on, config = manifest["backbone"], read_config(folder)
     if made_on["fingerprint"] != backbone.fingerprint:
         raise CheckpointError(
             f"`{folder}` was trained on backbone `{made_on['name']}` with fingerprint "
             f"{made_on['fingerprint'][:12]}, got `{backbone.name}` "
             f"with {backbone.fingerprint[:12]}."
         )
-    adapter = build(read_config(folder), backbone)
+    here = resolved(config.precision, backbone.device)
+    if (computed := manifest.get("precision", here)) != here:
+        config = replace(config, precision=computed)
+    adapter = build(config, backbone)
     check_beside(folder, adapter)
     if (folder / "classes.json").is_file():
         own = read_json(folder / "classes.json")

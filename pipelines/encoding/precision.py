@@ -26,6 +26,8 @@ def settle(precision: Precision, workers: int | str, gpus: Gpus, wait: float) ->
     import ray
 
     plan = Resources.take(workers, gpus, wait)
+    if precision == "auto" and not plan.tower_gpus:
+        return of_store(precision, "cpu")
     ask = ray.remote(num_cpus=plan.tower_cpus, num_gpus=plan.tower_gpus)(_look_there)
     found: Resolved | ConfigError = ray.get(ask.remote(precision))
     if isinstance(found, ConfigError):
