@@ -213,7 +213,7 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
 
     connect(dashboard=True)
     workers = take(args.concurrent, 1, args.gpus, args.wait)
-    arena = Arena(plan, folder, workers.threads)
+    arena = Arena(plan, folder, workers.threads, workers.share)
     arena.stop_file.unlink(missing_ok=True)
     queue = CellQueue(todo)
     progress = Progress(folder, queue)

@@ -47,10 +47,11 @@ def cause(error: Exception) -> str:
     sentence of whoever was to start them."""
     failures = getattr(error, "worker_failures", None)  # by rank, a traceback each
     if not failures:
-        return str(error).strip().splitlines()[-1].split(". ")[0]
-    said = (str(failures[rank]).strip().splitlines()[-1] for rank in sorted(failures))
+        said = str(error).strip() or type(error).__name__
+        return said.splitlines()[-1].split(". ")[0]
+    last = (str(failures[rank]).strip().splitlines()[-1] for rank in sorted(failures))
     # Without the name of the module before that of the error.
-    return "; ".join(dict.fromkeys(re.sub(r"^(\w+\.)+(?=\w+:)", "", line) for line in said))
+    return "; ".join(dict.fromkeys(re.sub(r"^(\w+\.)+(?=\w+:)", "", line) for line in last))
 
 
 def connect(dashboard: bool = False) -> None:
@@ -75,7 +76,9 @@ def connect(dashboard: bool = False) -> None:
                 f"{error} Where it asks for a token, set `RAY_AUTH_MODE=token` and "
                 "`RAY_AUTH_TOKEN`."
             ) from None
-        head = ray.get_runtime_context().gcs_address
+        # Of Ray's client only the port that it was given may be open to it.
+        client = address.startswith("ray://")
+        head = address if client else ray.get_runtime_context().gcs_address
         threading.Thread(target=hold_on, args=(head, ray.is_initialized), daemon=True).start()
         return
     # Workers of a local Ray inherit this environment; a runtime_env would start each one anew.

@@ -23,14 +23,20 @@ def shelf(folder: Path, clip: Path) -> Path:
     return store
 
 
-def draw(labels: tuple[int, ...], part: Part = "all", shards: str = "") -> Draw:
+def draw(
+    labels: tuple[int, ...],
+    part: Part = "all",
+    shards: str = "",
+    images: int = IMAGES,
+    val: int = VAL,
+) -> Draw:
     members = {
         split: tuple(
             Member(f"{split}-{i:03}", sha256_bytes(f"{split}{i}".encode()), labels.index(i % 6))
             for i in range(count)
             if i % 6 in labels
         )
-        for split, count in (("train", IMAGES), ("val", VAL))
+        for split, count in (("train", images), ("val", val))
     }
     return Draw(
         **{"dataset": "colours", "shards_sha256": shards, "shots": 0, "seed": 1, "part": part},

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from tests.test_transfer import start  # noqa: F401  # a fixture
 from trainables import text_plan
+from trainables.ahead import Ahead
 from trainables.checkpoint import trained_tensors
 from trainables.errors import DataError
 from trainables.fused import Fleet
@@ -70,6 +74,26 @@ def test_plans_are_made_ahead_but_an_epochs_first(
     # The first epoch's first plan says what the others are to be, when the second batch is begun.
     here = threading.current_thread().name
     assert Counter(makers) == {here: 2 + 1, AHEAD: 2 * steps - 3}
+
+
+def test_the_thread_works_on_this_ones_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray shows each worker of a node the cards of all, and a thread's own would be the first."""
+    entered: list[tuple[str, int]] = []
+
+    @contextmanager
+    def device(card: int) -> Iterator[None]:
+        entered.append((threading.current_thread().name, card))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    batch: Any = mock.Mock()
+    batch.to.return_value.tokens.plans = {}
+    backbone: Any = mock.Mock(device=torch.device("cuda"))
+    ahead = Ahead(lambda _: batch, backbone, threaded=True)
+    for step in range(2):
+        ahead(step, 2)
+    assert entered == [(threading.current_thread().name, 1), (AHEAD, 1)]
 
 
 def test_what_fails_ahead_fails_in_its_turn(start: Any) -> None:  # noqa: F811

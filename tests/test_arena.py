@@ -111,6 +111,11 @@ def test_a_cell_is_a_study_of_its_budget(folder: Path) -> None:
     assert read_json(own / best["path"] / "best/classes.json")["names"] == list(NAMES)
 
 
+def test_a_cell_on_a_part_of_a_card_gets_that_part_of_its_memory(folder: Path) -> None:
+    arena = Arena(read_plan(folder), folder, threads=1, share=0.25)
+    assert CellSearch(arena, cell("linear_probe")).bench.settings.share == 0.25
+
+
 def test_a_cell_goes_on_where_it_was_stopped(folder: Path, tmp_path: Path) -> None:
     """Stopped in the middle of its first trial, then resumed: the numbers of one undisturbed."""
     (tmp_path / "draws").symlink_to(folder / "draws")

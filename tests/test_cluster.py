@@ -31,6 +31,11 @@ def test_what_ray_resolves_itself_is_left_to_it(monkeypatch: pytest.MonkeyPatch)
         assert cluster.reached(f"ray://127.0.0.1:{server.getsockname()[1]}", 5)
 
 
+def test_why_a_group_ended_is_never_empty() -> None:
+    assert cluster.cause(RuntimeError()) == "RuntimeError"
+    assert cluster.cause(RuntimeError("Timed out. Look at the docs.")) == "Timed out"
+
+
 def test_a_process_whose_cluster_is_gone_ends_and_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = "{}:{}".format(*head.getsockname())

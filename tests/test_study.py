@@ -345,6 +345,32 @@ def test_a_group_that_takes_jobs_is_started_anew_as_often_as_it_dies() -> None:
     asyncio.run(story())
 
 
+def test_a_group_that_came_up_may_fail_to_once() -> None:
+    async def story() -> None:
+        board = Switchboard(groups=1)
+        await board.open("job", Job(4, {}, 0))
+        assert await board.take(0) is not None
+        assert await board.died(0, "its node was taken")  # no failed start
+        for start in range(1, STARTS + 1):
+            assert await board.died(0, "no place") == (start < STARTS)
+
+    asyncio.run(story())
+
+
+def test_a_group_that_died_idle_and_stays_away_takes_no_job() -> None:
+    async def story() -> None:
+        board = Switchboard(groups=2)
+        dead = asyncio.ensure_future(board.take(0))
+        await asyncio.sleep(0)
+        await board.died(0, "its node was taken")
+        await board.give_up(0, "no place")
+        await board.open("job", Job(4, {}, 0))
+        assert await dead is None
+        assert await asyncio.wait_for(board.take(1), 5) == ("job", Job(4, {}, 0))
+
+    asyncio.run(story())
+
+
 def test_a_search_that_no_group_trains_stops_and_keeps_its_trials(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     search.suggest("ray0")

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from trainables.backbone import Backbone
 from trainables.data import Batch
 from trainables.text_plan import Form, plan
@@ -29,6 +31,8 @@ class Ahead:
     ) -> None:
         self.make, self.backbone, self.threaded = make, backbone, threaded
         self.thread = ThreadPoolExecutor(1, "batches")
+        # A thread's own is the first, where workers of one node see all of their cards. -1: none.
+        self.card = torch.cuda.current_device() if backbone.device.type == "cuda" else -1
         self.next: tuple[int, Future[Batch]] | None = None
         self.last: Batch | None = None  # the plans that its step asked for are the next one's too
 
@@ -47,7 +51,8 @@ class Ahead:
         return batch
 
     def _planned(self, step: int, forms: list[Form]) -> Batch:
-        batch = self.make(step).to(self.backbone.device)
-        for form in forms:
-            plan(self.backbone, batch.tokens, form)
+        with torch.cuda.device(self.card):
+            batch = self.make(step).to(self.backbone.device)
+            for form in forms:
+                plan(self.backbone, batch.tokens, form)
         return batch

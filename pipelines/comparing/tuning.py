@@ -47,6 +47,7 @@ class Arena:
     plan: Plan
     folder: Path
     threads: int
+    share: float = 1.0  # of a card, a worker
 
     @property
     def stop_file(self) -> Path:
@@ -70,7 +71,9 @@ class CellSearch:
         self.search = search_of(arena.plan, cell)
         store = find_store(store_of(arena.folder, cell.dataset)).absolute()
         draw = draw_path(arena.folder, cell.task).absolute()
-        settings = TrialSettings(store, self.folder, arena.plan.metric, arena.threads, draw=draw)
+        settings = TrialSettings(
+            *(store, self.folder, arena.plan.metric, arena.threads), draw=draw, share=arena.share
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         about = about_study(self.search, [self.search.epochs], store, draw)
         write_json(self.folder / "study.json", about)

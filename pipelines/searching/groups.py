@@ -42,7 +42,7 @@ class Switchboard:
         self.calls: dict[str, asyncio.Queue[str]] = {}
         self.results: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self.held: dict[int, str] = {}  # slot to job
-        self.takes: Counter[int] = Counter()  # slot to how often its group has asked for a job
+        self.takes: Counter[int] = Counter()  # slot to how often its group asked for a job, or died
         self.deaths: Counter[int] = Counter()  # slot to those in a row before a job was taken
         self.given_up: dict[int, str] = {}  # slot to the reason
         self.stopped = False
@@ -67,6 +67,7 @@ class Switchboard:
     async def died(self, slot: int, reason: str) -> bool:
         """The group in `slot` is dead; whether it is to be started again."""
         await self._lose(slot, reason)
+        self.takes[slot] += 1  # one that still asks for a job asks for nobody
         self.deaths[slot] += 1
         if self.deaths[slot] >= STARTS:
             await self.give_up(slot, reason)
@@ -97,12 +98,12 @@ class Switchboard:
     async def take(self, slot: int) -> tuple[str, Job] | None:
         """The next job for the group in `slot`; None: no more. A job it held before was lost."""
         await self._lose(slot, "its successor is here")
-        self.deaths[slot] = 0
+        self.deaths[slot] = -1  # its own does not count: it came up
         self.takes[slot] += 1
         take = self.takes[slot]
         while not self.stopped:
             name = await self.waiting.get()
-            if take != self.takes[slot]:  # who asked has died meanwhile, its successor waits
+            if take != self.takes[slot]:  # who asked has died meanwhile
                 await self.waiting.put(name)
                 return None
             if name in self.jobs:
