@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipelines.capacity import Gpus, check_gpus
 from pipelines.cluster import check_here
@@ -16,10 +17,13 @@ from pipelines.hold import hold
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, write_json
 
+Sampler = Literal["auto", "tpe", "gp", "random", "cmaes", "qmc"]
+Scheduler = Literal["asha", "hyperband", "median", "none"]
+
 if TYPE_CHECKING:
     import optuna
 
-    from pipelines.searching.study import Search
+    from pipelines.searching.study import Search, Stopping
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,27 @@ class Args:
     """Adapters to search over; `auto`: all that there are for retrieval, or for the classes of a
     draw. prefix_captioner speaks captions instead. Default: soft_prompt and lora, with a draw coop
     and lora."""
-    trials: int = 16
-    """Trials in all; each adapter's published recipe is its first."""
+    trials: int | None = None
+    """Trials at most; each adapter's published recipes are its first. Default: 16 where no other
+    budget is given."""
     epochs: int = 9
     """Epochs of a trial that is never stopped early. ASHA decides at 1, 3, 9, ..."""
+    epochs_total: int = 0
+    """Epochs at most, of all trials together. 0: no limit."""
+    minutes: float = 0.0
+    """Minutes at most; trials that run then are stopped, and count with what they reached."""
+    stop: bool = True
+    """End by itself where the best has stood for half of the trials, and for 24."""
+    sampler: Sampler = "auto"
+    """What draws an adapter's values, from that adapter's trials alone. auto: tpe."""
+    scheduler: Scheduler = "asha"
+    """What stops trials early, each held against those of its own adapter."""
+    grace: int = 1
+    """The first epoch after which a trial may be stopped."""
+    eta: int = 3
+    """Of the trials at a rung one of so many goes on to the next, so many times further."""
+    brackets: int = 1
+    """Of ASHA: some trials meet their first rung later. hyperband: as many as there are rungs."""
     draw: Path | None = None
     """A draw written by `cliptune draw`: classify its images instead of retrieving captions."""
     metric: str = ""
@@ -57,6 +78,9 @@ class Args:
     """Trials of one shape trained as one. 0: as many as is fastest, measured; 1: none."""
     set: tuple[str, ...] = field(default_factory=tuple)
     """Fields not to search, as `batch_size=64 loss.kind=siglip`."""
+    limit: tuple[str, ...] = ()
+    """What a trial may have at most, as `parameters=100000 seconds=30`; what has more is stopped
+    and never chosen."""
     retain: tuple[Path, ...] = ()
     """Draws of classes that training never sees (`cliptune draw --part new`). The search then has
     two goals, the metric and the accuracy on their val images; ASHA stops no trial."""
@@ -74,6 +98,8 @@ def run(args: Args) -> None:
 
 def _check(args: Args) -> Search:
     """Everything that can be wrong with the flags, before any work."""
+    from pipelines.searching.limits import read_limits
+    from pipelines.searching.samplers import check_sampler
     from pipelines.searching.study import Search
     from trainables.adapters.registry import (
         ADAPTERS,
@@ -115,11 +141,65 @@ def _check(args: Args) -> Search:
         configs = [make_config(name, {"task": task, **fields}) for name in adapters]
         check_room(configs, [draw.classes], backbone_of(args.features))
     search = Search(
-        adapters, metric, args.trials, args.epochs, args.seed, fixed, task, bool(args.retain)
+        adapters,
+        metric,
+        args.trials or (0 if args.epochs_total or args.minutes else 16),
+        args.epochs,
+        args.seed,
+        fixed,
+        task,
+        retains=bool(args.retain),
+        epochs_total=args.epochs_total,
+        minutes=args.minutes,
+        stops=args.stop,
+        sampler=args.sampler,
+        stopping=_stopping(args),
+        limits=read_limits(args.limit),
     )
+    check_sampler(search)
+    _check_budget(search)
     if task == "captioning":
         _check_speakers(args.features, search)
     return search
+
+
+def _stopping(args: Args) -> Stopping:
+    from pipelines.searching.study import Stopping
+
+    kind, brackets = args.scheduler, args.brackets
+    if args.retain:
+        # A rung by one goal alone would drop the trials that are best in the other, and with two,
+        # the front of few trials holds most of them.
+        return Stopping("none")
+    if kind == "hyperband":
+        if brackets > 1:
+            raise ConfigError(
+                f"`--brackets` must be 1 with `--scheduler hyperband`, got {brackets}."
+            )
+        rungs = int(math.log(max(1, args.epochs / args.grace), args.eta) + 1e-9)
+        return Stopping("asha", args.eta, args.grace, 1 + rungs)
+    last = args.grace * args.eta ** (brackets - 1)
+    if kind == "asha" and last > args.epochs:
+        raise ConfigError(
+            f"`--brackets` must be fewer where a trial has {args.epochs} epochs, got {brackets}: "
+            f"the first rung of the last is epoch {last}."
+        )
+    return Stopping(kind, args.eta, args.grace, brackets)
+
+
+def _check_budget(search: Search) -> None:
+    """A budget must hold the starting points of every adapter."""
+    starts = {name: len(search.starts(name)) for name in search.adapters}
+    need = sum(starts.values())
+    words = ", ".join(f"{count} of {name}" for name, count in starts.items())
+    if 0 < search.trials < need:
+        rule = f"at least {need} for the published recipes ({words})"
+        raise ConfigError(f"`--trials` must be {rule}, got {search.trials}.")
+    if 0 < search.epochs_total < need * search.epochs:
+        rule = f"at least {need * search.epochs} for the published recipes ({words}), which are"
+        raise ConfigError(
+            f"`--epochs-total` must be {rule} never stopped early, got {search.epochs_total}."
+        )
 
 
 def _check_speakers(features: Path, search: Search) -> None:
@@ -143,7 +223,12 @@ def _check_numbers(args: Args, adapters: Sequence[str]) -> None:
     from trainables.adapters.registry import ADAPTERS
 
     for flag, number, least in (
-        *(("--trials", args.trials, 1), ("--epochs", args.epochs, 1)),
+        *(
+            ("--trials", 16 if args.trials is None else args.trials, 1),
+            ("--epochs", args.epochs, 1),
+        ),
+        *(("--epochs-total", args.epochs_total, 0), ("--grace", args.grace, 1)),
+        *(("--eta", args.eta, 2), ("--brackets", args.brackets, 1)),
         *(("--fuse", args.fuse, 0), ("--concurrent", args.concurrent, 0)),
         ("--workers-per-trial", args.workers_per_trial, 1),
     ):
@@ -156,6 +241,7 @@ def _check_numbers(args: Args, adapters: Sequence[str]) -> None:
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
+    from pipelines.searching.budget import Budget
     from pipelines.searching.study import best_so_far, best_trial, open_study, states, write_best
 
     _claim(folder, args, search)
@@ -163,7 +249,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     write_best(study, search, folder)  # a kill may have come between a trial's end and this
     then = f"cliptune evaluate --run {args.out}"
     counts = states(study)
-    if counts["COMPLETE"] + counts["PRUNED"] + counts["FAIL"] >= search.trials:
+    if Budget(search, study).over() and not counts["RUNNING"]:
         if best_trial(study) is None:
             raise CliptuneError(f"no trial of `{folder}` succeeded: give another `--out`.")
         nothing_to_do(folder / "best.json", then)
@@ -194,11 +280,10 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
     from pipelines.searching.asha import rungs
     from pipelines.searching.study import about_study
 
-    stops = [] if search.retains else rungs(search.epochs)
     wanted = about_study(
-        search, stops, args.features, args.draw, args.retain, args.workers_per_trial
+        search, rungs(search), args.features, args.draw, args.retain, args.workers_per_trial
     )
-    free = ("created", "features", "draw", "retain", "trials")
+    free = ("created", "features", "draw", "retain", "budget", "trials", "sampler", "limits")
     path = folder / "study.json"
     if path.exists():
         found = read_json(path)
@@ -219,17 +304,15 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
 
     quiet_tune()
     from ray import tune
-    from ray.tune.schedulers import FIFOScheduler
 
-    from pipelines.searching.asha import StudyASHA
+    from pipelines.searching.asha import EarlyStopping
     from pipelines.searching.callbacks import Losses, Progress
     from pipelines.searching.interrupt import Interrupt
     from pipelines.searching.searcher import StudySearcher, widest
-    from pipelines.searching.study import best_so_far, enqueue_recipes
+    from pipelines.searching.study import best_so_far
     from pipelines.searching.workers import take
     from trainables.trial import AdapterTrial, TrialSettings
 
-    enqueue_recipes(study, search)
     connect(dashboard=True)
     workers = take(args.concurrent, args.workers_per_trial, args.gpus, args.wait)
     fuse = args.fuse if args.workers_per_trial == 1 else 1
@@ -245,7 +328,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     interrupt = Interrupt(
         settings.stop_file, searcher.stop, lambda: best_so_far(study, search.metric)
     )
-    say(f"{search.trials} trials over {', '.join(search.adapters)}: {workers}")
+    say(f"{search.budget} over {', '.join(search.adapters)}: {workers}")
     with workers.pool(settings) as make_runner:
         tuner = tune.Tuner(
             tune.with_resources(
@@ -253,9 +336,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
             ),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                # A rung by one goal alone would drop the trials that are best in the other, and
-                # with two, the front of few trials holds most of them: none is stopped.
-                scheduler=FIFOScheduler() if search.retains else StudyASHA(study, search),
+                scheduler=EarlyStopping(study, search, searcher.budget),
                 num_samples=-1,  # the searcher says when it is finished
                 max_concurrent_trials=workers.concurrent,
                 reuse_actors=True,
@@ -266,7 +347,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
                 storage_path=str(folder / "ray"),
                 # A run keeps its own checkpoints, in the study's folder, whole and verified.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[Losses(searcher), Progress(study, search)],
+                callbacks=[Losses(searcher), Progress(study, search, searcher.budget)],
                 verbose=0,
             ),
         )

@@ -20,10 +20,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pipelines.searching.asha import StudyASHA
+from pipelines.searching.asha import EarlyStopping
 from pipelines.searching.callbacks import Losses
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, enqueue_recipes, open_study, write_best
+from pipelines.searching.study import Search, open_study, write_best
 from trainables.crew import Job
 from trainables.trial import InProcess, TrialSettings
 
@@ -108,10 +108,9 @@ class Driver:
     def __init__(self, search: Search, settings: TrialSettings, fuse: int, workers: int) -> None:
         study = open_study(settings.folder)
         write_best(study, search, settings.folder)
-        enqueue_recipes(study, search)
         self.settings = settings
         self.searcher = StudySearcher(study, search, settings.folder, fuse)
-        self.scheduler: Any = StudyASHA(study, search)
+        self.scheduler: Any = EarlyStopping(study, search, self.searcher.budget)
         self.losses = Losses(self.searcher)
         self.workers = {slot: InProcess(settings) for slot in range(workers)}
         self.trials: dict[int, Any] = {}  # what a worker trains, by slot

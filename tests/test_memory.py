@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, enqueue_recipes, open_study
+from pipelines.searching.study import Search, open_study
 from pipelines.searching.workers import Workers
 from tests.test_fused import METRIC, Make, assert_same_rows, assert_same_tensors, bench, make
 from trainables import crew as crews
@@ -198,7 +198,6 @@ class Story:
     def resume(self) -> None:
         """A new driver."""
         self.study = open_study(self.folder)
-        enqueue_recipes(self.study, SEARCH)
         self.searcher = StudySearcher(self.study, SEARCH, self.folder, fuse=1)
 
     def one(self) -> bool:

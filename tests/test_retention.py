@@ -22,7 +22,7 @@ from pipelines.measuring.contestants import read_contest
 from pipelines.measuring.standings import retention
 from pipelines.searching.callbacks import Progress
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, best_so_far, best_trial, enqueue_recipes, open_study
+from pipelines.searching.study import Search, best_so_far, best_trial, open_study
 from tests.shelf import draw, shelf
 from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter
@@ -184,7 +184,6 @@ TWO = Search(*(("coop",), METRIC, 6, 9, 3, {}), task="classification", retains=T
 
 def searcher(folder: Path) -> StudySearcher:
     study = open_study(folder, retains=True)
-    enqueue_recipes(study, TWO)
     return StudySearcher(study, TWO, folder)
 
 
@@ -251,7 +250,7 @@ def test_progress_and_the_last_word_name_both(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     search = searcher(tmp_path)
-    progress = Progress(search.study, TWO)
+    progress = Progress(search.study, TWO, search.budget)
     for number, (value, kept) in enumerate(REACHED[:2]):
         ray = SimpleNamespace(trial_id=f"ray{number}", config=search.suggest(f"ray{number}"))
         search.on_trial_complete(ray.trial_id, row(number, value, kept))

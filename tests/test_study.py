@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +15,17 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from pipelines import tune
-from pipelines.searching.asha import StudyASHA, rungs
+from pipelines.searching.asha import EarlyStopping, rungs
+from pipelines.searching.budget import Budget
 from pipelines.searching.callbacks import Losses, reason_of
 from pipelines.searching.groups import STARTS, Switchboard
+from pipelines.searching.race import LEAST
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import (
     Search,
+    Stopping,
     best_so_far,
     best_trial,
-    enqueue_recipes,
     open_study,
     states,
 )
@@ -40,8 +43,11 @@ SEARCH = Search(("soft_prompt", "lora"), METRIC, trials=6, epochs=9, seed=3, fix
 
 def searcher(folder: Path, search: Search = SEARCH) -> StudySearcher:
     study = open_study(folder)
-    enqueue_recipes(study, search)
     return StudySearcher(study, search, folder)
+
+
+def stopping(asks: StudySearcher) -> EarlyStopping:
+    return EarlyStopping(asks.study, asks.search, asks.budget)
 
 
 def row(number: int, epoch: int, value: float, state: str = "running") -> dict[str, Any]:
@@ -212,17 +218,41 @@ def test_half_a_journal_line_and_a_stale_lock_are_removed(tmp_path: Path) -> Non
     assert b'"wor{' not in journal.read_bytes()
 
 
+ALONE = dataclasses.replace(SEARCH, adapters=("projection",), trials=9)
+
+
 def test_asha_remembers_what_ended_trials_reached(tmp_path: Path) -> None:
-    search = searcher(tmp_path)
+    search = searcher(tmp_path, ALONE)
     for number in range(4):
         search.suggest(f"ray{number}")
         search.on_trial_complete(f"ray{number}", row(number, 1, 0.5 + number / 10))
     search.suggest("ray4")
     search.on_trial_result("ray4", row(4, 1, 0.9))
     search.fail("ray4", 4, "lost 3 times")
+    search.suggest("ray5")
     # Of 0.5, 0.6, 0.7, 0.8 and 0.9, two thirds lie under 0.767.
-    assert goes_on(StudyASHA(search.study, SEARCH), 5, 1, 0.77)
-    assert not goes_on(StudyASHA(search.study, SEARCH), 5, 1, 0.76)
+    assert goes_on(stopping(search), 5, 1, 0.77)
+    assert not goes_on(stopping(search), 5, 1, 0.76)
+
+
+def test_each_adapter_has_rungs_of_its_own(tmp_path: Path) -> None:
+    search = searcher(tmp_path, dataclasses.replace(SEARCH, trials=12))
+    scheduler = stopping(search)
+    names = [search.suggest(f"ray{number}")["values"]["name"] for number in range(10)]
+    own = {name: [n for n, one in enumerate(names) if one == name] for name in SEARCH.adapters}
+    for number in own["lora"]:
+        goes_on(scheduler, number, 1, 0.9)
+    slow = own["soft_prompt"]
+    assert all(goes_on(scheduler, number, 1, 0.1 + number / 100) for number in slow)
+
+
+def test_the_first_trials_of_an_adapter_are_never_stopped(tmp_path: Path) -> None:
+    search = searcher(tmp_path, ALONE)
+    scheduler = stopping(search)
+    for number in range(LEAST + 1):
+        search.suggest(f"ray{number}")
+        lives = goes_on(scheduler, number, 1, 0.9 - number / 10)
+        assert lives == (number < LEAST)
 
 
 def goes_on(scheduler: Any, number: int, epoch: int, value: float) -> bool:
@@ -233,8 +263,8 @@ def goes_on(scheduler: Any, number: int, epoch: int, value: float) -> bool:
 def test_a_restarted_trial_stands_once_in_each_rung_with_what_it_reached_there(
     tmp_path: Path,
 ) -> None:
-    search = searcher(tmp_path)
-    scheduler = StudyASHA(search.study, SEARCH)
+    search = searcher(tmp_path, ALONE)
+    scheduler = stopping(search)
 
     def given(trial_id: str) -> Any:
         trial = SimpleNamespace(trial_id=trial_id, config=search.suggest(trial_id))
@@ -253,15 +283,22 @@ def test_a_restarted_trial_stands_once_in_each_rung_with_what_it_reached_there(
     assert again.config["reported"] == 4
     scheduler.on_trial_result(None, again, row(0, 5, 0.5))
     scheduler.on_trial_result(None, again, row(0, 6, 0.6))
+    for number in range(1, LEAST + 2):
+        given(f"c{number}")
     for epoch, value in ((1, 0.1), (3, 0.3)):  # alone in each rung, it is all there is to beat
-        assert goes_on(scheduler, 1, epoch, value)
-        assert not goes_on(scheduler, 2, epoch, value - 0.01)
+        assert goes_on(scheduler, LEAST, epoch, value)
+        assert not goes_on(scheduler, LEAST + 1, epoch, value - 0.01)
 
 
 def test_rungs() -> None:
-    assert rungs(9) == [1, 3, 9]
-    assert rungs(10) == [1, 3, 9, 10]
-    assert rungs(1) == [1]
+    def at(epochs: int, **rules: Any) -> list[int]:
+        return rungs(dataclasses.replace(SEARCH, epochs=epochs, stopping=Stopping(**rules)))
+
+    assert at(9) == [1, 3, 9]
+    assert at(10) == [1, 3, 9, 10]
+    assert at(1) == [1]
+    assert at(20, eta=2, grace=3) == [3, 6, 12, 20]
+    assert at(9, kind="none") == []
 
 
 def test_best_counts_pruned_trials_and_prefers_the_earlier_of_equals(tmp_path: Path) -> None:
@@ -529,9 +566,8 @@ def test_a_search_whose_trials_all_ended_says_so_and_mends_what_a_kill_left_out(
 def test_of_trials_that_train_together_each_is_judged_alone(tmp_path: Path) -> None:
     many = Search(("projection",), METRIC, trials=9, epochs=9, seed=3, fixed={})
     study = open_study(tmp_path)
-    enqueue_recipes(study, many)
     search = StudySearcher(study, many, tmp_path, fuse=4)
-    scheduler = StudyASHA(study, many)
+    scheduler = EarlyStopping(study, many, Budget(many, study))
     assert "siblings" in search.suggest("recipe")  # no other recipe waits behind it
     group = SimpleNamespace(trial_id="group", config=search.suggest("group"))
     scheduler.on_trial_add(None, group)  # type: ignore[arg-type]
@@ -567,7 +603,6 @@ def test_of_trials_that_train_together_each_is_judged_alone(tmp_path: Path) -> N
 def test_trials_lost_together_come_back_alone(tmp_path: Path) -> None:
     many = Search(("projection",), METRIC, trials=9, epochs=9, seed=3, fixed={})
     study = open_study(tmp_path)
-    enqueue_recipes(study, many)
     search = StudySearcher(study, many, tmp_path, fuse=4)
     search.suggest("recipe")
     lost = [job.number for job in Job(**search.suggest("group")).all]

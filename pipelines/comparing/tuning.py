@@ -25,7 +25,6 @@ from pipelines.searching.study import (
     Search,
     about_study,
     best_trial,
-    enqueue_recipes,
     open_study,
     write_best,
 )
@@ -78,7 +77,6 @@ class CellSearch:
         about = about_study(self.search, [self.search.epochs], store, draw)
         write_json(self.folder / "study.json", about)
         self.study = open_study(self.folder)
-        enqueue_recipes(self.study, self.search)
         self.searcher = StudySearcher(self.study, self.search, self.folder, fuse=1)
         self.bench = Workbench(settings, backbone)
 

@@ -1,52 +1,80 @@
-"""ASHA on epochs, with a memory: what other drivers and lost workers reported still counts."""
+"""Which trials stop early: Ray's rules, one set of rungs for each adapter, with a memory.
+
+Adapters learn at different speeds, so a trial is held against trials of its own adapter alone, at
+shares of its own schedule. What other drivers and lost workers reported still counts.
+"""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import math
+import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial as RayTrial
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from pipelines.searching.study import DONE, Search, frozen_trial
+from pipelines.searching.budget import Budget
+from pipelines.searching.race import LEAST
+from pipelines.searching.study import DONE, Search, adapter_of, frozen_trial
 from trainables.crew import Job, members
 
-ETA, GRACE = 3, 1  # of the trials at a rung, the best third goes on; the first rung is epoch 1
+
+@dataclass(frozen=True)
+class Named:
+    """What Ray's rules look at of a trial."""
+
+    trial_id: str
 
 
-class StudyASHA(ASHAScheduler):
-    """Ray's ASHA (Li et al. 2020, arXiv:1810.05934), its rungs filled from the study.
+class EarlyStopping(FIFOScheduler):
+    """A rule of Ray's for each adapter and bracket, fed from the study.
 
-    A trial stands once in each rung, under its number, with what it reached there, however often it
-    was restarted. Of trials that train together each is judged alone: those that are to stop are
-    named in the result, for the searcher.
+    `asha`: asynchronous successive halving (Li et al. 2020, arXiv:1810.05934), in several brackets
+    asynchronous Hyperband; `median`: the median stopping rule (Golovin et al. 2017); `none`. A
+    trial stands once in each rung, under its number, with what it reached there, however often it
+    was restarted. The first `LEAST` trials of each adapter are never stopped. Of trials that train
+    together each is judged alone: those that are to stop are named in the result, for the searcher.
     """
 
-    def __init__(self, study: optuna.Study, search: Search) -> None:
-        super().__init__(
-            time_attr="epoch",
-            metric=search.metric,
-            mode="max",
-            max_t=search.epochs,
-            grace_period=min(GRACE, search.epochs),
-            reduction_factor=ETA,
-        )
-        self.study = study
+    def __init__(self, study: optuna.Study, search: Search, budget: Budget) -> None:
+        super().__init__()
+        self.study, self.search, self.budget = study, search, budget
+        self.rules: dict[tuple[str, int], TrialScheduler] = {}
+        self.heard: dict[int, int] = {}  # number to the last epoch that was judged
+        self.sure: dict[str, set[int]] = {}  # adapter to the numbers of those never stopped
         for trial in study.get_trials(deepcopy=False, states=DONE):
             self._recall(trial)
 
     def _recall(self, trial: FrozenTrial) -> None:
         for epoch, value in sorted(trial.intermediate_values.items()):
-            self._judge(trial.number, epoch, value)
+            self._judge(trial, epoch, value)
 
-    def _judge(self, number: int, epoch: int, value: float) -> bool:
+    def _judge(self, trial: FrozenTrial, epoch: int, value: float) -> bool:
         """Whether the trial may go on."""
-        one = SimpleNamespace(trial_id=number)
-        super().on_trial_add(None, one)
-        verdict = super().on_trial_result(None, one, {"epoch": epoch, self.metric: value})
-        return bool(verdict == self.CONTINUE)
+        adapter = adapter_of(trial)
+        assert adapter is not None
+        if epoch <= self.heard.get(trial.number, 0):
+            return True
+        self.heard[trial.number] = epoch
+        one: Any = Named(str(trial.number))
+        key = adapter, bracket(trial.number, self.search)
+        if key not in self.rules:
+            self.rules[key] = make_rule(self.search, key[1])
+        rule = self.rules[key]
+        rule.on_trial_add(None, one)
+        verdict = rule.on_trial_result(None, one, {"epoch": epoch, self.search.metric: value})
+        return verdict == self.CONTINUE or trial.number in self._sure(adapter)
+
+    def _sure(self, adapter: str) -> set[int]:
+        found = self.sure.setdefault(adapter, set())
+        if len(found) < LEAST:
+            trials = self.study.get_trials(deepcopy=False)
+            own = [trial.number for trial in trials if adapter_of(trial) == adapter]
+            found |= set(own[:LEAST])
+        return found
 
     def on_trial_add(self, _: Any, trial: RayTrial) -> None:
         for job in Job(**trial.config).all:
@@ -55,25 +83,61 @@ class StudyASHA(ASHAScheduler):
     def on_trial_result(self, _: Any, __: RayTrial, result: dict[str, Any]) -> str:
         own = members(result)
         for number, one in own.items():
-            one["pruned"] = not self._reached(number, one) and one["state"] == "running"
+            one["pruned"] = one["state"] == "running" and not self._goes_on(number, one)
         stopped = all(one["state"] != "running" or one["pruned"] for one in own.values())
         return str(self.STOP if stopped else self.CONTINUE)
 
     def on_trial_complete(self, _: Any, __: RayTrial, result: dict[str, Any]) -> None:
         for number, one in members(result).items():
-            self._reached(number, one)
+            self._goes_on(number, one)
 
-    def on_trial_remove(self, _: Any, trial: RayTrial) -> None:
-        """What its trials reached still counts."""
+    def _goes_on(self, number: int, result: dict[str, Any]) -> bool:
+        if "epoch" not in result:
+            return True
+        trial = frozen_trial(self.study, number)
+        may = self._judge(trial, result["epoch"], result[self.search.metric])
+        return may and not self.budget.late and not self.search.exceeds(result)
 
-    def _reached(self, number: int, result: dict[str, Any]) -> bool:
-        return "epoch" not in result or self._judge(number, result["epoch"], result[self.metric])
+
+def bracket(number: int, search: Search) -> int:
+    """The bracket of a trial, the same whenever it is asked: as many trials begin in each as a
+    round of Hyperband has (Li et al. 2018, arXiv:1603.06560)."""
+    brackets = search.stopping.brackets
+    if brackets == 1:
+        return 0
+    shares = [search.stopping.eta**-one for one in range(brackets)]
+    place = zlib.crc32(f"{search.seed}/{number}".encode()) / 2**32 * sum(shares)
+    for one, share in enumerate(shares):
+        place -= share
+        if place < 0:
+            return one
+    return brackets - 1
 
 
-def rungs(epochs: int) -> list[int]:
+def make_rule(search: Search, bracket: int) -> TrialScheduler:
+    """Ray's rule for the trials of one adapter in one bracket."""
+    stopping, epochs = search.stopping, search.epochs
+    if stopping.kind == "none":
+        return FIFOScheduler()
+    about: dict[str, Any] = {"time_attr": "epoch", "metric": search.metric, "mode": "max"}
+    if stopping.kind == "median":
+        return MedianStoppingRule(
+            **about,
+            grace_period=stopping.grace,
+            min_samples_required=3,
+            min_time_slice=math.inf,  # a trial that has started is never paused
+            hard_stop=False,
+        )
+    first = min(stopping.grace * stopping.eta**bracket, epochs)
+    return ASHAScheduler(**about, max_t=epochs, grace_period=first, reduction_factor=stopping.eta)
+
+
+def rungs(search: Search) -> list[int]:
     """The epochs at which ASHA decides."""
-    marks, mark = [], GRACE
-    while mark < epochs:
+    if search.stopping.kind in ("none", "median"):
+        return []
+    marks, mark = [], search.stopping.grace
+    while mark < search.epochs:
         marks.append(mark)
-        mark *= ETA
-    return [*marks, epochs]
+        mark *= search.stopping.eta
+    return [*marks, search.epochs]

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
+from pipelines.searching.budget import Budget
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import DONE, Search, best_trial, frozen_trial, shown
 from trainables.crew import Job
@@ -62,9 +63,10 @@ class Losses(Callback):
 class Progress(Callback):
     """A line for each trial that ends: what it reached, the best so far, the rate, the ETA."""
 
-    def __init__(self, study: optuna.Study, search: Search) -> None:
-        self.study, self.search = study, search
+    def __init__(self, study: optuna.Study, search: Search, budget: Budget) -> None:
+        self.study, self.search, self.budget = study, search, budget
         self.started, self.already = time.monotonic(), self._ended()
+        self.used = budget.share()  # by former drivers
         self.told: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,7 +109,8 @@ class Progress(Callback):
     def _line(self, frozen: FrozenTrial) -> None:
         ended = self._ended()
         spent = time.monotonic() - self.started
-        left = max(self.search.trials - ended, 0) * spent / max(ended - self.already, 1)
+        share = self.budget.share()
+        left = (1 - share) * spent / max(share - self.used, 1e-9)
         two = self.search.retains
         value = shown(frozen, two) if "best" in frozen.user_attrs else "      "
         top = best_trial(self.study)
@@ -116,7 +119,7 @@ class Progress(Callback):
         reason = frozen.user_attrs.get("reason", "")
         epochs, state = len(frozen.intermediate_values), frozen.state.name.lower()
         print(
-            f"[{ended}/{self.search.trials}] trial {frozen.number:>3} {adapter:<12} "
+            f"[{self.budget}] trial {frozen.number:>3} {adapter:<12} "
             f"{state:<8} {value} at epoch {epochs:>2} | "
             f"{best} | {60 * max(ended - self.already, 1) / spent:.1f} trials/min, "
             f"about {left:.0f} s left {reason}",

@@ -6,7 +6,6 @@ with all their intermediate values, failures FAIL with their reason, and the val
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,12 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from pipelines.searching.budget import Budget
 from pipelines.searching.from_disk import FromDisk
+from pipelines.searching.samplers import LikeWithLike
 from pipelines.searching.study import (
+    ADAPTER,
+    OVER,
     Search,
     batch,
     frozen_trial,
@@ -51,20 +54,18 @@ def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> V
 
 def widest(search: Search) -> int:
     """The most trials that may share a shape, so that a search still sees many."""
-    return max(1, search.trials // 8)
+    return max(1, search.size // 8)
 
 
 class StudySearcher(FromDisk):
-    """Ask and tell between Ray Tune and the study.
-
-    The sampler is TPE, multivariate, seeded by (seed, trial number): a suggestion depends on the
-    study's history and on nothing in memory, so a resumed search samples as if never stopped.
-    """
+    """Ask and tell between Ray Tune and the study."""
 
     def __init__(self, study: optuna.Study, search: Search, folder: Path, fuse: int = 1) -> None:
         """`fuse`: trials of one shape to train together; 0: as many as a worker found to pay."""
         super().__init__(metric=search.metric, mode="max")
         self.study, self.search, self.folder, self.fuse = study, search, folder, fuse
+        self.budget = Budget(search, study)
+        self.sampler = study.sampler = LikeWithLike(search, self.budget)
         self.gave_up = ""  # why there is nobody left to train a trial
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.unfinished: list[int] = []
@@ -107,75 +108,55 @@ class StudySearcher(FromDisk):
     def _siblings(self, leader: optuna.Trial) -> list[optuna.Trial]:
         """Trials of the leader's shape, where training them with it pays.
 
-        What fixes the shape is the leader's; all else is sampled as for any other trial. Recipes
-        come first, and alone. A group is at most an eighth of the search, which must see many
-        shapes; one that was asked for on the command line is as large as asked for.
+        What fixes the shape is the leader's; all else is sampled as for any other trial. Starting
+        points come first, and alone. A group is at most an eighth of the search, which must see
+        many shapes; one that was asked for on the command line is as large as asked for.
         """
         adapter = leader.user_attrs["config"]["name"]
         found = Widths(self.folder).of(adapter, asked=self.fuse)
         width = found if self.fuse else min(widest(self.search), found)
         shape = {
-            name: value
+            field: value
             for name, value in leader.params.items()
-            if name.removeprefix(f"{adapter}/") not in FREE
+            if (field := name.removeprefix(f"{adapter}/")) not in FREE and field != ADAPTER
         }
         siblings: list[optuna.Trial] = []
-        while len(siblings) + 1 < width and not self._enqueued():
-            if self._asked() >= self.search.trials:
-                break
-            self.study.enqueue_trial(shape)
-            trial = self._ask()
-            assert trial is not None
-            self._sample(trial)
-            siblings.append(trial)
+        with self.sampler.of_shape(adapter, shape):
+            while (
+                len(siblings) + 1 < width
+                and not self.sampler.begins(self.study)
+                and not self.budget.over()
+            ):
+                trial = self.study.ask()
+                self._sample(trial)
+                siblings.append(trial)
         return siblings
 
-    def _enqueued(self) -> bool:
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-
-    def _asked(self) -> int:
-        trials = self.study.get_trials(deepcopy=False)
-        return sum(trial.state != TrialState.WAITING for trial in trials)
-
     def _ask(self) -> optuna.Trial | None:
-        asked = self._asked()
-        if asked >= self.search.trials:
-            return None
-        self.study.sampler = self._sampler(asked)
-        return self.study.ask()
+        return None if self.budget.over() else self.study.ask()
 
     def _resumed(self, number: int) -> optuna.Trial:
-        """A running trial, and the sampler that it was asked of: values may be left to draw."""
-        self.study.sampler = self._sampler(number)
+        """A running trial."""
         return optuna.Trial(self.study, trial_id(self.study, number))
-
-    def _sampler(self, number: int) -> optuna.samplers.TPESampler:
-        with warnings.catch_warnings():  # `group`, needed where adapters differ, is experimental
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(
-                seed=self.search.seed * 1_000_003 + number,
-                n_startup_trials=max(4, self.search.trials // 4),
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-            )
 
     def _sample(self, trial: optuna.Trial) -> None:
         """Draw what is not drawn yet: a driver may have been killed between two values."""
         adapters = self.search.adapters
         adapter = adapters[0]
         if len(adapters) > 1:
-            adapter = trial.suggest_categorical("adapter", adapters)
+            adapter = trial.suggest_categorical(ADAPTER, adapters)
         values: dict[str, Value] = {"name": adapter, "task": self.search.task}
         values |= {"epochs": self.search.epochs, "seed": self.search.seed} | self.search.fixed
-        for key, distribution in self.search.space(adapter).items():
-            if key not in self.search.fixed:
-                values[key] = suggest(trial, f"{adapter}/{key}", distribution)
+        for key, distribution in self.search.searched(adapter).items():
+            values[key] = suggest(trial, f"{adapter}/{key}", distribution)
+        for name, said in self.sampler.said(trial.number).items():
+            trial.set_user_attr(name, said)
         trial.set_user_attr("config", values)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         with batch(self.study):
             self._hear_all(trial_id, result)
+            self.budget.note()
         # Each of these says what the journal has already: a kill in between loses nothing.
         write_best(self.study, self.search, self.folder)
         for number, own in members(result).items():
@@ -262,6 +243,8 @@ class StudySearcher(FromDisk):
             notes["retained"] = result.get("best_retained")  # None: no such thing
         if "best_likelihood" in result:
             notes["likelihood"] = result["best_likelihood"]
+        if self.search.exceeds(result):
+            notes[OVER] = True
         for name, value in notes.items():
             trial.set_user_attr(name, value)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.storages import JournalStorage
@@ -28,8 +28,33 @@ from trainables.files import now, read_json, write_json
 from trainables.metrics.balance import RULE, front, standing
 
 STUDY = "cliptune"
+OVER = "over a limit"  # noted of a trial that is never chosen
+ADAPTER = "adapter"  # the parameter that says which adapter a trial is of
 FORMAT = "cliptune-study-1"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+Sampler = Literal["auto", "tpe", "gp", "random", "cmaes", "qmc"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A point that an adapter's trials begin with, and where it is from."""
+
+    values: Mapping[str, Value]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When a trial is stopped early: asynchronous successive halving, whose first rung is epoch
+    `grace` and lets one of `eta` on; in `brackets`, whose first rungs lie `eta` times further each;
+    or below the median of the others."""
+
+    kind: Literal["asha", "median", "none"] = "asha"
+    eta: int = 3
+    grace: int = 1
+    brackets: int = 1
 
 
 @dataclass(frozen=True)
@@ -38,16 +63,63 @@ class Search:
 
     adapters: tuple[str, ...]
     metric: str
-    trials: int
-    epochs: int
+    trials: int  # at most; 0: the other budgets say when it ends
+    epochs: int  # of a trial
     seed: int
     fixed: dict[str, Value]  # dotted fields that every trial gets, beside `epochs`
     task: Task = "retrieval"
     retains: bool = False  # the second goal is `val/retained`
+    epochs_total: int = 0  # of all trials together; 0: no limit
+    minutes: float = 0.0  # 0: no limit
+    stops: bool = False  # by itself, where more trials would not pay
+    sampler: Sampler = "auto"
+    stopping: Stopping = Stopping()
+    limits: Mapping[str, float] = field(default_factory=dict)  # of what a trial notes, the most
 
     def space(self, adapter: str) -> Space:
         """What is searched of an adapter."""
         return SPACES[adapter][self.task]
+
+    def searched(self, adapter: str) -> Space:
+        """The same without the fields that every trial has alike."""
+        return {key: one for key, one in self.space(adapter).items() if key not in self.fixed}
+
+    @property
+    def budget(self) -> str:
+        """In words."""
+        words = [
+            *([f"{self.trials} trials"] if self.trials else []),
+            *([f"{self.epochs_total} epochs"] if self.epochs_total else []),
+            *([f"{self.minutes:g} minutes"] if self.minutes else []),
+        ]
+        return " or ".join(words)
+
+    @property
+    def size(self) -> int:
+        """How many trials it may come to have, where nobody said; most are stopped early."""
+        return self.trials or 3 * self.epochs_total // self.epochs or 64
+
+    def starts(self, adapter: str) -> list[Start]:
+        """The points that an adapter's trials begin with."""
+        searched = self.searched(adapter)
+        return [
+            Start({key: recipe[key] for key in searched}, "recipe")
+            for recipe in self.recipes(adapter)
+        ]
+
+    def exceeds(self, result: Mapping[str, Any]) -> bool:
+        """Whether a trial went over a limit."""
+        return any(result.get(name, 0) > most for name, most in self.limits.items())
+
+    def standing(self, trial: FrozenTrial) -> list[float]:
+        """What a sampler hears of a trial that ended: what it reached in each goal, however long
+        it ran; a whole point less where it went over a limit. Nothing of one that failed."""
+        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+            return []
+        best, kept = goals(trial)
+        best -= OVER in trial.user_attrs
+        # Where retention is not applicable, the sampler hears that none of it was kept.
+        return [best, kept or 0.0] if self.retains else [best]
 
     def recipes(self, adapter: str) -> list[dict[str, Value]]:
         """The adapter's published settings for the task. Those that differ in nothing that is
@@ -84,7 +156,10 @@ def about_study(
         "fixed": search.fixed,
         "workers_per_trial": workers_per_trial,
         **about_draws(draw, retain),
-        "trials": search.trials,
+        "trials": search.trials or None,
+        "budget": search.budget,
+        "sampler": search.sampler,
+        "limits": dict(search.limits),
     }
 
 
@@ -171,15 +246,15 @@ def open_study(folder: Path, retains: bool = False) -> optuna.Study:
     return optuna.create_study(study_name=STUDY, storage=storage, directions=directions)
 
 
-def enqueue_recipes(study: optuna.Study, search: Search) -> None:
-    """The published recipes of each adapter become its first trials."""
-    with batch(study):
-        for adapter in search.adapters:
-            for recipe in search.recipes(adapter):
-                point: dict[str, Any] = {f"{adapter}/{k}": recipe[k] for k in search.space(adapter)}
-                if len(search.adapters) > 1:
-                    point["adapter"] = adapter
-                study.enqueue_trial(point, user_attrs={"recipe": True}, skip_if_exists=True)
+def adapter_of(trial: FrozenTrial) -> str | None:
+    """None: it has none yet."""
+    if ADAPTER in trial.params:
+        return str(trial.params[ADAPTER])
+    return next((name.partition("/")[0] for name in trial.params), None)
+
+
+def best_value(trial: FrozenTrial) -> float:
+    return float(trial.user_attrs.get("best", "-inf"))
 
 
 def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
@@ -195,7 +270,11 @@ def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial |
     is compared, both at the epoch that is best by the metric: that of `best/`.
     """
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    fit = [t for t in ended if adapter in (None, t.user_attrs["config"]["name"])]
+    fit = [
+        t
+        for t in ended
+        if adapter in (None, t.user_attrs["config"]["name"]) and OVER not in t.user_attrs
+    ]
     return max(
         fit, key=lambda t: (*standing(*goals(t)), t.user_attrs.get("likelihood", 0.0)), default=None
     )

@@ -1,0 +1,107 @@
+"""Which adapter the next trial is of: the budget moves to those that may still win.
+
+A rule of its own, beside the one that draws an adapter's values, after the rising bandits of Li et
+al. 2020 (arXiv:2012.04371). What an adapter reached with what was spent on it is a curve that rises
+ever more slowly, so what it gained over the last half of its epochs bounds what the epochs left can
+bring. Every adapter gets its starting points and `LEAST` trials that are allowed to finish; then
+those whose bound lies below what the leader has reached are passed over, and of the others the one
+on which the least was spent comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from pipelines.searching.budget import Budget, epochs_of
+from pipelines.searching.study import Search, adapter_of
+
+LEAST = 2  # trials of an adapter that nothing stops
+
+
+@dataclass
+class Runner:
+    """How one adapter stands."""
+
+    name: str
+    starts: int  # points that it begins with
+    asked: int = 0
+    finished: int = 0  # trials that were allowed to finish, and did or failed by themselves
+    spent: int = 0  # epochs, those of running trials too
+    path: list[tuple[int, float]] = field(default_factory=list)  # epochs spent, the best with them
+
+    def add(self, trial: FrozenTrial, search: Search) -> None:
+        self.asked += trial.state != TrialState.WAITING
+        self.spent += epochs_of(trial)
+        self.finished += trial.state in (TrialState.COMPLETE, TrialState.FAIL)
+        if reached := search.standing(trial):
+            self.path.append((self.spent, max(self.best, reached[0])))
+
+    @property
+    def begins(self) -> bool:
+        """Whether a point that it begins with is left."""
+        return self.asked < self.starts
+
+    @property
+    def best(self) -> float:
+        return self.path[-1][1] if self.path else float("-inf")
+
+    def best_at(self, spent: float) -> float:
+        """The best that `spent` epochs had brought; the first trial's own at the least."""
+        reached = [best for epochs, best in self.path if epochs <= spent]
+        return reached[-1] if reached else self.path[0][1]
+
+    def bound(self, left: float) -> float:
+        """The most that `left` epochs more can bring, were they as fruitful as its last half."""
+        if not self.path or not self.spent:
+            return float("inf")
+        gained = self.best - self.best_at(self.spent / 2)
+        return self.best + gained * left / (self.spent / 2)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whose turn it is, and on which numbers the others were passed over."""
+
+    name: str
+    best: Mapping[str, float]
+    bounds: Mapping[str, float]  # of those that were passed over
+
+
+def turn(runners: Sequence[Runner], left: float) -> Turn:
+    """The adapter of the next trial, with `left` epochs to spend."""
+    best = {one.name: one.best for one in runners if one.path}
+    first = [one for one in runners if one.asked < max(one.starts, LEAST)]
+    if first:
+        return Turn(min(first, key=lambda one: one.asked).name, best, {})
+    leader = max(one.best for one in runners)
+    bounds = {one.name: one.bound(left) for one in runners if one.finished >= LEAST}
+    out = {name: bound for name, bound in bounds.items() if bound < leader}
+    still = [one for one in runners if one.name not in out]
+    return Turn(min(still, key=lambda one: one.spent).name, best, out)
+
+
+class Race:
+    """The rule, on the trials of a study."""
+
+    def __init__(self, search: Search, budget: Budget) -> None:
+        self.search, self.budget = search, budget
+        self.last: Turn | None = None
+
+    def next(self, study: optuna.Study) -> str:
+        self.last = turn(
+            standings(study.get_trials(deepcopy=False), self.search), self.budget.left()
+        )
+        return self.last.name
+
+
+def standings(trials: Sequence[FrozenTrial], search: Search) -> list[Runner]:
+    """How the adapters of a search stand."""
+    runners = {name: Runner(name, len(search.starts(name))) for name in search.adapters}
+    for trial in trials:
+        if (name := adapter_of(trial)) in runners:
+            runners[name].add(trial, search)
+    return list(runners.values())
