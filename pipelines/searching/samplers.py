@@ -35,9 +35,9 @@ TOP = 25  # of them the best: as many as TPE takes for good ones at most
 class Own(InMemoryStorage):
     """One adapter's trials, and no other's, as a storage that a sampler reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Sequence[FrozenTrial]) -> None:
         super().__init__()
-        self.shown: list[FrozenTrial] = []
+        self.shown = shown
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Any = None
@@ -57,8 +57,6 @@ class Own(InMemoryStorage):
 class View:
     """What is kept of an adapter between two of its trials."""
 
-    storage: Own
-    study: optuna.Study
     ended: dict[int, FrozenTrial]  # by number, in the sampler's terms
     notes: dict[int, dict[str, Any]]  # what a sampler wrote down of trials; lost with the process
 
@@ -136,36 +134,38 @@ class LikeWithLike(BaseSampler):
             start = starts[len(own)]
             self.origin = start.origin
             return dict(start.values)
-        space = self.search.searched(adapter)
-        view = self._view(adapter)
-        view.storage.shown = self._shown(view, own)
+        view = self.views.setdefault(adapter, View({}, {}))
+        shown = self._shown(view, own)
         running = sum(trial.state == TrialState.RUNNING for trial in own)
         self.origin = kind = self.kind
-        view.study.sampler = make_sampler(
+        space = self.search.searched(adapter)
+        sampler = make_sampler(
             kind,
             # Of a low-discrepancy sequence the next point, of all others a draw of its own.
             self.search.seed if kind == "qmc" else self.search.seed * 1_000_003 + number,
             max(0, startup(self.search) - running),
-            view.storage.shown,
+            shown,
             space,
         )
+        storage = Own(shown)
+        study = optuna.create_study(
+            storage=storage, sampler=sampler, directions=["maximize"] * self.goals
+        )
         with quiet():
-            trial = view.study.ask(space)
+            for _ in range(len(own) if kind == "qmc" else 0):
+                study.ask(space)
+            trial = study.ask(space)
         if kind == "cmaes":
-            view.notes[number] = view.storage.noted(view.study.study_name, trial.number)
+            view.notes[number] = storage.noted(study.study_name, trial.number)
         return trial.params | dict(self.shape[1] if self.shape else {})
 
     @property
     def kind(self) -> Sampler:
         return "tpe" if self.search.sampler == "auto" else self.search.sampler
 
-    def _view(self, adapter: str) -> View:
-        if adapter not in self.views:
-            storage = Own()
-            goals = 1 if self.kind in ("gp", "cmaes") else 1 + self.search.retains
-            study = optuna.create_study(storage=storage, directions=["maximize"] * goals)
-            self.views[adapter] = View(storage, study, {}, {})
-        return self.views[adapter]
+    @property
+    def goals(self) -> int:
+        return 1 + self.search.retains
 
     def _shown(self, view: View, own: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """What the sampler sees: the best of the trials, and of the others every second, fourth,
@@ -202,13 +202,12 @@ class LikeWithLike(BaseSampler):
         }
         if params.keys() != space.keys():
             return None  # a driver was killed between two values
-        goals = len(view.study.directions)
-        values = self.search.standing(trial)[:goals] if trial.state.is_finished() else []
+        values = self.search.standing(trial)
         if trial.state.is_finished() and not values:
             return None  # it failed
         return FrozenTrial(
-            number=trial.number,
-            trial_id=trial.number,
+            number=1 + trial.number,  # 0 is the one that is asked for
+            trial_id=1 + trial.number,
             state=TrialState.COMPLETE if values else TrialState.RUNNING,
             value=None,
             values=values or None,
