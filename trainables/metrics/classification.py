@@ -5,7 +5,10 @@ Ties are broken at random, and every number is the exact expectation over that, 
 
 from __future__ import annotations
 
+import math
+
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,6 +29,21 @@ def by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
 def log_likelihood(scores: Tensor, labels: Tensor, scale: float) -> Tensor:
     """log softmax(scale x scores) of each image's own class: (N,) float64."""
     return -F.cross_entropy(scale * scores.double(), labels, reduction="none")
+
+
+def calibrated_likelihood(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The mean `log_likelihood` at the scale that makes it highest, and that scale: temperature
+    scaling (Guo et al. 2017, arXiv:1706.04599), by Brent's bounded search, exact to 1e-6 of its
+    logarithm; the likelihood is concave in the scale."""
+    scores = scores.double()
+
+    def at(log_scale: float) -> float:
+        return -float(log_likelihood(scores, labels, math.exp(log_scale)).mean())
+
+    spread = max(float(scores.std()), 1e-9)  # what a scale is of one: 1e-3 to 1e4 of it
+    bounds = (math.log(1e-3 / spread), math.log(1e4 / spread))
+    found = minimize_scalar(at, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return -float(found.fun), math.exp(found.x)
 
 
 def classification_metrics(scores: Tensor, labels: Tensor, scale: float) -> dict[str, float]:

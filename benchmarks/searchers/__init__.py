@@ -1,0 +1,1 @@
+"""Searchers beside each other, on learning curves that were recorded once."""
