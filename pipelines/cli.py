@@ -17,6 +17,7 @@ STAGES = {
     "shards": "check a source of images and words, write Parquet shards",
     "draw": "choose a few labelled images a class: one classification task",
     "encode": "run the frozen towers once, write the feature store",
+    "space": "the ranges that a search draws from, as YAML to edit",
     "tune": "search adapters and hyperparameters on train and val",
     "train": "train one adapter with given hyperparameters",
     "arena": "every few-shot adapter on your labelled data: one budget, several seeds, one table",

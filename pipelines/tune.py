@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.capacity import Gpus, check_gpus
 from pipelines.cluster import check_here
@@ -81,6 +81,12 @@ class Args:
     limit: tuple[str, ...] = ()
     """What a trial may have at most, as `parameters=100000 seconds=30`; what has more is stopped
     and never chosen."""
+    space: Path | None = None
+    """What to search, as `cliptune space` prints it, edited; what it leaves out of an adapter stays
+    at the recipe. Without `--adapter`, its adapters are searched."""
+    search: tuple[str, ...] = field(default_factory=tuple)
+    """Fields to search too or otherwise, of every adapter that has them:
+    `optim.lr=1e-5..1e-2:log adapter.n_ctx=1..32 batch_size=32,64,128`."""
     retain: tuple[Path, ...] = ()
     """Draws of classes that training never sees (`cliptune draw --part new`). The search then has
     two goals, the metric and the accuracy on their val images; ASHA stops no trial."""
@@ -100,6 +106,7 @@ def _check(args: Args) -> Search:
     """Everything that can be wrong with the flags, before any work."""
     from pipelines.searching.limits import read_limits
     from pipelines.searching.samplers import check_sampler
+    from pipelines.searching.space import read_file, searched, values_of
     from pipelines.searching.study import Search
     from trainables.adapters.registry import (
         ADAPTERS,
@@ -113,7 +120,8 @@ def _check(args: Args) -> Search:
     from trainables.features import backbone_of
     from trainables.loop import METRICS, check_metric
 
-    adapters = args.adapter or ("coop" if args.draw else "soft_prompt", "lora")
+    file = read_file(args.space) if args.space else {}
+    adapters = args.adapter or tuple(file) or ("coop" if args.draw else "soft_prompt", "lora")
     if adapters == ("auto",):
         adapters = tuple(adapters_for("classification" if args.draw else "retrieval"))
     task = task_of([name for name in adapters if name in ADAPTERS], bool(args.draw))
@@ -136,7 +144,9 @@ def _check(args: Args) -> Search:
     for name in adapters:
         config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
-    check_here(str(fixed.get("precision", "auto")), args.gpus)
+    spaces = searched(adapters, {"task": task, **fields}, file, args.search)
+    for one in values_of("precision", spaces, fixed):
+        check_here(str(one), args.gpus)
     if draw is not None:
         configs = [make_config(name, {"task": task, **fields}) for name in adapters]
         check_room(configs, [draw.classes], backbone_of(args.features))
@@ -155,9 +165,12 @@ def _check(args: Args) -> Search:
         sampler=args.sampler,
         stopping=_stopping(args),
         limits=read_limits(args.limit),
+        spaces=spaces,
     )
     check_sampler(search)
     _check_budget(search)
+    for line in [line for name in adapters for line in search.left_out(name)]:
+        say(line)
     if task == "captioning":
         _check_speakers(args.features, search)
     return search
@@ -287,15 +300,24 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
     path = folder / "study.json"
     if path.exists():
         found = read_json(path)
+        if not search.spaces:  # older studies do not say that they search the adapters' own
+            found.setdefault("spaces", wanted["spaces"])
         for name in ["retain_keys", *wanted]:
-            value = wanted.get(name)
-            if name not in free and found.get(name) != value:
+            old, new = found.get(name), wanted.get(name)
+            if name not in free and old != new:
+                if isinstance(old, dict) and isinstance(new, dict):
+                    old, new = _without(old, new), _without(new, old)
                 raise DataError(
-                    f"`{folder}` holds another study: its `{name}` is {found.get(name)!r}, "
-                    f"this one's {value!r}. Give another `--out`."
+                    f"`{folder}` holds another study: its `{name}` is {old!r}, "
+                    f"this one's {new!r}. Give another `--out`."
                 )
         wanted["created"] = found["created"]
     write_json(path, wanted)
+
+
+def _without(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What `one` does not have in common with `other`."""
+    return {key: value for key, value in one.items() if other.get(key, ...) != value}
 
 
 def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool:

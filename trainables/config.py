@@ -143,13 +143,15 @@ class TrainConfig:
         check(self.patience >= 0, "patience", "at least 0", self.patience)
 
 
-def read_fields(words: Sequence[str]) -> dict[str, str]:
+def read_fields(words: Sequence[str], flag: str = "--set") -> dict[str, str]:
     """`["optim.lr=1e-4", ...]`, as `--set` takes them, by field."""
-    fields = {}
+    fields: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise ConfigError(f"`--set` takes `field=value`, got {word!r}.")
+            raise ConfigError(f"`{flag}` takes `field=value`, got {word!r}.")
+        if name in fields:
+            raise ConfigError(f"`{flag}` takes `{name}` once, got {fields[name]!r} and {value!r}.")
         fields[name] = value
     return fields
 
@@ -181,6 +183,12 @@ def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
+def hint_of(config: Any, name: str) -> Any:
+    """The type of the field with the dotted `name`."""
+    *parts, last = name.split(".")
+    return _hints(functools.reduce(getattr, parts, config).__class__)[last]
+
+
 def _replace(config: Any, prefix: str, values: Mapping[str, Any]) -> Any:
     hints = _hints(config.__class__)
     changed: dict[str, Any] = {}
@@ -190,11 +198,11 @@ def _replace(config: Any, prefix: str, values: Mapping[str, Any]) -> Any:
         if dataclasses.is_dataclass(value):
             changed[item.name] = _replace(value, name + ".", values)
         elif name in values:
-            changed[item.name] = _convert(name, values[name], hints[item.name])
+            changed[item.name] = convert(name, values[name], hints[item.name])
     return dataclasses.replace(config, **changed)
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
+def convert(name: str, value: Any, hint: Any) -> Any:
     """`value` as the field's type; text from a command line is read as that type."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -204,7 +212,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None or value == "none":
             return None
-        return _convert(name, value, next(o for o in options if o is not type(None)))
+        return convert(name, value, next(o for o in options if o is not type(None)))
     try:
         if hint is bool:
             return {"true": True, "false": False}[str(value).lower()]
@@ -214,7 +222,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             return int(float(value))
         if hint is float:
             return float(value)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):  # the last: int of inf
         raise ConfigError(f"`{name}` must be of type {hint.__name__}, got {value!r}.") from None
     return str(value)
 

@@ -141,8 +141,9 @@ class Crew:
 
     def _team(self, ready: list[int]) -> list[int]:
         """Runs that stand at one step, as many as may train together."""
-        step = self.runs[ready[0]].step
-        return [n for n in ready if self.runs[n].step == step][: self.most]
+        first = self.runs[ready[0]]
+        most = self.most if first.config.optim.kind == "adamw" else 1  # a fleet knows no other
+        return [n for n in ready if self.runs[n].step == first.step][:most]
 
     def _advance(self, team: list[int], should_stop: Callable[[], bool]) -> dict[int, Row]:
         """An epoch of these runs; nothing, where they ended or are to be tried in smaller teams."""

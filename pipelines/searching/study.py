@@ -20,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.common import Space
+from search_spaces.notation import contains, plain, text_of, words
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import ADAPTERS, make_config
 from trainables.config import Task, Value, flatten
@@ -75,10 +76,11 @@ class Search:
     sampler: Sampler = "auto"
     stopping: Stopping = Stopping()
     limits: Mapping[str, float] = field(default_factory=dict)  # of what a trial notes, the most
+    spaces: Mapping[str, Space] = field(default_factory=dict)  # else the adapters' own
 
     def space(self, adapter: str) -> Space:
         """What is searched of an adapter."""
-        return SPACES[adapter][self.task]
+        return self.spaces[adapter] if adapter in self.spaces else SPACES[adapter][self.task]
 
     def searched(self, adapter: str) -> Space:
         """The same without the fields that every trial has alike."""
@@ -122,15 +124,35 @@ class Search:
         return [best, kept or 0.0] if self.retains else [best]
 
     def recipes(self, adapter: str) -> list[dict[str, Value]]:
-        """The adapter's published settings for the task. Those that differ in nothing that is
-        searched are one."""
-        kind, searched = ADAPTERS[adapter], self.space(adapter).keys() - self.fixed.keys()
-        every = [
-            flatten(make_config(adapter, {"task": self.task, **more}))
-            for more in ({}, *kind.VARIANTS.get(self.task, ()))
-        ]
-        distinct = {tuple(one[key] for key in sorted(searched)): one for one in every[::-1]}
+        """The adapter's published settings for the task that lie in what is searched. Those that
+        differ in nothing that is searched are one."""
+        searched = sorted(self.space(adapter).keys() - self.fixed.keys())
+        every = [one for one in self._published(adapter) if not self._outside(adapter, one)]
+        distinct = {tuple(one[key] for key in searched): one for one in every[::-1]}
         return list(distinct.values())[::-1]
+
+    def left_out(self, adapter: str) -> list[str]:
+        """A sentence for each published setting that is none of `recipes`, and why."""
+        why = [self._outside(adapter, one) for one in self._published(adapter)]
+        lines = (f"the recipe of `{adapter}` is left out: its {one}." for one in why if one)
+        return list(dict.fromkeys(lines))
+
+    def _published(self, adapter: str) -> list[dict[str, Value]]:
+        variants = ADAPTERS[adapter].VARIANTS.get(self.task, ())
+        every = ({"task": self.task, **more} for more in ({}, *variants))
+        return [flatten(make_config(adapter, values)) for values in every]
+
+    def _outside(self, adapter: str, recipe: dict[str, Value]) -> str:
+        """Which value no trial of this search has."""
+        space, usual = self.space(adapter), self._published(adapter)[0]
+        for name, value in recipe.items():
+            if name in self.fixed:
+                continue
+            if name in space and not contains(space[name], value):
+                return f"`{name}` {plain(value)} is outside {text_of(space[name])}"
+            if name not in space and value != usual[name]:
+                return f"`{name}` {plain(value)} is not searched"
+        return ""
 
 
 def about_study(
@@ -154,6 +176,11 @@ def about_study(
         "rungs": list(rungs),
         "seed": search.seed,
         "fixed": search.fixed,
+        "spaces": {
+            f"{adapter}/{name}": words(distribution)
+            for adapter in search.adapters
+            for name, distribution in search.searched(adapter).items()
+        },
         "workers_per_trial": workers_per_trial,
         **about_draws(draw, retain),
         "trials": search.trials or None,
