@@ -53,6 +53,7 @@ def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
     module = importlib.import_module(f"pipelines.{stage}")
     words = list(sys.argv[1:] if words is None else words)
     _refuse_unknown_flags(module.Args, words)
+    _refuse_lists_given_twice(module.Args, words)
     prog = f"cliptune {stage}"
     try:  # `Args` checks its own values
         module.run(tyro.cli(module.Args, args=words, prog=prog, description=module.__doc__))
@@ -75,4 +76,14 @@ def _refuse_unknown_flags(args: type, words: Sequence[str]) -> None:
         if word.startswith("--") and flag not in known:
             choices = sorted("--" + name for name in known - {"help"} if not name.startswith("no-"))
             print("error: " + unknown("flag", "--" + flag, choices), file=sys.stderr)
+            sys.exit(2)
+
+
+def _refuse_lists_given_twice(args: type, words: Sequence[str]) -> None:
+    """Of `--set a=1 --set b=2`, tyro would take the second alone."""
+    given = [word.split("=", 1)[0].replace("_", "-") for word in words if word[:2] == "--"]
+    for item in dataclasses.fields(args):
+        flag = "--" + item.name.replace("_", "-")
+        if str(item.type).startswith("tuple") and given.count(flag) > 1:
+            print(f"error: `{flag}` takes all its values at once: give it once.", file=sys.stderr)
             sys.exit(2)
