@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from trainables.config import Task
     from trainables.distributed import Worker
     from trainables.loop import Row
+    from trainables.trial import TrialSettings
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,16 @@ def _train_in_group(job: dict[str, Any]) -> bool:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from pipelines.cluster import cause, connect
+    from pipelines.searching.follow import follow
     from pipelines.searching.workers import take
     from trainables.distributed import STEP_SECONDS
 
     connect(dashboard=False)
     args: Args = job["args"]
     workers = take(1, args.workers, args.gpus, args.wait)
-    metrics = job["folder"] / "metrics.jsonl"
-    rows = len(read_jsonl(metrics))
+    say(f"starting {args.workers} worker(s), {workers.each} each ...")
+    folder = job["folder"]
+    rows = len(read_jsonl(folder / "metrics.jsonl"))
     trainer = TorchTrainer(
         train_together,
         train_loop_config=job,
@@ -128,26 +133,32 @@ def _train_in_group(job: dict[str, Any]) -> bool:
         scaling_config=workers.scaling,
         run_config=train.RunConfig(
             name="group",
-            storage_path=str(job["folder"] / "ray"),
+            storage_path=str(folder / "ray"),
             failure_config=train.FailureConfig(max_failures=2, controller_failure_limit=1),
         ),
     )
+    show = functools.partial(_show, epochs=job["config"].epochs, metric=args.metric)
     try:
-        failed = trainer.fit().return_value
+        ended = follow(lambda: trainer.fit().return_value, folder, _settings(job).stop_file, show)
     except train.TrainingFailedError as error:
         raise CliptuneError(f"the workers failed: {cause(error)}") from error
-    if failed is not None:
-        raise failed
-    return len(read_jsonl(metrics)) > rows
+    if ended is not None:
+        raise ended
+    return len(read_jsonl(folder / "metrics.jsonl")) > rows
 
 
-def train_together(job: dict[str, Any]) -> CliptuneError | None:
-    """`train_here` in one of several workers. What would end all of them again is given back; any
-    other error ends the group, which is then started anew."""
+def train_together(job: dict[str, Any]) -> BaseException | None:
+    """The training in one of several workers. An interrupt, and what would end all of them again,
+    are given back; any other error ends the group, which is then started anew."""
+    from pipelines.searching.groups import agreed_stop
     from trainables.crew import is_common
+    from trainables.distributed import join
 
     try:
-        train_here(job)
+        worker = join()
+        _train(job, worker, lambda: agreed_stop(_settings(job).stop_file, worker))
+    except KeyboardInterrupt as stop:
+        return stop
     except CliptuneError as error:
         if not is_common(error):
             raise
@@ -156,20 +167,31 @@ def train_together(job: dict[str, Any]) -> CliptuneError | None:
 
 
 def train_here(job: dict[str, Any]) -> bool:
-    """This process's part of the training; whether there was anything left to do."""
-    from trainables.distributed import join
-    from trainables.loop import Interrupted
-    from trainables.trial import TrialSettings, Workbench
+    """The training in this process; whether there was anything left to do."""
+    from trainables.distributed import ALONE
+
+    return _train(job, ALONE, lambda: Interrupts().came)
+
+
+def _settings(job: dict[str, Any]) -> TrialSettings:
+    from trainables.trial import TrialSettings
 
     args: Args = job["args"]
-    worker = join()
-    settings = TrialSettings(
+    return TrialSettings(
         *(args.features, job["folder"], args.metric),
         threads=0,
         draw=args.draw,
         retain=args.retain,
     )
-    bench = Workbench(settings)
+
+
+def _train(job: dict[str, Any], worker: Worker, listen: Callable[[], Callable[[], bool]]) -> bool:
+    """This worker's part. `listen`, once all is loaded, makes what says that it is to stop."""
+    from trainables.loop import Interrupted
+    from trainables.trial import Workbench
+
+    args: Args = job["args"]
+    bench = Workbench(_settings(job))
     if args.retain and worker.rank == 0:  # else there is nothing to say it was retained of
         bench.baseline(job["config"].task)
     run = bench.run(job["config"], job["folder"], worker)
@@ -179,10 +201,12 @@ def train_here(job: dict[str, Any]) -> bool:
         say(note)
     if run.finished:
         return False
-    interrupts = Interrupts()
+    should_stop = listen()
     try:
         while not run.finished:
-            _show(run.advance(interrupts.came), run.epochs, args.metric, worker)
+            row = run.advance(should_stop)
+            if worker.rank == 0:
+                _show(row, run.epochs, args.metric)
     except Interrupted:
         raise KeyboardInterrupt from None  # saved; the command line says how to go on
     return True
@@ -206,15 +230,14 @@ class Interrupts:
         return self.seen
 
 
-def _show(row: Row, epochs: int, metric: str, worker: Worker) -> None:
-    if worker.rank == 0:
-        left = row["train/seconds"] * (epochs - row["epoch"])
-        loss = f"loss {row['train/loss']:.4f} | " if "train/loss" in row else ""
-        kept = f"val/retained {row['val/retained']:.4f} | " if "val/retained" in row else ""
-        say(
-            f"epoch {row['epoch']:>3}/{epochs} | {loss}{metric} {row[metric]:.4f} | {kept}"
-            f"{row['train/seconds']:.1f} s an epoch, about {left:.0f} s left"
-        )
+def _show(row: Row, epochs: int, metric: str) -> None:
+    left = row["train/seconds"] * (epochs - row["epoch"])
+    loss = f"loss {row['train/loss']:.4f} | " if "train/loss" in row else ""
+    kept = f"val/retained {row['val/retained']:.4f} | " if "val/retained" in row else ""
+    say(
+        f"epoch {row['epoch']:>3}/{epochs} | {loss}{metric} {row[metric]:.4f} | {kept}"
+        f"{row['train/seconds']:.1f} s an epoch, about {left:.0f} s left"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -142,25 +141,26 @@ def test_an_unknown_stage_names_the_nearest(
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_saves_its_step_and_goes_on(tmp_path: Path, features: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupted_run_has_shown_its_epochs_and_saves_its_step(
+    workers: str, tmp_path: Path, features: Path
+) -> None:
     out = tmp_path / "run"
-    words = ["--features", str(features), "--out", str(out), "--set", "epochs=4000"]
+    words = ["--features", str(features), "--out", str(out), "--workers", workers]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.train", *words, "batch_size=16"],
+        [sys.executable, "-m", "pipelines.train", *words, "--set", "epochs=4000", "batch_size=16"],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    limit = time.monotonic() + 60
-    while not (out / "metrics.jsonl").exists():
-        assert process.poll() is None
-        assert time.monotonic() < limit
-        time.sleep(0.02)
+    assert process.stdout
+    assert any(line.startswith("epoch   1/4000 | ") for line in process.stdout)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "run the same command again" in said
+    assert not (out / "stop").exists()
     state = json.loads((out / "last" / "state.json").read_text())
     assert state["step"] >= 3 * len(state["rows"])
     verify(out / "last")

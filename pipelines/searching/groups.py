@@ -9,7 +9,10 @@ cooperative: a group between two calls is idle, and nothing has to be killed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -183,16 +186,9 @@ def host_group(
 def serve(config: dict[str, Any]) -> None:
     """The Ray Train worker function: jobs in, epochs out, all workers of the group in step."""
     board, slot, settings = config["board"], config["slot"], config["settings"]
-    steps = 0
-
-    def should_stop() -> bool:
-        nonlocal steps
-        steps += 1
-        return steps % STOP_CHECK_STEPS == 0 and bool(worker.tell(settings.stop_file.exists()))
-
     try:
         worker = join()
-        runner = InProcess(settings, worker, should_stop)
+        runner = InProcess(settings, worker, agreed_stop(settings.stop_file, worker))
     except CliptuneError as error:  # for a user to mend: another start would end here too
         ray.get(board.give_up.remote(slot, str(error)))
         raise
@@ -216,3 +212,9 @@ def serve(config: dict[str, Any]) -> None:
 def agree(worker: Worker, method: Any, *args: Any) -> Any:
     """Worker 0 asks the switchboard; all get the answer."""
     return worker.tell(ray.get(method.remote(*args)) if worker.rank == 0 else None)
+
+
+def agreed_stop(stop_file: Path, worker: Worker) -> Callable[[], bool]:
+    """Asked before each step: whether all workers are to stop here."""
+    steps = itertools.count(1)
+    return lambda: next(steps) % STOP_CHECK_STEPS == 0 and bool(worker.tell(stop_file.exists()))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a driver of Ray Tune: the running trials save and stop."""
+"""Ctrl-C and SIGTERM in a driver of Ray: what trains saves and stops."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Interrupt:
     def _deadline(self) -> None:
         """A step that takes longer than the user should wait is given up; its last save stands."""
         try:  # said here: a signal's handler may have interrupted another print
-            say("stopping: waiting for the running trials to save ...")
+            say("stopping: waiting for what trains to save ...")
             time.sleep(STOP_SECONDS)
             say(self.standing())
             say("interrupted: the same command goes on from the last save.")

@@ -29,11 +29,15 @@ class Workers:
     wait: float = 10.0  # minutes until a group has its place
 
     def __str__(self) -> str:
-        where = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU thread(s)"
         kind = (
             "in process" if self.per_trial == 1 else f"in warm groups of {self.per_trial} workers"
         )
-        return f"{self.concurrent} at once, {kind}, {where} a worker."
+        return f"{self.concurrent} at once, {kind}, {self.each} a worker."
+
+    @property
+    def each(self) -> str:
+        """What a worker has, in words."""
+        return f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU thread(s)"
 
     @property
     def share(self) -> float:
