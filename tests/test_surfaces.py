@@ -14,7 +14,8 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from sklearn.ensemble import ExtraTreesRegressor
 
 from benchmarks.searchers import record as recording
-from benchmarks.searchers.record import Args, Data, configurations, record, train, write
+from benchmarks.searchers.curves import Data, train
+from benchmarks.searchers.record import Args, configurations, record, write
 from benchmarks.searchers.surfaces import FOLDER, Surface, encode
 from search_spaces.common import choice, log_float
 from tests.tiny import COLOURS
@@ -101,6 +102,15 @@ def test_what_does_not_train_or_diverges_ends_early(data: Data) -> None:
         (lost,) = train(data, [fields | wild])
         assert reason in lost["failed"]
         assert len(lost["val/accuracy"]) == 1  # CoOp's first epoch is slow
+
+
+def test_one_that_diverges_leaves_the_others_theirs(data: Data) -> None:
+    fields = {"name": "linear_probe", "task": "classification", "epochs": 3, "batch_size": 48}
+    calm = fields | {"optim.schedule": "constant"}
+    wild = calm | {"optim.lr": 1e38, "optim.weight_decay": 1e30}
+    first, lost, second = train(data, [calm, wild, calm | {"optim.lr": 0.01}])
+    assert [len(one["val/accuracy"]) for one in (first, second)] == [3, 3]
+    assert lost["failed"]
 
 
 def test_a_space_of_few_points_is_recorded_whole(tmp_path: Path) -> None:

@@ -16,8 +16,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,29 +29,19 @@ import torch
 import tyro
 from optuna.distributions import CategoricalDistribution, distribution_to_json
 
+from benchmarks.searchers.curves import KEPT, Data, baseline, train
 from pipelines.measuring.provenance import hardware, versions
 from pipelines.searching.searcher import suggest
 from pipelines.searching.study import Search
-from trainables.backbone import Backbone
 from trainables.config import Task
-from trainables.crew import is_own_failure
 from trainables.draws import read_draw
-from trainables.errors import CliptuneError
-from trainables.features import SplitFeatures, backbone_of, embed_split, find_store, open_features
+from trainables.features import backbone_of, embed_split, find_store, open_features
 from trainables.files import append_jsonl, now, read_jsonl
-from trainables.fused import Fleet, shape_of
+from trainables.fused import shape_of
 from trainables.hardware import default_device
-from trainables.loop import METRICS, Row, Run, measure
-from trainables.metrics.classification import calibrated_likelihood, log_likelihood
-from trainables.predict import score
+from trainables.loop import METRICS
 from trainables.shards import Seal, ShardSet
 from trainables.trial import config_of
-
-KEPT: dict[Task, tuple[str, ...]] = {
-    "classification": ("accuracy", "log_likelihood", "calibrated_likelihood"),
-    "retrieval": ("t2i_r1", "t2i_mrr"),
-    "captioning": ("cider_d",),
-}
 
 
 @dataclass(frozen=True)
@@ -78,15 +66,6 @@ class Args:
     """Of the configurations."""
     out: Path = Path("benchmarks/searchers/surfaces")
     """The folder of the Parquet file."""
-
-
-@dataclass(frozen=True)
-class Data:
-    backbone: Backbone
-    train: SplitFeatures
-    val: SplitFeatures
-    test: SplitFeatures
-    task: Task
 
 
 def load(args: Args) -> Data:
@@ -117,24 +96,6 @@ def configurations(args: Args, task: Task) -> tuple[Search, list[dict[str, Any]]
         trial = study.ask()
         found.append({name: suggest(trial, name, one) for name, one in space.items()})
     return search, found
-
-
-def measures(run: Run, data: Data) -> dict[str, float]:
-    """What decides, on val and test; test's calibrated likelihood is at val's best scale. Nothing
-    where scores are no numbers: the last step may have been one too far."""
-    found: dict[str, float] = {}
-    for split, part in (("val", data.val), ("test", data.test)):
-        values = measure(run.adapter, part)
-        if part.labels is not None and part.classes is not None:
-            scores = score(run.adapter, part, part.classes)
-            if not scores.isfinite().all():
-                return {}
-            if split == "val":
-                _, scale = calibrated_likelihood(scores, part.labels)
-            likelihood = log_likelihood(scores, part.labels, scale).mean()
-            values["calibrated_likelihood"] = float(likelihood)
-        found |= {f"{split}/{name}": values[name] for name in KEPT[data.task]}
-    return found
 
 
 def groups(configs: Sequence[dict[str, Any]], width: int) -> Iterator[list[int]]:
@@ -222,63 +183,6 @@ def command(args: Args) -> str:
     words = [f"--{name} {value.name if isinstance(value, Path) else value}"
              for name, value in given.items() if name != "out"]  # fmt: skip
     return " ".join(["python -m benchmarks.searchers.record", *words])
-
-
-def train(data: Data, configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curves of configurations that train together, and each one's CPU seconds of training and
-    val. A curve ends early where there is nothing to train, or where the loss was no number."""
-    folder = Path(tempfile.mkdtemp())
-    try:
-        runs = [make(data, values, folder / str(n)) for n, values in enumerate(configs)]
-        fuses = len(runs) > 1 and bool(runs[0].trained) and runs[0].config.optim.kind == "adamw"
-        fleet = Fleet(runs) if fuses else None
-        found: list[dict[str, Any]] = [{"parameters": run.trainable_parameters} for run in runs]
-        alive, seconds = dict(enumerate(runs)), 0.0
-        while alive:
-            started = time.process_time()
-            told = fleet.advance() if fleet else [advance(run) for run in alive.values()]
-            seconds += (time.process_time() - started) / len(runs)
-            for place, row in zip(list(alive), told, strict=True):
-                if isinstance(row, Exception):
-                    found[place]["failed"] = str(row)
-                    del alive[place]
-                    continue
-                values = measures(alive[place], data)
-                for name, value in values.items():
-                    found[place].setdefault(name, []).append(value)
-                if not values:
-                    found[place]["failed"] = (
-                        f"the scores of epoch {alive[place].epoch} are no numbers."
-                    )
-                if not values or alive[place].finished:
-                    del alive[place]
-        return [one | {"seconds": seconds} for one in found]
-    finally:
-        shutil.rmtree(folder)
-
-
-def advance(run: Run) -> Row | CliptuneError:
-    """As a fleet tells it."""
-    try:
-        return run.advance()
-    except CliptuneError as error:
-        if not is_own_failure(error):
-            raise
-        return error
-
-
-def make(data: Data, values: dict[str, Any], folder: Path) -> Run:
-    config = config_of(values)
-    metric = METRICS[data.task][0]
-    return Run(config, data.backbone, data.train, data.val, folder, metric)
-
-
-def baseline(data: Data) -> dict[str, float]:
-    """Zero-shot, with its default words."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = make(data, {"name": "zero_shot", "task": data.task}, Path(folder))
-        run.advance()
-        return measures(run, data)
 
 
 def main(args: Args) -> None:

@@ -49,7 +49,7 @@ class Surface:
     space: Space
     configs: list[dict[str, Value]]  # R, the searched fields, dotted
     curves: list[Curves]  # R
-    seconds: list[float | None]  # R: of the CPU, for training and val
+    seconds: list[float | None]  # R: of the CPU, for training and val; None: not taken
     failed: list[str | None]  # R: why it ended early
 
     @classmethod
