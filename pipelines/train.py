@@ -19,7 +19,9 @@ from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, read_jsonl, write_json
 
 if TYPE_CHECKING:
-    from trainables.config import Task
+    from collections.abc import Mapping
+
+    from trainables.config import Task, TrainConfig
     from trainables.distributed import Worker
     from trainables.loop import Row
     from trainables.trial import TrialSettings
@@ -31,15 +33,18 @@ class Args:
     """A feature store written by `cliptune encode`, or a folder with one in it."""
     out: Path
     """Folder of the run. The same command in the same folder goes on where it stopped."""
-    adapter: str = "soft_prompt"
-    """Adapter to train."""
+    adapter: str = ""
+    """Adapter to train. Default: soft_prompt, or the schedule's."""
     set: tuple[str, ...] = field(default_factory=tuple)
     """Hyperparameters, as `optim.lr=1e-3 adapter.n_ctx=8`."""
+    schedule: Path | None = None
+    """A schedule that `cliptune tune --scheduler pbt` wrote: its adapter and values, which change
+    while training, instead of `--adapter` and `--set`."""
     draw: Path | None = None
     """A draw written by `cliptune draw`: classify its images instead of retrieving captions."""
     metric: str = ""
     """Decides which epoch is best and when patience ends. Default: val/t2i_r1, val/cider_d of a
-    captioner, or val/accuracy with a draw."""
+    captioner, or val/accuracy with a draw; the schedule's, where there is one."""
     workers: int = 1
     """Ray Train workers that train together (gradients averaged, negatives gathered)."""
     gpus: Gpus = "auto"
@@ -53,8 +58,6 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from trainables.adapters.registry import ADAPTERS, make_config, task_of
-    from trainables.config import read_fields
     from trainables.draws import check_draw, check_retain
     from trainables.features import find_store
     from trainables.loop import METRICS, check_metric
@@ -62,18 +65,18 @@ def run(args: Args) -> None:
     if args.workers < 1:
         raise ConfigError(f"`--workers` must be at least 1, got {args.workers}.")
     check_gpus(args.gpus, args.wait, args.workers)
-    task = task_of([args.adapter] if args.adapter in ADAPTERS else [], bool(args.draw))
+    args = dataclasses.replace(args, features=find_store(args.features).absolute())
+    config, place = _configure(args)
+    task = config.task
     args = dataclasses.replace(
         args,
-        features=find_store(args.features).absolute(),
         draw=args.draw and args.draw.absolute(),
-        metric=args.metric or METRICS[task][0],
+        metric=args.metric or place.get("metric") or METRICS[task][0],
         retain=tuple(path.absolute() for path in args.retain),
     )
     check_metric(args.metric, task)
     draw = check_draw(args.features, args.draw) if args.draw else None
     check_retain(args.features, args.retain, draw, task)
-    config = make_config(args.adapter, {"task": task, **read_fields(args.set)})
     check_here(config.precision, args.gpus)
     folder = args.out.absolute()
     job = {"args": args, "config": config, "folder": folder}
@@ -86,6 +89,33 @@ def run(args: Args) -> None:
         done([folder / "best", folder / "metrics.csv"], then)
     else:
         nothing_to_do(folder / "best", then)
+
+
+def _configure(args: Args) -> tuple[TrainConfig, Mapping[str, Any]]:
+    """What is trained, and where its schedule, if it has one, was found."""
+    from pipelines.searching.schedule import read_schedule
+    from trainables.adapters.registry import ADAPTERS, make_config, task_of
+    from trainables.config import read_fields
+    from trainables.draws import read_draw
+
+    if args.schedule is None:
+        name = args.adapter or "soft_prompt"
+        task = task_of([name] if name in ADAPTERS else [], bool(args.draw))
+        return make_config(name, {"task": task, **read_fields(args.set)}), {}
+    for flag, value in (("adapter", args.adapter), ("set", " ".join(args.set))):
+        if value:
+            raise ConfigError(f"`--{flag}` must be left to the schedule, got {value}.")
+    schedule = read_schedule(args.schedule)
+    if (schedule.config.task == "classification") != bool(args.draw):
+        need = "needs" if args.draw is None else "takes no"
+        raise ConfigError(f"`{args.schedule}` is for {schedule.config.task}: it {need} `--draw`.")
+    here = {
+        "features_key": read_json(args.features / "manifest.json")["key"],
+        "draw_key": args.draw and read_draw(args.draw).key,
+    }
+    if odd := [name for name, key in here.items() if key != schedule.place[name]]:
+        say(f"warning: the schedule was found on another `{odd[0]}`: its run will not be this one.")
+    return schedule.config, schedule.place
 
 
 def _claim(folder: Path, args: Args, task: Task) -> None:

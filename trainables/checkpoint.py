@@ -23,7 +23,7 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone
 from trainables.classes import Classes
-from trainables.config import TrainConfig, to_json
+from trainables.config import TrainConfig, in_epoch, to_json
 from trainables.errors import CheckpointError, CliptuneError
 from trainables.files import (
     read_json,
@@ -173,6 +173,8 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
     if (computed := manifest.get("precision", here)) != here:
         config = replace(config, precision=computed)
     adapter = build(config, backbone)
+    now = in_epoch(config, config.epochs)  # those of the changes that are in it have begun
+    adapter.objective.follow(now.loss, now.temperature)
     check_beside(folder, adapter)
     if (folder / "classes.json").is_file():
         own = read_json(folder / "classes.json")

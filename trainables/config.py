@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from trainables.changes import Change, read_changes, write_changes
 from trainables.errors import ConfigError, unknown
 
 Value: TypeAlias = str | int | float | bool | None
@@ -135,12 +136,26 @@ class TrainConfig:
     patience: int = 0  # epochs without a better val metric before stopping; 0: never
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    changes: str = ""  # of values while it trains, as `3: optim.lr=0.001; 5: optim.lr=0.0005`
 
     def __post_init__(self) -> None:
         least = 2 if self.task == "retrieval" else 1  # a caption needs another to be told from
         check(self.batch_size >= least, "batch_size", f"at least {least}", self.batch_size)
         check(self.epochs >= 0, "epochs", "at least 0", self.epochs)
         check(self.patience >= 0, "patience", "at least 0", self.patience)
+        for change in read_changes(self.changes):
+            self._check_change(change)
+
+    def _check_change(self, change: Change) -> None:
+        """One that would never be seen is a mistake."""
+        check(change.from_epoch <= self.epochs, "changes", f"in {self.epochs} epochs", str(change))
+        if "temperature.scale" in change.values:
+            policy, rule = self.temperature.policy, "of a `temperature.policy` fixed or cosine"
+            check(policy in ("fixed", "cosine"), "temperature.scale in changes", rule, policy)
+        if "loss.hardness" in change.values:
+            kind, rule = self.loss.hard_negatives, "of `loss.hard_negatives` reweight"
+            check(kind == "reweight", "loss.hardness in changes", rule, kind)
+        _replace(dataclasses.replace(self, changes=""), "", change.values)
 
 
 def read_fields(words: Sequence[str], flag: str = "--set") -> dict[str, str]:
@@ -225,6 +240,23 @@ def convert(name: str, value: Any, hint: Any) -> Any:
     except (TypeError, ValueError, KeyError, OverflowError):  # the last: int of inf
         raise ConfigError(f"`{name}` must be of type {hint.__name__}, got {value!r}.") from None
     return str(value)
+
+
+@functools.lru_cache(maxsize=256)
+def in_epoch(config: TrainConfig, epoch: int) -> TrainConfig:
+    """The values that hold in an epoch (from 1): those at the start, and what changed since."""
+    values: dict[str, Any] = {}
+    for change in read_changes(config.changes):
+        if change.from_epoch <= epoch:
+            values |= change.values
+    return replace(config, {**values, "changes": ""}) if config.changes else config
+
+
+def until(config: TrainConfig, epoch: int) -> TrainConfig:
+    """`config` without the changes that come after an epoch: all that its first `epoch` epochs are
+    a function of."""
+    changes = [one for one in read_changes(config.changes) if one.from_epoch <= epoch]
+    return dataclasses.replace(config, changes=write_changes(changes))
 
 
 def to_json(config: TrainConfig) -> dict[str, Value]:

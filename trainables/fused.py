@@ -36,7 +36,7 @@ FREE = {
     *("optim.lr", "optim.weight_decay", "optim.schedule", "optim.warmup", "optim.clip_norm"),
     *("temperature.scale", "temperature.final", "temperature.low", "temperature.high"),
     *("temperature.rate", "temperature.target_entropy", "loss.label_smoothing", "loss.hardness"),
-    *("adapter.init", "adapter.init_std", "patience"),
+    *("adapter.init", "adapter.init_std", "patience", "changes"),
 }
 # Attention that `vmap` knows how to batch; the CPU's fused kernel it does not.
 GPU_KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
@@ -74,8 +74,9 @@ class Fleet:
         asked = list(self.runs)
         results: dict[int, Row | CliptuneError] = {}
         started = time.monotonic()
-        for run in self.runs:
-            run.begin_epoch()
+        changed = [run.begin_epoch() for run in self.runs]
+        if any(changed):
+            self._stack()
         end = self.runs[0].epoch_end
         while self.runs and self.runs[0].step < end:
             if not should_stop():

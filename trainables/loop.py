@@ -3,8 +3,8 @@
 Flows in: a config, a backbone, the features of train and val. Flows out: rows of metrics, and in
 the run's folder `config.json`, `metrics.jsonl`, `metrics.csv`, `last/` and `best/`.
 
-All that a step does is a function of (config, step), so a run that was killed and resumed ends with
-the same bytes as one that never was.
+All that a step does is a function of (config, step), what changes while training included, so a run
+that was killed and resumed ends with the same bytes as one that never was.
 """
 
 from __future__ import annotations
@@ -27,8 +27,14 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.ahead import Ahead
 from trainables.backbone import Backbone
-from trainables.checkpoint import check_beside, load_tensors, newest_intact, save_checkpoint
-from trainables.config import Task, TrainConfig, to_json
+from trainables.checkpoint import (
+    check_beside,
+    load_tensors,
+    newest_intact,
+    read_config,
+    save_checkpoint,
+)
+from trainables.config import Task, TrainConfig, in_epoch, to_json, until
 from trainables.data import Batch
 from trainables.distributed import ALONE, Worker, average, same_start
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
@@ -213,8 +219,17 @@ class Run:
         """The step at which the current epoch is over."""
         return min((self.epoch + 1) * self.batches.steps_per_epoch, self.total)
 
-    def begin_epoch(self) -> None:
+    def begin_epoch(self) -> bool:
+        """Whether the optimizer's numbers changed."""
         self.adapter.train()
+        if not (self.config.changes and self.trained):
+            return False
+        epoch, decay = self.epoch + 1, self.optimizer.param_groups[0]["weight_decay"]
+        now = in_epoch(self.config, epoch)
+        self.adapter.train_config = until(self.config, epoch)
+        self.adapter.objective.follow(now.loss, now.temperature)
+        self.optimizer.param_groups[0]["weight_decay"] = now.optim.weight_decay
+        return bool(decay != now.optim.weight_decay)
 
     def interrupted(self) -> Interrupted:
         """Save; what to raise."""
@@ -269,9 +284,10 @@ class Run:
 
     def lr(self, step: int) -> float:
         """The learning rate of step `step`."""
-        optim = self.config.optim
+        epoch = step // self.batches.steps_per_epoch
+        optim = in_epoch(self.config, 1 + epoch).optim if self.config.changes else self.config.optim
         if optim.schedule == "coop":
-            return coop_lr(optim.lr, step // self.batches.steps_per_epoch, self.epochs)
+            return coop_lr(optim.lr, epoch, self.epochs)
         return optim.lr * lr_factor(optim.schedule, optim.warmup, step, self.total)
 
     def next_batch(self) -> Batch:
@@ -334,14 +350,11 @@ class Run:
             if self.worker.rank == 0:
                 write_json(self.folder / "config.json", to_json(self.config))
             return
-        stored = read_json(last / "config.json")
-        if stored != to_json(self.config):
-            odd = sorted(k for k, v in to_json(self.config).items() if stored.get(k) != v)
-            raise CheckpointError(f"`{self.folder}` holds another run: {', '.join(odd)} differ.")
-        check_beside(last, self.adapter)
-        load_tensors(last, self.adapter)
         state = read_json(last / "state.json")
         self.step, self.rows, self.sums = state["step"], state["rows"], state["sums"]
+        self._check_same(last)
+        check_beside(last, self.adapter)
+        load_tensors(last, self.adapter)
         if self.trained:
             stored_state = load_file(last / "optimizer.safetensors")
             for name, parameter in self.trained.items():
@@ -353,6 +366,16 @@ class Run:
 
         if self.rows and self.worker.rank == 0:
             self._write_metrics()  # a kill may have come between the checkpoint and them
+
+    def _check_same(self, last: Path) -> None:
+        """What the saved steps are a function of must be what this run is; what changes after them
+        may be another."""
+        begun = math.ceil(self.step / self.batches.steps_per_epoch)
+        stored, own = (to_json(until(one, begun)) for one in (read_config(last), self.config))
+        if odd := sorted(k for k, v in own.items() if stored.get(k) != v):
+            raise CheckpointError(f"`{self.folder}` holds another run: {', '.join(odd)} differ.")
+        if self.config.changes and self.worker.rank == 0:
+            write_json(self.folder / "config.json", to_json(self.config))
 
     def _start_together(self) -> None:
         """All workers stand at one step, with one adapter, and none writes while another still

@@ -47,20 +47,12 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.temperature = loss, temperature
-        start = backbone.scale if temperature.scale is None else temperature.scale
+        self.trained_scale = backbone.scale
         # Numbers that trials of one shape may differ in are tensors: fused, they are stacked.
-        for name, value in {
-            "start": start,
-            "final": temperature.final,
-            "low": math.log(temperature.low),
-            "high": math.log(temperature.high),
-            "target_entropy": temperature.target_entropy,
-            "rate": temperature.rate,
-            "smoothing": loss.label_smoothing,
-            "hardness": loss.hardness,
-        }.items():
+        values = self._values(loss, temperature)
+        for name, value in values.items():
             self.register_buffer(name, torch.tensor(value), persistent=False)
-        log_scale = torch.tensor(math.log(start))
+        log_scale = torch.tensor(math.log(values["start"]))
         if temperature.policy == "learned":
             self.log_scale = nn.Parameter(log_scale)
         elif temperature.policy == "adaptive":
@@ -69,6 +61,25 @@ class Objective(nn.Module):
         if loss.kind == "siglip":
             self.bias = nn.Parameter(torch.tensor(backbone.bias))
             self.register_buffer("bias_is_set", torch.tensor(backbone.kind == "siglip"))
+
+    def _values(self, loss: LossConfig, temperature: TemperatureConfig) -> dict[str, float]:
+        scale = temperature.scale
+        return {
+            "start": self.trained_scale if scale is None else scale,
+            "final": temperature.final,
+            "low": math.log(temperature.low),
+            "high": math.log(temperature.high),
+            "target_entropy": temperature.target_entropy,
+            "rate": temperature.rate,
+            "smoothing": loss.label_smoothing,
+            "hardness": loss.hardness,
+        }
+
+    @torch.no_grad()
+    def follow(self, loss: LossConfig, temperature: TemperatureConfig) -> None:
+        """Go on with other numbers, in place: of fused trials they are views of a stack."""
+        for name, value in self._values(loss, temperature).items():
+            self.get_buffer(name).fill_(value)
 
     def forward(
         self,
