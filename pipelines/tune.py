@@ -267,7 +267,14 @@ def _search(args: Args, search: Search, folder: Path) -> None:
             raise CliptuneError(f"no trial of `{folder}` succeeded: give another `--out`.")
         nothing_to_do(folder / "best.json", then)
         return
-    if interrupted := _tune(args, search, folder, study):
+    try:
+        interrupted = _tune(args, search, folder, study)
+    except BaseException:
+        if not study.get_trials(deepcopy=False):  # nothing began: other flags may have the folder
+            for name in ("study.json", "journal.log"):
+                (folder / name).unlink(missing_ok=True)
+        raise
+    if interrupted:
         say("interrupted: the running trials are saved; the same command goes on from here.")
     counts = states(study)
     say(

@@ -19,7 +19,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from pipelines.cli import stage_main
 from tests.autoscaling import free_port
+from trainables.errors import CliptuneError
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -127,6 +129,23 @@ def _another_study_in_the_same_folder_is_refused(features: Path, out: Path) -> N
     assert other.returncode == 2
     assert "another study" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+def test_a_wish_that_no_cluster_can_grant_leaves_the_folder_for_another(
+    tmp_path: Path,
+    features: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(dashboard: bool) -> None:
+        raise CliptuneError("no room for this.")
+
+    monkeypatch.setattr("pipelines.cluster.connect", refuse)
+    for wish in (["--workers-per-trial", "3"], ["--seed", "5"]):
+        words = command(features, tmp_path / "study", 2, *wish)[3:]
+        with pytest.raises(SystemExit):
+            stage_main("tune", words)
+        assert capsys.readouterr().err == "error: no room for this.\n"
 
 
 def test_sigint_saves_prints_the_best_and_exits_130_and_a_second_run_is_refused_meanwhile(
