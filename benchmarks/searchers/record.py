@@ -115,6 +115,7 @@ def record(args: Args, data: Data) -> Path:
     args.out.mkdir(parents=True, exist_ok=True)
     search, found = configurations(args, data.task)
     common = {"name": args.adapter, "task": data.task, "epochs": args.epochs, "seed": args.seed}
+    common |= {"patience": 0}  # some recipes stop by it
     configs = [common | values for values in found]
     partial = path.with_suffix(".jsonl")  # what is recorded so far
     rows = {row["place"]: row for row in read_jsonl(partial)}
