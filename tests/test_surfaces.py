@@ -78,6 +78,7 @@ def test_a_killed_recording_goes_on_with_its_group(
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(len(words[1]))
+        assert all(config["patience"] == 0 for config in words[1])
         return train(*words)
 
     monkeypatch.setattr(recording, "train", until_killed)
