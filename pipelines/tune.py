@@ -18,7 +18,7 @@ from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, write_json
 
 Sampler = Literal["auto", "tpe", "gp", "random", "cmaes", "qmc"]
-Scheduler = Literal["asha", "hyperband", "median", "none"]
+Scheduler = Literal["asha", "hyperband", "median", "none", "pbt", "pb2"]
 
 if TYPE_CHECKING:
     import optuna
@@ -50,7 +50,11 @@ class Args:
     sampler: Sampler = "auto"
     """What draws an adapter's values, from that adapter's trials alone. auto: tpe."""
     scheduler: Scheduler = "asha"
-    """What stops trials early, each held against those of its own adapter."""
+    """What stops trials early, each held against those of its own adapter. pbt, pb2: none is; the
+    trials are a population, in which the lowest take over weights and values of the highest, and
+    the values change while training."""
+    interval: int = 1
+    """Of pbt and pb2: epochs between two exchanges."""
     grace: int = 1
     """The first epoch after which a trial may be stopped."""
     eta: int = 3
@@ -150,6 +154,7 @@ def _check(args: Args) -> Search:
     if draw is not None:
         configs = [make_config(name, {"task": task, **fields}) for name in adapters]
         check_room(configs, [draw.classes], backbone_of(args.features))
+    stopping = _stopping(args)
     search = Search(
         adapters,
         metric,
@@ -161,9 +166,10 @@ def _check(args: Args) -> Search:
         retains=bool(args.retain),
         epochs_total=args.epochs_total,
         minutes=args.minutes,
-        stops=args.stop,
-        sampler=args.sampler,
-        stopping=_stopping(args),
+        stops=args.stop and not stopping.population,
+        # A population is begun before any of it was measured: there is nothing to model.
+        sampler="random" if stopping.population and args.sampler == "auto" else args.sampler,
+        stopping=stopping,
         limits=read_limits(args.limit),
         spaces=spaces,
     )
@@ -180,6 +186,9 @@ def _stopping(args: Args) -> Stopping:
     from pipelines.searching.study import Stopping
 
     kind, brackets = args.scheduler, args.brackets
+    if kind in ("pbt", "pb2"):
+        _check_population(args)
+        return Stopping(kind, interval=args.interval)
     if args.retain:
         # A rung by one goal alone would drop the trials that are best in the other, and with two,
         # the front of few trials holds most of them.
@@ -198,6 +207,30 @@ def _stopping(args: Args) -> Stopping:
             f"the first rung of the last is epoch {last}."
         )
     return Stopping(kind, args.eta, args.grace, brackets)
+
+
+def _check_population(args: Args) -> None:
+    """What members that wait for each other cannot do."""
+    from importlib.util import find_spec
+
+    with_it = f"with `--scheduler {args.scheduler}`"
+    for flag, value, default, rule in (
+        ("minutes", args.minutes, 0, "0"),
+        ("epochs-total", args.epochs_total, 0, "0"),
+        ("limit", " ".join(args.limit), "", "empty"),
+        ("retain", " ".join(map(str, args.retain)), "", "empty"),
+    ):
+        if value != default:
+            raise ConfigError(f"`--{flag}` must be {rule} {with_it}, got {value}.")
+    if args.trials == 1:
+        raise ConfigError(f"`--trials` must be at least 2 {with_it}, got 1.")
+    if not 1 <= args.interval <= args.epochs:
+        rule = f"from 1 to `--epochs` {args.epochs}"
+        raise ConfigError(f"`--interval` must be {rule}, got {args.interval}.")
+    if args.fuse > 1:
+        raise ConfigError(f"`--fuse` must be at most 1 {with_it}, got {args.fuse}.")
+    if args.scheduler == "pb2" and find_spec("sklearn") is None:
+        raise ConfigError("`--scheduler pb2` needs scikit-learn: pip install scikit-learn.")
 
 
 def _check_budget(search: Search) -> None:
@@ -289,7 +322,8 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         os._exit(130)  # Ray's own exit handlers may wait for longer than the user should
     if best_trial(study) is None:
         raise CliptuneError(f"no trial of `{folder}` succeeded; their reasons are listed above.")
-    done([folder / "best.json", folder / "journal.log", folder / "trials"], then)
+    made = [folder / "schedule.json"] if search.stopping.population else []
+    done([folder / "best.json", *made, folder / "journal.log", folder / "trials"], then)
     say(
         f"look:  tensorboard --logdir {args.out}/ray   or   optuna-dashboard {args.out}/journal.log"
     )
@@ -333,10 +367,12 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
 
     quiet_tune()
     from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
 
     from pipelines.searching.asha import EarlyStopping
     from pipelines.searching.callbacks import Losses, Progress
     from pipelines.searching.interrupt import Interrupt
+    from pipelines.searching.population import Legs, PopulationSearcher
     from pipelines.searching.searcher import StudySearcher, widest
     from pipelines.searching.study import best_so_far
     from pipelines.searching.workers import take
@@ -344,7 +380,8 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
 
     connect(dashboard=True)
     workers = take(args.concurrent, args.workers_per_trial, args.gpus, args.wait)
-    fuse = args.fuse if args.workers_per_trial == 1 else 1
+    population = search.stopping.population
+    fuse = 1 if population or args.workers_per_trial > 1 else args.fuse
     settings = TrialSettings(
         *(args.features, folder, search.metric, workers.threads),
         most_fused=1 if fuse else widest(search),
@@ -353,7 +390,14 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
         share=workers.share,
     )
     settings.stop_file.unlink(missing_ok=True)
-    searcher = StudySearcher(study, search, folder, fuse)
+    searcher: StudySearcher
+    scheduler: FIFOScheduler
+    if population:
+        searcher = PopulationSearcher(study, search, folder)
+        scheduler = Legs(study, search)
+    else:
+        searcher = StudySearcher(study, search, folder, fuse)
+        scheduler = EarlyStopping(study, search, searcher.budget)
     interrupt = Interrupt(
         settings.stop_file, searcher.stop, lambda: best_so_far(study, search.metric)
     )
@@ -365,7 +409,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
             ),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=EarlyStopping(study, search, searcher.budget),
+                scheduler=scheduler,
                 num_samples=-1,  # the searcher says when it is finished
                 max_concurrent_trials=workers.concurrent,
                 reuse_actors=True,

@@ -134,7 +134,7 @@ def make_rule(search: Search, bracket: int) -> TrialScheduler:
 
 def rungs(search: Search) -> list[int]:
     """The epochs at which ASHA decides."""
-    if search.stopping.kind in ("none", "median"):
+    if search.stopping.kind != "asha":
         return []
     marks, mark = [], search.stopping.grace
     while mark < search.epochs:

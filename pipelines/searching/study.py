@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,12 +50,18 @@ class Start:
 class Stopping:
     """When a trial is stopped early: asynchronous successive halving, whose first rung is epoch
     `grace` and lets one of `eta` on; in `brackets`, whose first rungs lie `eta` times further each;
-    or below the median of the others."""
+    or below the median of the others. Of a population (`pbt`, `pb2`) none is stopped: every
+    `interval` epochs some take the place of others."""
 
-    kind: Literal["asha", "median", "none"] = "asha"
+    kind: Literal["asha", "median", "none", "pbt", "pb2"] = "asha"
     eta: int = 3
     grace: int = 1
     brackets: int = 1
+    interval: int = 1
+
+    @property
+    def population(self) -> bool:
+        return self.kind in ("pbt", "pb2")
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,7 @@ def about_study(
         "adapters": list(search.adapters),
         "epochs": search.epochs,
         "rungs": list(rungs),
+        "population": asdict(search.stopping) if search.stopping.population else None,
         "seed": search.seed,
         "fixed": search.fixed,
         "spaces": {
