@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from optuna.trial import TrialState
+from ray.tune.schedulers.pb2 import _select_config
 from ray.tune.utils.util import flatten_dict
 
+from pipelines.searching.pbt import _seeded
 from pipelines.searching.study import batch, open_study, storage_of, trial_id
 from tests.test_architecture import imports, sources
 from trainables.crew import members
@@ -77,10 +80,21 @@ def is_what_a_study_is_kept_in(folder: Path) -> None:
     assert (found.state, found.intermediate_values) == (TrialState.RUNNING, {1: 0.5})
 
 
+def chooses_what_gained_most(_: Path) -> None:
+    """`pbt`: of a line of gains, time and what was before aside, the model finds the end."""
+    at = np.linspace(0, 1, 9)
+    known = np.stack([np.full(9, 2.0), np.full(9, 0.1), at], 1)  # (gains, 2 + fields)
+    with _seeded(1):
+        found = _select_config(known, at**2, None, known[0, :2], {"a": (0.0, 1.0)}, num_f=2)
+    assert found.shape == (1,)
+    assert 0.8 < found[0] <= 1.0
+
+
 NAMES: dict[str, Callable[[Path], None]] = {
     "torch._C._functorch.is_batchedtensor": knows_what_vmap_batches,
     "_fused_adamw_": is_the_step_of_adamw,
     "_foreach_add_": adds_to_each,
+    "ray.tune.schedulers.pb2._select_config": chooses_what_gained_most,
     "_storage": is_what_a_study_is_kept_in,
 }
 

@@ -15,7 +15,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.baselines import WORDS
-from pipelines.reporting import field_charts, numbers, pairs, search_charts, statements, svg
+from pipelines.reporting import (
+    field_charts,
+    numbers,
+    pairs,
+    schedule_charts,
+    search_charts,
+    statements,
+    svg,
+)
 from pipelines.reporting.importance import FEWEST, Importance, importances, ranked
 from pipelines.reporting.numbers import Metric
 from pipelines.reporting.pictures import KINDS
@@ -89,7 +97,7 @@ def render(run: Path, study: Study, result: Result | None) -> tuple[str, str]:
     against = result.against if result else study.against
     hues = _hues(study, result, against)
     with svg.style():
-        charts = _charts(study, metric, hues)
+        charts = _charts(study, metric, hues) | {"schedules": schedule_charts.schedules(run)}
     context = {
         "run": run.as_posix(),
         "explained": (run / "explain" / "explain.html").is_file(),
