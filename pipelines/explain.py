@@ -104,7 +104,7 @@ def _one(args: Args, subject: Subject, backbone: Backbone) -> tuple[dict[str, An
     from pipelines.explaining.moves import compare, embed
     from pipelines.explaining.subjects import captioned_classes, val_of
     from pipelines.measuring.contestants import Contestant
-    from trainables.loop import measure
+    from trainables.measure import measure
 
     contest, task = subject.contest, subject.contest.task
     adapter = subject.contestant.load(backbone, task)

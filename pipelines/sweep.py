@@ -171,7 +171,7 @@ def _write(one: Contestant, bench: Bench, share: float, out: Path) -> None:
     from trainables.checkpoint import save_checkpoint
     from trainables.config import to_json
     from trainables.knobs import at
-    from trainables.loop import measure
+    from trainables.measure import measure
 
     assert one.folder is not None
     adapter, start = bench.load(one)

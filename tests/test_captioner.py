@@ -30,7 +30,8 @@ from trainables.features import open_features
 from trainables.language_model import LanguageModel, load_language_model
 from trainables.loop import Interrupted, Run, never
 from trainables.mappers import MlpMapper, TemporalPool, TransformerMapper
-from trainables.predict import caption_metrics, speak
+from trainables.measure import measure
+from trainables.predict import speak
 from trainables.sampler import CaptionBatches
 
 SMALL = {"adapter.prefix_length": 3, "adapter.clip_length": 2, "adapter.layers": 1}
@@ -386,7 +387,7 @@ def test_the_best_checkpoint_says_what_it_was_chosen_for(
     adapter = load_adapter(tmp_path / "best", backbone)
     val = open_features(store, "val", backbone)
     assert run.best is not None
-    assert caption_metrics(adapter, val)["cider_d"] == run.best[METRIC]
+    assert measure(adapter, val)["cider_d"] == run.best[METRIC]
     assert len(speak(adapter, val)) == len(speak(adapter, val, batch_size=3)) == 8
     assert speak(adapter, val) == speak(adapter, val, batch_size=3)
 

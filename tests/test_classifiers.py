@@ -29,7 +29,7 @@ from trainables.checkpoint import adapter_digest, load_adapter, save_checkpoint,
 from trainables.classes import Classes
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
-from trainables.loop import measure
+from trainables.measure import measure
 from trainables.metrics.classification import classification_metrics
 from trainables.predict import score
 

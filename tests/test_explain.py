@@ -32,7 +32,7 @@ from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures, open_features
 from trainables.files import read_json, write_json
 from trainables.interpretation import against_random, nearest_words, stability
-from trainables.loop import measure
+from trainables.measure import measure
 from trainables.metrics.bootstrap import Bootstrap, difference
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.predict import embed_images

@@ -26,7 +26,7 @@ from trainables.errors import CliptuneError
 from trainables.features import open_features
 from trainables.files import read_json, read_jsonl, write_json
 from trainables.knobs import at, start_of
-from trainables.loop import measure
+from trainables.measure import measure
 from trainables.predict import score
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

@@ -1,8 +1,9 @@
 """Checkpoints: folders of safetensors and JSON that are whole, or are not there.
 
 A checkpoint folder holds `adapter.safetensors` (exactly what was trained), `config.json` (the run's
-flat config), `classes.json` where it is about classes, optionally `optimizer.safetensors`,
-`state.json` (where the run stands), and `manifest.json`, written last, with the SHA-256 of each.
+flat config), `classes.json` where it is about classes, optionally `optimizer.safetensors` and
+`val.safetensors` (what it reached on single val images), `state.json` (where the run stands), and
+`manifest.json`, written last, with the SHA-256 of each.
 safetensors has no checksum of its own: a flipped byte would load.
 """
 
@@ -55,6 +56,7 @@ def save_checkpoint(
     adapter: Adapter[Any],
     state: Mapping[str, Any],
     optimizer: Mapping[str, Tensor] | None = None,
+    val: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write `folder` whole; what stood there becomes `<folder>.old`, the one to fall back to."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
@@ -64,6 +66,8 @@ def save_checkpoint(
     files = {"adapter.safetensors": save(trained_tensors(adapter))}
     if optimizer is not None:
         files["optimizer.safetensors"] = save(dict(optimizer))
+    if val:
+        files["val.safetensors"] = save(dict(val))
     for name, data in files.items():
         write_bytes(new / name, data)
     write_json(new / "config.json", config)
@@ -137,6 +141,12 @@ def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
                     f"got {tuple(stored[name].shape)}."
                 )
             tensor.copy_(stored[name])
+
+
+def val_values(folder: Path) -> dict[str, Tensor]:
+    """What a checkpoint reached on single val images; nothing, where it was not kept."""
+    path = folder / "val.safetensors"
+    return load_file(path) if path.is_file() else {}
 
 
 def check_beside(folder: Path, adapter: Adapter[Any]) -> None:

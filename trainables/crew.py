@@ -18,6 +18,7 @@ from trainables.errors import CliptuneError, ConfigError
 from trainables.faults import is_machines_failure
 from trainables.fused import Fleet
 from trainables.loop import LIKELIHOOD, Diverged, Interrupted, Row, Run, best_of
+from trainables.measure import CALIBRATED
 from trainables.memory import give_back, is_out_of_memory, shortage
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def outcome(run: Run, row: Row) -> dict[str, Any]:
     assert best is not None
     done = run.finished and row is run.rows[-1]
     beside = {"best_retained": "val/retained", "best_likelihood": LIKELIHOOD}  # at the best epoch
+    beside |= {"best_calibrated": f"val/{CALIBRATED}"}
     kept = {name: best[key] for name, key in beside.items() if key in best}
     return {
         **row,

@@ -41,9 +41,7 @@ from trainables.errors import CheckpointError, CliptuneError, ConfigError, unkno
 from trainables.features import SplitFeatures
 from trainables.files import read_json, write_bytes, write_json
 from trainables.hardware import autocast, check_precision
-from trainables.metrics.classification import classification_metrics
-from trainables.metrics.retrieval import retrieval_metrics
-from trainables.predict import caption_metrics, predict, score
+from trainables.measure import Values, examine
 from trainables.sampler import Batches, CaptionBatches, ClassBatches, generator
 from trainables.schedules import coop_lr, lr_factor
 from trainables.transfer import Numbers
@@ -100,23 +98,6 @@ def batches(
     return Batches(train, adapter.train_config, adapter.image_block, adapter.frozen_text, *part)
 
 
-def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
-    """The metrics of the adapter's task on a split; where other classes stand beside it, which
-    training never sees, also the accuracy on those, the mean over their tasks: `retained`."""
-    if data.labels is not None and data.classes is not None:
-        scores = score(adapter, data, data.classes)
-        found = classification_metrics(scores, data.labels, adapter.tau)
-    elif adapter.train_config.task == "captioning":
-        found = caption_metrics(adapter, data)
-    else:
-        predictions = predict(adapter, data)
-        found = retrieval_metrics(predictions, data.groups, data.groups[data.caption_rows])
-    if data.others and adapter.open_classes:
-        kept = [measure(adapter, one)["accuracy"] for one in data.others]
-        found["retained"] = sum(kept) / len(kept)
-    return found
-
-
 class Run:
     """One adapter's training, advanced an epoch at a time, always resumable.
 
@@ -152,6 +133,7 @@ class Run:
         self.rows: list[Row] = []
         self.sums: dict[str, float] = {}  # of the current epoch's steps
         self.outstanding: tuple[Numbers, int] | None = None  # the last step's, and which are ours
+        self.values: Values = {}  # of single val images at this epoch, by worker 0
         self.warnings: list[str] = []
         self.saved = time.monotonic()  # when `last` was written
         if self.trained:
@@ -277,7 +259,7 @@ class Run:
         self.rows.append(row)
         if self.worker.rank == 0:
             if self.best is row:  # what is reported as best is on disk before
-                save_checkpoint(self.folder / "best", self.adapter, {"row": row})
+                save_checkpoint(self.folder / "best", self.adapter, {"row": row}, val=self.values)
             self._save_last()
             self._write_metrics()
         return row
@@ -321,7 +303,10 @@ class Run:
 
     def _measure(self) -> dict[str, float]:
         """The val metrics, computed by worker 0 and told to the others: all decide alike."""
-        metrics = measure(self.adapter, self.val) if self.worker.rank == 0 else {}
+        metrics: dict[str, float] = {}
+        if self.worker.rank == 0:
+            found = examine(self.adapter, self.val)
+            metrics, self.values = found.metrics, found.kept(self.metric.removeprefix("val/"))
         told: dict[str, float] = self.worker.tell(metrics)
         return told
 

@@ -15,7 +15,6 @@ from trainables.classes import Classes
 from trainables.data import Predictions
 from trainables.features import SplitFeatures
 from trainables.hardware import autocast
-from trainables.metrics.captioning import score_captions
 
 TEXTS = 4096  # captions at a time; the text tower takes fewer in one pass by itself
 
@@ -75,11 +74,6 @@ def speak(
             frames = None if data.frame_embeds is None else data.frame_embeds[rows].to(device)
             said += adapter.captions(data.image_embeds[rows].to(device), frames)
     return said
-
-
-def caption_metrics(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
-    """The means of all metrics of a split's captions that need neither stems nor CLIP."""
-    return score_captions(speak(adapter, data), data.references, meteor=False).summary()
 
 
 def score(

@@ -19,7 +19,7 @@ from pipelines.demo.words import captions
 from trainables.backbone import load_backbone
 from trainables.data import Predictions, Tokens
 from trainables.hardware import autocast, bf16_pays
-from trainables.loop import measure as val
+from trainables.measure import measure as val
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.text_tower import embed_text
 

@@ -20,7 +20,8 @@ from trainables.crew import is_own_failure
 from trainables.errors import CliptuneError
 from trainables.features import SplitFeatures
 from trainables.fused import Fleet
-from trainables.loop import METRICS, Row, Run, measure
+from trainables.loop import METRICS, Row, Run
+from trainables.measure import measure
 from trainables.metrics.classification import calibrated_likelihood, log_likelihood
 from trainables.predict import score
 from trainables.trial import config_of

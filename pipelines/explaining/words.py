@@ -18,7 +18,7 @@ from trainables.backbone import Backbone
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.interpretation import ablation, against_random, nearest_words, stability
-from trainables.loop import measure as measure_on
+from trainables.measure import measure as measure_on
 from trainables.vocabulary import Measure
 
 MEASURES: tuple[Measure, ...] = ("cosine", "euclidean")

@@ -15,7 +15,7 @@ from trainables.adapters.base import Adapter
 from trainables.config import to_json
 from trainables.draws import measured
 from trainables.features import open_features
-from trainables.loop import measure
+from trainables.measure import measure
 
 AnyProtocol: TypeAlias = Protocol | ClassProtocol | CaptionProtocol
 

@@ -243,6 +243,8 @@ class StudySearcher(FromDisk):
             notes["retained"] = result.get("best_retained")  # None: no such thing
         if "best_likelihood" in result:
             notes["likelihood"] = result["best_likelihood"]
+        if "best_calibrated" in result:
+            notes["calibrated"] = result["best_calibrated"]
         if self.search.exceeds(result):
             notes[OVER] = True
         for name, value in notes.items():

@@ -22,7 +22,7 @@ from trainables.draws import measured
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.features import open_features
 from trainables.knobs import at, start_of
-from trainables.loop import measure
+from trainables.measure import measure
 from trainables.metrics.balance import as_share, standing
 
 

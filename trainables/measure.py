@@ -1,0 +1,93 @@
+"""A split through an adapter, by the metrics of its task.
+
+Flows in: an adapter and a split. Flows out: one number a metric, and the values of single queries
+that it is the mean of, from which a resample of the images tells how sure it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainables.adapters.base import Adapter
+from trainables.classes import Classes
+from trainables.features import SplitFeatures
+from trainables.metrics.captioning import score_captions
+from trainables.metrics.classification import (
+    calibrated_likelihood,
+    classification_metrics,
+    hits,
+    log_likelihood,
+)
+from trainables.metrics.retrieval import per_query, summarise
+from trainables.predict import predict, score, speak
+
+CALIBRATED = "calibrated_likelihood"
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured: `values` (Q,) are those of a metric's queries, `images` (Q,) says of which
+    image a query is. A metric that is no mean has no values."""
+
+    metrics: dict[str, float]
+    values: Values
+    images: dict[str, Tensor]  # by the metric's name
+
+    def kept(self, metric: str) -> Values:
+        """What a choice between checkpoints by `metric` needs, small enough to keep with each."""
+        if metric not in self.values:
+            return {}
+        kept = {"value": self.values[metric].float(), "image": self.images[metric].int()}
+        if CALIBRATED in self.values:
+            kept[CALIBRATED] = self.values[CALIBRATED].float()
+        return {name: tensor.contiguous() for name, tensor in kept.items()}
+
+
+def examine(adapter: Adapter[Any], data: SplitFeatures) -> Found:
+    """The metrics of the adapter's task on a split; where other classes stand beside it, which
+    training never sees, also the accuracy on those, the mean over their tasks: `retained`."""
+    if data.labels is not None and data.classes is not None:
+        found = _classes(adapter, data, data.classes, data.labels)
+    elif adapter.train_config.task == "captioning":
+        found = _captions(adapter, data)
+    else:
+        groups = data.groups[data.caption_rows]
+        values = per_query(predict(adapter, data), data.groups, groups)
+        images = {name: groups if name.startswith("t2i") else data.groups for name in values}
+        found = Found(summarise(values), values, images)
+    if data.others and adapter.open_classes:
+        kept = [measure(adapter, one)["accuracy"] for one in data.others]
+        found.metrics["retained"] = sum(kept) / len(kept)
+    return found
+
+
+def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
+    """The same without the values behind it."""
+    return examine(adapter, data).metrics
+
+
+def _classes(adapter: Adapter[Any], data: SplitFeatures, classes: Classes, labels: Tensor) -> Found:
+    scores = score(adapter, data, classes)
+    metrics = classification_metrics(scores, labels, adapter.tau)
+    metrics[CALIBRATED], scale = calibrated_likelihood(scores, labels)
+    right = hits(scores, labels)
+    sizes = torch.bincount(labels, minlength=scores.shape[1])
+    of_class = len(labels) / (int((sizes > 0).sum()) * sizes[labels])  # the mean over classes
+    values = {
+        "accuracy": right,
+        "class_accuracy": right * of_class,
+        "log_likelihood": log_likelihood(scores, labels, adapter.tau),
+        CALIBRATED: log_likelihood(scores, labels, scale),
+    }
+    return Found(metrics, values, dict.fromkeys(values, data.groups))
+
+
+def _captions(adapter: Adapter[Any], data: SplitFeatures) -> Found:
+    """Of all metrics that need neither stems nor CLIP."""
+    scores = score_captions(speak(adapter, data), data.references, meteor=False)
+    return Found(scores.summary(), scores.values, dict.fromkeys(scores.values, data.groups))
