@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from trainables.metrics.classification import by_class, classification_metrics, hits
+from trainables.metrics.classification import (
+    by_class,
+    calibrated_likelihood,
+    classification_metrics,
+    hits,
+)
 
 
 def test_ties_count_as_their_chance() -> None:
@@ -60,3 +65,11 @@ def test_scores_far_apart_have_a_finite_likelihood() -> None:
     scores = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
     metrics = classification_metrics(scores, torch.tensor([0, 1]), 1000.0)
     assert metrics["log_likelihood"] == pytest.approx(-1000.0)
+
+
+def test_scores_that_are_no_numbers_have_no_best_temperature() -> None:
+    """A run may diverge in the last step before it is measured: that is its own failure."""
+    scores = torch.tensor([[0.1, math.nan], [0.2, 0.3]])
+    found, scale = calibrated_likelihood(scores, torch.tensor([0, 1]))
+    assert math.isnan(found)
+    assert scale == 1

@@ -34,8 +34,11 @@ def log_likelihood(scores: Tensor, labels: Tensor, scale: float) -> Tensor:
 def calibrated_likelihood(scores: Tensor, labels: Tensor) -> tuple[float, float]:
     """The mean `log_likelihood` at the scale that makes it highest, and that scale: temperature
     scaling (Guo et al. 2017, arXiv:1706.04599), by Brent's bounded search, exact to 1e-6 of its
-    logarithm; the likelihood is concave in the scale."""
+    logarithm; the likelihood is concave in the scale. NaN, at 1, of scores that are no numbers, as
+    of a run that diverged in its last step."""
     scores = scores.double()
+    if not scores.isfinite().all():
+        return math.nan, 1.0
 
     def at(log_scale: float) -> float:
         return -float(log_likelihood(scores, labels, math.exp(log_scale)).mean())
