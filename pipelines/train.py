@@ -37,9 +37,6 @@ class Args:
     """Adapter to train. Default: soft_prompt, or the schedule's."""
     set: tuple[str, ...] = field(default_factory=tuple)
     """Hyperparameters, as `optim.lr=1e-3 adapter.n_ctx=8`."""
-    schedule: Path | None = None
-    """A schedule that `cliptune tune --scheduler pbt` wrote: its adapter and values, which change
-    while training, instead of `--adapter` and `--set`."""
     draw: Path | None = None
     """A draw written by `cliptune draw`: classify its images instead of retrieving captions."""
     metric: str = ""
@@ -55,6 +52,9 @@ class Args:
     retain: tuple[Path, ...] = ()
     """Draws of classes that training never sees (`cliptune draw --part new`): each epoch, and
     zero-shot, also measures its accuracy on their val images, `val/retained`."""
+    schedule: Path | None = None
+    """A schedule that `cliptune tune --scheduler pbt` wrote: its adapter and values, which change
+    while training, instead of `--adapter` and `--set`."""
 
 
 def run(args: Args) -> None:

@@ -221,6 +221,23 @@ class LikeWithLike(BaseSampler):
         )
 
 
+class OfOneSpace(BaseSampler):
+    """A sampler that is told what it would else find out by comparing all trials."""
+
+    def __init__(self, sampler: BaseSampler, space: Space) -> None:
+        self.sampler = sampler
+        self.space = {name: one for name, one in space.items() if not one.single()}
+
+    def infer_relative_search_space(self, *_: Any) -> dict[str, BaseDistribution]:
+        return self.space
+
+    def sample_relative(self, *about: Any) -> dict[str, Any]:
+        return self.sampler.sample_relative(*about)
+
+    def sample_independent(self, *about: Any) -> Any:
+        return self.sampler.sample_independent(*about)
+
+
 def startup(search: Search) -> int:
     """How many trials of an adapter are drawn at random before a model of them is trusted."""
     return max(4, search.size // (4 * len(search.adapters)))
@@ -246,9 +263,10 @@ def make_sampler(
                 n_startup_trials=startup,
                 warn_independent_sampling=False,
             )
-        return optuna.samplers.TPESampler(
+        tpe = optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True
         )
+        return OfOneSpace(tpe, space)
 
 
 def _numbers(shown: Sequence[FrozenTrial], space: Space) -> dict[str, Any] | None:

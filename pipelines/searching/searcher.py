@@ -154,11 +154,14 @@ class StudySearcher(FromDisk):
         trial.set_user_attr("config", values)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        live = self.live.get(trial_id, {})
+        running = len(live)
         with batch(self.study):
             self._hear_all(trial_id, result)
             self.budget.note()
         # Each of these says what the journal has already: a kill in between loses nothing.
-        write_best(self.study, self.search, self.folder)
+        if len(live) < running:
+            write_best(self.study, self.search, self.folder)
         for number, own in members(result).items():
             if own.get("pruned"):
                 pruned_file(self.folder, number).touch()

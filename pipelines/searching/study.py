@@ -8,6 +8,7 @@ numbers, and then samples new ones. Nothing is run twice, lost, or doubled.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -109,11 +110,17 @@ class Search:
 
     def starts(self, adapter: str) -> list[Start]:
         """The points that an adapter's trials begin with."""
-        searched = self.searched(adapter)
-        return [
-            Start({key: recipe[key] for key in searched}, "recipe")
-            for recipe in self.recipes(adapter)
-        ]
+        return self._starts[adapter]
+
+    @functools.cached_property
+    def _starts(self) -> dict[str, list[Start]]:
+        return {
+            name: [
+                Start({key: recipe[key] for key in self.searched(name)}, "recipe")
+                for recipe in self.recipes(name)
+            ]
+            for name in self.adapters
+        }
 
     def exceeds(self, result: Mapping[str, Any]) -> bool:
         """Whether a trial went over a limit."""
@@ -293,7 +300,7 @@ def best_value(trial: FrozenTrial) -> float:
 
 def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
     """Trial `number` as the journal has it."""
-    return study.get_trials(deepcopy=False)[number]
+    return storage_of(study).get_trial(trial_id(study, number))
 
 
 def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial | None:
