@@ -23,3 +23,4 @@ def test_each_field_that_changed_is_drawn_with_the_lineage(tmp_path: Path) -> No
     for _, chart in charts:
         assert all(f"trial {member}" in chart for member in (7, 2, 3))
         assert "epoch, along the lineage" in chart
+        assert "$" not in chart

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from pipelines.reporting import svg
 from trainables.files import read_json
@@ -43,6 +43,8 @@ def _chart(field: str, found: Mapping[str, Any]) -> Markup:
     )
     if min(values.values()) > 0 and max(values.values()) > 5 * min(values.values()):
         ax.set_yscale("log")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # a `$` would be a `$`
     _lineage(ax, found["lineage"], last)
     ax.set_xlim(0.5, last + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
