@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pipelines.searching.pbt import Exploit, Gain, Member, exploits
 from pipelines.searching.population import Legs, PopulationSearcher, lineage
 from pipelines.searching.study import Search, Stopping, best_trial, open_study
 from tests.one_process import Driver, snapshots
+from tests.test_kills import SEARCH as PLAIN
 from tests.test_kills import tensors
 from tests.test_train import fails
 from trainables.backbone import Backbone
@@ -111,16 +113,7 @@ def test_pb2_goes_where_more_was_gained() -> None:
 
 # -- the search -----------------------------------------------------------------------------------
 
-SEARCH = Search(
-    ("projection",),
-    METRIC,
-    trials=5,
-    epochs=3,
-    seed=3,
-    fixed={"batch_size": 16, "loss.captions_per_image": 1},
-    sampler="random",
-    stopping=Stopping("pbt"),
-)
+SEARCH = dataclasses.replace(PLAIN, sampler="random", stopping=Stopping("pbt"))
 Begin = Callable[..., Driver]
 
 

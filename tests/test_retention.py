@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from pipelines import report, train, tune
 from pipelines.measuring.contestants import read_contest
 from pipelines.measuring.standings import retention
+from pipelines.searching import flags as tune_flags
 from pipelines.searching.callbacks import Progress
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, best_so_far, best_trial, open_study
@@ -276,10 +277,10 @@ def test_a_second_goal_asks_for_a_metric_that_is_a_share(folder: Path) -> None:
     given: dict[str, Any] = {"draw": folder / "base.json", "retain": (folder / "new.json",)}
     args = tune.Args(folder / "features", **given, metric="val/log_likelihood")
     with pytest.raises(CliptuneError, match="must be a share beside `--retain`"):
-        tune._check(args)
-    search = tune._check(tune.Args(folder / "features", **given))
+        tune_flags.check(args)
+    search = tune_flags.check(tune.Args(folder / "features", **given))
     assert search.retains
-    assert not tune._check(tune.Args(folder / "features", draw=folder / "base.json")).retains
+    assert not tune_flags.check(tune.Args(folder / "features", draw=folder / "base.json")).retains
 
 
 @pytest.mark.slow

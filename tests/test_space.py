@@ -17,6 +17,7 @@ from optuna.distributions import (
 )
 
 from pipelines import space, tune
+from pipelines.searching import flags as tune_flags
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.space import as_yaml, read_file, searched
 from pipelines.searching.study import Search, open_study
@@ -36,7 +37,7 @@ METRIC = "val/t2i_r1"
 
 def check(*words: str, adapter: tuple[str, ...] = ("lora",), **more: Any) -> Search:
     """What `tune` makes of its flags, before any work."""
-    return tune._check(tune.Args(Path("features"), adapter=adapter, search=words, **more))
+    return tune_flags.check(tune.Args(Path("features"), adapter=adapter, search=words, **more))
 
 
 def of_file(folder: Path, text: str, **more: Any) -> Search:
@@ -192,7 +193,7 @@ def test_a_flag_replaces_what_the_file_says_and_set_overrides_both(tmp_path: Pat
     flags = {"search": ("adapter.rank=2,8",), "set": ("batch_size=128",), "adapter": ("lora",)}
     path = tmp_path / "space.yaml"
     path.write_text(text)
-    search = tune._check(tune.Args(Path("features"), space=path, **flags))  # type: ignore[arg-type]
+    search = tune_flags.check(tune.Args(Path("features"), space=path, **flags))  # type: ignore[arg-type]
     assert same(search.space("lora")["adapter.rank"], CategoricalDistribution((2, 8)))
     asks = StudySearcher(open_study(tmp_path), search, tmp_path)
     assert asks.suggest("ray")["values"]["batch_size"] == 128
@@ -407,7 +408,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def claim(folder: Path, features: Path, *flags: str, **more: Any) -> dict[str, Any]:
     """What stands in `study.json` after these flags."""
     args = tune.Args(features, folder, adapter=("lora",), search=flags, **more)
-    tune._claim(folder, args, tune._check(args))
+    tune._claim(folder, args, tune_flags.check(args))
     found: dict[str, Any] = read_json(folder / "study.json")
     return found
 

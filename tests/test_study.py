@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from pipelines import tune
+from pipelines.searching import flags as tune_flags
 from pipelines.searching.asha import EarlyStopping, rungs
 from pipelines.searching.budget import Budget
 from pipelines.searching.callbacks import Losses, reason_of
@@ -537,11 +538,11 @@ def test_the_journal_opens_in_optuna_dashboard(tmp_path: Path) -> None:
 )
 def test_a_wrong_flag_is_refused_before_any_work(flags: dict[str, Any], expected: str) -> None:
     with pytest.raises(CliptuneError, match=expected):
-        tune._check(tune.Args(Path("features"), **flags))
+        tune_flags.check(tune.Args(Path("features"), **flags))
 
 
 def test_fixed_fields_have_their_type() -> None:
-    search = tune._check(tune.Args(Path("features"), set=("batch_size=64", "optim.lr=1e-3")))
+    search = tune_flags.check(tune.Args(Path("features"), set=("batch_size=64", "optim.lr=1e-3")))
     assert search.fixed == {"batch_size": 64, "optim.lr": 1e-3}
 
 
@@ -550,7 +551,7 @@ def test_a_search_whose_trials_all_ended_says_so_and_mends_what_a_kill_left_out(
     succeeded: bool, tmp_path: Path, features: Path
 ) -> None:
     args = tune.Args(features, tmp_path, adapter=("lora",), metric=METRIC, trials=1, epochs=9)
-    search = searcher(tmp_path, tune._check(args))
+    search = searcher(tmp_path, tune_flags.check(args))
     search.suggest("ray0")
     failed = {"number": 0, "done": True, "state": "failed", "reason": "x"}
     search.on_trial_complete("ray0", row(0, 9, 0.5, "finished") if succeeded else failed)

@@ -22,8 +22,9 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.searching.budget import Budget
+from pipelines.searching.kinds import Sampler
 from pipelines.searching.race import Race, standings
-from pipelines.searching.study import ADAPTER, Sampler, Search, adapter_of
+from pipelines.searching.study import ADAPTER, Search, adapter_of
 from search_spaces.common import Space
 from trainables.config import Value
 from trainables.errors import ConfigError

@@ -20,6 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from pipelines.searching.kinds import Sampler
 from search_spaces.common import Space
 from search_spaces.notation import contains, plain, text_of, words
 from search_spaces.registry import SPACES
@@ -34,9 +35,6 @@ OVER = "over a limit"  # noted of a trial that is never chosen
 ADAPTER = "adapter"  # the parameter that says which adapter a trial is of
 FORMAT = "cliptune-study-1"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-Sampler = Literal["auto", "tpe", "gp", "random", "cmaes", "qmc"]
 
 
 @dataclass(frozen=True)

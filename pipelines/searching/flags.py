@@ -1,0 +1,195 @@
+"""The flags of `cliptune tune`, checked: all that can be wrong with them, before any work.
+
+Flows in: the flags. Flows out: the search that they ask for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.capacity import check_gpus
+from pipelines.cluster import check_here
+from pipelines.console import say
+from pipelines.searching.limits import read_limits
+from pipelines.searching.samplers import check_sampler
+from pipelines.searching.space import read_file, searched, values_of
+from pipelines.searching.study import Search, Stopping
+from trainables.adapters.registry import (
+    ADAPTERS,
+    adapters_for,
+    build,
+    check_room,
+    make_config,
+    task_of,
+)
+from trainables.config import Value, flatten, read_fields
+from trainables.draws import check_draw, check_retain
+from trainables.errors import CliptuneError, ConfigError
+from trainables.features import backbone_of, open_features
+from trainables.loop import METRICS, check_metric
+
+if TYPE_CHECKING:
+    from pipelines.tune import Args
+
+
+def check(args: Args) -> Search:
+    """Everything that can be wrong with the flags, before any work."""
+
+    file = read_file(args.space) if args.space else {}
+    adapters = args.adapter or tuple(file) or ("coop" if args.draw else "soft_prompt", "lora")
+    if adapters == ("auto",):
+        adapters = tuple(adapters_for("classification" if args.draw else "retrieval"))
+    task = task_of([name for name in adapters if name in ADAPTERS], bool(args.draw))
+    for name in adapters:
+        make_config(name, {"task": task})
+    if len(set(adapters)) < len(adapters):
+        raise CliptuneError(f"`--adapter` must name each adapter once, got {list(adapters)}.")
+    metric = args.metric or METRICS[task][0]
+    check_metric(metric, task)
+    draw = check_draw(args.features, args.draw) if args.draw else None
+    check_retain(args.features, args.retain, draw, task)
+    if args.retain and metric.endswith("log_likelihood"):
+        raise CliptuneError(f"`--metric` must be a share beside `--retain`, got `{metric}`.")
+    _check_numbers(args, adapters)
+    fields = read_fields(args.set)
+    for key in fields.keys() & {"epochs", "seed", "task"}:
+        flag = {"task": "draw"}.get(key, key)
+        raise CliptuneError(f"`--set` takes no `{key}`, got {fields[key]!r}: use `--{flag}`.")
+    fixed: dict[str, Value] = {}
+    for name in adapters:
+        config = flatten(make_config(name, {"task": task, **fields}))
+        fixed = {key: config[key] for key in fields}
+    spaces = searched(adapters, {"task": task, **fields}, file, args.search)
+    for one in values_of("precision", spaces, fixed):
+        check_here(str(one), args.gpus)
+    if draw is not None:
+        configs = [make_config(name, {"task": task, **fields}) for name in adapters]
+        check_room(configs, [draw.classes], backbone_of(args.features))
+    stopping = _stopping(args)
+    search = Search(
+        adapters,
+        metric,
+        args.trials or (0 if args.epochs_total or args.minutes else 16),
+        args.epochs,
+        args.seed,
+        fixed,
+        task,
+        retains=bool(args.retain),
+        epochs_total=args.epochs_total,
+        minutes=args.minutes,
+        stops=args.stop and not stopping.population,
+        # A population is begun before any of it was measured: there is nothing to model.
+        sampler="random" if stopping.population and args.sampler == "auto" else args.sampler,
+        stopping=stopping,
+        limits=read_limits(args.limit),
+        spaces=spaces,
+    )
+    check_sampler(search)
+    _check_budget(search)
+    for line in [line for name in adapters for line in search.left_out(name)]:
+        say(line)
+    if task == "captioning":
+        _check_speakers(args.features, search)
+    return search
+
+
+def _stopping(args: Args) -> Stopping:
+
+    kind, brackets = args.scheduler, args.brackets
+    if kind in ("pbt", "pb2"):
+        _check_population(args)
+        return Stopping(kind, interval=args.interval)
+    if args.retain:
+        # A rung by one goal alone would drop the trials that are best in the other, and with two,
+        # the front of few trials holds most of them.
+        return Stopping("none")
+    if kind == "hyperband":
+        if brackets > 1:
+            raise ConfigError(
+                f"`--brackets` must be 1 with `--scheduler hyperband`, got {brackets}."
+            )
+        rungs = int(math.log(max(1, args.epochs / args.grace), args.eta) + 1e-9)
+        return Stopping("asha", args.eta, args.grace, 1 + rungs)
+    last = args.grace * args.eta ** (brackets - 1)
+    if kind == "asha" and last > args.epochs:
+        raise ConfigError(
+            f"`--brackets` must be fewer where a trial has {args.epochs} epochs, got {brackets}: "
+            f"the first rung of the last is epoch {last}."
+        )
+    return Stopping(kind, args.eta, args.grace, brackets)
+
+
+def _check_population(args: Args) -> None:
+    """What members that wait for each other cannot do."""
+    with_it = f"with `--scheduler {args.scheduler}`"
+    for flag, value, default, rule in (
+        ("minutes", args.minutes, 0, "0"),
+        ("epochs-total", args.epochs_total, 0, "0"),
+        ("limit", " ".join(args.limit), "", "empty"),
+        ("retain", " ".join(map(str, args.retain)), "", "empty"),
+    ):
+        if value != default:
+            raise ConfigError(f"`--{flag}` must be {rule} {with_it}, got {value}.")
+    if args.trials == 1:
+        raise ConfigError(f"`--trials` must be at least 2 {with_it}, got 1.")
+    if not 1 <= args.interval <= args.epochs:
+        rule = f"from 1 to `--epochs` {args.epochs}"
+        raise ConfigError(f"`--interval` must be {rule}, got {args.interval}.")
+    if args.fuse > 1:
+        raise ConfigError(f"`--fuse` must be at most 1 {with_it}, got {args.fuse}.")
+    if args.scheduler == "pb2" and find_spec("sklearn") is None:
+        raise ConfigError("`--scheduler pb2` needs scikit-learn: pip install scikit-learn.")
+
+
+def _check_budget(search: Search) -> None:
+    """A budget must hold the starting points of every adapter."""
+    starts = {name: len(search.starts(name)) for name in search.adapters}
+    need = sum(starts.values())
+    words = ", ".join(f"{count} of {name}" for name, count in starts.items())
+    if 0 < search.trials < need:
+        rule = f"at least {need} for the published recipes ({words})"
+        raise ConfigError(f"`--trials` must be {rule}, got {search.trials}.")
+    if 0 < search.epochs_total < need * search.epochs:
+        rule = f"at least {need * search.epochs} for the published recipes ({words}), which are"
+        raise ConfigError(
+            f"`--epochs-total` must be {rule} never stopped early, got {search.epochs_total}."
+        )
+
+
+def _check_speakers(features: Path, search: Search) -> None:
+    """A language model that cannot speak after a published prefix shows here."""
+
+    backbone = backbone_of(features)
+    train = open_features(features, "train", backbone)
+    notes: dict[str, None] = {}
+    for name in search.adapters:
+        for recipe in search.recipes(name):
+            values = {key: value for key, value in recipe.items() if key != "name"}
+            config = make_config(name, {**values, **search.fixed})
+            notes |= dict.fromkeys(build(config, backbone, train).notes)
+    for note in notes:
+        say(note)
+
+
+def _check_numbers(args: Args, adapters: Sequence[str]) -> None:
+
+    for flag, number, least in (
+        *(
+            ("--trials", 16 if args.trials is None else args.trials, 1),
+            ("--epochs", args.epochs, 1),
+        ),
+        *(("--epochs-total", args.epochs_total, 0), ("--grace", args.grace, 1)),
+        *(("--eta", args.eta, 2), ("--brackets", args.brackets, 1)),
+        *(("--fuse", args.fuse, 0), ("--concurrent", args.concurrent, 0)),
+        ("--workers-per-trial", args.workers_per_trial, 1),
+    ):
+        if number < least:
+            raise CliptuneError(f"`{flag}` must be at least {least}, got {number}.")
+    check_gpus(args.gpus, args.wait, args.workers_per_trial, "workers-per-trial")
+    if alone := [name for name in adapters if not ADAPTERS[name].FUSES and args.fuse > 1]:
+        rule = f"must be at most 1 with `{alone[0]}`, whose trials train alone"
+        raise ConfigError(f"`--fuse` {rule}, got {args.fuse}.")
