@@ -6,12 +6,14 @@ the same in words. What was spent stands in the journal, so a resumed search goe
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from pipelines.searching.ledger import Ledger
 from pipelines.searching.study import DONE, Search, best_value
 
 CLOCK = "seconds"  # of the search, in the study's attributes
@@ -23,6 +25,40 @@ def epochs_of(trial: FrozenTrial) -> int:
     return max(trial.intermediate_values, default=0)
 
 
+@dataclass
+class Spent:
+    """What trials took, and since when none was better."""
+
+    asked: int = 0
+    ended: int = 0
+    epochs: int = 0
+    best: float = float("-inf")
+    since: int = 0  # trials that ended after the first to reach `best`
+
+    def add(self, trial: FrozenTrial) -> None:
+        self.asked += trial.state != TrialState.WAITING
+        self.epochs += epochs_of(trial)
+        if trial.state not in DONE:
+            return
+        self.ended += 1
+        self.since += 1
+        if self.ended == 1 or best_value(trial) > self.best:
+            self.best, self.since = best_value(trial), 0
+
+    def copy(self) -> Spent:
+        return dataclasses.replace(self)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the best has stood for the last half of the trials that ended, and for `STALE`.
+
+        More trials of the same search then have, for as many again, at most the chance of a third
+        to find a better one: where all trials are alike, the best of 3n is among the last n with
+        probability 1/3, and those that are still drawn are better than alike only near the best.
+        """
+        return self.since >= max(STALE, self.ended / 2)
+
+
 class Budget:
     """Trials, epochs of all trials together, minutes: whichever is used up first."""
 
@@ -30,6 +66,11 @@ class Budget:
         self.search, self.study = search, study
         self.before = float(study.user_attrs.get(CLOCK, 0.0))
         self.started = time.monotonic()
+        self.ledger = Ledger(Spent())
+
+    @property
+    def spent(self) -> Spent:
+        return self.ledger.of(self.study.get_trials(deepcopy=False))
 
     @property
     def seconds(self) -> float:
@@ -48,68 +89,46 @@ class Budget:
 
     def over(self) -> bool:
         """No further trial is to be begun."""
-        trials = self.study.get_trials(deepcopy=False)
+        spent = self.spent
         return (
-            0 < self.search.trials <= _asked(trials)
-            or 0 < self.search.epochs_total <= sum(map(epochs_of, trials))
+            0 < self.search.trials <= spent.asked
+            or 0 < self.search.epochs_total <= spent.epochs
             or self.late
-            or (self.search.stops and stale(trials))
+            or (self.search.stops and spent.stale)
         )
 
     def left(self) -> float:
         """Epochs that are left to train, as far as can be told."""
-        search, trials = self.search, self.study.get_trials(deepcopy=False)
-        spent = sum(map(epochs_of, trials))
-        ended = sum(trial.state in DONE for trial in trials)
-        each = spent / ended if ended else search.epochs / 3
+        search, spent = self.search, self.spent
+        each = spent.epochs / spent.ended if spent.ended else search.epochs / 3
         found = []
         if search.trials:
-            found.append((search.trials - _asked(trials)) * each)
+            found.append((search.trials - spent.asked) * each)
         if search.epochs_total:
-            found.append(float(search.epochs_total - spent))
+            found.append(float(search.epochs_total - spent.epochs))
         if search.minutes:
-            found.append((60 * search.minutes - self.seconds) * spent / max(self.seconds, 1e-9))
+            rate = spent.epochs / max(self.seconds, 1e-9)
+            found.append((60 * search.minutes - self.seconds) * rate)
         return max(0.0, min(found, default=float("inf")))
 
     def share(self) -> float:
         """Of the budget, what is used up, from 0 to 1."""
-        search, trials = self.search, self.study.get_trials(deepcopy=False)
-        ended = sum(trial.state in DONE for trial in trials)
+        search, spent = self.search, self.spent
         found = [0.0]
         if search.trials:
-            found.append(ended / search.trials)
+            found.append(spent.ended / search.trials)
         if search.epochs_total:
-            found.append(sum(map(epochs_of, trials)) / search.epochs_total)
+            found.append(spent.epochs / search.epochs_total)
         if search.minutes:
             found.append(self.seconds / 60 / search.minutes)
         return min(1.0, max(found))
 
     def __str__(self) -> str:
         """How much of it is used up."""
-        search, trials = self.search, self.study.get_trials(deepcopy=False)
-        ended = sum(trial.state in DONE for trial in trials)
-        words = [f"{ended}/{search.trials}" if search.trials else f"{ended}"]
+        search, spent = self.search, self.spent
+        words = [f"{spent.ended}/{search.trials}" if search.trials else f"{spent.ended}"]
         if search.epochs_total:
-            words.append(f"{sum(map(epochs_of, trials))}/{search.epochs_total} epochs")
+            words.append(f"{spent.epochs}/{search.epochs_total} epochs")
         if search.minutes:
             words.append(f"{self.seconds / 60:.1f}/{search.minutes:g} min")
         return ", ".join(words)
-
-
-def _asked(trials: Sequence[FrozenTrial]) -> int:
-    return sum(trial.state != TrialState.WAITING for trial in trials)
-
-
-def stale(trials: Sequence[FrozenTrial]) -> bool:
-    """Whether the best has stood for the last half of the trials that ended, and for `STALE`.
-
-    More trials of the same search then have, for as many again, at most the chance of a third to
-    find a better one: where all trials are alike, the best of 3n is among the last n with
-    probability 1/3, and those that are still drawn are better than alike only near the best.
-    """
-    ended = [trial for trial in trials if trial.state in DONE]
-    values = [best_value(trial) for trial in ended]
-    if not values:
-        return False
-    since = len(values) - 1 - values.index(max(values))
-    return since >= max(STALE, len(values) / 2)

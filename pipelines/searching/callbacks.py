@@ -14,8 +14,9 @@ from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
 from pipelines.searching.budget import Budget
+from pipelines.searching.ledger import Ledger
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import DONE, Search, best_trial, frozen_trial, shown
+from pipelines.searching.study import Best, Search, best_trials, frozen_trial, shown
 from trainables.crew import Job
 
 
@@ -65,15 +66,13 @@ class Progress(Callback):
 
     def __init__(self, study: optuna.Study, search: Search, budget: Budget) -> None:
         self.study, self.search, self.budget = study, search, budget
-        self.started, self.already = time.monotonic(), self._ended()
+        self.started, self.already = time.monotonic(), budget.spent.ended
+        self.best = Ledger(Best())
         self.used = budget.share()  # by former drivers
         self.told: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
-
-    def _ended(self) -> int:
-        return len(self.study.get_trials(deepcopy=False, states=DONE))
 
     def on_trial_result(
         self,
@@ -107,13 +106,13 @@ class Progress(Callback):
                 self._line(frozen)
 
     def _line(self, frozen: FrozenTrial) -> None:
-        ended = self._ended()
+        ended = self.budget.spent.ended
         spent = time.monotonic() - self.started
         share = self.budget.share()
         left = (1 - share) * spent / max(share - self.used, 1e-9)
         two = self.search.retains
         value = shown(frozen, two) if "best" in frozen.user_attrs else "      "
-        top = best_trial(self.study)
+        top = best_trials(self.study, self.best).get(None)
         best = f"best {shown(top, two)} (trial {top.number})" if top else "no result yet"
         adapter = frozen.user_attrs["config"]["name"]
         reason = frozen.user_attrs.get("reason", "")

@@ -10,6 +10,7 @@ on which the least was spent comes next.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.searching.budget import Budget, epochs_of
+from pipelines.searching.ledger import Ledger
 from pipelines.searching.study import Search, adapter_of
 
 LEAST = 2  # trials of an adapter that nothing stops
@@ -39,6 +41,9 @@ class Runner:
         self.finished += trial.state in (TrialState.COMPLETE, TrialState.FAIL)
         if reached := search.standing(trial):
             self.path.append((self.spent, max(self.best, reached[0])))
+
+    def copy(self) -> Runner:
+        return dataclasses.replace(self, path=[*self.path])
 
     @property
     def begins(self) -> bool:
@@ -84,24 +89,33 @@ def turn(runners: Sequence[Runner], left: float) -> Turn:
     return Turn(min(still, key=lambda one: one.spent).name, best, out)
 
 
+class Standings:
+    """How the adapters of a search stand."""
+
+    def __init__(self, search: Search, runners: Sequence[Runner] = ()) -> None:
+        self.search = search
+        begun = runners or [Runner(name, len(search.starts(name))) for name in search.adapters]
+        self.runners = {one.name: one for one in begun}
+
+    def add(self, trial: FrozenTrial) -> None:
+        if (name := adapter_of(trial)) in self.runners:
+            self.runners[name].add(trial, self.search)
+
+    def copy(self) -> Standings:
+        return Standings(self.search, [one.copy() for one in self.runners.values()])
+
+
 class Race:
     """The rule, on the trials of a study."""
 
     def __init__(self, search: Search, budget: Budget) -> None:
         self.search, self.budget = search, budget
+        self.ledger = Ledger(Standings(search))
         self.last: Turn | None = None
 
+    def standings(self, study: optuna.Study) -> list[Runner]:
+        return [*self.ledger.of(study.get_trials(deepcopy=False)).runners.values()]
+
     def next(self, study: optuna.Study) -> str:
-        self.last = turn(
-            standings(study.get_trials(deepcopy=False), self.search), self.budget.left()
-        )
+        self.last = turn(self.standings(study), self.budget.left())
         return self.last.name
-
-
-def standings(trials: Sequence[FrozenTrial], search: Search) -> list[Runner]:
-    """How the adapters of a search stand."""
-    runners = {name: Runner(name, len(search.starts(name))) for name in search.adapters}
-    for trial in trials:
-        if (name := adapter_of(trial)) in runners:
-            runners[name].add(trial, search)
-    return list(runners.values())

@@ -12,28 +12,26 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from pipelines.searching.budget import Budget
+from pipelines.searching.history import History, Notes
 from pipelines.searching.kinds import Sampler
-from pipelines.searching.race import Race, standings
-from pipelines.searching.study import ADAPTER, Search, adapter_of
+from pipelines.searching.ledger import Ledger
+from pipelines.searching.race import Race
+from pipelines.searching.study import ADAPTER, Search
 from search_spaces.common import Space
 from trainables.config import Value
 from trainables.errors import ConfigError
 
-SHOWN = 200  # trials at most; the model of any sampler is as good with these, and its cost bounded
-TOP = 25  # of them the best: as many as TPE takes for good ones at most
 
-
-class Own(InMemoryStorage):
+class Shown(InMemoryStorage):
     """One adapter's trials, and no other's, as a storage that a sampler reads."""
 
     def __init__(self, shown: Sequence[FrozenTrial]) -> None:
@@ -54,14 +52,6 @@ class Own(InMemoryStorage):
         ).system_attrs
 
 
-@dataclass
-class View:
-    """What is kept of an adapter between two of its trials."""
-
-    ended: dict[int, FrozenTrial]  # by number, in the sampler's terms
-    notes: dict[int, dict[str, Any]]  # what a sampler wrote down of trials; lost with the process
-
-
 class LikeWithLike(BaseSampler):
     """An Optuna sampler for a study over adapters: `adapter` first, then `<adapter>/<field>`.
 
@@ -71,7 +61,8 @@ class LikeWithLike(BaseSampler):
 
     def __init__(self, search: Search, budget: Budget) -> None:
         self.search = search
-        self.views: dict[str, View] = {}
+        self.notes: Notes = {}
+        self.ledger = Ledger(History(search, self.notes))
         self.drawn: tuple[int, str] | None = None  # the trial, its adapter
         self.values: dict[str, Value] = {}
         self.origin = ""
@@ -89,7 +80,7 @@ class LikeWithLike(BaseSampler):
 
     def begins(self, study: optuna.Study) -> bool:
         """Whether the next trial is one that an adapter begins with."""
-        return any(one.begins for one in standings(study.get_trials(deepcopy=False), self.search))
+        return any(one.begins for one in self.race.standings(study))
 
     def said(self, number: int) -> dict[str, Any]:
         """Why trial `number` is what it is, where its values were drawn here."""
@@ -125,39 +116,34 @@ class LikeWithLike(BaseSampler):
     # -- one adapter's values ---------------------------------------------------------------
 
     def _draw(self, study: optuna.Study, number: int, adapter: str) -> dict[str, Value]:
-        own = [
-            trial
-            for trial in study.get_trials(deepcopy=False)
-            if trial.number != number and adapter_of(trial) == adapter
-        ]
+        own = self.ledger.of(study.get_trials(deepcopy=False)).own[adapter]
+        asked = len(own.numbers - {number})
         starts = self.search.starts(adapter)
-        if len(own) < len(starts) and not self.shape:
-            start = starts[len(own)]
+        if asked < len(starts) and not self.shape:
+            start = starts[asked]
             self.origin = start.origin
             return dict(start.values)
-        view = self.views.setdefault(adapter, View({}, {}))
-        shown = self._shown(view, own)
-        running = sum(trial.state == TrialState.RUNNING for trial in own)
+        shown = own.shown()
         self.origin = kind = self.kind
         space = self.search.searched(adapter)
         sampler = make_sampler(
             kind,
             # Of a low-discrepancy sequence the next point, of all others a draw of its own.
             self.search.seed if kind == "qmc" else self.search.seed * 1_000_003 + number,
-            max(0, startup(self.search) - running),
+            max(0, startup(self.search) - len(own.running - {number})),
             shown,
             space,
         )
-        storage = Own(shown)
+        storage = Shown(shown)
         study = optuna.create_study(
             storage=storage, sampler=sampler, directions=["maximize"] * self.goals
         )
         with quiet():
-            for _ in range(len(own) if kind == "qmc" else 0):
+            for _ in range(asked if kind == "qmc" else 0):
                 study.ask(space)
             trial = study.ask(space)
         if kind == "cmaes":
-            view.notes[number] = storage.noted(study.study_name, trial.number)
+            self.notes[number] = storage.noted(study.study_name, trial.number)
         return trial.params | dict(self.shape[1] if self.shape else {})
 
     @property
@@ -167,59 +153,6 @@ class LikeWithLike(BaseSampler):
     @property
     def goals(self) -> int:
         return 1 + self.search.retains
-
-    def _shown(self, view: View, own: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """What the sampler sees: the best of the trials, and of the others every second, fourth,
-        ... one where they are many."""
-        found = []
-        for trial in own:
-            if trial.number not in view.ended:
-                seen = self._seen(trial, view)
-                if seen is None:
-                    continue
-                if not trial.state.is_finished():
-                    found.append(seen)
-                    continue
-                view.ended[trial.number] = seen
-            found.append(view.ended[trial.number])
-        if len(found) <= SHOWN:
-            return found
-        best = sorted(found, key=lambda one: -sum(one.values or [float("-inf")]))[:TOP]
-        step = 1
-        while len(found) // step > SHOWN - TOP:
-            step *= 2
-        kept = {one.number for one in (*best, *found[::-step])}
-        return [one for one in found if one.number in kept]
-
-    def _seen(self, trial: FrozenTrial, view: View) -> FrozenTrial | None:
-        """A trial as a sampler is to see it: by the best that it reached, however long it ran. As
-        Optuna tells it, one that was stopped early would stand behind all that were not."""
-        prefix = f"{adapter_of(trial)}/"
-        space = self.search.searched(prefix[:-1])
-        params = {
-            name.removeprefix(prefix): value
-            for name, value in trial.params.items()
-            if name.removeprefix(prefix) in space
-        }
-        if params.keys() != space.keys():
-            return None  # a driver was killed between two values
-        values = self.search.standing(trial)
-        if trial.state.is_finished() and not values:
-            return None  # it failed
-        return FrozenTrial(
-            number=1 + trial.number,  # 0 is the one that is asked for
-            trial_id=1 + trial.number,
-            state=TrialState.COMPLETE if values else TrialState.RUNNING,
-            value=None,
-            values=values or None,
-            datetime_start=trial.datetime_start,
-            datetime_complete=trial.datetime_complete,
-            params=params,
-            distributions=space,
-            user_attrs={},
-            system_attrs=view.notes.get(trial.number, {}),
-            intermediate_values={},
-        )
 
 
 class OfOneSpace(BaseSampler):

@@ -21,10 +21,12 @@ from ray.tune.search import Searcher
 
 from pipelines.searching.budget import Budget
 from pipelines.searching.from_disk import FromDisk
+from pipelines.searching.ledger import Ledger
 from pipelines.searching.samplers import LikeWithLike
 from pipelines.searching.study import (
     ADAPTER,
     OVER,
+    Best,
     Search,
     batch,
     frozen_trial,
@@ -66,6 +68,7 @@ class StudySearcher(FromDisk):
         self.study, self.search, self.folder, self.fuse = study, search, folder, fuse
         self.budget = Budget(search, study)
         self.sampler = study.sampler = LikeWithLike(search, self.budget)
+        self.best = Ledger(Best())
         self.gave_up = ""  # why there is nobody left to train a trial
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.unfinished: list[int] = []
@@ -161,7 +164,7 @@ class StudySearcher(FromDisk):
             self.budget.note()
         # Each of these says what the journal has already: a kill in between loses nothing.
         if len(live) < running:
-            write_best(self.study, self.search, self.folder)
+            write_best(self.study, self.search, self.folder, self.best)
         for number, own in members(result).items():
             if own.get("pruned"):
                 pruned_file(self.folder, number).touch()
@@ -175,7 +178,7 @@ class StudySearcher(FromDisk):
             self._hear_all(trial_id, result)
             for number, trial in self.live.pop(trial_id).items():  # what the scheduler stopped
                 self._end(trial, members(result)[number], TrialState.PRUNED)
-        write_best(self.study, self.search, self.folder)
+        write_best(self.study, self.search, self.folder, self.best)
 
     def _hear_all(self, trial_id: str, result: dict[str, Any]) -> None:
         live = self.live.get(trial_id, {})

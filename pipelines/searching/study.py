@@ -21,6 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.searching.kinds import Sampler
+from pipelines.searching.ledger import Ledger
 from search_spaces.common import Space
 from search_spaces.notation import contains, plain, text_of, words
 from search_spaces.registry import SPACES
@@ -301,22 +302,42 @@ def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
     return storage_of(study).get_trial(trial_id(study, number))
 
 
-def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial | None:
-    """The trial with the best val value at any epoch; of equal accuracies the likelier one, of
-    other ties the earlier.
+class Best:
+    """The trial with the best val value at any epoch, of all and of each adapter; of equal
+    accuracies the likelier one, of other ties the earlier.
 
     PRUNED trials count: their `best/` was measured like any other. Of two goals, the harmonic mean
     is compared, both at the epoch that is best by the metric: that of `best/`.
     """
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    fit = [
-        t
-        for t in ended
-        if adapter in (None, t.user_attrs["config"]["name"]) and OVER not in t.user_attrs
-    ]
-    return max(
-        fit, key=lambda t: (*standing(*goals(t)), t.user_attrs.get("likelihood", 0.0)), default=None
-    )
+
+    def __init__(self, found: Mapping[str | None, FrozenTrial] | None = None) -> None:
+        self.found = dict(found or {})  # by adapter; None: of all
+
+    def add(self, trial: FrozenTrial) -> None:
+        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or OVER in trial.user_attrs:
+            return
+        for name in (None, trial.user_attrs["config"]["name"]):
+            if name not in self.found or _order(trial) > _order(self.found[name]):
+                self.found[name] = trial
+
+    def copy(self) -> Best:
+        return Best(self.found)
+
+
+def _order(trial: FrozenTrial) -> tuple[float, ...]:
+    return (*standing(*goals(trial)), trial.user_attrs.get("likelihood", 0.0))
+
+
+def best_trials(
+    study: optuna.Study, ledger: Ledger[Best] | None = None
+) -> dict[str | None, FrozenTrial]:
+    """The best trial of all, under None, and of each adapter; by a ledger that is kept, or anew."""
+    return (ledger or Ledger(Best())).of(study.get_trials(deepcopy=False)).found
+
+
+def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial | None:
+    """The best trial of all or of an adapter."""
+    return best_trials(study).get(adapter)
 
 
 def goals(trial: FrozenTrial) -> tuple[float, float | None]:
@@ -359,7 +380,9 @@ def best_so_far(study: optuna.Study, metric: str) -> str:
     return f"best so far: trial {top.number}, {name}, {metric} {value:.4f}"
 
 
-def write_best(study: optuna.Study, search: Search, folder: Path) -> None:
+def write_best(
+    study: optuna.Study, search: Search, folder: Path, ledger: Ledger[Best] | None = None
+) -> None:
     """`best.json`: the winner on val, and each adapter's own; of two goals, also the front."""
 
     def entry(trial: FrozenTrial) -> dict[str, Any]:
@@ -371,15 +394,11 @@ def write_best(study: optuna.Study, search: Search, folder: Path) -> None:
             "path": f"trials/{trial.number:04d}",
         }
 
-    top = best_trial(study)
-    if top is None:
+    found = best_trials(study, ledger)
+    if not found:
         return
-    own: dict[str, Any] = {}
-    for name in search.adapters:
-        found = best_trial(study, name)
-        if found is not None:
-            own[name] = entry(found)
-    best = entry(top) | {"metric": search.metric, "per_adapter": own}
+    own = {name: entry(found[name]) for name in search.adapters if name in found}
+    best = entry(found[None]) | {"metric": search.metric, "per_adapter": own}
     if search.retains:
         best |= {"rule": RULE, "front": [entry(trial) for trial in pareto_front(study)]}
     write_json(folder / "best.json", best)
