@@ -67,6 +67,8 @@ class Args:
     the cluster has GPUs or its autoscaler can start nodes with them, else 0."""
     wait: float = 10.0
     """Minutes to wait for room for the first cell, where nodes have to be started or are busy."""
+    portfolio: bool = True
+    """After its recipe, a cell tries shipped points that were good on other data."""
 
 
 def run(args: Args) -> None:
@@ -119,6 +121,7 @@ def _plan(args: Args) -> Plan:
         epochs=args.epochs,
         views=args.views,
         precision=args.precision,
+        portfolio=args.portfolio,
     )
 
 

@@ -89,6 +89,8 @@ class Args:
     retain: tuple[Path, ...] = ()
     """Draws of classes that training never sees (`cliptune draw --part new`). The search then has
     two goals, the metric and the accuracy on their val images; ASHA stops no trial."""
+    portfolio: bool = True
+    """After its recipes, each adapter tries a few shipped points that were good on other data."""
 
 
 def run(args: Args) -> None:
@@ -153,10 +155,14 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
     wanted = about_study(
         search, rungs(search), args.features, args.draw, args.retain, args.workers_per_trial
     )
-    free = ("created", "features", "draw", "retain", "budget", "trials", "sampler", "limits")
+    wanted["portfolio"] = args.portfolio
+    free = (
+        *("created", "features", "draw", "retain", "budget", "trials", "sampler", "limits"),
+        "hints",  # settled when the study began
+    )
     path = folder / "study.json"
     if path.exists():
-        found = read_json(path)
+        found = {"portfolio": args.portfolio} | read_json(path)
         if not search.spaces:  # older studies do not say that they search the adapters' own
             found.setdefault("spaces", wanted["spaces"])
         for name in ["retain_keys", *wanted]:

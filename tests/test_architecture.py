@@ -190,7 +190,7 @@ def test_an_adapters_name_is_its_file_its_module_and_its_space() -> None:
     assert files == set(ADAPTERS)
     for name, kind in ADAPTERS.items():
         assert kind.__module__ == f"trainables.adapters.{name}"
-    shared = {"__init__", "registry", "common", "notation"}
+    shared = {"__init__", "registry", "common", "notation", "portfolio"}
     files = {path.stem for path in (ROOT / "search_spaces").glob("*.py")} - shared
     assert files == set(SPACES)
     assert set(SPACES) <= set(ADAPTERS)

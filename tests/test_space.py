@@ -233,7 +233,7 @@ def test_any_field_of_the_configuration_can_be_searched(tmp_path: Path) -> None:
 def test_a_recipe_outside_is_left_out_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search = check("optim.lr=1e-3..1e-2", adapter=("lora", "projection"))
+    search = check("optim.lr=1e-3..1e-2", adapter=("lora", "projection"), portfolio=False)
     assert search.recipes("lora") == search.recipes("projection") == []
     assert capsys.readouterr().out.splitlines() == [
         "the recipe of `lora` is left out: its `optim.lr` 5e-5 is outside 1e-3..1e-2.",

@@ -64,6 +64,7 @@ class Plan:
     views: int
     precision: Precision = "auto"  # of the stores
     metric: str = "val/accuracy"
+    portfolio: bool = True  # its points are tried after the recipe
 
     def tasks(self) -> Iterator[tuple[str, Source, int, int, Part]]:
         """The draws that are trained on: (name, source, shots, seed, part)."""
@@ -88,9 +89,9 @@ def write_plan(folder: Path, plan: Plan) -> None:
     path = folder / "plan.json"
     wanted: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(plan)}
     if path.exists():
-        found = {"precision": "auto"} | read_json(path)
+        found = {"precision": "auto", "portfolio": False} | read_json(path)
         names = ("backbone", "revision", "trials", "seconds", "epochs", "views", "precision")
-        for name in (*names, "metric"):
+        for name in (*names, "metric", "portfolio"):
             if found.get(name) != wanted[name]:
                 raise DataError(
                     f"`{folder}` holds another arena: its `{name}` is {found.get(name)!r}, this "

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from ray import tune
 
 from pipelines.comparing.plan import Cell, Plan, cell_folder, draw_path, store_of
+from pipelines.searching.points import with_hints
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import (
     Search,
@@ -67,7 +68,7 @@ class CellSearch:
     def __init__(self, arena: Arena, cell: Cell, backbone: Backbone | None = None) -> None:
         self.arena, self.cell = arena, cell
         self.folder = cell_folder(arena.folder, cell)
-        self.search = search_of(arena.plan, cell)
+        self.search = with_hints(search_of(arena.plan, cell), self.folder, arena.plan.portfolio)
         store = find_store(store_of(arena.folder, cell.dataset)).absolute()
         draw = draw_path(arena.folder, cell.task).absolute()
         settings = TrialSettings(

@@ -15,6 +15,7 @@ from pipelines.capacity import check_gpus
 from pipelines.cluster import check_here
 from pipelines.console import say
 from pipelines.searching.limits import read_limits
+from pipelines.searching.points import with_hints
 from pipelines.searching.samplers import check_sampler
 from pipelines.searching.space import read_file, searched, values_of
 from pipelines.searching.study import Search, Stopping
@@ -92,6 +93,7 @@ def check(args: Args) -> Search:
     _check_budget(search)
     for line in [line for name in adapters for line in search.left_out(name)]:
         say(line)
+    search = with_hints(search, args.out, args.portfolio)
     if task == "captioning":
         _check_speakers(args.features, search)
     return search

@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.searching.study import Search, adapter_of
+from pipelines.searching.study import POINTS, RECIPE, Search, adapter_of
 
 SHOWN = 200  # trials at most; the model of any sampler is as good with these, and its cost bounded
 TOP = 25  # of them the best: as many as TPE takes for good ones at most
@@ -26,10 +26,11 @@ class Own:
 
     numbers: set[int] = field(default_factory=set)
     running: set[int] = field(default_factory=set)
+    points: set[int] = field(default_factory=set)  # of a recipe or a hint: no sampler drew them
     seen: list[FrozenTrial] = field(default_factory=list)  # in the sampler's terms
 
     def copy(self) -> Own:
-        return Own({*self.numbers}, {*self.running}, [*self.seen])
+        return Own({*self.numbers}, {*self.running}, {*self.points}, [*self.seen])
 
     def shown(self) -> list[FrozenTrial]:
         """What the sampler sees: the best of the trials, and of the others every second, fourth,
@@ -59,6 +60,8 @@ class History:
         own.numbers.add(trial.number)
         if trial.state == TrialState.RUNNING:
             own.running.add(trial.number)
+        if trial.user_attrs.get("origin", RECIPE) in POINTS:  # older ones do not say, and are first
+            own.points.add(trial.number)
         if seen := self._seen(trial, adapter):
             own.seen.append(seen)
 

@@ -66,6 +66,7 @@ class LikeWithLike(BaseSampler):
         self.drawn: tuple[int, str] | None = None  # the trial, its adapter
         self.values: dict[str, Value] = {}
         self.origin = ""
+        self.source = ""  # what of that
         self.shape: tuple[str, Mapping[str, Value]] | None = None
         self.race = Race(search, budget)
 
@@ -89,6 +90,8 @@ class LikeWithLike(BaseSampler):
         said: dict[str, Any] = {"origin": self.origin}
         if self.origin == "recipe":
             said["recipe"] = True
+        if self.source:
+            said["source"] = self.source
         if self.race.last is not None and not self.shape:
             said["race"] = dataclasses.asdict(self.race.last)
         return said
@@ -117,12 +120,12 @@ class LikeWithLike(BaseSampler):
 
     def _draw(self, study: optuna.Study, number: int, adapter: str) -> dict[str, Value]:
         own = self.ledger.of(study.get_trials(deepcopy=False)).own[adapter]
-        asked = len(own.numbers - {number})
-        starts = self.search.starts(adapter)
-        if asked < len(starts) and not self.shape:
-            start = starts[asked]
-            self.origin = start.origin
-            return dict(start.values)
+        point = self.search.next_point(adapter, len(own.points - {number}))
+        point = None if self.shape else point
+        self.source = point.source if point else ""
+        if point:
+            self.origin = point.origin
+            return dict(point.values)
         shown = own.shown()
         self.origin = kind = self.kind
         space = self.search.searched(adapter)
@@ -139,7 +142,7 @@ class LikeWithLike(BaseSampler):
             storage=storage, sampler=sampler, directions=["maximize"] * self.goals
         )
         with quiet():
-            for _ in range(asked if kind == "qmc" else 0):
+            for _ in range(len(own.numbers - {number}) if kind == "qmc" else 0):
                 study.ask(space)
             trial = study.ask(space)
         if kind == "cmaes":

@@ -35,6 +35,7 @@ STUDY = "cliptune"
 OVER = "over a limit"  # noted of a trial that is never chosen
 ADAPTER = "adapter"  # the parameter that says which adapter a trial is of
 FORMAT = "cliptune-study-1"
+RECIPE, PORTFOLIO = POINTS = "recipe", "portfolio"  # origins of trials that no sampler drew
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -44,6 +45,7 @@ class Start:
 
     values: Mapping[str, Value]
     origin: str
+    source: str = ""  # what of that, in words
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Search:
     stopping: Stopping = Stopping()
     limits: Mapping[str, float] = field(default_factory=dict)  # of what a trial notes, the most
     spaces: Mapping[str, Space] = field(default_factory=dict)  # else the adapters' own
+    hints: Mapping[str, Sequence[Start]] = field(default_factory=dict)  # tried after the recipes
 
     def space(self, adapter: str) -> Space:
         """What is searched of an adapter."""
@@ -108,14 +111,20 @@ class Search:
         return self.trials or 3 * self.epochs_total // self.epochs or 64
 
     def starts(self, adapter: str) -> list[Start]:
-        """The points that an adapter's trials begin with."""
+        """The points that an adapter's trials begin with, whatever the budget."""
         return self._starts[adapter]
+
+    def next_point(self, adapter: str, tried: int) -> Start | None:
+        """The point that comes after `tried` of the adapter's: first the starts, then the hints;
+        None: all were tried, a sampler draws."""
+        points = [*self.starts(adapter), *self.hints.get(adapter, ())]
+        return points[tried] if tried < len(points) else None
 
     @functools.cached_property
     def _starts(self) -> dict[str, list[Start]]:
         return {
             name: [
-                Start({key: recipe[key] for key in self.searched(name)}, "recipe")
+                Start({key: recipe[key] for key in self.searched(name)}, RECIPE)
                 for recipe in self.recipes(name)
             ]
             for name in self.adapters
@@ -139,13 +148,13 @@ class Search:
         """The adapter's published settings for the task that lie in what is searched. Those that
         differ in nothing that is searched are one."""
         searched = sorted(self.space(adapter).keys() - self.fixed.keys())
-        every = [one for one in self._published(adapter) if not self._outside(adapter, one)]
+        every = [one for one in self._published(adapter) if not self.outside(adapter, one)]
         distinct = {tuple(one[key] for key in searched): one for one in every[::-1]}
         return list(distinct.values())[::-1]
 
     def left_out(self, adapter: str) -> list[str]:
         """A sentence for each published setting that is none of `recipes`, and why."""
-        why = [self._outside(adapter, one) for one in self._published(adapter)]
+        why = [self.outside(adapter, one) for one in self._published(adapter)]
         lines = (f"the recipe of `{adapter}` is left out: its {one}." for one in why if one)
         return list(dict.fromkeys(lines))
 
@@ -154,10 +163,10 @@ class Search:
         every = ({"task": self.task, **more} for more in ({}, *variants))
         return [flatten(make_config(adapter, values)) for values in every]
 
-    def _outside(self, adapter: str, recipe: dict[str, Value]) -> str:
-        """Which value no trial of this search has."""
+    def outside(self, adapter: str, config: Mapping[str, Value]) -> str:
+        """Which value of a configuration no trial of this search has; empty: there is none."""
         space, usual = self.space(adapter), self._published(adapter)[0]
-        for name, value in recipe.items():
+        for name, value in config.items():
             if name in self.fixed:
                 continue
             if name in space and not contains(space[name], value):
@@ -194,6 +203,7 @@ def about_study(
             for adapter in search.adapters
             for name, distribution in search.searched(adapter).items()
         },
+        "hints": {name: [asdict(one) for one in each] for name, each in search.hints.items()},
         "workers_per_trial": workers_per_trial,
         **about_draws(draw, retain),
         "trials": search.trials or None,

@@ -1,0 +1,142 @@
+"""The points that are tried after the recipes: which, in which order, and where they are from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from benchmarks.searchers import portfolio as made
+from benchmarks.searchers.surfaces import FOLDER, Surface
+from pipelines import tune
+from pipelines.searching import flags as tune_flags
+from pipelines.searching.searcher import StudySearcher
+from pipelines.searching.study import Search, open_study
+from search_spaces.notation import contains
+from search_spaces.portfolio import portfolio
+from search_spaces.registry import SPACES
+from trainables.adapters.registry import make_config
+from trainables.config import Task
+from trainables.errors import CliptuneError
+from trainables.files import read_json, write_json
+
+SHIPPED: list[tuple[str, Task]] = [
+    (name, task)  # type: ignore[misc]
+    for name, own in SPACES.items()
+    for task in own
+    if portfolio(name, task)  # type: ignore[arg-type]
+]
+
+
+def check(features: Path, out: Path, **more: Any) -> Search:
+    return tune_flags.check(tune.Args(features, out, **{"adapter": ("projection",), **more}))
+
+
+def drawn(folder: Path, search: Search, count: int) -> list[dict[str, Any]]:
+    """The first trials' attributes; none of them ends."""
+    asks = StudySearcher(open_study(folder), search, folder)
+    for number in range(count):
+        asks.suggest(f"ray{number}")
+    return [trial.user_attrs for trial in asks.study.get_trials()]
+
+
+@pytest.mark.parametrize(("name", "task"), SHIPPED)
+def test_shipped_points_are_four_to_six_and_lie_in_the_adapters_space(
+    name: str, task: Task
+) -> None:
+    points, space = portfolio(name, task), SPACES[name][task]
+    assert 4 <= len(points) <= 6
+    for point in points:
+        assert point.keys() == space.keys()
+        assert all(contains(space[field], value) for field, value in point.items())
+        make_config(name, {"task": task, **point})
+
+
+def test_the_portfolio_is_what_its_script_makes() -> None:
+    surfaces = [Surface.load(path) for path in sorted(FOLDER.glob("*.soft_prompt.parquet"))]
+    points = [made.rounded(one, surfaces[0].space) for one in made.portfolio(surfaces)]
+    assert points == portfolio("soft_prompt", "retrieval")
+
+
+def test_points_come_after_the_recipes_as_trials_like_others(
+    tmp_path: Path, features: Path
+) -> None:
+    search = check(features, tmp_path, adapter=("projection", "soft_prompt"), trials=16)
+    trials = drawn(tmp_path, search, 16)
+    own = [one for one in trials if one["config"]["name"] == "projection"]
+    assert [one["origin"] for one in trials[:4]] == ["recipe", "recipe", "portfolio", "portfolio"]
+    assert [one["origin"] for one in own] == ["recipe", *["portfolio"] * 6, *["tpe"] * 7]
+    shipped = portfolio("projection", "retrieval")
+    for trial, point in zip(own[1:], shipped, strict=False):
+        assert {field: trial["config"][field] for field in point} == point
+
+
+def test_a_budget_for_the_recipes_alone_is_enough(tmp_path: Path, features: Path) -> None:
+    assert check(features, tmp_path, trials=1).hints["projection"]
+    with pytest.raises(CliptuneError, match=r"at least 2 for the published recipes"):
+        check(features, tmp_path, adapter=("projection", "lora"), trials=1)
+
+
+def test_points_outside_are_left_out_and_said(
+    tmp_path: Path, features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = check(features, tmp_path, search=("optim.lr=1e-5..1e-4:log",))
+    out = capsys.readouterr().out
+    left = [point["optim.lr"] for point in portfolio("projection", "retrieval")]
+    outside = sum(not 1e-5 <= lr <= 1e-4 for lr in left)  # type: ignore[operator]
+    assert len(search.hints["projection"]) == len(left) - outside
+    assert f"of `projection`, {outside} points of the portfolio are left out: its `optim.lr`" in out
+    assert not check(features, tmp_path, portfolio=False).hints
+
+
+def test_what_is_fixed_stays_and_what_only_that_told_apart_is_one(
+    tmp_path: Path, features: Path
+) -> None:
+    fields = set(SPACES["projection"]["retrieval"]) - {"adapter.side"}
+    fixed = tuple(f"{name}={'none' if value is None else value}" for name, value in made.recipes_of(
+        Surface.load(FOLDER / "flickr8k.projection.parquet")
+    )[0].items() if name in fields)  # fmt: skip
+    hints = check(features, tmp_path, set=fixed).hints["projection"]
+    sides = [dict(one.values) for one in hints]
+    assert all(one.keys() == {"adapter.side"} for one in sides)
+    assert len({str(one) for one in sides}) == len(sides)
+
+
+def test_a_resumed_search_has_the_points_that_it_began_with(
+    tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = check(features, tmp_path)
+    args = tune.Args(features, tmp_path, adapter=("projection",))
+    tune._claim(tmp_path, args, search)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.searching.points.portfolio", lambda *_: [])
+        again = check(features, tmp_path)
+        tune._claim(tmp_path, args, again)
+        assert again.hints == search.hints
+    with pytest.raises(CliptuneError, match="holds another study: its `portfolio` is True"):
+        tune._claim(tmp_path, tune.Args(features, adapter=args.adapter, portfolio=False), again)
+    about = read_json(tmp_path / "study.json")
+    for name in ("hints", "portfolio"):  # as older ones
+        del about[name]
+    write_json(tmp_path / "study.json", about)
+    older = check(features, tmp_path)
+    assert not older.hints["projection"]
+    tune._claim(tmp_path, args, older)
+
+
+def test_trials_killed_and_lost_skip_no_point(tmp_path: Path, features: Path) -> None:
+    search = check(features, tmp_path / "whole")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "whole").mkdir()
+    whole = drawn(tmp_path / "whole", search, 6)
+    first = drawn(tmp_path / "cut", search, 3)
+    study = open_study(tmp_path / "cut")
+    study.tell(2, state=TrialState.FAIL)
+    rest = StudySearcher(open_study(tmp_path / "cut"), search, tmp_path / "cut")
+    numbers = [rest.suggest(f"again{n}")["number"] for n in range(5)]
+    assert numbers == [0, 1, 3, 4, 5]
+    trials = [trial.user_attrs for trial in rest.study.get_trials()]
+    assert trials == whole
+    assert first == whole[:3]
