@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.gpu import sheet
 from benchmarks.harness import Limit, Result, Row
+from benchmarks.searchers import costs
 from trainables.files import read_json, write_bytes, write_json
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
@@ -137,6 +138,7 @@ class Table:
             "|---|---|",
             *(f"| {what} | {need} |" for what, need in NOT_MEASURED),
             "",
+            *costs.section(self.folder),
             *sheet.section(self.folder),
         ]
         return "\n".join(lines) + "\n"
