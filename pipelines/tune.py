@@ -132,6 +132,8 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} stopped early by ASHA, "
         f"{counts['FAIL']} failed, {counts['RUNNING']} unfinished."
     )
+    for line in Budget(search, study).tried.said():
+        say(line)
     say(best_so_far(study, search.metric))
     if interrupted:
         import ray

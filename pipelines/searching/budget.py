@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from pipelines.searching.finite import Tried
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.study import DONE, Search, best_value
 
@@ -67,10 +68,15 @@ class Budget:
         self.before = float(study.user_attrs.get(CLOCK, 0.0))
         self.started = time.monotonic()
         self.ledger = Ledger(Spent())
+        self.points = Ledger(Tried(search))
 
     @property
     def spent(self) -> Spent:
         return self.ledger.of(self.study.get_trials(deepcopy=False))
+
+    @property
+    def tried(self) -> Tried:
+        return self.points.of(self.study.get_trials(deepcopy=False))
 
     @property
     def seconds(self) -> float:
@@ -95,6 +101,7 @@ class Budget:
             or 0 < self.search.epochs_total <= spent.epochs
             or self.late
             or (self.search.stops and spent.stale)
+            or len(self.tried.out) == len(self.search.adapters)
         )
 
     def left(self) -> float:

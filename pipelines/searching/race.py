@@ -74,19 +74,25 @@ class Turn:
     name: str
     best: Mapping[str, float]
     bounds: Mapping[str, float]  # of those that were passed over
+    out: Sequence[str] = ()  # those that have no point left to try
 
 
-def turn(runners: Sequence[Runner], left: float) -> Turn:
-    """The adapter of the next trial, with `left` epochs to spend."""
+def turn(runners: Sequence[Runner], left: float, tried: Sequence[str] = ()) -> Turn:
+    """The adapter of the next trial, with `left` epochs to spend; `tried`: those that have no point
+    left to try, which is not all."""
     best = {one.name: one.best for one in runners if one.path}
-    first = [one for one in runners if one.asked < max(one.starts, LEAST)]
+    fit = [one for one in runners if one.name not in tried]
+    first = [one for one in fit if one.asked < max(one.starts, LEAST)]
     if first:
-        return Turn(min(first, key=lambda one: one.asked).name, best, {})
+        return Turn(min(first, key=lambda one: one.asked).name, best, {}, tried)
     leader = max(one.best for one in runners)
-    bounds = {one.name: one.bound(left) for one in runners if one.finished >= LEAST}
+    bounds = {one.name: one.bound(left) for one in fit if one.finished >= LEAST}
     out = {name: bound for name, bound in bounds.items() if bound < leader}
-    still = [one for one in runners if one.name not in out]
-    return Turn(min(still, key=lambda one: one.spent).name, best, out)
+    still = [one for one in fit if one.name not in out]
+    if not still:  # the leader has no point left: of the others, the one that may come nearest
+        name = max(bounds, key=lambda name: bounds[name])
+        return Turn(name, best, {one: bounds[one] for one in out if one != name}, tried)
+    return Turn(min(still, key=lambda one: one.spent).name, best, out, tried)
 
 
 class Standings:
@@ -117,5 +123,5 @@ class Race:
         return [*self.ledger.of(study.get_trials(deepcopy=False)).runners.values()]
 
     def next(self, study: optuna.Study) -> str:
-        self.last = turn(self.standings(study), self.budget.left())
+        self.last = turn(self.standings(study), self.budget.left(), self.budget.tried.out)
         return self.last.name

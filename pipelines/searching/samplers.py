@@ -21,14 +21,17 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial
 
 from pipelines.searching.budget import Budget
+from pipelines.searching.finite import number_of, untried
 from pipelines.searching.history import History, Notes
 from pipelines.searching.kinds import Sampler
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.race import Race
-from pipelines.searching.study import ADAPTER, Search
+from pipelines.searching.study import ADAPTER, Search, Start
 from search_spaces.common import Space
 from trainables.config import Value
 from trainables.errors import ConfigError
+
+AGAIN = 8  # draws, before any point is taken that was not tried yet
 
 
 class Shown(InMemoryStorage):
@@ -60,7 +63,7 @@ class LikeWithLike(BaseSampler):
     """
 
     def __init__(self, search: Search, budget: Budget) -> None:
-        self.search = search
+        self.search, self.budget = search, budget
         self.notes: Notes = {}
         self.ledger = Ledger(History(search, self.notes))
         self.drawn: tuple[int, str] | None = None  # the trial, its adapter
@@ -120,8 +123,7 @@ class LikeWithLike(BaseSampler):
 
     def _draw(self, study: optuna.Study, number: int, adapter: str) -> dict[str, Value]:
         own = self.ledger.of(study.get_trials(deepcopy=False)).own[adapter]
-        point = self.search.next_point(adapter, len(own.points - {number}))
-        point = None if self.shape else point
+        point = None if self.shape else self._point(adapter, len(own.points - {number}))
         self.source = point.source if point else ""
         if point:
             self.origin = point.origin
@@ -144,10 +146,45 @@ class LikeWithLike(BaseSampler):
         with quiet():
             for _ in range(len(own.numbers - {number}) if kind == "qmc" else 0):
                 study.ask(space)
-            trial = study.ask(space)
+            for _ in range(AGAIN):
+                trial = study.ask(space)
+                values: dict[str, Value] = trial.params | self._shape
+                if self._fresh(adapter, values):
+                    break
+            else:
+                values = self._untried(adapter, number) or values
         if kind == "cmaes":
             self.notes[number] = storage.noted(study.study_name, trial.number)
-        return trial.params | dict(self.shape[1] if self.shape else {})
+        return values
+
+    # -- points that were tried: none is drawn again -----------------------------------------
+
+    @property
+    def _shape(self) -> dict[str, Value]:
+        return dict(self.shape[1] if self.shape else {})
+
+    def _point(self, adapter: str, tried: int) -> Start | None:
+        """The next point that no sampler draws."""
+        while (point := self.search.next_point(adapter, tried)) is not None:
+            if self._fresh(adapter, point.values):
+                return point
+            tried += 1  # a sampler was there before
+        return None
+
+    def _fresh(self, adapter: str, values: Mapping[str, Value]) -> bool:
+        points = self.budget.tried.points
+        space = self.search.searched(adapter)
+        return adapter not in points or number_of(space, values) not in points[adapter]
+
+    def _untried(self, adapter: str, number: int) -> dict[str, Value] | None:
+        space, tried = self.search.searched(adapter), self.budget.tried.points[adapter]
+        return untried(space, self._shape, tried, f"{self.search.seed}/{number}")
+
+    def left(self) -> bool:
+        """Whether a trial of the shape that is asked for could be another than all before."""
+        assert self.shape is not None
+        adapter = self.shape[0]
+        return adapter not in self.budget.tried.points or self._untried(adapter, 0) is not None
 
     @property
     def kind(self) -> Sampler:

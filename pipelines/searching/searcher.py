@@ -129,6 +129,7 @@ class StudySearcher(FromDisk):
                 len(siblings) + 1 < width
                 and not self.sampler.begins(self.study)
                 and not self.budget.over()
+                and self.sampler.left()
             ):
                 trial = self.study.ask()
                 self._sample(trial)

@@ -1,0 +1,118 @@
+"""Spaces of few points: how many there are, which were tried, and one that was not.
+
+Flows in: spaces whose fields are choices, whole numbers or steps, and a study's trials. Flows out:
+points, by number: 0 for the first value of each field, then the last field's second value, ... A
+space with a field of real numbers has no end of points, and nothing is said of it here.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Set
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial
+
+from pipelines.searching.study import Search, adapter_of
+from search_spaces.common import Space
+from trainables.config import Value
+
+
+def size(space: Space) -> int | None:
+    """How many points there are. None: no end of them."""
+    sizes = [_size(one) for one in space.values()]
+    return None if None in sizes else math.prod(one for one in sizes if one is not None)
+
+
+def number_of(space: Space, values: Mapping[str, Value]) -> int:
+    number = 0
+    for name, one in space.items():
+        number = number * (_size(one) or 1) + _place(one, values[name])
+    return number
+
+
+def values_of(space: Space, number: int) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for name, one in reversed(space.items()):
+        number, place = divmod(number, _size(one) or 1)
+        found[name] = _value(one, place)
+    return {name: found[name] for name in space}
+
+
+def untried(
+    space: Space, shape: Mapping[str, Value], tried: Set[int], seed: str
+) -> dict[str, Value] | None:
+    """A point of a finite space with the values of `shape` that is none of `tried`: from one drawn
+    at random on, the next. None: there is none."""
+    own = {name: value for name, value in shape.items() if name in space}
+    free = {name: one for name, one in space.items() if name not in own}
+    count = size(free) or 1
+    first = random.Random(seed).randrange(count)
+    for step in range(count):
+        values = values_of(free, (first + step) % count) | own
+        if number_of(space, values) not in tried:
+            return values
+    return None
+
+
+class Tried:
+    """Of each adapter with a finite space, the points that its trials had, however they ended."""
+
+    def __init__(self, search: Search, points: Mapping[str, frozenset[int]] | None = None) -> None:
+        self.search = search
+        few = (name for name in search.adapters if size(search.searched(name)) is not None)
+        self.points = dict.fromkeys(few, frozenset[int]()) if points is None else dict(points)
+
+    def add(self, trial: FrozenTrial) -> None:
+        adapter = adapter_of(trial)
+        if adapter not in self.points:
+            return
+        space = self.search.searched(adapter)
+        values = {name: trial.params.get(f"{adapter}/{name}", ...) for name in space}
+        if ... not in values.values():  # else a driver was killed between two values
+            self.points[adapter] |= {number_of(space, values)}
+
+    def copy(self) -> Tried:
+        return Tried(self.search, self.points)
+
+    @property
+    def out(self) -> list[str]:
+        """The adapters that have no point left."""
+        sizes = {name: size(self.search.searched(name)) for name in self.points}
+        return [name for name, points in self.points.items() if len(points) == sizes[name]]
+
+    def said(self) -> list[str]:
+        """A sentence for each of them."""
+        return [
+            f"`{name}` has no configuration left to try: all {len(self.points[name])} were tried."
+            for name in self.out
+        ]
+
+
+def _size(one: BaseDistribution) -> int | None:
+    if one.single():
+        return 1
+    if isinstance(one, CategoricalDistribution):
+        return len(one.choices)
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    return None if one.step is None else 1 + round((one.high - one.low) / one.step)
+
+
+def _place(one: BaseDistribution, value: Value) -> int:
+    if isinstance(one, CategoricalDistribution):
+        return one.choices.index(value)
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    return round((value - one.low) / one.step) if one.step else 0  # type: ignore[operator]
+
+
+def _value(one: BaseDistribution, place: int) -> Value:
+    if isinstance(one, CategoricalDistribution):
+        return one.choices[place]
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    return one.low + place * (one.step or 0)

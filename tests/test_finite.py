@@ -1,0 +1,161 @@
+"""Spaces of few points: no point is tried twice, and where none is left the search says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from ray.tune.search import Searcher
+
+from pipelines.searching.finite import number_of, size, untried, values_of
+from pipelines.searching.kinds import Sampler
+from pipelines.searching.race import Runner, turn
+from pipelines.searching.searcher import StudySearcher
+from pipelines.searching.study import Search, open_study
+from search_spaces.common import Space, choice
+from search_spaces.registry import SPACES
+from trainables.crew import Job
+
+METRIC = "val/t2i_r1"
+ALONE = Search(("zero_shot",), METRIC, trials=24, epochs=9, seed=3, fixed={})
+TEMPLATES = len(SPACES["zero_shot"]["retrieval"]["adapter.template"].choices)  # type: ignore[attr-defined]
+SPACE: Space = {
+    "choice": choice(None, "a", 2.0),
+    "whole": IntDistribution(2, 8, step=3),
+    "log": IntDistribution(1, 4, log=True),
+    "step": FloatDistribution(0.1, 0.4, step=0.1),
+    "one": FloatDistribution(0.5, 0.5),
+}
+
+
+def searcher(folder: Path, search: Search, fuse: int = 1) -> StudySearcher:
+    return StudySearcher(open_study(folder), search, folder, fuse)
+
+
+def row(number: int, value: float, state: str = "finished") -> dict[str, Any]:
+    return {
+        **{"number": number, "epoch": 9, METRIC: value, "best": value, "best_epoch": 9},
+        **{"state": state, "seconds": 1.0, "trainable_parameters": 8, "reason": "x"},
+    }
+
+
+def tried(asks: StudySearcher, adapter: str = "zero_shot") -> list[tuple[Any, ...]]:
+    """The points of an adapter's trials, in their order."""
+    trials = asks.study.get_trials(deepcopy=False)
+    own = [trial for trial in trials if trial.user_attrs["config"]["name"] == adapter]
+    names = asks.search.searched(adapter)
+    return [tuple(trial.user_attrs["config"][name] for name in names) for trial in own]
+
+
+def run(asks: StudySearcher, most: int = 100) -> int:
+    """Trials until the search ends."""
+    for count in range(most):
+        job = asks.suggest(f"ray{count}")
+        if job == Searcher.FINISHED:
+            return count
+        values = {"zero_shot": 0.9}  # it leads
+        rows = [row(one.number, values.get(one.values["name"], 0.1)) for one in Job(**job).all]
+        asks.on_trial_complete(f"ray{count}", rows[0] | {"members": rows})
+    raise AssertionError("the search does not end")
+
+
+def test_points_are_numbered() -> None:
+    count = 3 * 3 * 4 * 4
+    assert size(SPACE) == count
+    points = [values_of(SPACE, number) for number in range(count)]
+    assert len({tuple(one.values()) for one in points}) == count
+    assert [number_of(SPACE, one) for one in points] == list(range(count))
+    for one in points:
+        for name, value in one.items():
+            assert SPACE[name]._contains(SPACE[name].to_internal_repr(value))
+
+
+@pytest.mark.parametrize("one", [FloatDistribution(0, 1), FloatDistribution(1, 2, log=True)])
+def test_real_numbers_have_no_end_of_points(one: BaseDistribution) -> None:
+    assert size({"choice": CategoricalDistribution((1, 2)), "real": one}) is None
+
+
+def test_a_point_that_was_not_tried_is_found_where_there_is_one() -> None:
+    found: set[int] = set()
+    while point := untried(SPACE, {"choice": "a", "other": 1}, found, "seed"):
+        assert point["choice"] == "a"
+        found.add(number_of(SPACE, point))
+    assert len(found) == 3 * 4 * 4
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp"])
+def test_every_template_is_tried_once_and_the_search_ends(sampler: Sampler, tmp_path: Path) -> None:
+    asks = searcher(tmp_path, dataclasses.replace(ALONE, sampler=sampler))
+    assert run(asks) == TEMPLATES
+    assert len(set(tried(asks))) == TEMPLATES
+    assert asks.budget.over()
+    said = f"`zero_shot` has no configuration left to try: all {TEMPLATES} were tried."
+    assert asks.budget.tried.said() == [said]
+
+
+def test_what_still_runs_or_failed_was_tried(tmp_path: Path) -> None:
+    asks = searcher(tmp_path, ALONE)
+    for number in range(TEMPLATES):
+        asks.suggest(f"ray{number}")
+    assert len(set(tried(asks))) == TEMPLATES
+    assert asks.suggest("more") is None  # one that runs may come back
+    for number in range(TEMPLATES):
+        asks.on_trial_complete(f"ray{number}", row(number, 0.5, "failed"))
+    assert asks.suggest("more") == Searcher.FINISHED
+
+
+def test_a_resumed_search_tries_the_same_points(tmp_path: Path) -> None:
+    def points(folder: Path, restarts: bool) -> list[Any]:
+        folder.mkdir()
+        asks = searcher(folder, ALONE)
+        for number in range(TEMPLATES):
+            if restarts:
+                asks = searcher(folder, ALONE)
+            asks.suggest(f"ray{number}")
+            asks.on_trial_complete(f"ray{number}", row(number, 0.5))
+        assert searcher(folder, ALONE).suggest("more") == Searcher.FINISHED
+        return tried(asks)
+
+    assert points(tmp_path / "once", False) == points(tmp_path / "often", True)
+
+
+def test_an_adapter_without_points_is_out_of_the_race_and_others_go_on(tmp_path: Path) -> None:
+    search = dataclasses.replace(ALONE, adapters=("zero_shot", "projection"))
+    asks = searcher(tmp_path, search)
+    assert run(asks) == search.trials
+    assert len(tried(asks)) == len(set(tried(asks))) == TEMPLATES
+    race = asks.study.trials[-1].user_attrs["race"]
+    assert (race["name"], race["out"]) == ("projection", ["zero_shot"])
+
+
+def test_a_leader_without_points_hands_on_to_the_one_that_may_come_nearest() -> None:
+    runners = [
+        Runner("leads", 1, 5, 5, 45, [(9, 0.9), (45, 0.9)]),
+        Runner("far", 1, 2, 2, 18, [(9, 0.1), (18, 0.1)]),
+        Runner("near", 1, 2, 2, 18, [(9, 0.1), (18, 0.2)]),
+    ]
+    assert turn(runners, 10).name == "leads"
+    found = turn(runners, 10, ["leads"])
+    assert (found.name, set(found.bounds), found.out) == ("near", {"far"}, ["leads"])
+
+
+def test_trials_that_train_together_are_as_many_as_their_shape_has_points(tmp_path: Path) -> None:
+    spaces: dict[str, Space] = {
+        "projection": {
+            "optim.lr": choice(1e-3, 1e-2, 1e-1),
+            "batch_size": choice(32, 64),
+        }
+    }
+    search = dataclasses.replace(ALONE, adapters=("projection",), spaces=spaces)
+    asks = searcher(tmp_path, search, fuse=4)
+    run(asks)
+    points = tried(asks, "projection")
+    assert len(points) == len(set(points)) == 6
