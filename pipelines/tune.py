@@ -91,6 +91,9 @@ class Args:
     two goals, the metric and the accuracy on their val images; ASHA stops no trial."""
     portfolio: bool = True
     """After its recipes, each adapter tries a few shipped points that were good on other data."""
+    prior: tuple[Path, ...] = ()
+    """Earlier searches for the same task, studies or arenas, the most similar first: after its
+    recipes, each adapter tries what was best there."""
 
 
 def run(args: Args) -> None:
@@ -157,14 +160,14 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
     wanted = about_study(
         search, rungs(search), args.features, args.draw, args.retain, args.workers_per_trial
     )
-    wanted["portfolio"] = args.portfolio
+    wanted |= {"portfolio": args.portfolio, "prior": [str(path) for path in args.prior]}
     free = (
         *("created", "features", "draw", "retain", "budget", "trials", "sampler", "limits"),
         "hints",  # settled when the study began
     )
     path = folder / "study.json"
     if path.exists():
-        found = {"portfolio": args.portfolio} | read_json(path)
+        found = {"portfolio": args.portfolio, "prior": []} | read_json(path)
         if not search.spaces:  # older studies do not say that they search the adapters' own
             found.setdefault("spaces", wanted["spaces"])
         for name in ["retain_keys", *wanted]:

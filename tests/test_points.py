@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from benchmarks.searchers import portfolio as made
 from benchmarks.searchers.surfaces import FOLDER, Surface
 from pipelines import tune
 from pipelines.searching import flags as tune_flags
+from pipelines.searching.population import PopulationSearcher
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, open_study
 from search_spaces.notation import contains
@@ -22,6 +25,7 @@ from trainables.config import Task
 from trainables.errors import CliptuneError
 from trainables.files import read_json, write_json
 
+METRIC = "val/t2i_r1"
 SHIPPED: list[tuple[str, Task]] = [
     (name, task)  # type: ignore[misc]
     for name, own in SPACES.items()
@@ -87,8 +91,9 @@ def test_points_outside_are_left_out_and_said(
     left = [point["optim.lr"] for point in portfolio("projection", "retrieval")]
     outside = sum(not 1e-5 <= lr <= 1e-4 for lr in left)  # type: ignore[operator]
     assert len(search.hints["projection"]) == len(left) - outside
-    assert f"of `projection`, {outside} points of the portfolio are left out: its `optim.lr`" in out
-    assert not check(features, tmp_path, portfolio=False).hints
+    assert out.count("of the portfolio, whose `optim.lr`") == outside
+    assert out.startswith("`projection` goes without point ")
+    assert not check(features, tmp_path, portfolio=False).hints["projection"]
 
 
 def test_what_is_fixed_stays_and_what_only_that_told_apart_is_one(
@@ -140,3 +145,118 @@ def test_trials_killed_and_lost_skip_no_point(tmp_path: Path, features: Path) ->
     trials = [trial.user_attrs for trial in rest.study.get_trials()]
     assert trials == whole
     assert first == whole[:3]
+
+
+# -- earlier searches -------------------------------------------------------------------------
+
+
+def earlier(folder: Path, data: str = "a", count: int = 5, **more: Any) -> Path:
+    """A study of projection, whose later trials are better."""
+    asked: dict[str, Any] = {"trials": count, "seed": len(data), **more}
+    adapters = asked.pop("adapters", ("projection",))
+    search = Search(adapters, METRIC, asked.pop("trials"), 1, asked.pop("seed"), {}, **asked)
+    folder.mkdir(parents=True)
+    about = {"task": search.task, "features_key": data, "adapters": list(adapters)}
+    write_json(folder / "study.json", about)
+    asks = StudySearcher(open_study(folder), search, folder)
+    for number in range(count):
+        asks.suggest("ray")
+        reached = number / 10
+        result = {"number": number, "epoch": 1, search.metric: reached, "best": reached}
+        result |= {"best_epoch": 1, "state": "finished", "seconds": 1.0, "done": True}
+        asks.on_trial_complete("ray", result | {"trainable_parameters": 1})
+    return folder
+
+
+def sources(search: Search, adapter: str = "projection") -> list[str]:
+    return [one.source for one in search.hints[adapter] if one.origin == "prior"]
+
+
+def test_the_best_of_earlier_searches_come_before_the_portfolio(
+    tmp_path: Path, features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = earlier(tmp_path / "one"), earlier(tmp_path / "other", "bb")
+    before = (one / "journal.log").read_bytes()
+    search = check(features, tmp_path / "new", prior=(one, other))
+    expected = [f"trial {n} of {study}" for n in (4, 3, 2) for study in (one, other)]
+    assert sources(search) == expected
+    assert f"`projection` tries after its recipes: {expected[0]}," in capsys.readouterr().out
+    assert [start.origin for start in search.hints["projection"]] == ["prior"] * 6 + [
+        "portfolio"
+    ] * 6
+    (tmp_path / "new").mkdir()
+    trials = drawn(tmp_path / "new", search, 3)
+    assert [trial.get("source") for trial in trials] == [None, *expected[:2]]
+    was = open_study(one).trials[4].user_attrs["config"]
+    same = SPACES["projection"]["retrieval"].keys()
+    assert all(trials[1]["config"][name] == was[name] for name in same)
+    assert (one / "journal.log").read_bytes() == before
+    assert sorted(path.name for path in one.iterdir()) == ["best.json", "journal.log", "study.json"]
+
+
+def test_of_many_studies_each_data_set_comes_before_a_second_of_one(
+    tmp_path: Path, features: Path
+) -> None:
+    """An arena holds a study for each cell, in folders below it."""
+    arena = tmp_path / "arena"
+    for seed, cell in enumerate(("a-1", "a-2", "b-1", "b-2")):
+        earlier(arena / "cells" / cell / "projection", cell[0], seed=seed)
+    earlier(arena / "cells" / "b-2" / "soft_prompt", "b", adapters=("soft_prompt",))
+    search = check(features, tmp_path / "new", prior=(arena,), adapter=("projection", "lora"))
+    cells = [Path(one.partition(" of ")[2]).parent.name for one in sources(search)]
+    assert cells == ["a-1", "b-1", "a-2", "b-2", "a-1", "b-1"]
+    assert sources(search, "lora") == []
+
+
+def test_earlier_points_outside_are_left_out_and_said(
+    tmp_path: Path, features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = earlier(tmp_path / "one", count=1)  # the recipe, which is tried anyway
+    assert sources(check(features, tmp_path / "new", prior=(one,))) == []
+    assert "goes without" not in capsys.readouterr().out
+    flags = ("optim.lr=1..2",)
+    check(features, tmp_path / "new", prior=(one,), search=flags, portfolio=False)
+    said = f"`projection` goes without trial 0 of {one}, whose `optim.lr` 1e-4 is outside 1..2."
+    assert said in capsys.readouterr().out
+    check(features, tmp_path / "new", prior=(one,), adapter=("lora",))
+    assert "no trial of `lora` ended in what `--prior` names." in capsys.readouterr().out
+
+
+def test_what_is_no_prior_is_refused_before_any_work(tmp_path: Path, features: Path) -> None:
+    classes = earlier(tmp_path / "classes", task="classification", count=1, adapters=("coop",))
+    with pytest.raises(CliptuneError) as error:
+        check(features, tmp_path / "new", prior=(classes,))
+    assert str(error.value) == (
+        "`--prior` must be searches for retrieval as this one, "
+        f"got `{classes}`, which is for classification."
+    )
+    for folder in (tmp_path / "missing", features):
+        with pytest.raises(CliptuneError, match="in which no study was begun"):
+            check(features, tmp_path / "new", prior=(folder,))
+    (classes / "journal.log").write_text("x\ny\n")
+    write_json(classes / "study.json", {"task": "retrieval"})
+    with pytest.raises(CliptuneError, match="is not a readable Optuna journal"):
+        check(features, tmp_path / "new", prior=(classes,))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_resumed_search_reads_no_earlier_one_again(tmp_path: Path, features: Path) -> None:
+    one, out = earlier(tmp_path / "one"), tmp_path / "new"
+    args = tune.Args(features, out, adapter=("projection",), prior=(one,))
+    search = tune_flags.check(args)
+    tune._claim(out, args, search)
+    shutil.rmtree(one)
+    again = tune_flags.check(args)
+    tune._claim(out, args, again)
+    assert again.hints == search.hints
+    other = dataclasses.replace(args, prior=(tmp_path / "two",))
+    with pytest.raises(CliptuneError, match="holds another study: its `prior` is"):
+        tune._claim(out, other, tune_flags.check(other))
+
+
+def test_a_population_begins_with_the_points_too(tmp_path: Path, features: Path) -> None:
+    search = check(features, tmp_path, trials=4, scheduler="pbt", prior=(earlier(tmp_path / "x"),))
+    asks = PopulationSearcher(open_study(tmp_path), search, tmp_path)
+    asks.suggest("ray")
+    found = [trial.user_attrs["origin"] for trial in asks.study.get_trials()]
+    assert found == ["recipe", *["prior"] * 3]

@@ -57,6 +57,8 @@ def _trial(adapter: str, i: int, state: TrialState, epochs: int) -> optuna.trial
     top = 0.30 + 0.13 * ((i * 0.618) % 1) + (0.05 if adapter == "lora" else 0.0)
     curve = {e: 0.25 + (top - 0.25) * (1 - 0.6**e) - 0.004 * (e % 2) for e in range(1, epochs + 1)}
     attrs: dict[str, Any] = {"config": {"name": adapter, **params}, "recipe": i < 2}
+    if i == 2:
+        attrs |= {"origin": "prior", "source": "trial 7 of runs/<x>"}
     if state is TrialState.FAIL:
         attrs["reason"] = FAILURE
     elif state is not TrialState.RUNNING:
@@ -320,6 +322,8 @@ def test_every_trial_and_reason_appears(finished: Path) -> None:
         assert re.search(rf"^\| {number} \| (lora|soft\\_prompt) ", markdown, re.M)
     assert FAILURE in html
     assert FAILURE in markdown
+    assert html.count("trial 7 of runs/<x>") == 1
+    assert len(re.findall(r"^\| 2 \|.* trial 7 of runs/", markdown, re.M)) == 1
 
 
 def test_rungs_say_who_was_stopped_where(finished: Path) -> None:

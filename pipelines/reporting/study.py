@@ -50,6 +50,7 @@ class Trial:
     reason: str
     recipe: bool
     retained: float | None = None  # at the best epoch, on classes that training never saw
+    source: str = ""  # of which earlier trial, or shipped point, it has the values
 
     @property
     def score(self) -> float | None:
@@ -130,7 +131,7 @@ def read_study(run: Path) -> Study:
     path = run / "study.json"
     facts = read_json(path) if path.exists() else {}
     adapters = facts.get("adapters", [])
-    frozen = _journal(run / "journal.log")
+    frozen = journal_of(run / "journal.log")
     trials = [_trial(t, adapters) for t in frozen if t.state in STATES]
     metric = str(facts.get("metric", "")).removeprefix("val/")
     against = baseline_of(facts.get("task"))
@@ -156,7 +157,7 @@ def baseline_of(task: str | None) -> str:
     return "nearest_caption" if task == "captioning" else "zero_shot"
 
 
-def _journal(path: Path) -> list[FrozenTrial]:
+def journal_of(path: Path) -> list[FrozenTrial]:
     if not path.exists():  # the backend would create it
         return []
     try:
@@ -188,6 +189,7 @@ def _trial(trial: FrozenTrial, adapters: list[str]) -> Trial:
         reason=str(attrs.get("reason", "")),
         recipe=bool(attrs.get("recipe")),
         retained=attrs.get("retained"),
+        source=str(attrs.get("source", "")),
     )
 
 

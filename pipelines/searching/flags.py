@@ -93,7 +93,7 @@ def check(args: Args) -> Search:
     _check_budget(search)
     for line in [line for name in adapters for line in search.left_out(name)]:
         say(line)
-    search = with_hints(search, args.out, args.portfolio)
+    search = with_hints(search, args.out, args.portfolio, args.prior)
     if task == "captioning":
         _check_speakers(args.features, search)
     return search

@@ -1,37 +1,42 @@
 """What an adapter's trials try after the published recipes: points that were good on other data.
 
-Flows in: the shipped portfolio. Flows out: `Search.hints`, settled when a study begins: a resumed
-one has what it began with, whatever has become of where that was from. They are trials like others,
-held against the same val, and the journal says of each where it is from.
+Flows in: earlier searches, the shipped portfolio. Flows out: `Search.hints`, settled when a study
+begins: a resumed one has what it began with, whatever has become of where that was from. They are
+trials like others, held against the same val, and the journal says of each where it is from.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.console import say
-from pipelines.searching.study import PORTFOLIO, Search, Start
+from pipelines.searching.priors import prior_points, read_priors
+from pipelines.searching.study import PORTFOLIO, PRIOR, Search, Start
 from search_spaces.portfolio import portfolio
 from trainables.adapters.registry import make_config
-from trainables.config import Value, flatten
+from trainables.config import Task, Value, flatten
 from trainables.errors import ConfigError
 from trainables.files import read_json
 
 
-def with_hints(search: Search, folder: Path, shipped: bool) -> Search:
-    """`search` with its hints: those that the study in `folder` began with, or where none did, the
-    portfolio's, if that is wanted."""
+def with_hints(search: Search, folder: Path, shipped: bool, priors: Sequence[Path] = ()) -> Search:
+    """`search` with its hints: those that the study in `folder` began with, or where none did, what
+    was best in `priors`, then the portfolio's points, if they are wanted."""
     if (folder / "study.json").exists():
         return begun(search, read_json(folder / "study.json"))
+    earlier = read_priors(priors, search)
     hints = {}
-    for adapter in search.adapters if shipped else ():
-        hints[adapter], why = fitting(search, adapter, shipped_points(search, adapter))
-        if why:
-            reasons = "; ".join(dict.fromkeys(why))
-            say(f"of `{adapter}`, {len(why)} points of the portfolio are left out: {reasons}.")
+    for adapter in search.adapters:
+        points = prior_points(earlier, adapter)
+        if earlier and not points:
+            say(f"no trial of `{adapter}` ended in what `--prior` names.")
+        points += shipped_points(adapter, search.task) if shipped else []
+        hints[adapter] = fitting(search, adapter, points)
+        if told := [one.source for one in hints[adapter] if one.origin == PRIOR]:
+            say(f"`{adapter}` tries after its recipes: {', '.join(told)}.")
     return dataclasses.replace(search, hints=hints)
 
 
@@ -42,30 +47,32 @@ def begun(search: Search, about: Mapping[str, Any]) -> Search:
     return dataclasses.replace(search, hints=hints)
 
 
-def shipped_points(search: Search, adapter: str) -> Iterator[Start]:
-    for point in portfolio(adapter, search.task):
-        yield Start(point, PORTFOLIO)
+def shipped_points(adapter: str, task: Task) -> list[Start]:
+    points = enumerate(portfolio(adapter, task), 1)
+    return [Start(point, PORTFOLIO, f"point {n} of the portfolio") for n, point in points]
 
 
-def fitting(search: Search, adapter: str, points: Iterator[Start]) -> tuple[list[Start], list[str]]:
-    """Of `points`, those that lie in what is searched, each once and none a recipe; and of the
-    others, why not."""
+def fitting(search: Search, adapter: str, points: Sequence[Start]) -> list[Start]:
+    """Of `points`, those that lie in what is searched, each once and none a recipe; of the others
+    is said why not."""
     known = [dict(start.values) for start in search.starts(adapter)]
-    found, why = [], []
+    found, out = [], []  # what is outside, and why
     for point in points:
         try:
             config = whole(search, adapter, point.values)
+            outside = search.outside(adapter, config)
         except ConfigError as error:
-            why.append(str(error).removesuffix("."))
-            continue
-        if outside := search.outside(adapter, config):
-            why.append(f"its {outside}")
+            outside = str(error).removesuffix(".")
+        if outside:
+            out.append(f"{point.source}, whose {outside}")
             continue
         values = {key: config[key] for key in search.searched(adapter)}
         if values not in known:
             known.append(values)
             found.append(dataclasses.replace(point, values=values))
-    return found, why
+    if out:
+        say(f"`{adapter}` goes without {'; '.join(out)}.")
+    return found
 
 
 def whole(search: Search, adapter: str, values: Mapping[str, Value]) -> dict[str, Value]:

@@ -35,7 +35,8 @@ STUDY = "cliptune"
 OVER = "over a limit"  # noted of a trial that is never chosen
 ADAPTER = "adapter"  # the parameter that says which adapter a trial is of
 FORMAT = "cliptune-study-1"
-RECIPE, PORTFOLIO = POINTS = "recipe", "portfolio"  # origins of trials that no sampler drew
+# Origins of trials that no sampler drew.
+RECIPE, PRIOR, PORTFOLIO = POINTS = "recipe", "prior", "portfolio"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -327,14 +328,14 @@ class Best:
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or OVER in trial.user_attrs:
             return
         for name in (None, trial.user_attrs["config"]["name"]):
-            if name not in self.found or _order(trial) > _order(self.found[name]):
+            if name not in self.found or standing_of(trial) > standing_of(self.found[name]):
                 self.found[name] = trial
 
     def copy(self) -> Best:
         return Best(self.found)
 
 
-def _order(trial: FrozenTrial) -> tuple[float, ...]:
+def standing_of(trial: FrozenTrial) -> tuple[float, ...]:
     return (*standing(*goals(trial)), trial.user_attrs.get("likelihood", 0.0))
 
 
