@@ -24,7 +24,7 @@ from search_spaces.portfolio import FILE
 from trainables.config import Value
 from trainables.files import now, write_json
 
-COUNT = 6  # points of an adapter
+COUNT = 4  # points of an adapter
 MANY = 50  # configurations, of which a choice is worth the name
 DECIDES = {"val/accuracy", "val/calibrated_likelihood", "val/t2i_r1", "val/t2i_mrr"}
 DRAWS = 200  # of as many points at random
