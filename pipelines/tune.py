@@ -109,7 +109,8 @@ def run(args: Args) -> None:
 
 def _search(args: Args, search: Search, folder: Path) -> None:
     from pipelines.searching.budget import Budget
-    from pipelines.searching.study import best_so_far, best_trial, open_study, states, write_best
+    from pipelines.searching.closing import closing
+    from pipelines.searching.study import best_trial, open_study, states, write_best
 
     _claim(folder, args, search)
     study = open_study(folder, search.retains)
@@ -130,14 +131,8 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         raise
     if interrupted:
         say("interrupted: the running trials are saved; the same command goes on from here.")
-    counts = states(study)
-    say(
-        f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} stopped early by ASHA, "
-        f"{counts['FAIL']} failed, {counts['RUNNING']} unfinished."
-    )
-    for line in Budget(search, study).tried.said():
+    for line in closing(study, search):
         say(line)
-    say(best_so_far(study, search.metric))
     if interrupted:
         import ray
 

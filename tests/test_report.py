@@ -339,7 +339,8 @@ def test_charts_are_all_there_and_their_colours_are_the_pages(finished: Path) ->
     html = (finished / "report.html").read_text()
     charts = re.findall(r'<svg [^>]*aria-label="([^"]*)"', html)
     fields = sum(map(len, SPACES.values()))
-    assert len(charts) == 2 + len(SPACES) + len(SPACES) + fields  # history, rungs; curves; bars
+    # The history, the race and the rungs; curves; bars.
+    assert len(charts) == 3 + len(SPACES) + len(SPACES) + fields
     bodies = "".join(re.findall(r"<svg .*?</svg>", html, re.S))
     assert not re.search(r"#[0-9a-fA-F]{6}\b", bodies)
     assert set(re.findall(r"var\(--([\w-]+)\)", bodies)) <= set(re.findall(r"--([\w-]+):", html))

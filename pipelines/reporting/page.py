@@ -19,6 +19,7 @@ from pipelines.reporting import (
     field_charts,
     numbers,
     pairs,
+    race_chart,
     schedule_charts,
     search_charts,
     statements,
@@ -226,6 +227,8 @@ def _charts(study: Study, metric: Metric, hues: dict[str, int]) -> dict[str, Any
         "curves": [(name, chart) for name, chart in curves if chart],
         "history": search_charts.history(study, metric, hues),
         "front": search_charts.front(study, metric, hues),
+        "lanes": (found := race_chart.lanes_of(study)),
+        "race": race_chart.race(study, found, metric, hues),
         "rung_chart": search_charts.rungs(study, metric, hues),
         "fields": [_fields(study, name, metric, hues) for name in names],
     }

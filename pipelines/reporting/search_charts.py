@@ -37,7 +37,7 @@ def curves(study: Study, adapter: str, metric: Metric, hues: Hues) -> Markup | N
     best = study.best(adapter)
     for trial in sorted(trials, key=lambda t: t is best):
         _curve(ax, trial, metric, svg.hue(hues[adapter]), trial is best)
-    _baseline(ax, study, metric)
+    baseline(ax, study, metric)
     ax.set_ylim(limits(study, metric))
     ax.set_xlim(left=0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -87,7 +87,7 @@ def history(study: Study, metric: Metric, hues: Hues) -> Markup | None:
         best = max(best, trial.value if trial.value is not None else best)
         steps.append(best * metric.scale)
     ax.step([t.number for t in study.trials], steps, where="post", color=svg.INK, linewidth=1.4)
-    _baseline(ax, study, metric)
+    baseline(ax, study, metric)
     ax.set_ylim(low, high)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     ax.set_xlabel("trial")
@@ -112,7 +112,7 @@ def rungs(study: Study, metric: Metric, hues: Hues) -> Markup | None:
         number = sum(max(t.curve, default=0) >= rung for t in study.trials)
         top = {"ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform()}
         ax.text(i, 1.02, plural(number, "trial"), color=svg.INK, fontweight="bold", **top)
-    _baseline(ax, study, metric)
+    baseline(ax, study, metric)
     ax.set_ylim(limits(study, metric))
     ax.set_xlim(-0.4, len(study.rungs) - 0.6)
     ax.set_xticks(range(len(study.rungs)), [f"epoch {rung}" for rung in study.rungs])
@@ -154,7 +154,8 @@ def _dot(ax: Any, at: tuple[float, float], trial: Trial, hues: Hues, hollow: boo
     ax.plot(*at, marker=shape, color=color, markerfacecolor=fill, markersize=6, markeredgewidth=1.3)
 
 
-def _baseline(ax: Any, study: Study, metric: Metric) -> None:
+def baseline(ax: Any, study: Study, metric: Metric) -> None:
+    """Where the baseline stands, behind all else."""
     if study.baseline is None:
         return
     y = study.baseline * metric.scale

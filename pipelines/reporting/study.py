@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +51,7 @@ class Trial:
     recipe: bool
     retained: float | None = None  # at the best epoch, on classes that training never saw
     source: str = ""  # of which earlier trial, or shipped point, it has the values
+    race: Mapping[str, Any] = field(default_factory=dict)  # how the adapters stood before it
 
     @property
     def score(self) -> float | None:
@@ -190,6 +191,7 @@ def _trial(trial: FrozenTrial, adapters: list[str]) -> Trial:
         recipe=bool(attrs.get("recipe")),
         retained=attrs.get("retained"),
         source=str(attrs.get("source", "")),
+        race=attrs.get("race") or {},
     )
 
 

@@ -1,0 +1,40 @@
+"""What a search says when it ends: how its trials ended, how its adapters raced, the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from pipelines.reporting.numbers import plural
+from pipelines.searching.budget import Budget, epochs_of
+from pipelines.searching.lanes import Lane, Step, lanes
+from pipelines.searching.study import Search, adapter_of, best_so_far, states
+
+
+def closing(study: optuna.Study, search: Search) -> Iterator[str]:
+    """A line each."""
+    counts = states(study)
+    yield (
+        f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} stopped early by ASHA, "
+        f"{counts['FAIL']} failed, {counts['RUNNING']} unfinished."
+    )
+    if len(search.adapters) > 1:
+        steps = [_step(trial, search) for trial in study.get_trials(deepcopy=False)]
+        yield from map(_line, lanes(search.adapters, steps))
+    yield from Budget(search, study).tried.said()
+    yield best_so_far(study, search.metric)
+
+
+def _step(trial: FrozenTrial, search: Search) -> Step:
+    value = next(iter(search.standing(trial)), None)
+    race = trial.user_attrs.get("race") or {}
+    return Step(trial.number, adapter_of(trial) or "", epochs_of(trial), value, race)
+
+
+def _line(lane: Lane) -> str:
+    best = "no result" if lane.best is None else f"best {lane.best:.4f} (trial {lane.best_trial})"
+    said = lane.said("{:.4f}".format)
+    spent = f"{plural(lane.trials, 'trial')}, {plural(lane.spent, 'epoch')}"
+    return f"{lane.adapter}: {spent}, {best}" + (said and f"; {said}") + "."

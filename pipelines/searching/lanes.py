@@ -1,0 +1,109 @@
+"""The race between adapters, told: what each spent and reached, and when it was passed over.
+
+Flows in: trials in the order of their numbers, with what the journal has of each suggestion. Flows
+out: a `Lane` for each adapter, and sentences. Nothing is decided here, see `race.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Show = Callable[[float], str]  # how a value of the metric is written
+
+
+@dataclass(frozen=True)
+class Step:
+    """A trial of the race."""
+
+    number: int
+    adapter: str
+    epochs: int
+    value: float | None  # its best, once it ended; a failed trial has none
+    race: Mapping[str, Any]  # `best`, `bounds` and `out` when it was suggested; empty: unsaid
+
+
+@dataclass
+class Stretch:
+    """Trials for which an adapter was passed over, and on which numbers the first time."""
+
+    first: int
+    after: int  # epochs that all trials before took
+    best: float
+    bound: float  # what the epochs left could have brought
+    leader: str
+    leads: float
+    last: int | None = None  # None: to the end
+
+
+@dataclass
+class Lane:
+    """One adapter."""
+
+    adapter: str
+    trials: int = 0
+    spent: int = 0  # epochs
+    best: float | None = None
+    best_trial: int | None = None
+    path: list[tuple[int, float]] = field(default_factory=list)  # epochs of its own, best with them
+    stretches: list[Stretch] = field(default_factory=list)
+    out: int | None = None  # the first trial when it had no configuration left to try
+
+    @property
+    def waits(self) -> Stretch | None:
+        """The stretch that it is in."""
+        return self.stretches[-1] if self.stretches and self.stretches[-1].last is None else None
+
+    def run(self, step: Step) -> None:
+        """A trial of its own."""
+        self.trials += 1
+        self.spent += step.epochs
+        if step.value is None:
+            return
+        if self.best is None or step.value > self.best:
+            self.best, self.best_trial = step.value, step.number
+        self.path.append((self.spent, self.best))
+
+    def hear(self, step: Step, after: int) -> None:
+        """Whose turn it was, and why not this one's."""
+        best, bounds = step.race.get("best", {}), step.race.get("bounds", {})
+        waits = self.waits
+        if self.adapter in bounds and waits is None:
+            leader = max(best, key=lambda name: best[name])
+            numbers = best[self.adapter], bounds[self.adapter], leader, best[leader]
+            self.stretches.append(Stretch(step.number, after, *numbers))
+        elif self.adapter not in bounds and waits is not None:
+            waits.last = step.number - 1
+        if self.adapter in step.race.get("out", ()) and self.out is None:
+            self.out = step.number
+
+    def said(self, show: Show) -> str:
+        """What became of it, in words; empty where nothing did."""
+        words = []
+        if self.stretches:
+            last = self.stretches[-1]
+            until = "on" if last.last is None else f"to {last.last}"
+            again = " again" if self.stretches[1:] else ""
+            words.append(
+                f"passed over{again} from trial {last.first} {until}, {last.after} epochs into the "
+                f"search: at {show(last.best)} it could have reached {show(last.bound)}, below "
+                f"{last.leader}'s {show(last.leads)}"
+            )
+        if self.out is not None:
+            words.append(f"no configuration left to try from trial {self.out} on")
+        return "; ".join(words)
+
+
+def lanes(adapters: Sequence[str], steps: Sequence[Step]) -> list[Lane]:
+    """The adapters of a search, the best first."""
+    found = {name: Lane(name) for name in adapters}
+    after = 0
+    for step in steps:
+        if step.race:
+            for lane in found.values():
+                lane.hear(step, after)
+        if step.adapter in found:
+            found[step.adapter].run(step)
+        after += step.epochs
+    return sorted(found.values(), key=lambda one: (one.best is None, -(one.best or 0.0)))
