@@ -176,10 +176,10 @@ def test_the_best_of_earlier_searches_come_before_the_portfolio(
     one, other = earlier(tmp_path / "one"), earlier(tmp_path / "other", "bb")
     before = (one / "journal.log").read_bytes()
     search = check(features, tmp_path / "new", prior=(one, other))
-    expected = [f"trial {n} of {study}" for n in (4, 3, 2) for study in (one, other)]
+    expected = [f"trial {n} of {study}" for n in (4, 3) for study in (one, other)]
     assert sources(search) == expected
     assert f"`projection` tries after its recipes: {expected[0]}," in capsys.readouterr().out
-    assert [start.origin for start in search.hints["projection"]] == ["prior"] * 6 + [
+    assert [start.origin for start in search.hints["projection"]] == ["prior"] * 4 + [
         "portfolio"
     ] * 4
     (tmp_path / "new").mkdir()
@@ -202,7 +202,7 @@ def test_of_many_studies_each_data_set_comes_before_a_second_of_one(
     earlier(arena / "cells" / "b-2" / "soft_prompt", "b", adapters=("soft_prompt",))
     search = check(features, tmp_path / "new", prior=(arena,), adapter=("projection", "lora"))
     cells = [Path(one.partition(" of ")[2]).parent.name for one in sources(search)]
-    assert cells == ["a-1", "b-1", "a-2", "b-2", "a-1", "b-1"]
+    assert cells == ["a-1", "b-1", "a-2", "b-2"]
     assert sources(search, "lora") == []
 
 

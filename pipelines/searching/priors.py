@@ -2,6 +2,10 @@
 
 Flows in: folders of studies and arenas, which may lie deeper. Flows out: for an adapter the points
 that were best in each. Nothing is written there.
+
+They are points to try, no more. To show a sampler the earlier trials too, each study's values
+standardised, was tried on recorded surfaces and is worse than not to: regret on val after 16
+trials' worth of epochs was 5.8 points with all of them, 4.2 where they fade, 4.2 without.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from trainables.errors import DataError
 from trainables.files import read_json
 
 EACH = 3  # points of a study at most
-MOST = 6  # of all, for one adapter
+MOST = 4  # of all, for one adapter
 OWN = ("name", "task", "epochs", "seed", "changes", "precision")  # every search has its own
 
 
