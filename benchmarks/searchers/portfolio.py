@@ -8,6 +8,7 @@ there, beside as many at random.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.searchers.surfaces import FOLDER, Surface, whole
-from pipelines.searching.study import Search
+from pipelines.searching.study import PORTFOLIO, Search, Start
 from search_spaces.common import Space
 from search_spaces.notation import contains
 from search_spaces.portfolio import FILE
 from trainables.config import Value
-from trainables.files import now, write_json
+from trainables.files import write_json
 
 COUNT = 4  # points of an adapter
 MANY = 50  # configurations, of which a choice is worth the name
@@ -84,6 +85,24 @@ def regret(surface: Surface, points: Sequence[Mapping[str, Value]]) -> Array:
     return np.mean(lost, axis=0)
 
 
+@functools.cache
+def recorded() -> dict[tuple[str, str], list[Surface]]:
+    """By task and adapter, all surfaces that a choice can be made from."""
+    found: dict[tuple[str, str], list[Surface]] = defaultdict(list)
+    for path in sorted(FOLDER.glob("*.parquet")):
+        one = Surface.load(path)
+        if len(one.configs) > MANY:  # of fewer, a search tries all anyway
+            found[one.about["task"], one.about["adapter"]].append(one)
+    return found
+
+
+@functools.cache
+def of_other_data(task: str, adapter: str, name: str) -> list[Start]:
+    """What the portfolio would be without the data set `name`, as hints of a search there."""
+    others = [one for one in recorded().get((task, adapter), []) if data_of(one) != name]
+    return [Start(one, PORTFOLIO) for one in portfolio(others)] if others else []
+
+
 def held_out(surfaces: Sequence[Surface]) -> dict[str, dict[str, list[float]]]:
     """By data set, the points that are lost on val against the best that was recorded, after the
     recipe and 0, 1, 2 ... points chosen on the other data sets; and after as many at random."""
@@ -127,14 +146,9 @@ def rounded(point: Point, space: Space) -> Point:
 
 
 def main() -> None:
-    by_kind: dict[tuple[str, str], list[Surface]] = defaultdict(list)
-    for path in sorted(FOLDER.glob("*.parquet")):
-        one = Surface.load(path)
-        if len(one.configs) > MANY:  # of fewer, a search tries all anyway
-            by_kind[one.about["task"], one.about["adapter"]].append(one)
     points: dict[str, Any] = defaultdict(dict)
     left: dict[str, Any] = defaultdict(dict)
-    for (task, adapter), surfaces in by_kind.items():
+    for (task, adapter), surfaces in recorded().items():
         points[task][adapter] = [rounded(one, surfaces[0].space) for one in portfolio(surfaces)]
         left[task][adapter] = held_out(surfaces)
         print(f"{adapter}, {task}: val points lost after the recipe and 0 to {COUNT} more")
@@ -145,9 +159,8 @@ def main() -> None:
         FILE,
         {
             "made_by": "python -m benchmarks.searchers.portfolio",
-            "created": now(),
             "rule": " ".join((portfolio.__doc__ or "").split()),
-            "surfaces": [about(one) for surfaces in by_kind.values() for one in surfaces],
+            "surfaces": [about(one) for surfaces in recorded().values() for one in surfaces],
             "left_on_held_out_data": left,
             "points": points,
         },
