@@ -19,6 +19,7 @@ import torch
 from benchmarks.gpu import sheet
 from benchmarks.harness import Limit, Result, Row
 from benchmarks.searchers import costs
+from benchmarks.searchers import sheet as searchers
 from trainables.files import read_json, write_bytes, write_json
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
@@ -140,6 +141,8 @@ class Table:
             "",
             *costs.section(self.folder),
             *sheet.section(self.folder),
+            "",
+            *searchers.section(self.folder),
         ]
         return "\n".join(lines) + "\n"
 

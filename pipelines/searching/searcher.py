@@ -165,7 +165,7 @@ class StudySearcher(FromDisk):
             self.budget.note()
         # Each of these says what the journal has already: a kill in between loses nothing.
         if len(live) < running:
-            write_best(self.study, self.search, self.folder, self.best)
+            self._write()
         for number, own in members(result).items():
             if own.get("pruned"):
                 pruned_file(self.folder, number).touch()
@@ -179,6 +179,9 @@ class StudySearcher(FromDisk):
             self._hear_all(trial_id, result)
             for number, trial in self.live.pop(trial_id).items():  # what the scheduler stopped
                 self._end(trial, members(result)[number], TrialState.PRUNED)
+        self._write()
+
+    def _write(self) -> None:
         write_best(self.study, self.search, self.folder, self.best)
 
     def _hear_all(self, trial_id: str, result: dict[str, Any]) -> None:
