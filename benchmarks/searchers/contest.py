@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from benchmarks.searchers.policies import Cell, Make, Now, Optuna, Random, Ray, Was
-from benchmarks.searchers.sheet import METRIC, NOW
+from benchmarks.searchers.sheet import ALONE, METRIC, NOW
 from benchmarks.searchers.simulate import Rule, Trained, answers, ceilings, search
 from benchmarks.searchers.surfaces import FOLDER, Surface
 from pipelines.searching.study import Stopping
@@ -37,12 +37,14 @@ class Contender:
 def contenders(options: Mapping[str, Any] | None = None) -> list[Contender]:
     """All of them. `options`: of `Search`, for cliptune as it is."""
     now = functools.partial(Now, **(options or {}))
+    alone = functools.partial(now, portfolio=False)
     return [
         Contender(Random, {"random": "metric"}, (64,), True),
         Contender(Optuna, {"Optuna": "metric"}, (64,), True),
         Contender(Ray, {"Ray: OptunaSearch + ASHA": "metric"}, (64,), True),
         Contender(Was, {"cliptune as it was": "metric"}, (48,), True),
         # It plans with its budget.
+        Contender(alone, {ALONE: "choice"}, (8, 16, 32, 64), False),
         Contender(now, {METRIC: "metric", NOW: "choice"}, (8, 16, 32, 64), False),
     ]
 

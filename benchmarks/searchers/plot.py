@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-COLORS = ("#8a8a8a", "#b07aa1", "#59a14f", "#f28e2b", "#9ecae9", "#1f5fa8")
+COLORS = ("#8a8a8a", "#b07aa1", "#59a14f", "#f28e2b", "#9ecae9", "#4c9be8", "#1f5fa8")
 
 
 def draw(stored: dict[str, Any], path: Path) -> None:
@@ -19,7 +19,7 @@ def draw(stored: dict[str, Any], path: Path) -> None:
         for ax, split in zip(figure.subplots(1, 2), ("val", "test"), strict=True):
             for color, (label, rows) in zip(COLORS, stored["regret"].items(), strict=True):
                 spent = [row["trials"] for row in rows]
-                middle, low, high = zip(*(row[f"{split}_mean"] for row in rows), strict=True)
+                middle, low, high = zip(*(row[split] for row in rows), strict=True)
                 ax.plot(spent, middle, color=color, label=label, marker="o", markersize=3)
                 ax.fill_between(spent, low, high, color=color, alpha=0.12, linewidth=0)
             ax.set_xscale("log", base=2)
@@ -27,7 +27,7 @@ def draw(stored: dict[str, Any], path: Path) -> None:
             ax.set_xticks(ticks, [str(one) for one in ticks])
             ax.set_ylim(bottom=0)
             ax.set_xlabel("epochs spent, in trials' worth")
-            ax.set_ylabel(f"mean regret on {split}, points")
+            ax.set_ylabel(f"median regret on {split}, points")
             for side in ("top", "right"):
                 ax.spines[side].set_visible(False)
         ax.legend(frameon=False, fontsize=8)

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from benchmarks.searchers.portfolio import data_of, of_other_data
 from benchmarks.searchers.surfaces import Surface
 from pipelines.searching.asha import EarlyStopping, Named
 from pipelines.searching.searcher import StudySearcher, suggest
@@ -171,14 +172,20 @@ class Ray:
 
 class Now:
     """cliptune as it is: its searcher, its early stopping and its race between adapters, with the
-    budget as `--epochs-total`. `options` are those of `Search`, such as `sampler="gp"`."""
+    budget as `--epochs-total`; its portfolio as it would be without this data set. `options` are
+    those of `Search`, such as `sampler="gp"`."""
 
-    def __init__(self, cell: Cell, budget: int, seed: int, **options: Any) -> None:
+    def __init__(
+        self, cell: Cell, budget: int, seed: int, portfolio: bool = True, **options: Any
+    ) -> None:
         self.metric, self.epochs = about(cell)
         task = next(iter(cell.values())).about["task"]
         search = Search(
             tuple(cell), self.metric, 0, self.epochs, seed, {}, task, epochs_total=budget
         )
+        if portfolio:
+            hints = {name: of_other_data(task, name, data_of(one)) for name, one in cell.items()}
+            search = replace(search, hints=hints)
         self.search = replace(search, **options)
         self.study = optuna.create_study(
             study_name=STUDY, storage=Storage(InMemory()), direction="maximize"

@@ -19,8 +19,8 @@ FILE, PLOT = "searchers.json", "searchers.svg"
 HOW = "python -m benchmarks.searchers"
 RESAMPLES = 1000
 NEAR = 1.0  # points on test
-ROWS = (16, 48, 64)  # trials' worth that the table shows
-NOW, METRIC = "cliptune now", "cliptune now, highest on val"
+ROWS = (8, 16, 48, 64)  # trials' worth that the table shows
+NOW, METRIC, ALONE = "cliptune now", "cliptune now, highest on val", "cliptune now, no portfolio"
 
 
 def interval(values: Any, of: Any = np.median) -> list[float]:
@@ -103,7 +103,8 @@ def render(stored: dict[str, Any]) -> list[str]:
         "configuration has above the answer, in points of the metric: the median over all cells",
         "and seeds, its 95 % bootstrap interval (cells are drawn, and seeds of each), the mean.",
         "`cliptune now` chooses its answer by likelihood among trials that the metric cannot tell",
-        "from the best; the row above it takes the highest on val, as all others do.",
+        "from the best; the row `highest on val` is the same search, which answers as all others",
+        "do. Its portfolio is made of the other data sets; `no portfolio` goes without.",
         "",
         f"![regret against epochs spent]({PLOT})",
         "",
@@ -152,25 +153,23 @@ def _together(label: str, row: dict[str, Any]) -> str:
 
 
 def targets(regret: dict[str, Any]) -> list[str]:
-    """Whether 16 trials' worth are as good as four times that at random and three times that as it
-    was."""
+    """Whether 16 trials' worth, and 8, are as good as 64 at random and 48 of what was. On val the
+    highest there is meant, which the choice is not about."""
 
     def at(label: str, trials: int) -> dict[str, Any]:
         found: dict[str, Any] = next(row for row in regret[label] if row["trials"] == trials)
         return found
 
-    now, lines = at(NOW, 16), []
-    for label, trials in (("random", 64), ("cliptune as it was", 48)):
-        other = at(label, trials)
-        for split, own in (("val", at(METRIC, 16)), ("test", now)):
-            fewer = np.mean(np.array(own[f"{split}_cells"]) <= np.array(other[f"{split}_cells"]))
-            median = own[split][0] <= other[split][0]
-            mean = own[f"{split}_mean"][0] <= other[f"{split}_mean"][0]
-            lines.append(
-                f"- 16 trials' worth against {trials} of {label}, on {split}: median "
-                f"{'reached' if median else 'not reached'}, mean "
-                f"{'reached' if mean else 'not reached'}, {fewer:.0%} of cells."
-            )
+    lines = []
+    for trials in (16, 8):
+        for other, most in (("random", 64), ("cliptune as it was", 48)):
+            verdicts = []
+            for split, label in (("val", METRIC), ("test", NOW)):
+                for name, key in (("median", split), ("mean", f"{split}_mean")):
+                    reached = at(label, trials)[key][0] <= at(other, most)[key][0]
+                    verdicts.append(f"{name} on {split} {'' if reached else 'not '}reached")
+            words = f"{trials} trials' worth at most the regret of {other} after {most}"
+            lines.append(f"- {words}: {', '.join(verdicts)}.")
     return lines
 
 
