@@ -28,6 +28,11 @@ def run(args: Args) -> None:
         raise DataError(f"`{args.out}` exists already: give another `--out`.")
     contest = read_contest(args.run, only_best=True)
     best = next(one for one in contest.contestants if one.selected)
+    if best.folder is None:
+        raise ConfigError(
+            f"`{args.run}` has nothing to export: on val no adapter beat `{best.name}`, the "
+            "backbone as it is. What each adapter reached is in its best.json."
+        )
     adapter: Any = best.load(backbone_of(contest.features))
     if args.merged:
         if not hasattr(adapter, "merge"):

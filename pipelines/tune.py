@@ -109,12 +109,13 @@ def run(args: Args) -> None:
 
 def _search(args: Args, search: Search, folder: Path) -> None:
     from pipelines.searching.budget import Budget
+    from pipelines.searching.choice import write_choice
     from pipelines.searching.closing import closing
-    from pipelines.searching.study import best_trial, open_study, states, write_best
+    from pipelines.searching.study import best_trial, open_study, states
 
     _claim(folder, args, search)
     study = open_study(folder, search.retains)
-    write_best(study, search, folder)  # a kill may have come between a trial's end and this
+    write_choice(study, search, folder)  # a kill may have come between a trial's end and this
     then = f"cliptune evaluate --run {args.out}"
     counts = states(study)
     if Budget(search, study).over() and not counts["RUNNING"]:
@@ -133,6 +134,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         say("interrupted: the running trials are saved; the same command goes on from here.")
     for line in closing(study, search):
         say(line)
+    chosen = write_choice(study, search, folder)
     if interrupted:
         import ray
 
@@ -140,6 +142,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         os._exit(130)  # Ray's own exit handlers may wait for longer than the user should
     if best_trial(study) is None:
         raise CliptuneError(f"no trial of `{folder}` succeeded; their reasons are listed above.")
+    say(chosen)
     made = [folder / "schedule.json"] if search.stopping.population else []
     done([folder / "best.json", *made, folder / "journal.log", folder / "trials"], then)
     say(

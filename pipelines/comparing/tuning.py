@@ -20,21 +20,20 @@ from optuna.trial import TrialState
 from ray import tune
 
 from pipelines.comparing.plan import Cell, Plan, cell_folder, draw_path, store_of
+from pipelines.searching.choice import write_choice
 from pipelines.searching.points import with_hints
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import (
     Search,
     about_study,
-    best_trial,
     open_study,
-    write_best,
 )
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
 from trainables.crew import failure, is_own_failure, outcome
 from trainables.faults import is_machines_failure
 from trainables.features import find_store
-from trainables.files import write_json
+from trainables.files import read_json, write_json
 from trainables.loop import Interrupted
 from trainables.memory import is_out_of_memory
 from trainables.trial import TrialSettings, Workbench
@@ -120,9 +119,11 @@ class CellSearch:
 
     def close(self) -> dict[str, Any]:
         """Write `cell.json`, and what is in it."""
-        write_best(self.study, self.search, self.folder)
+        # Zero-shot has a cell of its own.
+        found = write_choice(self.study, self.search, self.folder, baseline=False)
         trials = self.study.get_trials(deepcopy=False)
-        best = best_trial(self.study)
+        own = read_json(self.folder / "best.json")["per_adapter"] if found else {}
+        best = trials[own[self.cell.adapter]["trial"]] if own else None
         ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.FAIL)]
         reasons = [str(t.user_attrs["reason"]) for t in ended if "reason" in t.user_attrs]
         value = {

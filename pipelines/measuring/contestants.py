@@ -178,10 +178,12 @@ def _of_study(run: Path, only_best: bool) -> list[Contestant]:
     if not path.is_file():
         raise DataError(f"`{run}` has no best.json: no trial has finished, run `cliptune tune`.")
     best = read_json(path)
-    entries = {best["adapter"]: best} if only_best else best["per_adapter"]
+    entries = [best] if only_best else [*best["per_adapter"].values()]
+    if best not in entries and best["trial"] is None:  # val prefers what needs no training
+        entries.append(best)
     return [
-        Contestant(name, run / entry["path"], entry["trial"], entry["trial"] == best["trial"])
-        for name, entry in entries.items()
+        Contestant(one["adapter"], run / one["path"], one["trial"], one["trial"] == best["trial"])
+        for one in entries
     ]
 
 
@@ -194,7 +196,7 @@ def _with_baseline(trained: list[Contestant], task: Task) -> list[Contestant]:
         if one.name != plain.name or one.folder is None:
             others.append(one)
         elif read_config(one.folder).adapter == plain.adapter:
-            first = replace(first, selected=one.selected)
+            first = replace(first, selected=first.selected or one.selected)
         else:
             others.append(replace(one, name=f"{plain.name}, own template"))
     return [first, *others]

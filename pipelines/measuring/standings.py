@@ -71,6 +71,8 @@ def table(rows: Sequence[dict[str, Any]], metric: str) -> Iterator[str]:
         if gap:
             line += f"  {gap['difference']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
             line += f"  {verdict(gap, than)}"
+        elif row["selected"]:
+            line += "  chosen on val: no adapter beat it"
         yield line
 
 

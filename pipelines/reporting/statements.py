@@ -71,6 +71,11 @@ def _measured(result: Result, metric: Metric) -> str:
 
 def _searched(study: Study, metric: Metric) -> str:
     best = study.best()
+    if study.prefers_baseline and study.baseline is not None:
+        value = f"{metric.show(study.baseline)} {metric.label}"
+        return (
+            f"{first(WORDS[study.against])} stays the choice on val: {value}; no adapter beat it."
+        )
     if best:
         where = "on val so far" if study.unfinished else "on val"
         value = f"{metric.show(best.value)} {metric.label}"
@@ -88,7 +93,10 @@ def details(study: Study, result: Result | None) -> list[str]:
     """The sentences under the headline: the interval, how it was chosen, and every doubt."""
     metric = metric_of(study, result)
     if result is None:
-        found = (_against_val(study, metric), retention(study, metric), _why_failed(study))
+        found = (
+            *(_against_val(study, metric), _chosen(study)),
+            *(retention(study, metric), _why_failed(study)),
+        )
         return [line for line in found if line] + [
             "Nothing here was measured on test: that split is still sealed."
         ]
@@ -96,8 +104,7 @@ def details(study: Study, result: Result | None) -> list[str]:
     row = result.selected
     if row and study.trials:
         lines.append(f"Chosen on val among {plural(len(study.trials), 'trial')}.")
-    if kept := retention(study, metric):
-        lines.append(kept)
+    lines += [line for line in (_chosen(study), retention(study, metric)) if line]
     others = _others(result, metric, row)
     if others:
         names = ", ".join(f"{r.name} ({metric.gain(r.gains[result.key].value)})" for r in others)
@@ -117,6 +124,12 @@ def _others(result: Result, metric: Metric, chosen: Row | None) -> list[Row]:
     rows = [r for r in result.rows if r is not chosen and not r.is_baseline]
     measured = [r for r in rows if result.key in r.gains]
     return [r for r in measured if verdict(r.gains[result.key], metric) == "better"]
+
+
+def _chosen(study: Study) -> str:
+    """How sure the choice is, where the search could tell."""
+    chosen = study.choice.get("chosen", {})
+    return first(chosen["words"]) if "probability" in chosen else ""
 
 
 def _against_val(study: Study, metric: Metric) -> str:

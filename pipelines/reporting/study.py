@@ -80,6 +80,7 @@ class Study:
     baseline: float | None  # its value on val
     facts: Mapping[str, Any]  # study.json, for the page's small print
     baseline_retained: float | None = None  # on val
+    choice: Mapping[str, Any] = field(default_factory=dict)  # best.json, once there is one
 
     @property
     def retains(self) -> bool:
@@ -98,12 +99,22 @@ class Study:
         return sum(t.state == state for t in self.trials)
 
     def best(self, adapter: str | None = None) -> Trial | None:
-        """The trial with the highest value, stopped early or not; of equal ones the earlier. Of two
-        goals, it is their harmonic mean."""
+        """The trial that the search chose; before it did, the one with the highest value, stopped
+        early or not; of equal ones the earlier. Of two goals, it is their harmonic mean."""
+        entry = self.choice if adapter is None else self.choice.get("per_adapter", {}).get(adapter)
+        number = (entry or {}).get("trial")
+        named = [t for t in self.trials if t.number == number and t.value is not None]
+        if named:
+            return named[0]
         chosen = [t for t in self.trials if t.value is not None and adapter in (None, t.adapter)]
         return max(
             chosen, key=lambda t: (*standing(t.value or 0.0, t.retained), -t.number), default=None
         )
+
+    @property
+    def prefers_baseline(self) -> bool:
+        """Whether no adapter beat, on val, what needs no training."""
+        return bool(self.choice) and self.choice.get("trial") is None
 
     @property
     def front(self) -> list[Trial]:
@@ -147,6 +158,7 @@ def read_study(run: Path) -> Study:
         baseline=measured.get(f"val/{metric}"),
         facts=facts,
         baseline_retained=measured.get("val/retained"),
+        choice=read_json(run / "best.json") if (run / "best.json").exists() else {},
     )
 
 
