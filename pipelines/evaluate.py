@@ -210,6 +210,7 @@ def _measure(
         "baseline": adapters[0].train_config.name,
         "protocol": [
             *protocol.text(contest.metric),
+            *contest.about_val(),
             *contest.about_others(),
             *shown.pop("rule", []),
         ],

@@ -55,6 +55,9 @@ class Args:
     schedule: Path | None = None
     """A schedule that `cliptune tune --scheduler pbt` wrote: its adapter and values, which change
     while training, instead of `--adapter` and `--set`."""
+    val: bool = True
+    """Measure on val after each epoch and keep the best one. `--no-val` opens no val at all, and
+    keeps the last."""
 
 
 def run(args: Args) -> None:
@@ -67,7 +70,7 @@ def run(args: Args) -> None:
     check_gpus(args.gpus, args.wait, args.workers)
     args = dataclasses.replace(args, features=find_store(args.features).absolute())
     config, place = _configure(args)
-    task = config.task
+    task, asked = config.task, args
     args = dataclasses.replace(
         args,
         draw=args.draw and args.draw.absolute(),
@@ -75,6 +78,8 @@ def run(args: Args) -> None:
         retain=tuple(path.absolute() for path in args.retain),
     )
     check_metric(args.metric, task)
+    if not args.val:
+        _check_without_val(asked, config)
     draw = check_draw(args.features, args.draw) if args.draw else None
     check_retain(args.features, args.retain, draw, task)
     check_here(config.precision, args.gpus)
@@ -118,6 +123,22 @@ def _configure(args: Args) -> tuple[TrainConfig, Mapping[str, Any]]:
     return schedule.config, schedule.place
 
 
+def _check_without_val(args: Args, config: TrainConfig) -> None:
+    """What cannot be had without val is refused, and the rest of what it costs is said."""
+    for flag, value in (("metric", args.metric), ("retain", " ".join(map(str, args.retain)))):
+        if value:
+            raise ConfigError(f"`--{flag}` must be left out with `--no-val`, got {value}.")
+    if config.patience:
+        raise ConfigError(
+            f"`patience` must be 0 with `--no-val`, got {config.patience}: nothing says when to "
+            "stop."
+        )
+    say(
+        "without val: the last epoch is kept, good or not. No epoch is chosen, training does not "
+        "stop early, and nothing is known of how good it is before `cliptune evaluate`."
+    )
+
+
 def _claim(folder: Path, args: Args, task: Task) -> None:
     """Write `run.json`, or check that this folder holds the same run."""
     from trainables.draws import about_draws
@@ -129,10 +150,11 @@ def _claim(folder: Path, args: Args, task: Task) -> None:
         "task": task,
         "metric": args.metric,
         **about_draws(args.draw, args.retain),
+        **({} if args.val else {"val": False}),
     }
     path = folder / "run.json"
     found = read_json(path) if path.exists() else wanted
-    for name in ("features_key", "metric", "draw_key", "retain_keys", "share"):
+    for name in ("features_key", "metric", "draw_key", "retain_keys", "share", "val"):
         if found.get(name) != wanted.get(name):
             raise DataError(
                 f"`{folder}` holds another run: its `{name}` is {found.get(name)!r}, "
@@ -212,6 +234,7 @@ def _settings(job: dict[str, Any]) -> TrialSettings:
         threads=0,
         draw=args.draw,
         retain=args.retain,
+        measures=args.val,
     )
 
 
@@ -229,6 +252,8 @@ def _train(job: dict[str, Any], worker: Worker, listen: Callable[[], Callable[[]
         say(f"warning: {warning}")
     for note in run.adapter.notes if worker.rank == 0 else ():
         say(note)
+    if run.adapter.without_val and not args.val and worker.rank == 0:
+        say(f"without val: {run.adapter.without_val}")
     if run.finished:
         return False
     should_stop = listen()
@@ -264,8 +289,9 @@ def _show(row: Row, epochs: int, metric: str) -> None:
     left = row["train/seconds"] * (epochs - row["epoch"])
     loss = f"loss {row['train/loss']:.4f} | " if "train/loss" in row else ""
     kept = f"val/retained {row['val/retained']:.4f} | " if "val/retained" in row else ""
+    value = f"{metric} {row[metric]:.4f} | " if metric in row else ""
     say(
-        f"epoch {row['epoch']:>3}/{epochs} | {loss}{metric} {row[metric]:.4f} | {kept}"
+        f"epoch {row['epoch']:>3}/{epochs} | {loss}{value}{kept}"
         f"{row['train/seconds']:.1f} s an epoch, about {left:.0f} s left"
     )
 

@@ -94,6 +94,9 @@ class Args:
     prior: tuple[Path, ...] = ()
     """Earlier searches for the same task, studies or arenas, the most similar first: after its
     recipes, each adapter tries what was best there."""
+    folds: int = 0
+    """Choose by so many folds over the shots of the draw, beside val: in each a run is trained
+    without a part of the shots and measured on it, so an epoch takes as many times longer."""
 
 
 def run(args: Args) -> None:
@@ -168,7 +171,7 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
         found = {"portfolio": args.portfolio, "prior": []} | read_json(path)
         if not search.spaces:  # older studies do not say that they search the adapters' own
             found.setdefault("spaces", wanted["spaces"])
-        for name in ["retain_keys", *wanted]:
+        for name in ["retain_keys", "folds", *wanted]:
             old, new = found.get(name), wanted.get(name)
             if name not in free and old != new:
                 if isinstance(old, dict) and isinstance(new, dict):
@@ -206,10 +209,12 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     connect(dashboard=True)
     workers = take(args.concurrent, args.workers_per_trial, args.gpus, args.wait)
     population = search.stopping.population
-    fuse = 1 if population or args.workers_per_trial > 1 else args.fuse
+    alone = population or args.workers_per_trial > 1 or args.folds
+    fuse = 1 if alone else args.fuse
     settings = TrialSettings(
         *(args.features, folder, search.metric, workers.threads),
         most_fused=1 if fuse else widest(search),
+        folds=args.folds,
         draw=args.draw and args.draw.absolute(),
         retain=tuple(path.absolute() for path in args.retain),
         share=workers.share,

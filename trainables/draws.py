@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,30 @@ class Draw:
         members = self.train if split == "train" else self.val
         return data.take({member.id: member.label for member in members}, self.classes)
 
+    @property
+    def most_folds(self) -> int:
+        """As many as the class with the fewest shots has."""
+        return min(Counter(member.label for member in self.train).values())
+
+    def folds(self, count: int) -> list[Draw]:
+        """`count` draws, each of which holds out a part of the shots: its `val`, which are images
+        of the train split too. Each shot is held out once, and every class is in every part."""
+        check_folds(count, self)
+        seen: Counter[int] = Counter()
+        part = []
+        for member in self.train:  # dealt in turn, the classes beginning at different parts
+            part.append((seen[member.label] + member.label) % count)
+            seen[member.label] += 1
+        dealt = list(zip(part, self.train, strict=True))
+        return [
+            dataclasses.replace(
+                self,
+                train=tuple(member for place, member in dealt if place != fold),
+                val=tuple(member for place, member in dealt if place == fold),
+            )
+            for fold in range(count)
+        ]
+
     def among(self, data: SplitFeatures, rows: Iterable[Mapping[str, Any]]) -> SplitFeatures:
         """All images of the draw's classes, as of the test split; `rows` have `id` and `label`."""
         label_of = {label: number for number, label in enumerate(self.labels)}
@@ -86,6 +111,16 @@ class Draw:
     def key(self) -> str:
         """One hash for all of it: equal where the task is equal, image by image."""
         return sha256_json(_to_json(self))
+
+
+def check_folds(count: int, draw: Draw) -> None:
+    """Raise unless every fold can hold out, and train on, a shot of each class."""
+    most = draw.most_folds
+    if most < 2:
+        raise DataError("`--folds` must be 0 with a draw of 1 shot: there is none to hold out.")
+    if not 2 <= count <= most:
+        rule = f"from 2 to {most}, the shots of the smallest class"
+        raise DataError(f"`--folds` must be {rule}, got {count}.")
 
 
 def check_template(template: str) -> None:

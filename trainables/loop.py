@@ -41,7 +41,7 @@ from trainables.errors import CheckpointError, CliptuneError, ConfigError, unkno
 from trainables.features import SplitFeatures
 from trainables.files import read_json, write_bytes, write_json
 from trainables.hardware import autocast, check_precision
-from trainables.measure import Values, examine
+from trainables.measure import Values, examine, pooled
 from trainables.sampler import Batches, CaptionBatches, ClassBatches, generator
 from trainables.schedules import coop_lr, lr_factor
 from trainables.transfer import Numbers
@@ -101,7 +101,10 @@ def batches(
 class Run:
     """One adapter's training, advanced an epoch at a time, always resumable.
 
-    `metric`, one of its task's `METRICS`, decides what is best and when patience ends.
+    `metric`, one of its task's `METRICS`, decides what is best and when patience ends. Without
+    `val`, nothing is measured and the last epoch is the best. Of `folds`, each a run without val
+    and the images that it has not seen, all are trained beside it and measured with it: their
+    images count as val's do, and nothing is chosen on val alone.
     """
 
     def __init__(
@@ -109,15 +112,17 @@ class Run:
         config: TrainConfig,
         backbone: Backbone,
         train: SplitFeatures,
-        val: SplitFeatures,
+        val: SplitFeatures | None,
         folder: Path,
         metric: str,
         worker: Worker = ALONE,
         checkpoint_seconds: float = 30.0,
+        folds: Sequence[tuple[Run, SplitFeatures]] = (),
     ) -> None:
         check_metric(metric, config.task)
         self.config, self.val, self.folder, self.metric = config, val, folder, metric
         self.worker, self.checkpoint_seconds = worker, checkpoint_seconds
+        self.folds = folds
         self.adapter = build(config, backbone, train).to(backbone.device)
         self.trained = {n: p for n, p in self.adapter.named_parameters() if p.requires_grad}
         if self.trained:  # what is only measured may be slow
@@ -164,6 +169,8 @@ class Run:
 
     @property
     def best(self) -> Row | None:
+        if self.val is None:
+            return self.rows[-1] if self.rows else None
         return best_of(self.rows, self.metric)
 
     @property
@@ -194,7 +201,17 @@ class Run:
             if should_stop():
                 raise self.interrupted()
             self.count(self._train_step())
+        self._advance_folds(should_stop)
         return self.end_epoch(time.monotonic() - started)
+
+    def _advance_folds(self, should_stop: Callable[[], bool]) -> None:
+        """Train the same epoch of each; one may have ended it before a kill."""
+        for run, _ in self.folds:
+            while run.epoch <= self.epoch:
+                try:
+                    run.advance(should_stop)
+                except Interrupted:
+                    raise self.interrupted() from None
 
     @property
     def epoch_end(self) -> int:
@@ -244,7 +261,7 @@ class Run:
         """Measure and save."""
         started = time.monotonic()
         self.settle()
-        self.adapter.end_epoch(self.epoch + 1, self.val)
+        self.adapter.end_epoch(self.epoch + 1, None if self.folds else self.val)
         row: Row = {"epoch": self.epoch + 1, "step": self.step}
         steps = self.batches.steps_per_epoch
         row |= {f"train/{name}": value / steps for name, value in self.sums.items()}
@@ -258,7 +275,8 @@ class Run:
         row["seconds"] = seconds + (self.rows[-1]["seconds"] if self.rows else 0)
         self.rows.append(row)
         if self.worker.rank == 0:
-            if self.best is row:  # what is reported as best is on disk before
+            over = self.val is not None or self.finished
+            if self.best is row and over:  # what is reported as best is on disk before
                 save_checkpoint(self.folder / "best", self.adapter, {"row": row}, val=self.values)
             self._save_last()
             self._write_metrics()
@@ -304,8 +322,10 @@ class Run:
     def _measure(self) -> dict[str, float]:
         """The val metrics, computed by worker 0 and told to the others: all decide alike."""
         metrics: dict[str, float] = {}
-        if self.worker.rank == 0:
+        if self.worker.rank == 0 and self.val is not None:
             found = examine(self.adapter, self.val)
+            if self.folds:
+                found = pooled([found, *(examine(run.adapter, own) for run, own in self.folds)])
             metrics, self.values = found.metrics, found.kept(self.metric.removeprefix("val/"))
         told: dict[str, float] = self.worker.tell(metrics)
         return told

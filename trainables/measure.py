@@ -6,6 +6,7 @@ that it is the mean of, from which a resample of the images tells how sure it is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,20 @@ def examine(adapter: Adapter[Any], data: SplitFeatures) -> Found:
         kept = [measure(adapter, one)["accuracy"] for one in data.others]
         found.metrics["retained"] = sum(kept) / len(kept)
     return found
+
+
+def pooled(parts: Sequence[Found]) -> Found:
+    """Parts of one task of classes as one, in which every image counts alike; what the first alone
+    has measured stays."""
+    sizes = [len(one.values["accuracy"]) for one in parts]
+    values = {name: torch.cat([one.values[name] for one in parts]) for name in parts[0].values}
+    means = {
+        name: sum(size * one.metrics[name] for size, one in zip(sizes, parts, strict=True))
+        / sum(sizes)
+        for name in parts[-1].metrics
+    }
+    images = torch.arange(sum(sizes))
+    return Found(parts[0].metrics | means, values, dict.fromkeys(values, images))
 
 
 def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:

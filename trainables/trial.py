@@ -8,6 +8,7 @@ and features are loaded once, in `setup`.
 from __future__ import annotations
 
 import gc
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ from ray import tune
 
 from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
 from trainables.backbone import Backbone
-from trainables.config import Task, TrainConfig
+from trainables.config import Task, TrainConfig, replace
 from trainables.crew import Crew, Job
 from trainables.distributed import ALONE, Worker
 from trainables.draws import measured, read_draw
-from trainables.features import backbone_of, open_features
+from trainables.features import SplitFeatures, backbone_of, open_features
 from trainables.hardware import default_device
 from trainables.loop import Run
 from trainables.memory import claim, give_back
@@ -43,6 +44,8 @@ class TrialSettings:
     draw: Path | None = None  # what makes the features a task of classification
     retain: tuple[Path, ...] = ()  # draws of classes that training never sees, measured on val
     share: float = 1.0  # of a card, a worker
+    measures: bool = True  # on val, after each epoch
+    folds: int = 0  # over the shots of the draw, measured beside val
 
     @property
     def widths(self) -> Widths:
@@ -68,11 +71,16 @@ class Workbench:
         self.settings = settings
         self.backbone = backbone or backbone_of(settings.features, default_device())
         self.train = open_features(settings.features, "train", self.backbone)
-        self.val = open_features(settings.features, "val", self.backbone)
         draw = None if settings.draw is None else read_draw(settings.draw)
+        self.folds: list[tuple[SplitFeatures, SplitFeatures]] = []  # to train on, to measure on
         if draw is not None:
+            folds = draw.folds(settings.folds) if settings.folds else []
+            self.folds = [(one.of(self.train, "train"), one.of(self.train, "val")) for one in folds]
             self.train = draw.of(self.train, "train")
-        self.val = measured(self.val, draw, [read_draw(path) for path in settings.retain])
+        self.val: SplitFeatures | None = None
+        if settings.measures:
+            val = open_features(settings.features, "val", self.backbone)
+            self.val = measured(val, draw, [read_draw(path) for path in settings.retain])
 
     def start(self, number: int, values: dict[str, Any], worker: Worker = ALONE) -> Run:
         """Trial `number` from where its folder says it stands; what its search needs once, before
@@ -116,7 +124,18 @@ class Workbench:
     def run(self, config: TrainConfig, folder: Path, worker: Worker = ALONE) -> Run:
         """A run on what is loaded here."""
         metric = self.settings.metric
-        return Run(config, self.backbone, self.train, self.val, folder, metric, worker)
+        without = replace(config, {"patience": 0})  # of no fold's own: all go on as long as the run
+        folds = [
+            (Run(without, self.backbone, train, None, folder / f"folds/{n}", metric, worker), held)
+            for n, (train, held) in enumerate(self.folds)
+        ]
+        run = Run(
+            *(config, self.backbone, self.train, self.val, folder, metric, worker), folds=folds
+        )
+        if any(fold.epoch > run.epoch + 1 for fold, _ in folds):  # its last save was damaged
+            shutil.rmtree(folder / "folds")
+            return self.run(config, folder, worker)
+        return run
 
 
 def config_of(values: dict[str, Any]) -> TrainConfig:

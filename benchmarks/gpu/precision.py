@@ -73,7 +73,9 @@ def seconds(scale: Scale) -> Iterator[Line]:
     with trials(clip, 16 if scale.small else 2048) as make:
         for kind in ("fp32", "bf16"):
             run = make.make("soft_prompt", 1, kind, batch_size=8, precision=kind)[0]
-            val(run.adapter, run.val)
-            took[kind] = scale.seconds(lambda: val(run.adapter, run.val))  # noqa: B023
-            yield Line(f"val of {len(run.val.groups)} images, {kind}", took[kind], "s")
+            images = run.val
+            assert images is not None
+            val(run.adapter, images)
+            took[kind] = scale.seconds(lambda: val(run.adapter, images))  # noqa: B023
+            yield Line(f"val of {len(images.groups)} images, {kind}", took[kind], "s")
     yield Line("val: fp32 over bf16", took["fp32"] / took["bf16"], "x")

@@ -76,11 +76,24 @@ class Contest:
     draw: Draw | None = None
     retain: tuple[Draw, ...] = ()  # of classes that training never saw
     others: Draw | None = None  # classes to measure on test instead of the draw's own
+    folds: int = 0  # over the shots, by which it was chosen too
+    with_val: bool = True
 
     @property
     def measured(self) -> Draw | None:
         """The classes to measure on test; None: captions."""
         return self.others or self.draw
+
+    def about_val(self) -> list[str]:
+        """The sentence of the protocol that says what val was, where it was not val alone."""
+        if not self.with_val:
+            return ["It was trained without val: its last epoch is measured, and nothing chosen."]
+        if self.folds:
+            return [
+                f"Beside val stood {self.folds} folds over the shots, each measured by a run that "
+                "had not seen it."
+            ]
+        return []
 
     def about_others(self) -> list[str]:
         """The sentence of the protocol that tells what was measured from what was trained on."""
@@ -122,7 +135,9 @@ def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Cont
     if others is not None and draw is None:
         raise ConfigError(f"`--draw` is for classes, but `{run}` was trained on captions.")
     asked = None if others is None else check_draw(features, others)
-    return Contest(features, task, metric, _with_baseline(trained, task), draw, retain, asked)
+    contestants = _with_baseline(trained, task)
+    how = int(about.get("folds", 0)), bool(about.get("val", True))
+    return Contest(features, task, metric, contestants, draw, retain, asked, *how)
 
 
 def join(contest: Contest, run: Path, beside: Sequence[Path]) -> Contest:

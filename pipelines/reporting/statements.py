@@ -94,7 +94,7 @@ def details(study: Study, result: Result | None) -> list[str]:
     metric = metric_of(study, result)
     if result is None:
         found = (
-            *(_against_val(study, metric), _chosen(study)),
+            *(_against_val(study, metric), _chosen(study), _folded(study)),
             *(retention(study, metric), _why_failed(study)),
         )
         return [line for line in found if line] + [
@@ -104,7 +104,8 @@ def details(study: Study, result: Result | None) -> list[str]:
     row = result.selected
     if row and study.trials:
         lines.append(f"Chosen on val among {plural(len(study.trials), 'trial')}.")
-    lines += [line for line in (_chosen(study), retention(study, metric)) if line]
+    said = _chosen(study), _folded(study), retention(study, metric)
+    lines += [line for line in said if line]
     others = _others(result, metric, row)
     if others:
         names = ", ".join(f"{r.name} ({metric.gain(r.gains[result.key].value)})" for r in others)
@@ -130,6 +131,16 @@ def _chosen(study: Study) -> str:
     """How sure the choice is, where the search could tell."""
     chosen = study.choice.get("chosen", {})
     return first(chosen["words"]) if "probability" in chosen else ""
+
+
+def _folded(study: Study) -> str:
+    """What val means where it is not val alone."""
+    if not (folds := study.facts.get("folds")):
+        return ""
+    return (
+        f"What is said of val counts the shots too, in {folds} folds: each was measured by a run "
+        "that had not seen it."
+    )
 
 
 def _against_val(study: Study, metric: Metric) -> str:

@@ -88,7 +88,7 @@ def write_choice(study: optuna.Study, search: Search, folder: Path, baseline: bo
         fronts = [next(t for t in trials if t.trial == f.number) for f in pareto_front(study)]
         best |= {"rule": RULE, "front": [one.entry(True) for one in fronts]}
     sure = {} if plain else how_sure(top, rivals, entrants)
-    words = in_words(top, sure)
+    words = in_words(top, sure, search.folds)
     write_json(folder / "best.json", best | {"chosen": sure | {"words": words}})
     return words
 
@@ -152,10 +152,11 @@ def how_sure(
     }
 
 
-def in_words(top: Entrant, sure: dict[str, Any]) -> str:
+def in_words(top: Entrant, sure: dict[str, Any], folds: int = 0) -> str:
     """The choice in a sentence."""
+    where = f"by {folds} folds and val" if folds else "on val"
     who = f"trial {top.trial}, {top.adapter}" if top.trial is not None else called(top.adapter)
-    words = f"chosen on val: {who}" + (f", {confidence(sure)}" if sure else "")
+    words = f"chosen {where}: {who}" + (f", {confidence(sure)}" if sure else "")
     return words + ("." if top.trial is not None else "; no adapter beat it.")
 
 
@@ -168,7 +169,7 @@ def confidence(sure: dict[str, Any]) -> str:
     if "over_baseline" in sure and sure["baseline"] != sure["over"]:
         how += f" and {sure['over_baseline']:.0%} over {called(sure['baseline'])}"
     by = "likelihood" if sure["by"] != "metric" else "the metric"
-    return f"{how} (by {by}, resampling {sure['images']:,} val images)"
+    return f"{how} (by {by}, resampling {sure['images']:,} images)"
 
 
 def called(adapter: str) -> str:

@@ -28,7 +28,7 @@ from trainables.adapters.registry import (
     task_of,
 )
 from trainables.config import Value, flatten, read_fields
-from trainables.draws import check_draw, check_retain
+from trainables.draws import Draw, check_draw, check_folds, check_retain
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import backbone_of, open_features
 from trainables.loop import METRICS, check_metric
@@ -56,6 +56,8 @@ def check(args: Args) -> Search:
     if args.retain and metric.endswith("log_likelihood"):
         raise CliptuneError(f"`--metric` must be a share beside `--retain`, got `{metric}`.")
     _check_numbers(args, adapters)
+    if args.folds:
+        _check_folds(args, draw)
     fields = read_fields(args.set)
     for key in fields.keys() & {"epochs", "seed", "task"}:
         flag = {"task": "draw"}.get(key, key)
@@ -88,6 +90,7 @@ def check(args: Args) -> Search:
         stopping=stopping,
         limits=read_limits(args.limit),
         spaces=spaces,
+        folds=args.folds,
     )
     check_sampler(search)
     _check_budget(search)
@@ -145,6 +148,20 @@ def _check_population(args: Args) -> None:
         raise ConfigError(f"`--fuse` must be at most 1 {with_it}, got {args.fuse}.")
     if args.scheduler == "pb2" and find_spec("sklearn") is None:
         raise ConfigError("`--scheduler pb2` needs scikit-learn: pip install scikit-learn.")
+
+
+def _check_folds(args: Args, draw: Draw | None) -> None:
+    """What trains in several runs at once cannot do, and what there is to hold out."""
+    if draw is None:
+        raise ConfigError(f"`--folds` must be 0 without `--draw`, got {args.folds}.")
+    check_folds(args.folds, draw)
+    if args.scheduler in ("pbt", "pb2"):
+        raise ConfigError(
+            f"`--folds` must be 0 with `--scheduler {args.scheduler}`, got {args.folds}."
+        )
+    for flag, value in (("fuse", args.fuse), ("workers-per-trial", args.workers_per_trial)):
+        if value > 1:
+            raise ConfigError(f"`--{flag}` must be at most 1 with `--folds`, got {value}.")
 
 
 def _check_budget(search: Search) -> None:

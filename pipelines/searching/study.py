@@ -87,6 +87,7 @@ class Search:
     limits: Mapping[str, float] = field(default_factory=dict)  # of what a trial notes, the most
     spaces: Mapping[str, Space] = field(default_factory=dict)  # else the adapters' own
     hints: Mapping[str, Sequence[Start]] = field(default_factory=dict)  # tried after the recipes
+    folds: int = 0  # over the shots, measured beside val
 
     def space(self, adapter: str) -> Space:
         """What is searched of an adapter."""
@@ -205,6 +206,7 @@ def about_study(
             for name, distribution in search.searched(adapter).items()
         },
         "hints": {name: [asdict(one) for one in each] for name, each in search.hints.items()},
+        **({"folds": search.folds} if search.folds else {}),
         "workers_per_trial": workers_per_trial,
         **about_draws(draw, retain),
         "trials": search.trials or None,

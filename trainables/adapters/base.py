@@ -159,9 +159,14 @@ class Adapter(nn.Module, Generic[C]):
     def prepare(self, train: SplitFeatures) -> None:
         """Take from the training data what the method needs before its first step."""
 
-    def end_epoch(self, epoch: int, val: SplitFeatures) -> None:
+    def end_epoch(self, epoch: int, val: SplitFeatures | None) -> None:
         """Epoch `epoch` (from 1) has been trained, and is about to be measured on `val`: choose on
-        it what needs no training."""
+        it what needs no training. None: nothing may be chosen on what measures it."""
+
+    @property
+    def without_val(self) -> str:
+        """What becomes of that where there is no val, for whoever trains this; "": nothing."""
+        return ""
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, and numbers worth logging: the objective of the task."""

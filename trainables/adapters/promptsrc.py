@@ -127,7 +127,7 @@ class PromptSrc(Adapter[PromptSrcConfig]):
         return upper(self.backbone, hidden, 0, self.image if self.training else self.image_mean)
 
     @torch.no_grad()
-    def end_epoch(self, epoch: int, val: SplitFeatures) -> None:
+    def end_epoch(self, epoch: int, val: SplitFeatures | None) -> None:
         del val
         own, epochs = self.config, max(1, self.train_config.epochs)
         share = last_share(epoch, own.mean * epochs, own.std * epochs)

@@ -42,6 +42,8 @@ class TipAdapter(Adapter[TipAdapterConfig]):
     Tip-Adapter: Zhang et al. 2022, arXiv:2207.09519. W (C, e) zero-shot's text, F (N, e) the keys:
     each training image, the mean of its views; V (N, C) their labels. alpha and beta are chosen on
     val, at every epoch, from a grid of 4,000; there and in the epoch the paper's code used test.
+    Without val they are chosen by leave-one-out, each image looking things up among the others;
+    trained keys have seen them all, and there both stay as they trained.
     """
 
     Config: ClassVar[type[TipAdapterConfig]] = TipAdapterConfig
@@ -112,16 +114,30 @@ class TipAdapter(Adapter[TipAdapterConfig]):
         del start
         return dict(learned) | {"alpha": learned["alpha"] * share}
 
+    @property
+    def without_val(self) -> str:
+        if self.config.tune:
+            return f"alpha and beta stay as it trains, {self.config.alpha} and {self.config.beta}."
+        return "alpha and beta are chosen by leave-one-out over the training images."
+
     @torch.no_grad()
-    def end_epoch(self, epoch: int, val: SplitFeatures) -> None:
+    def end_epoch(self, epoch: int, val: SplitFeatures | None) -> None:
         """Choose alpha and beta on val: the most accurate, of those the likeliest."""
         del epoch
-        assert val.classes is not None
-        assert val.labels is not None
-        device = self.backbone.device
-        texts, labels = val.classes.text_embeds(self.backbone), val.labels.to(device)
-        images = F.normalize(val.image_embeds.to(device).float(), dim=-1)
+        device, classes = self.backbone.device, self.classes
+        if val is not None:
+            assert val.labels is not None
+            classes, labels = val.classes, val.labels.to(device)
+            images = F.normalize(val.image_embeds.to(device).float(), dim=-1)
+        elif self.config.tune:
+            return
+        else:
+            images, labels = self.keys, self.labels
+        assert classes is not None
+        texts = classes.text_embeds(self.backbone)
         plain, affinity = self.tau * images @ texts.T, images @ self.keys.T  # (n, C), (n, N)
+        if val is None:
+            affinity.fill_diagonal_(-torch.inf)  # an image is not near itself
         values = F.one_hot(self.labels, len(texts)).to(texts.dtype)
         grid = self.config.grid
         weight = self.tau / float(self.objective.start)  # 1, unless tau has moved
