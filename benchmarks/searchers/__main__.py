@@ -37,7 +37,7 @@ class Options:
     """Processes."""
     only: tuple[str, ...] = ()
     """Cells: `eurosat-16-1.coop`, `eurosat-16-1` (its adapters beside each other); else all."""
-    together: tuple[int, ...] = (24, 48)
+    together: tuple[int, ...] = (24,)
     """Budgets of several adapters beside each other, in trials' worth."""
     now: tuple[str, ...] = ()
     """Of cliptune as it is, such as `sampler=gp grace=3 kind=median`."""

@@ -44,8 +44,8 @@ def contenders(options: Mapping[str, Any] | None = None) -> list[Contender]:
         Contender(Ray, {"Ray: OptunaSearch + ASHA": "metric"}, (64,), True),
         Contender(Was, {"cliptune as it was": "metric"}, (48,), True),
         # It plans with its budget.
-        Contender(alone, {ALONE: "choice"}, (8, 16, 32, 64), False),
-        Contender(now, {METRIC: "metric", NOW: "choice"}, (8, 16, 32, 64), False),
+        Contender(alone, {ALONE: "choice"}, (16,), False),
+        Contender(now, {METRIC: "metric", NOW: "choice"}, (8, 16, 64), False),
     ]
 
 

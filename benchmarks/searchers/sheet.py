@@ -30,7 +30,8 @@ def interval(values: Any, of: Any = np.median) -> list[float]:
     drawn = chance.integers(cells, size=(RESAMPLES, cells, 1))
     own = chance.integers(seeds, size=(RESAMPLES, cells, seeds))
     spread = of(values[drawn, own].reshape(RESAMPLES, -1), axis=1)
-    return [float(of(values)), *(float(q) for q in np.quantile(spread, (0.025, 0.975)))]
+    found = [of(values), *np.quantile(spread, (0.025, 0.975))]
+    return [round(float(one), 4) for one in found]
 
 
 def summary(found: Sequence[Any], about: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +50,6 @@ def summary(found: Sequence[Any], about: dict[str, Any]) -> dict[str, Any]:
             for place, split in enumerate(("val", "test")):
                 row[split] = interval(both[..., place])
                 row[f"{split}_mean"] = interval(both[..., place], np.mean)
-                row[f"{split}_cells"] = np.median(both[..., place], axis=1).tolist()
             rows.append(row)
     for label, budgets in (by[several[0], seeds[0]].reached if several else {}).items():
         result["together"][label] = [

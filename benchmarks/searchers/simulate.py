@@ -3,8 +3,7 @@
 Flows in: a policy and the surfaces of one adapter or several. Flows out: the trials it had trained,
 and of them the answer at any number of epochs spent, with its regret on val and on test.
 
-What is searched alone may stop at once where nothing is left to train; a trial that failed counts
-by what it had reached.
+A trial with nothing to train ends after one epoch; one that failed counts by what it had reached.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import numpy as np
 
 from benchmarks.searchers.policies import Cell, Heard, Policy
 from benchmarks.searchers.surfaces import Array, Surface
+from pipelines.searching.choice import NEAR
 from trainables.loop import LIKELIHOOD
 from trainables.measure import CALIBRATED
 
 Rule = Literal["metric", "choice"]
-NEAR = 2.0  # standard errors of the metric within which likelihood decides
 ALIKE = 0.5  # the correlation of two trials' hits, image by image
 
 
@@ -147,7 +146,8 @@ def answers(
 
     `metric`: the trial that is best on val, of equal ones the likelier, then the earlier. `choice`:
     as cliptune chooses, zero-shot among the candidates: of those whose metric lies within `NEAR`
-    standard errors of the best's the one that is likeliest after temperature. Of the surfaces no
+    standard errors of the best's the one that is likeliest after temperature, first of each
+    adapter's, then of these. Of the surfaces no
     values of single images are known, so the error of a difference is that of two binomials whose
     hits correlate by `ALIKE`, and an adapter is not preferred for being simple.
     """
@@ -175,12 +175,19 @@ def zero_shot(cell: Cell) -> Reached:
 
 
 def chosen(reached: Sequence[Reached], own: dict[str, Board], rule: Rule) -> Answer:
-    top = max(reached, key=lambda one: one[1:3])
-    if rule == "choice" and not np.isnan(top[3]):
-        images = next(iter(own.values())).images
-        near = [one for one in reached if top[1] - one[1] <= NEAR * error(top[1], one[1], images)]
-        top = max(near, key=lambda one: (one[3], *one[1:3]))
+    images = next(iter(own.values())).images
+    if rule == "choice" and not np.isnan(reached[0][3]):
+        each = {one[0]: [other for other in reached if other[0] == one[0]] for one in reached}
+        top = likeliest([likeliest(of, images) for of in each.values()], images)
+    else:
+        top = max(reached, key=lambda one: one[1:3])
     return Answer(top[0], top[1], top[4])
+
+
+def likeliest(reached: Sequence[Reached], images: int) -> Reached:
+    top = max(reached, key=lambda one: one[1:3])
+    near = [one for one in reached if top[1] - one[1] <= NEAR * error(top[1], one[1], images)]
+    return max(near, key=lambda one: (one[3], *one[1:3]))
 
 
 def error(one: float, other: float, images: int) -> float:
