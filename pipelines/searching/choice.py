@@ -10,6 +10,8 @@ metric decides alone, as it does where there are no classes. What needs no train
 
 Measured on 24 trials of four heads, 16 shots, drawn 150 times from 49 of each (EuroSAT and Pets by
 a small CLIP, the demo's classes): 50.5 % on test, where the highest val accuracy gives 49.1.
+With 4 folds over the shots beside val (17 of each; EuroSAT twice, Pets): 42.4 against 41.6 without,
+and 41.7 against 40.1 by the highest accuracy; better on EuroSAT, 0.4 worse on Pets.
 """
 
 from __future__ import annotations
