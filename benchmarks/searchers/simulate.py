@@ -147,9 +147,9 @@ def answers(
     `metric`: the trial that is best on val, of equal ones the likelier, then the earlier. `choice`:
     as cliptune chooses, zero-shot among the candidates: of those whose metric lies within `NEAR`
     standard errors of the best's the one that is likeliest after temperature, first of each
-    adapter's, then of these. Of the surfaces no
-    values of single images are known, so the error of a difference is that of two binomials whose
-    hits correlate by `ALIKE`, and an adapter is not preferred for being simple.
+    adapter's, then of these. Surfaces hold no values of single images, so the error of a difference
+    is taken for that of two binomials whose hits correlate by `ALIKE`, and no adapter is preferred
+    for being simple.
     """
     own = boards(cell)
     begun = np.cumsum([0, *(one.epochs for one in history)])
