@@ -35,7 +35,8 @@ class Args:
     """Trials at most; each adapter's published recipes are its first. Default: 16 where no other
     budget is given."""
     epochs: int = 9
-    """Epochs of a trial that is never stopped early. ASHA decides at 1, 3, 9, ..."""
+    """Epochs of a trial that is never stopped early. ASHA decides at 1, 3, 9, ...,
+    with a draw at 3, 9, ..."""
     epochs_total: int = 0
     """Epochs at most, of all trials together. 0: no limit."""
     minutes: float = 0.0
@@ -50,8 +51,8 @@ class Args:
     the values change while training."""
     interval: int = 1
     """Of pbt and pb2: epochs between two exchanges."""
-    grace: int = 1
-    """The first epoch after which a trial may be stopped."""
+    grace: int = 0
+    """The first epoch after which a trial may be stopped. 0: 3 with a draw, else 1."""
     eta: int = 3
     """Of the trials at a rung one of so many goes on to the next, so many times further."""
     brackets: int = 1

@@ -136,15 +136,15 @@ def test_an_adapter_without_points_is_out_of_the_race_and_others_go_on(tmp_path:
     assert (race["name"], race["out"]) == ("projection", ["zero_shot"])
 
 
-def test_a_leader_without_points_hands_on_to_the_one_that_may_come_nearest() -> None:
+def test_a_leader_without_points_hands_on_to_the_best_of_the_others() -> None:
     runners = [
         Runner("leads", 1, 5, 5, 45, [(9, 0.9), (45, 0.9)]),
-        Runner("far", 1, 2, 2, 18, [(9, 0.1), (18, 0.1)]),
-        Runner("near", 1, 2, 2, 18, [(9, 0.1), (18, 0.2)]),
+        Runner("far", 1, 2, 2, 30, [(9, 0.1), (30, 0.1)]),
+        Runner("near", 1, 2, 2, 30, [(9, 0.2), (30, 0.2)]),
     ]
-    assert turn(runners, 10).name == "leads"
-    found = turn(runners, 10, ["leads"])
-    assert (found.name, set(found.bounds), found.out) == ("near", {"far"}, ["leads"])
+    assert turn(runners, 0).name == "leads"
+    found = turn(runners, 0, ["leads"])
+    assert (found.name, set(found.cuts), found.out) == ("near", {"far"}, ["leads"])
 
 
 def test_trials_that_train_together_are_as_many_as_their_shape_has_points(tmp_path: Path) -> None:

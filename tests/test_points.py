@@ -69,7 +69,9 @@ def test_points_come_after_the_recipes_as_trials_like_others(
     trials = drawn(tmp_path, search, 16)
     own = [one for one in trials if one["config"]["name"] == "projection"]
     assert [one["origin"] for one in trials[:4]] == ["recipe", "recipe", "portfolio", "portfolio"]
-    assert [one["origin"] for one in own] == ["recipe", *["portfolio"] * 4, *["tpe"] * 9]
+    origins = [one["origin"] for one in own]
+    assert origins[:5] == ["recipe", *["portfolio"] * 4]
+    assert set(origins[5:]) == {"tpe"}
     shipped = portfolio("projection", "retrieval")
     for trial, point in zip(own[1:], shipped, strict=False):
         assert {field: trial["config"][field] for field in point} == point

@@ -22,19 +22,19 @@ METRIC = "val/t2i_r1"
 ADAPTERS = ("lora", "projection", "zero_shot")
 
 
-def numbers(*best: float, bounds: dict[str, float] | None = None, out: Any = ()) -> dict[str, Any]:
-    known = dict(zip(ADAPTERS, best, strict=False))
-    return {"name": "lora", "best": known, "bounds": bounds or {}, "out": out}
+def cut(best: float, leads: float, out: Any = ()) -> dict[str, Any]:
+    own = {"spent": 9.0, "best": best, "leader": "lora", "leads": leads}
+    return {"name": "lora", "cuts": {"projection": own}, "out": out}
 
 
 STEPS = [
-    Step(0, "lora", 9, 0.3, numbers()),
-    Step(1, "projection", 9, 0.2, numbers(0.3)),
-    Step(2, "zero_shot", 1, 0.1, numbers(0.3, 0.2)),
-    Step(3, "lora", 3, 0.25, numbers(0.3, 0.2, 0.1, bounds={"projection": 0.24})),
-    Step(4, "projection", 1, None, numbers(0.3, 0.2, 0.1)),  # it failed
+    Step(0, "lora", 9, 0.3, {"name": "lora", "cuts": {}, "out": []}),
+    Step(1, "projection", 9, 0.2, {"name": "projection", "cuts": {}, "out": []}),
+    Step(2, "zero_shot", 1, 0.1, {"name": "zero_shot", "cuts": {}, "out": []}),
+    Step(3, "lora", 3, 0.25, cut(0.2, 0.3)),
+    Step(4, "projection", 1, None, {"name": "projection", "cuts": {}, "out": []}),  # it failed
     Step(5, "lora", 9, 0.4, {}),  # one that trained with others
-    Step(6, "lora", 1, 0.2, numbers(0.4, 0.2, 0.1, bounds={"projection": 0.21}, out=["zero_shot"])),
+    Step(6, "lora", 1, 0.2, cut(0.2, 0.4, ["zero_shot"])),
 ]
 
 
@@ -57,18 +57,21 @@ def test_who_was_passed_over_is_told_with_when_and_the_numbers() -> None:
     projection = lanes(ADAPTERS, STEPS)[1]
     first, last = projection.stretches
     assert (first.first, first.last, first.after) == (3, 3, 19)
-    assert (first.best, first.bound, first.leader, first.leads) == (0.2, 0.24, "lora", 0.3)
+    assert (first.spent, first.best, first.leader, first.leads) == (9, 0.2, "lora", 0.3)
     assert projection.waits is last
     assert projection.said(show) == (
-        "passed over again from trial 6 on, 32 epochs into the search: at 0.20 it could"
-        " have reached 0.21, below lora's 0.40"
+        "passed over again from trial 6 on, 32 epochs into the search: 0.20 with 9 of its own, "
+        "where lora had 0.40"
     )
     until = lanes(ADAPTERS, STEPS[:5])[1].said(show)
     assert until.startswith("passed over from trial 3 to 3, 19 epochs into the search")
 
 
 def test_an_adapter_without_a_trial_and_an_older_journal_are_told_too() -> None:
-    old = [Step(0, "lora", 9, 0.3, {}), Step(1, "gone", 9, 0.9, {"best": {}})]
+    old = [
+        Step(0, "lora", 9, 0.3, {}),
+        Step(1, "gone", 9, 0.9, {"best": {}, "bounds": {"lora": 0.1}}),
+    ]
     found = lanes(("coop", "lora"), old)
     assert [(one.adapter, one.best, one.said(show)) for one in found] == [
         ("lora", 0.3, ""),
@@ -107,8 +110,7 @@ def test_a_search_that_ends_has_a_line_for_each_adapter(tmp_path: Path) -> None:
     assert lines[1:4] == [
         "lora: 4 trials, 22 epochs, best 0.4000 (trial 5).",
         "projection: 2 trials, 10 epochs, best 0.2000 (trial 1); passed over again from trial 6 "
-        "on, 32 epochs into the search: at 0.2000 it could have reached 0.2100, below lora's "
-        "0.4000.",
+        "on, 32 epochs into the search: 0.2000 with 9 of its own, where lora had 0.4000.",
         "zero_shot: 1 trial, 1 epoch, best 0.1000 (trial 2); no configuration left to try from "
         "trial 6 on.",
     ]
@@ -124,7 +126,7 @@ def test_the_report_shows_the_race(tmp_path: Path) -> None:
     html, markdown = page(tmp_path)
     assert 'aria-label="the best text-to-image R@1 on val of each adapter' in html
     for text in (html, markdown):
-        assert "at 20.0 % it could have reached 21.0 %, below" in text
+        assert "20.0 % with 9 of its own, where lora had 40.0 %" in text
         assert "no configuration left to try from trial 6 on" in text
     assert '<td class="settings">leads</td>' in html
 

@@ -29,10 +29,10 @@ def small() -> Cell:
 @pytest.mark.parametrize("label", [label for one in contenders() for label in one.rules][:-1])
 def test_a_seed_draws_the_same_again_and_spends_its_budget(small: Cell, label: str) -> None:
     (one,) = (one for one in contenders() if label in one.rules)
-    first, again, other = (spend(one.make, small, 4, seed) for seed in (0, 0, 1))
+    first, again, other = (spend(one.make, small, 8, seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    assert sum(trial.epochs for trial in first) == 4 * epochs(small)
+    assert sum(trial.epochs for trial in first) == 8 * epochs(small)
 
 
 def test_val_only_rises_and_ends_at_most_at_the_best(small: Cell) -> None:

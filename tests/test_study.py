@@ -11,7 +11,7 @@ from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from pipelines import tune
@@ -27,8 +27,10 @@ from pipelines.searching.study import (
     Stopping,
     best_so_far,
     best_trial,
+    doubt_of,
     open_study,
     states,
+    usual_grace,
 )
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import adapters_for, make_config
@@ -300,6 +302,26 @@ def test_rungs() -> None:
     assert at(1) == [1]
     assert at(20, eta=2, grace=3) == [3, 6, 12, 20]
     assert at(9, kind="none") == []
+
+
+def test_the_first_rung_of_classes_is_later_where_there_are_epochs_for_it() -> None:
+    assert [usual_grace("classification", epochs) for epochs in (1, 3, 9)] == [1, 3, 3]
+    assert usual_grace("retrieval", 9) == 1
+
+
+def test_a_sampler_hears_of_equal_accuracies_the_likelier_one() -> None:
+    def ended(**attrs: Any) -> FrozenTrial:
+        return create_trial(state=TrialState.PRUNED, user_attrs={"best": 0.5, **attrs})
+
+    search = dataclasses.replace(SEARCH, doubt=doubt_of("val/accuracy", 25))
+    likely, unlikely = ended(calibrated=-1.0), ended(calibrated=-2.0)
+    assert search.heard(likely) == pytest.approx([0.5 - 0.2])
+    assert search.heard(unlikely) == pytest.approx([0.5 - 0.4])
+    assert search.heard(ended(calibrated=float("nan"))) < search.heard(unlikely)
+    assert (
+        search.standing(likely) == search.standing(unlikely) == [0.5]
+    )  # the race is by the metric
+    assert doubt_of("val/t2i_r1", 25) == 0
 
 
 def test_best_counts_pruned_trials_and_prefers_the_earlier_of_equals(tmp_path: Path) -> None:

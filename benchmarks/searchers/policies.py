@@ -23,7 +23,16 @@ from benchmarks.searchers.portfolio import data_of, of_other_data
 from benchmarks.searchers.surfaces import Surface
 from pipelines.searching.asha import EarlyStopping, Named
 from pipelines.searching.searcher import StudySearcher, suggest
-from pipelines.searching.study import ADAPTER, STUDY, Journal, Search, Storage
+from pipelines.searching.study import (
+    ADAPTER,
+    STUDY,
+    Journal,
+    Search,
+    Stopping,
+    Storage,
+    doubt_of,
+    usual_grace,
+)
 from trainables.config import Value
 
 Cell: TypeAlias = Mapping[str, Surface]  # by adapter; all of one data set
@@ -181,7 +190,10 @@ class Now:
         self.metric, self.epochs = about(cell)
         task = next(iter(cell.values())).about["task"]
         search = Search(
-            tuple(cell), self.metric, 0, self.epochs, seed, {}, task, epochs_total=budget
+            *(tuple(cell), self.metric, 0, self.epochs, seed, {}, task),
+            epochs_total=budget,
+            stopping=Stopping(grace=usual_grace(task, self.epochs)),
+            doubt=doubt_of(self.metric, next(iter(cell.values())).about["images"]["val"]),
         )
         if portfolio:
             hints = {name: of_other_data(task, name, data_of(one)) for name, one in cell.items()}

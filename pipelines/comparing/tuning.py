@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import (
     Search,
     about_study,
+    doubt_of,
     open_study,
 )
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
 from trainables.crew import failure, is_own_failure, outcome
+from trainables.draws import read_draw
 from trainables.faults import is_machines_failure
 from trainables.features import find_store
 from trainables.files import read_json, write_json
@@ -67,9 +69,11 @@ class CellSearch:
     def __init__(self, arena: Arena, cell: Cell, backbone: Backbone | None = None) -> None:
         self.arena, self.cell = arena, cell
         self.folder = cell_folder(arena.folder, cell)
-        self.search = with_hints(search_of(arena.plan, cell), self.folder, arena.plan.portfolio)
         store = find_store(store_of(arena.folder, cell.dataset)).absolute()
         draw = draw_path(arena.folder, cell.task).absolute()
+        search = search_of(arena.plan, cell)
+        search = replace(search, doubt=doubt_of(search.metric, len(read_draw(draw).val)))
+        self.search = with_hints(search, self.folder, arena.plan.portfolio)
         settings = TrialSettings(
             *(store, self.folder, arena.plan.metric, arena.threads), draw=draw, share=arena.share
         )

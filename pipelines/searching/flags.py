@@ -18,7 +18,7 @@ from pipelines.searching.limits import read_limits
 from pipelines.searching.points import with_hints
 from pipelines.searching.samplers import check_sampler
 from pipelines.searching.space import read_file, searched, values_of
-from pipelines.searching.study import Search, Stopping
+from pipelines.searching.study import Search, Stopping, doubt_of, usual_grace
 from trainables.adapters.registry import (
     ADAPTERS,
     adapters_for,
@@ -27,7 +27,7 @@ from trainables.adapters.registry import (
     make_config,
     task_of,
 )
-from trainables.config import Value, flatten, read_fields
+from trainables.config import Task, Value, flatten, read_fields
 from trainables.draws import Draw, check_draw, check_folds, check_retain
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import backbone_of, open_features
@@ -72,7 +72,7 @@ def check(args: Args) -> Search:
     if draw is not None:
         configs = [make_config(name, {"task": task, **fields}) for name in adapters]
         check_room(configs, [draw.classes], backbone_of(args.features))
-    stopping = _stopping(args)
+    stopping = _stopping(args, task)
     search = Search(
         adapters,
         metric,
@@ -91,6 +91,7 @@ def check(args: Args) -> Search:
         limits=read_limits(args.limit),
         spaces=spaces,
         folds=args.folds,
+        doubt=0.0 if draw is None or args.retain else doubt_of(metric, _measured(draw, args.folds)),
     )
     check_sampler(search)
     _check_budget(search)
@@ -102,9 +103,10 @@ def check(args: Args) -> Search:
     return search
 
 
-def _stopping(args: Args) -> Stopping:
+def _stopping(args: Args, task: Task) -> Stopping:
 
     kind, brackets = args.scheduler, args.brackets
+    grace = args.grace or (usual_grace(task, args.epochs) if brackets == 1 else 1)
     if kind in ("pbt", "pb2"):
         _check_population(args)
         return Stopping(kind, interval=args.interval)
@@ -117,15 +119,20 @@ def _stopping(args: Args) -> Stopping:
             raise ConfigError(
                 f"`--brackets` must be 1 with `--scheduler hyperband`, got {brackets}."
             )
-        rungs = int(math.log(max(1, args.epochs / args.grace), args.eta) + 1e-9)
-        return Stopping("asha", args.eta, args.grace, 1 + rungs)
-    last = args.grace * args.eta ** (brackets - 1)
+        rungs = int(math.log(max(1, args.epochs / grace), args.eta) + 1e-9)
+        return Stopping("asha", args.eta, grace, 1 + rungs)
+    last = grace * args.eta ** (brackets - 1)
     if kind == "asha" and last > args.epochs:
         raise ConfigError(
             f"`--brackets` must be fewer where a trial has {args.epochs} epochs, got {brackets}: "
             f"the first rung of the last is epoch {last}."
         )
-    return Stopping(kind, args.eta, args.grace, brackets)
+    return Stopping(kind, args.eta, grace, brackets)
+
+
+def _measured(draw: Draw, folds: int) -> int:
+    """Images that val values are the mean over."""
+    return len(draw.val) + (len(draw.train) if folds else 0)
 
 
 def _check_population(args: Args) -> None:
@@ -201,7 +208,7 @@ def _check_numbers(args: Args, adapters: Sequence[str]) -> None:
             ("--trials", 16 if args.trials is None else args.trials, 1),
             ("--epochs", args.epochs, 1),
         ),
-        *(("--epochs-total", args.epochs_total, 0), ("--grace", args.grace, 1)),
+        *(("--epochs-total", args.epochs_total, 0), ("--grace", args.grace, 0)),
         *(("--eta", args.eta, 2), ("--brackets", args.brackets, 1)),
         *(("--fuse", args.fuse, 0), ("--concurrent", args.concurrent, 0)),
         ("--workers-per-trial", args.workers_per_trial, 1),

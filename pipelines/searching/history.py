@@ -80,7 +80,7 @@ class History:
         }
         if params.keys() != space.keys():
             return None  # a driver was killed between two values
-        values = self.search.standing(trial)
+        values = self.search.heard(trial)
         if trial.state.is_finished() and not values:
             return None  # it failed
         return FrozenTrial(

@@ -21,7 +21,7 @@ class Step:
     adapter: str
     epochs: int
     value: float | None  # its best, once it ended; a failed trial has none
-    race: Mapping[str, Any]  # `best`, `bounds` and `out` when it was suggested; empty: unsaid
+    race: Mapping[str, Any]  # `cuts` and `out` when it was suggested; empty: unsaid
 
 
 @dataclass
@@ -30,8 +30,8 @@ class Stretch:
 
     first: int
     after: int  # epochs that all trials before took
+    spent: float  # epochs on it and on the leader each, when they were compared
     best: float
-    bound: float  # what the epochs left could have brought
     leader: str
     leads: float
     last: int | None = None  # None: to the end
@@ -67,13 +67,10 @@ class Lane:
 
     def hear(self, step: Step, after: int) -> None:
         """Whose turn it was, and why not this one's."""
-        best, bounds = step.race.get("best", {}), step.race.get("bounds", {})
-        waits = self.waits
-        if self.adapter in bounds and waits is None:
-            leader = max(best, key=lambda name: best[name])
-            numbers = best[self.adapter], bounds[self.adapter], leader, best[leader]
-            self.stretches.append(Stretch(step.number, after, *numbers))
-        elif self.adapter not in bounds and waits is not None:
+        cut, waits = step.race.get("cuts", {}).get(self.adapter), self.waits
+        if cut and waits is None:
+            self.stretches.append(Stretch(step.number, after, **cut))
+        elif waits is not None and not cut:
             waits.last = step.number - 1
         if self.adapter in step.race.get("out", ()) and self.out is None:
             self.out = step.number
@@ -87,8 +84,8 @@ class Lane:
             again = " again" if self.stretches[1:] else ""
             words.append(
                 f"passed over{again} from trial {last.first} {until}, {last.after} epochs into the "
-                f"search: at {show(last.best)} it could have reached {show(last.bound)}, below "
-                f"{last.leader}'s {show(last.leads)}"
+                f"search: {show(last.best)} with {last.spent:.0f} of its own, where {last.leader} "
+                f"had {show(last.leads)}"
             )
         if self.out is not None:
             words.append(f"no configuration left to try from trial {self.out} on")

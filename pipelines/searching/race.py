@@ -1,18 +1,20 @@
 """Which adapter the next trial is of: the budget moves to those that may still win.
 
-A rule of its own, beside the one that draws an adapter's values, after the rising bandits of Li et
-al. 2020 (arXiv:2012.04371). What an adapter reached with what was spent on it is a curve that rises
-ever more slowly, so what it gained over the last half of its epochs bounds what the epochs left can
-bring. Every adapter gets its starting points and `LEAST` trials that are allowed to finish; then
-those whose bound lies below what the leader has reached are passed over, and of the others the one
-on which the least was spent comes next.
+A rule of its own, beside the one that draws an adapter's values: sequential halving between
+adapters (Karnin et al. 2013, "Almost optimal exploration in multi-armed bandits"), counted in
+epochs. Every adapter gets its starting points and `LEAST` trials that are allowed to finish. The
+budget is spent in equal parts: the first on all adapters, each next one on the better half of those
+before, the last on one. Which half is better is decided by what they had reached when as much was
+spent on each. Of those that are in, the one on which the least was spent comes next.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -37,7 +39,10 @@ class Runner:
 
     def add(self, trial: FrozenTrial, search: Search) -> None:
         self.asked += trial.state != TrialState.WAITING
-        self.spent += epochs_of(trial)
+        # One that fails at once is as dear as one that finishes: else its adapter would come next
+        # for ever.
+        failed = trial.state == TrialState.FAIL
+        self.spent += search.epochs if failed else max(1, epochs_of(trial))
         self.finished += trial.state in (TrialState.COMPLETE, TrialState.FAIL)
         if reached := search.standing(trial):
             self.path.append((self.spent, max(self.best, reached[0])))
@@ -56,43 +61,68 @@ class Runner:
 
     def best_at(self, spent: float) -> float:
         """The best that `spent` epochs had brought; the first trial's own at the least."""
-        reached = [best for epochs, best in self.path if epochs <= spent]
-        return reached[-1] if reached else self.path[0][1]
+        first = [best for _, best in self.path[:1]]
+        reached = first + [best for epochs, best in self.path if epochs <= spent]
+        return reached[-1] if reached else float("-inf")
 
-    def bound(self, left: float) -> float:
-        """The most that `left` epochs more can bring, were they as fruitful as its last half."""
-        if not self.path or not self.spent:
-            return float("inf")
-        gained = self.best - self.best_at(self.spent / 2)
-        return self.best + gained * left / (self.spent / 2)
+
+@dataclass(frozen=True)
+class Cut:
+    """Why an adapter is passed over: what it had reached when it and the leader had each spent
+    `spent` epochs."""
+
+    spent: float
+    best: float
+    leader: str
+    leads: float
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Whose turn it is, and on which numbers the others were passed over."""
+    """Whose turn it is, and on which numbers the others are passed over."""
 
     name: str
-    best: Mapping[str, float]
-    bounds: Mapping[str, float]  # of those that were passed over
+    cuts: Mapping[str, Cut]
     out: Sequence[str] = ()  # those that have no point left to try
 
 
 def turn(runners: Sequence[Runner], left: float, tried: Sequence[str] = ()) -> Turn:
     """The adapter of the next trial, with `left` epochs to spend; `tried`: those that have no point
     left to try, which is not all."""
-    best = {one.name: one.best for one in runners if one.path}
     fit = [one for one in runners if one.name not in tried]
     first = [one for one in fit if one.asked < max(one.starts, LEAST)]
     if first:
-        return Turn(min(first, key=lambda one: one.asked).name, best, {}, tried)
-    leader = max(one.best for one in runners)
-    bounds = {one.name: one.bound(left) for one in fit if one.finished >= LEAST}
-    out = {name: bound for name, bound in bounds.items() if bound < leader}
-    still = [one for one in fit if one.name not in out]
-    if not still:  # the leader has no point left: of the others, the one that may come nearest
-        name = max(bounds, key=lambda name: bounds[name])
-        return Turn(name, best, {one: bounds[one] for one in out if one != name}, tried)
-    return Turn(min(still, key=lambda one: one.spent).name, best, out, tried)
+        return Turn(min(first, key=lambda one: one.asked).name, {}, tried)
+    alive, cuts = halved(runners, left, tried)
+    # Where those that are in have no point left: of the others, the best.
+    still = [one for one in alive if one in fit] or [max(fit, key=lambda one: one.best)]
+    name = min(still, key=lambda one: one.spent).name
+    return Turn(name, {own: cut for own, cut in cuts.items() if own != name}, tried)
+
+
+def halved(
+    runners: Sequence[Runner], left: float, tried: Sequence[str]
+) -> tuple[list[Runner], dict[str, Cut]]:
+    """Those that are in, and why the others are not."""
+    sizes = [len(runners)]
+    while sizes[-1] > 1:
+        sizes.append(math.ceil(sizes[-1] / 2))
+    part = (left + sum(one.spent for one in runners)) / len(sizes)
+    alive, each = list(runners), 0.0
+    cuts: dict[str, Cut] = {}
+    for size, smaller in pairwise(sizes):
+        each += part / size
+        # One that has no point left spends no more: it stands as it is.
+        judged = (
+            (one.finished >= LEAST and one.spent >= each) or one.name in tried for one in alive
+        )
+        if not all(judged):
+            break
+        ranked = sorted(alive, key=lambda one: -one.best_at(each))
+        leader, alive = ranked[0], ranked[:smaller]
+        for one in ranked[smaller:]:
+            cuts[one.name] = Cut(each, one.best_at(each), leader.name, leader.best_at(each))
+    return alive, cuts
 
 
 class Standings:

@@ -214,7 +214,7 @@ class OfOneSpace(BaseSampler):
 
 def startup(search: Search) -> int:
     """How many trials of an adapter are drawn at random before a model of them is trusted."""
-    return max(4, search.size // (4 * len(search.adapters)))
+    return max(4, search.size // (8 * len(search.adapters)))
 
 
 def make_sampler(

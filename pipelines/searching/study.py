@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ ADAPTER = "adapter"  # the parameter that says which adapter a trial is of
 FORMAT = "cliptune-study-1"
 # Origins of trials that no sampler drew.
 RECIPE, PRIOR, PORTFOLIO = POINTS = "recipe", "prior", "portfolio"
+UNLIKELY = -10.0
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -67,6 +69,18 @@ class Stopping:
         return self.kind in ("pbt", "pb2")
 
 
+def doubt_of(metric: str, images: int) -> float:
+    """The weight of a likelihood beside `metric` on so many val images: two standard errors of an
+    accuracy, at most, and so nearly nothing of many; 0 beside what is no accuracy."""
+    return 1 / math.sqrt(images) if metric.endswith("accuracy") else 0.0
+
+
+def usual_grace(task: Task, epochs: int) -> int:
+    """The first rung: what few shots reach on few val images after one epoch says little of what
+    they will after nine."""
+    return min(3, epochs) if task == "classification" else 1
+
+
 @dataclass(frozen=True)
 class Search:
     """What is searched, and with which budget."""
@@ -88,6 +102,7 @@ class Search:
     spaces: Mapping[str, Space] = field(default_factory=dict)  # else the adapters' own
     hints: Mapping[str, Sequence[Start]] = field(default_factory=dict)  # tried after the recipes
     folds: int = 0  # over the shots, measured beside val
+    doubt: float = 0.0  # the weight of the calibrated likelihood beside the metric, for a sampler
 
     def space(self, adapter: str) -> Space:
         """What is searched of an adapter."""
@@ -145,6 +160,16 @@ class Search:
         best -= OVER in trial.user_attrs
         # Where retention is not applicable, the sampler hears that none of it was kept.
         return [best, kept or 0.0] if self.retains else [best]
+
+    def heard(self, trial: FrozenTrial) -> list[float]:
+        """What a sampler hears: `standing`, and where the metric is an accuracy, `doubt` times how
+        likely the answers were. Few images know few accuracies: of trials that are equally good on
+        40, the likelier one says where to look."""
+        found = self.standing(trial)
+        if found and self.doubt:
+            # Below all likelihoods where it is no number, which `max` leaves out in this order.
+            found[0] += self.doubt * max(UNLIKELY, trial.user_attrs.get("calibrated", UNLIKELY))
+        return found
 
     def recipes(self, adapter: str) -> list[dict[str, Value]]:
         """The adapter's published settings for the task that lie in what is searched. Those that
