@@ -346,4 +346,6 @@ def test_a_search_of_captioners_ends_in_a_result(tmp_path: Path, base: Path) -> 
     evaluate.run(evaluate.Args(study, bootstrap=100))
     result = read_json(study / "result.json")
     assert [row["name"] for row in result["rows"]] == ["nearest_caption", "prefix_captioner"]
-    assert result["rows"][1]["trial"] == read_json(study / "best.json")["trial"]
+    best = read_json(study / "best.json")
+    assert result["rows"][1]["trial"] == best["per_adapter"]["prefix_captioner"]["trial"]
+    assert result["rows"][0]["selected"] == (best["trial"] is None)

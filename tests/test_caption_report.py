@@ -157,7 +157,7 @@ def test_the_baseline_on_val_is_in_words_charts_and_grey(tmp_path: Path) -> None
         assert "The nearest caption stands at 71.0 on val: a difference of +42.0 points." in text
         assert "the nearest caption, the baseline" in text
     charts = re.findall(r"<svg .*?</svg>", html, re.S)
-    assert sum(">the nearest caption<" in chart for chart in charts) == 2  # history and curves
+    assert sum(">the nearest caption<" in chart for chart in charts) == 3  # race, history, curves
     grey = '<span class="glyph" style="color: var(--muted)">●</span>nearest_caption'
     assert grey in html
 
