@@ -29,8 +29,8 @@ from trainables.checkpoint import adapter_digest, load_adapter, save_checkpoint,
 from trainables.classes import Classes
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
-from trainables.measure import measure
-from trainables.metrics.classification import classification_metrics
+from trainables.measure import examine, measure
+from trainables.metrics.classification import classification_metrics, hits
 from trainables.predict import score
 
 OTHERS = Classes(("yellow bird", "car", "red house near the sea"))
@@ -181,6 +181,29 @@ def test_tip_adapter_chooses_what_a_double_loop_over_val_finds(
     assert scores[chosen][0] == best[0]
     assert scores[chosen][1] >= best[1] - 1e-6
     assert len({accuracy for accuracy, _ in scores.values()}) > 1
+
+
+@pytest.mark.parametrize("tune", [False, True])
+def test_val_is_measured_by_what_its_other_images_chose(tune: bool, backbone: Backbone) -> None:
+    data = split(backbone, range(8))
+    adapter: Any = build(make_config("tip_adapter", {"adapter.tune": tune}), backbone, data)
+    val = split(backbone, range(2, 16), turn=1)  # some cached, and few of their class
+    assert val.labels is not None
+    similarity = adapter.end_epoch(1, val)
+    chosen = float(adapter.alpha), float(adapter.beta)
+    ranked = sorted(range(14), key=lambda n: int(val.labels[n]))  # type: ignore[index]
+    expected = torch.empty(14, 5)
+    for part in range(5):
+        others = [n for place, n in enumerate(ranked) if place % 5 != part]
+        adapter.end_epoch(1, val.take({val.ids[n]: int(val.labels[n]) for n in others}, CLASSES))
+        own = [n for n in range(14) if n not in others]
+        expected[own] = score(adapter, val, CLASSES)[own]
+    torch.testing.assert_close(similarity, expected)
+    adapter.end_epoch(1, val)
+    assert chosen == (float(adapter.alpha), float(adapter.beta))
+    assert not torch.allclose(similarity, score(adapter, val, CLASSES))
+    found = examine(adapter, val, similarity)
+    assert torch.equal(found.values["accuracy"], hits(similarity, val.labels))
 
 
 def test_tip_adapter_is_train_and_val_alone(backbone: Backbone) -> None:

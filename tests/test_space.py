@@ -179,7 +179,7 @@ def test_adapters_of_file_and_flag_that_differ_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "lora:\n  optim.lr: 1e-5..1e-2:log\nprojection:\n  optim.lr: 1..2\n"
-    search = of_file(tmp_path, text, adapter=("lora", "soft_prompt"))
+    search = of_file(tmp_path, text, adapter=("lora", "soft_prompt"), portfolio=False)
     assert search.adapters == ("lora", "soft_prompt")
     assert search.space("soft_prompt") == SPACES["soft_prompt"]["retrieval"]
     assert capsys.readouterr().out.splitlines() == [

@@ -261,7 +261,7 @@ class Run:
         """Measure and save."""
         started = time.monotonic()
         self.settle()
-        self.adapter.end_epoch(self.epoch + 1, None if self.folds else self.val)
+        similarity = self.adapter.end_epoch(self.epoch + 1, None if self.folds else self.val)
         row: Row = {"epoch": self.epoch + 1, "step": self.step}
         steps = self.batches.steps_per_epoch
         row |= {f"train/{name}": value / steps for name, value in self.sums.items()}
@@ -270,7 +270,7 @@ class Run:
             row["train/truncated_captions"] = self.truncated_captions
             row["train/lr"] = self.lr(self.step - 1)
         row["train/seconds"] = train_seconds
-        row |= {f"val/{name}": value for name, value in self._measure().items()}
+        row |= {f"val/{name}": value for name, value in self._measure(similarity).items()}
         seconds = train_seconds + time.monotonic() - started
         row["seconds"] = seconds + (self.rows[-1]["seconds"] if self.rows else 0)
         self.rows.append(row)
@@ -319,11 +319,11 @@ class Run:
         self.optimizer.step()
         return Numbers(numbers, found[None])
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self, similarity: Tensor | None) -> dict[str, float]:
         """The val metrics, computed by worker 0 and told to the others: all decide alike."""
         metrics: dict[str, float] = {}
         if self.worker.rank == 0 and self.val is not None:
-            found = examine(self.adapter, self.val)
+            found = examine(self.adapter, self.val, similarity)
             if self.folds:
                 found = pooled([found, *(examine(run.adapter, own) for run, own in self.folds)])
             metrics, self.values = found.metrics, found.kept(self.metric.removeprefix("val/"))

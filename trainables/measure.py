@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from trainables.adapters.base import Adapter
-from trainables.classes import Classes
 from trainables.features import SplitFeatures
 from trainables.metrics.captioning import score_captions
 from trainables.metrics.classification import (
@@ -49,11 +48,13 @@ class Found:
         return {name: tensor.contiguous() for name, tensor in kept.items()}
 
 
-def examine(adapter: Adapter[Any], data: SplitFeatures) -> Found:
+def examine(adapter: Adapter[Any], data: SplitFeatures, similarity: Tensor | None = None) -> Found:
     """The metrics of the adapter's task on a split; where other classes stand beside it, which
-    training never sees, also the accuracy on those, the mean over their tasks: `retained`."""
+    training never sees, also the accuracy on those, the mean over their tasks: `retained`.
+    `similarity` (N, C): of the images to the classes, where it is not what the adapter says now."""
     if data.labels is not None and data.classes is not None:
-        found = _classes(adapter, data, data.classes, data.labels)
+        scores = score(adapter, data, data.classes) if similarity is None else similarity
+        found = _classes(adapter, data, scores, data.labels)
     elif adapter.train_config.task == "captioning":
         found = _captions(adapter, data)
     else:
@@ -86,8 +87,7 @@ def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
     return examine(adapter, data).metrics
 
 
-def _classes(adapter: Adapter[Any], data: SplitFeatures, classes: Classes, labels: Tensor) -> Found:
-    scores = score(adapter, data, classes)
+def _classes(adapter: Adapter[Any], data: SplitFeatures, scores: Tensor, labels: Tensor) -> Found:
     metrics = classification_metrics(scores, labels, adapter.tau)
     metrics[CALIBRATED], scale = calibrated_likelihood(scores, labels)
     right = hits(scores, labels)

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from benchmarks.searchers.policies import Cell, Make, Now, Optuna, Random, Ray, Was
-from benchmarks.searchers.sheet import ALONE, METRIC, NOW
+from benchmarks.searchers.sheet import ALONE, EACH, METRIC, NOW
 from benchmarks.searchers.simulate import Rule, Trained, answers, ceilings, search
 from benchmarks.searchers.surfaces import FOLDER, Surface
 from pipelines.searching.study import Stopping
@@ -128,10 +128,14 @@ def play(
                 ((_, test),) = worth(history, own, [budget], rule)
                 found.reached.setdefault(label, {})[budget] = 100 * test
             if NOW in one.rules:
+                every: list[Trained] = []
                 for adapter, part in own.items():
                     history = spend(one.make, {adapter: part}, budget, seed)
+                    every += history
                     ((_, test),) = worth(history, {adapter: part}, [budget], one.rules[NOW])
                     found.alone.setdefault(adapter, {})[budget] = 100 * test
+                ((_, test),) = worth(every, own, [budget * len(own)], one.rules[NOW])
+                found.reached.setdefault(EACH, {})[budget] = 100 * test
     return found
 
 

@@ -159,9 +159,12 @@ class Adapter(nn.Module, Generic[C]):
     def prepare(self, train: SplitFeatures) -> None:
         """Take from the training data what the method needs before its first step."""
 
-    def end_epoch(self, epoch: int, val: SplitFeatures | None) -> None:
+    def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
         """Epoch `epoch` (from 1) has been trained, and is about to be measured on `val`: choose on
-        it what needs no training. None: nothing may be chosen on what measures it."""
+        it what needs no training. None: nothing may be chosen on what measures it. Where something
+        was, gives the similarities (N, C) to measure: of each image by what others chose."""
+        del epoch, val
+        return None
 
     @property
     def without_val(self) -> str:

@@ -127,12 +127,13 @@ class PromptSrc(Adapter[PromptSrcConfig]):
         return upper(self.backbone, hidden, 0, self.image if self.training else self.image_mean)
 
     @torch.no_grad()
-    def end_epoch(self, epoch: int, val: SplitFeatures | None) -> None:
+    def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
         del val
         own, epochs = self.config, max(1, self.train_config.epochs)
         share = last_share(epoch, own.mean * epochs, own.std * epochs)
         self.text_mean.lerp_(self.text, share)
         self.image_mean.lerp_(self.image, share)
+        return None
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.text_embeds is not None
