@@ -45,3 +45,10 @@ def test_none_is_passed_over_before_all_spent_their_share_or_by_trials_that_were
 def test_an_adapter_that_always_fails_is_not_asked_for_ever() -> None:
     fails = Runner("fails", 1, 3, 3, 27)
     assert turn([fails, runner("works", (9, 0.1), (18, 0.2))], 45).name == "works"
+
+
+def test_of_first_trials_that_cost_more_than_a_share_all_count() -> None:
+    slow = runner("slow", (9, 0.3), (18, 0.6))
+    quick = runner("quick", (1, 0.4), (10, 0.4), (19, 0.5))
+    found = turn([slow, quick], 3)  # two parts of 20: 10 of each, which the second trials exceed
+    assert (found.name, found.cuts) == ("slow", {"quick": Cut(18, 0.4, "slow", 0.6)})

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.searchers.__main__ import Options, main, watched
 from benchmarks.searchers.contest import Found, cell, cells, contenders, epochs, parse, spend
 from benchmarks.searchers.policies import Cell, Now, Random
-from benchmarks.searchers.sheet import FILE, METRIC, NOW, PLOT, interval, summary
+from benchmarks.searchers.sheet import EACH, FILE, METRIC, NOW, PLOT, interval, summary
 from benchmarks.searchers.simulate import answers, boards, ceilings
 from pipelines.searching.searcher import suggest
 from pipelines.searching.study import Stopping
@@ -146,7 +146,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     stored = json.loads((tmp_path / FILE).read_text())
     assert stored["cells"] == [SMALL]
     assert stored["data"] == ["scenes"]
-    assert set(stored["together"]) == set(stored["regret"])
+    assert set(stored["together"]) == {*stored["regret"], EACH}
     assert (tmp_path / PLOT).stat().st_size < 100_000
     page = capsys.readouterr().out
     assert "| random | 64 |" in page

@@ -118,10 +118,12 @@ def halved(
         )
         if not all(judged):
             break
-        ranked = sorted(alive, key=lambda one: -one.best_at(each))
+        # Trials end where they end: as much as was spent on each is a little more.
+        spent = max(each, min((one.spent for one in alive if one.name not in tried), default=0))
+        ranked = sorted(alive, key=lambda one: -one.best_at(spent))
         leader, alive = ranked[0], ranked[:smaller]
         for one in ranked[smaller:]:
-            cuts[one.name] = Cut(each, one.best_at(each), leader.name, leader.best_at(each))
+            cuts[one.name] = Cut(spent, one.best_at(spent), leader.name, leader.best_at(spent))
     return alive, cuts
 
 
