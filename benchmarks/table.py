@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.gpu import sheet
 from benchmarks.harness import Limit, Result, Row
-from benchmarks.searchers import costs
+from benchmarks.searchers import costs, populations
 from benchmarks.searchers import sheet as searchers
 from trainables.files import read_json, write_bytes, write_json
 
@@ -143,6 +143,8 @@ class Table:
             *sheet.section(self.folder),
             "",
             *searchers.section(self.folder),
+            "",
+            *populations.section(self.folder),
         ]
         return "\n".join(lines) + "\n"
 

@@ -196,21 +196,18 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
 
     quiet_tune()
     from ray import tune
-    from ray.tune.schedulers import FIFOScheduler
 
-    from pipelines.searching.asha import EarlyStopping
     from pipelines.searching.callbacks import Losses, Progress
     from pipelines.searching.interrupt import Interrupt
-    from pipelines.searching.population import Legs, PopulationSearcher
-    from pipelines.searching.searcher import StudySearcher, widest
+    from pipelines.searching.population import rules
+    from pipelines.searching.searcher import widest
     from pipelines.searching.study import best_so_far
     from pipelines.searching.workers import take
     from trainables.trial import AdapterTrial, TrialSettings
 
     connect(dashboard=True)
     workers = take(args.concurrent, args.workers_per_trial, args.gpus, args.wait)
-    population = search.stopping.population
-    alone = population or args.workers_per_trial > 1 or args.folds
+    alone = search.stopping.population or args.workers_per_trial > 1 or args.folds
     fuse = 1 if alone else args.fuse
     settings = TrialSettings(
         *(args.features, folder, search.metric, workers.threads),
@@ -221,14 +218,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
         share=workers.share,
     )
     settings.stop_file.unlink(missing_ok=True)
-    searcher: StudySearcher
-    scheduler: FIFOScheduler
-    if population:
-        searcher = PopulationSearcher(study, search, folder)
-        scheduler = Legs(study, search)
-    else:
-        searcher = StudySearcher(study, search, folder, fuse)
-        scheduler = EarlyStopping(study, search, searcher.budget)
+    searcher, scheduler = rules(study, search, folder, fuse)
     interrupt = Interrupt(
         settings.stop_file, searcher.stop, lambda: best_so_far(study, search.metric)
     )

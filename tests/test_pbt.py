@@ -17,8 +17,9 @@ from ray.tune.schedulers.pbt import _PBTTrialState
 
 import trainables.trial
 from pipelines.cli import stage_main
+from pipelines.searching.closing import closing
 from pipelines.searching.pbt import Exploit, Gain, Member, exploits
-from pipelines.searching.population import Legs, PopulationSearcher, lineage
+from pipelines.searching.population import lineage, rules
 from pipelines.searching.study import Search, Stopping, best_trial, open_study
 from tests.one_process import Driver, snapshots
 from tests.test_kills import SEARCH as PLAIN
@@ -129,8 +130,7 @@ def begin(features: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -
         if not (folder / "study.json").exists():
             write_json(folder / "study.json", about)
         one = Driver(search, TrialSettings(features, folder, METRIC, threads=1), 1, workers)
-        one.searcher = PopulationSearcher(one.searcher.study, search, folder)
-        one.scheduler = Legs(one.searcher.study, search)
+        one.searcher, one.scheduler = rules(one.searcher.study, search, folder)
         one.losses.searcher = one.searcher
         return one
 
@@ -166,6 +166,11 @@ def test_a_population_ends_alike_on_one_worker_and_on_three_and_is_replayed(
     study = open_study(tmp_path / "one")
     moved = [trial for trial in study.trials if "exploits" in trial.user_attrs]
     assert moved
+    taken = sum(len(trial.user_attrs["exploits"]) for trial in moved)
+    assert list(closing(study, search))[:2] == [
+        "5 trials complete, 0 failed, 0 unfinished.",
+        f"weights of better trials were taken over {taken} times.",
+    ]
     assert all(trial.user_attrs["lineage"][-1][0] == trial.number for trial in moved)
     for number in range(5):  # each member's lineage, and so the winner's, is one run
         _replays(tmp_path / "one", number, features, tmp_path)

@@ -107,7 +107,8 @@ def study_of(run: Path, adapters: tuple[str, ...] = ADAPTERS) -> optuna.Study:
 def test_a_search_that_ends_has_a_line_for_each_adapter(tmp_path: Path) -> None:
     search = Search(ADAPTERS, METRIC, 7, 9, 0, {})
     lines = list(closing(study_of(tmp_path), search))
-    assert lines[1:4] == [
+    assert lines[:4] == [
+        "0 trials complete, 6 stopped early, 1 failed, 0 unfinished.",
         "lora: 4 trials, 22 epochs, best 0.4000 (trial 5).",
         "projection: 2 trials, 10 epochs, best 0.2000 (trial 1); passed over again from trial 6 "
         "on, 32 epochs into the search: 0.2000 with 9 of its own, where lora had 0.4000.",

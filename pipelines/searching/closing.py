@@ -15,11 +15,14 @@ from pipelines.searching.study import Search, adapter_of, best_so_far, states
 
 def closing(study: optuna.Study, search: Search) -> Iterator[str]:
     """A line each."""
-    counts = states(study)
-    yield (
-        f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} stopped early by ASHA, "
-        f"{counts['FAIL']} failed, {counts['RUNNING']} unfinished."
-    )
+    counts, population = states(study), search.stopping.population
+    early = "" if population else f"{counts['PRUNED']} stopped early, "
+    ended = f"{counts['COMPLETE']} trials complete, {early}{counts['FAIL']} failed"
+    yield f"{ended}, {counts['RUNNING']} unfinished."
+    if population:
+        trials = study.get_trials(deepcopy=False)
+        taken = sum(len(trial.user_attrs.get("exploits", ())) for trial in trials)
+        yield f"weights of better trials were taken over {plural(taken, 'time')}."
     if len(search.adapters) > 1:
         steps = [_step(trial, search) for trial in study.get_trials(deepcopy=False)]
         yield from map(_line, lanes(search.adapters, steps))

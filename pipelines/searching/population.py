@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler
 
+from pipelines.searching.asha import EarlyStopping
 from pipelines.searching.pbt import Exploit, Gain, Member, Ranges, changing, exploits, values_of
 from pipelines.searching.schedule import Schedule
 from pipelines.searching.searcher import StudySearcher
@@ -52,6 +53,16 @@ def next_mark(study: optuna.Study, search: Search) -> int:
     """The epoch at which all members meet next."""
     done = int(study.user_attrs.get(GENERATION, 0))
     return min(done + search.stopping.interval, search.epochs)
+
+
+def rules(
+    study: optuna.Study, search: Search, folder: Path, fuse: int = 1
+) -> tuple[StudySearcher, FIFOScheduler]:
+    """What asks for the trials of a search, and what stops them."""
+    if search.stopping.population:
+        return PopulationSearcher(study, search, folder), Legs(study, search)
+    searcher = StudySearcher(study, search, folder, fuse)
+    return searcher, EarlyStopping(study, search, searcher.budget)
 
 
 class PopulationSearcher(StudySearcher):

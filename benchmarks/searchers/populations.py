@@ -1,0 +1,200 @@
+"""Populations beside early stopping: `python -m benchmarks.searchers.populations`.
+
+Flows in: data sets and a small CLIP, as `cells` takes them. Flows out: `populations.json`, and its
+part of `RESULTS.md`.
+
+Values that change while training cannot be looked up on recorded curves, so these searches are run:
+by `tune`'s own rules, one trial at a time, in this process. All spend the same epochs: where early
+stopping has a trial running when they are spent, it ends there. Test is measured after the search.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import tyro
+
+from benchmarks.searchers import cells, record
+from benchmarks.searchers.curves import Data
+from benchmarks.searchers.sheet import interval
+from pipelines import tune
+from pipelines.measuring.provenance import versions
+from pipelines.searching.asha import EarlyStopping, rungs
+from pipelines.searching.choice import write_choice
+from pipelines.searching.flags import check
+from pipelines.searching.kinds import Scheduler
+from pipelines.searching.population import rules
+from pipelines.searching.study import Search, about_study, best_trial, open_study
+from trainables.checkpoint import load_adapter
+from trainables.crew import Crew, Job
+from trainables.distributed import ALONE
+from trainables.features import find_store
+from trainables.files import now, read_json, write_json
+from trainables.measure import measure
+from trainables.trial import TrialSettings, Workbench
+
+HERE = Path(__file__).parent.parent
+FILE = "populations.json"
+Found = dict[str, float]  # of a search: what it spent, and what its answers are worth
+HOW = "python -m benchmarks.searchers.populations"
+STOP = EarlyStopping.STOP
+SCHEDULERS: tuple[Scheduler, ...] = ("asha", "none", "pbt", "pb2")
+CELLS = (
+    *("eurosat-16-1.linear_probe", "eurosat-16-2.clip_adapter", "eurosat-16-3.projection"),
+    *("pets-16-1.linear_probe", "pets-16-2.projection", "colours-16-1.clip_adapter"),
+    *("flickr8k.projection", "scenes.projection"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    data: Path = Path("../shared/data")
+    """Where the data sets are."""
+    work: Path = Path("runs/searchers")
+    """For shards, features and draws."""
+    only: tuple[str, ...] = ()
+    """Cells, a data set and an adapter each, as `scenes.projection`; else some of each kind."""
+    seeds: int = 5
+    """Searches of each scheduler on each cell."""
+    trials: int = 16
+    """Of a population. Every search has as many epochs as its members together."""
+    epochs: int = 9
+    """Of a trial that is not stopped early."""
+    out: Path = HERE
+    """The folder for what is written."""
+
+
+def main(options: Options) -> None:
+    torch.set_num_threads(1)
+    found = {cell: play(options, cell) for cell in options.only or CELLS}
+    given = {name: getattr(options, name) for name in ("seeds", "trials", "epochs")}
+    about = {"created": now(), "versions": versions(), "cpu_minutes": time.process_time() / 60}
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / FILE, about | given | {"cells": found})
+    print("\n".join(section(options.out)))
+    if (options.out / "results.json").is_file():
+        from benchmarks.__main__ import all_limits, all_rows
+        from benchmarks.table import Machine, Table
+
+        machine = Machine(**read_json(options.out / "results.json")["machine"])
+        Table(options.out, machine).write(all_rows(), all_limits())
+
+
+def play(options: Options, cell: str) -> dict[str, list[Found]]:
+    """By scheduler, what each seed brought on a cell."""
+    name, adapter = cell.rsplit(".", 1)
+    prepare, seed, _, _ = cells.DATA[name]
+    place, draw = prepare(cells.Options(options.data, options.work), seed)
+    store = find_store(place / "features").absolute()
+    data = record.load(record.Args(store, place / "shards", adapter, name, draw))
+    found: dict[str, list[Found]] = {}
+    for scheduler in SCHEDULERS if find_spec("sklearn") else SCHEDULERS[:-1]:
+        most, population = options.trials * options.epochs, scheduler in ("pbt", "pb2")
+        asked = tune.Args(
+            *(store, Path("nowhere"), (adapter,), options.trials if population else None),
+            *(options.epochs, 0 if population else most),  # the same budget either way
+            scheduler=scheduler,
+            draw=draw,
+            stop=False,
+            set=("patience=0",),  # all epochs are to be spent
+            portfolio=False,  # it was made of this data
+        )
+        search = check(asked)
+        told = [run(replace(search, seed=one), asked, most, data) for one in range(options.seeds)]
+        found[scheduler] = told
+        print(cell, scheduler, *told, sep="\n", flush=True)
+    return found
+
+
+def run(search: Search, asked: tune.Args, most: int, data: Data) -> Found:
+    """A search, as Tune would run it with one worker, until `most` epochs are spent."""
+    folder = Path(tempfile.mkdtemp())
+    about = about_study(search, rungs(search), asked.features, asked.draw)
+    write_json(folder / "study.json", about)
+    settings = TrialSettings(asked.features, folder, search.metric, threads=1, draw=asked.draw)
+    bench, study, spent = Workbench(settings, data.backbone), open_study(folder), 0
+    searcher, scheduler = rules(study, search, folder)
+    while isinstance(job := searcher.suggest(name := f"from-{spent}"), dict):
+        trial = SimpleNamespace(trial_id=name, config=job)
+        scheduler.on_trial_add(None, trial)
+        crew, goes_on = Crew(bench, Job(**job), ALONE), True
+        while goes_on:
+            (result,) = crew.advance(lambda: False).values()
+            spent += "epoch" in result  # a step that diverged ends none
+            told = dict(result)
+            stops = not result["done"] and scheduler.on_trial_result(None, trial, told) == STOP
+            goes_on = not (result["done"] or stops or spent == most)
+            if goes_on:
+                searcher.on_trial_result(name, told)
+        scheduler.on_trial_complete(None, trial, dict(result))
+        searcher.on_trial_complete(name, dict(result))
+    write_choice(study, search, folder)
+    top = best_trial(study)
+    assert top is not None
+
+    def on_test(path: str) -> float:
+        adapter = load_adapter(folder / path / "best", data.backbone)
+        return measure(adapter, data.test)[search.metric.removeprefix("val/")]
+
+    found = {
+        **{"epochs": spent, "trials": len(study.trials), "val": top.user_attrs["best"]},
+        "test": on_test(f"trials/{top.number:04d}"),
+        "handed back": on_test(read_json(folder / "best.json")["path"]),
+    }
+    shutil.rmtree(folder)
+    return found
+
+
+def section(folder: Path) -> list[str]:
+    """What `RESULTS.md` says about populations: the text, the table, a verdict on each."""
+    lines = ["## Populations", ""]
+    if not (folder / FILE).is_file():
+        return [*lines, f"`{HOW}` was not run yet."]
+    stored = read_json(folder / FILE)
+    every = {  # (C, S) by scheduler and what was found
+        name: {
+            what: np.array([[one[what] for one in own[name]] for own in stored["cells"].values()])
+            for what in ("epochs", "trials", "val", "test", "handed back")
+        }
+        for name in next(iter(stored["cells"].values()))
+    }
+    lines += [
+        f"Written by `{HOW} --seeds {stored['seeds']}` in {stored['cpu_minutes']:.0f} CPU",
+        f"minutes: searches that were run, each worth {stored['trials']} trials of",
+        f"{stored['epochs']} epochs, on {', '.join(f'`{cell}`' for cell in stored['cells'])}.",
+        "Val and test are those of the trial that is highest on val; handed back is, on test, what",
+        "`tune` chooses: by likelihood where there are classes, but not of a population. Means in",
+        "points, and the difference to ASHA with the same seed with its 95 % bootstrap interval",
+        "(cells are drawn, and seeds of each).",
+        "",
+        "| scheduler | epochs | trials | val | to ASHA | 95 % | test | to ASHA | 95 % "
+        "| handed back | to ASHA | 95 % |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    verdicts = []
+    for name, found in every.items():
+        row = [f"`{name}`", *(f"{found[what].mean():g}" for what in ("epochs", "trials"))]
+        words = []
+        for what in ("val", "test", "handed back"):
+            ours, asha = 100 * found[what], 100 * every["asha"][what]
+            gap, low, high = interval(ours - asha, np.mean)
+            row += [f"{ours.mean():.2f}", f"{gap:+.2f}", f"{low:+.2f} to {high:+.2f}"]
+            differs = f"{abs(gap):.1f} points {'better' if gap > 0 else 'worse'}"
+            words.append("not shown to differ" if low <= 0 <= high else differs)
+        lines.append(f"| {' | '.join(row)} |")
+        if name != "asha":
+            said = "{} on val, {} on test, {} as handed back".format(*words)
+            verdicts.append(f"- `{name}` beside ASHA: {said}.")
+    return [*lines, "", *verdicts]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
