@@ -159,7 +159,7 @@ def test_sigint_saves_prints_the_best_and_exits_130_and_a_second_run_is_refused_
         assert second.returncode == 2
         assert f"process {process.pid}" in second.stderr
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)  # a busy machine is not what is tested
+        said, _ = process.communicate(timeout=240)  # a busy machine is not what is tested
         assert process.returncode == 130
     assert "the same command goes on" in said
     assert "best so far: trial" in said
@@ -238,7 +238,7 @@ def test_ray_job_submit_runs_a_search(tmp_path: Path, features: Path) -> None:
 
     out = tmp_path / "study"
     with tempfile.TemporaryDirectory(dir="/tmp") as short, ray_head(Path(short)) as env:
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 120  # a busy machine is not what is tested
         while True:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(env["RAY_API_SERVER_ADDRESS"] + "/api/version").close()
