@@ -27,8 +27,14 @@ def test_all_spend_the_same_epochs_and_are_measured_by_what_they_hand_back(
     monkeypatch.setattr(populations, "SCHEDULERS", ("asha", "pbt"))  # pb2 loads scikit-learn
     monkeypatch.setitem(METRICS, "retrieval", ("val/i2t_mrr",))  # of few images finer than R@1
     monkeypatch.setitem(cells.DATA, "tiny", (lambda *_: (tmp_path, None), 0, (), 0))
+    own = {"epochs": 24, "trials": 6, "val": 0.5, "test": 0.5, "handed back": 0.5}
+    before = {"other": {"asha": [own], "pbt": [own]}}
+    sizes = {"seeds": 1, "trials": 6, "epochs": 4, "cpu_minutes": {"other": 1.0}}
+    write_json(tmp_path / FILE, sizes | {"cells": before})
     main(Options(only=("tiny.projection",), seeds=1, trials=6, epochs=4, out=tmp_path))
-    found = read_json(tmp_path / FILE)["cells"]["tiny.projection"]
+    every = read_json(tmp_path / FILE)["cells"]
+    found = every.pop("tiny.projection")
+    assert every == before
     for (one,) in found.values():
         assert one["epochs"] == 24
         assert one["val"] == one["test"]  # test is val here
@@ -44,7 +50,7 @@ def test_the_verdicts_are_those_of_the_numbers(tmp_path: Path) -> None:
         return [same | {"handed back": 0.3 + more} for more in uneven]
 
     own = {"asha": seeds(0.5, 0.4, 0.0, 0.0), "pbt": seeds(0.52, 0.37, 0.1, -0.1)}
-    about = {"seeds": 2, "trials": 1, "epochs": 9, "cpu_minutes": 1.0}
+    about = {"seeds": 2, "trials": 1, "epochs": 9, "cpu_minutes": {"a": 1.0}}
     write_json(tmp_path / FILE, about | {"cells": {"a": own, "b": own}})
     page = section(tmp_path)
     assert page[-1] == (

@@ -1,11 +1,9 @@
 """Populations beside early stopping: `python -m benchmarks.searchers.populations`.
 
 Flows in: data sets and a small CLIP, as `cells` takes them. Flows out: `populations.json`, and its
-part of `RESULTS.md`.
-
-Values that change while training cannot be looked up on recorded curves, so these searches are run:
-by `tune`'s own rules, one trial at a time, in this process. All spend the same epochs: where early
-stopping has a trial running when they are spent, it ends there. Test is measured after the search.
+part of `RESULTS.md`. What changes while training is on no recorded curve, so searches are run: by
+`tune`'s own rules, one trial at a time, in this process. All spend the same epochs: where early
+stopping has a trial running when they are spent, it ends there. Test is measured after a search.
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ class Options:
     work: Path = Path("runs/searchers")
     """For shards, features and draws."""
     only: tuple[str, ...] = ()
-    """Cells, a data set and an adapter each, as `scenes.projection`; else some of each kind."""
+    """Cells, as `scenes.projection`: those found of others stay. Else some of each kind."""
     seeds: int = 5
     """Searches of each scheduler on each cell."""
     trials: int = 16
@@ -74,11 +72,16 @@ class Options:
 
 def main(options: Options) -> None:
     torch.set_num_threads(1)
-    found = {cell: play(options, cell) for cell in options.only or CELLS}
     given = {name: getattr(options, name) for name in ("seeds", "trials", "epochs")}
-    about = {"created": now(), "versions": versions(), "cpu_minutes": time.process_time() / 60}
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / FILE, about | given | {"cells": found})
+    path = options.out / FILE
+    stored = read_json(path) if path.is_file() else {}
+    if any(stored.get(name) != value for name, value in given.items()):
+        stored = given | {"cells": {}, "cpu_minutes": {}}
+    for cell in options.only or CELLS:
+        started = time.process_time()
+        stored["cells"][cell] = play(options, cell)
+        stored["cpu_minutes"][cell] = (time.process_time() - started) / 60
+        write_json(path, stored | {"created": now(), "versions": versions()})
     print("\n".join(section(options.out)))
     if (options.out / "results.json").is_file():
         from benchmarks.__main__ import all_limits, all_rows
@@ -108,9 +111,9 @@ def play(options: Options, cell: str) -> dict[str, list[Found]]:
             portfolio=False,  # it was made of this data
         )
         search = check(asked)
-        told = [run(replace(search, seed=one), asked, most, data) for one in range(options.seeds)]
-        found[scheduler] = told
-        print(cell, scheduler, *told, sep="\n", flush=True)
+        seeds = (replace(search, seed=one) for one in range(options.seeds))
+        found[scheduler] = [run(one, asked, most, data) for one in seeds]
+        print(cell, scheduler, *found[scheduler], sep="\n", flush=True)
     return found
 
 
@@ -166,14 +169,14 @@ def section(folder: Path) -> list[str]:
         }
         for name in next(iter(stored["cells"].values()))
     }
+    minutes = sum(stored["cpu_minutes"].values())
     lines += [
-        f"Written by `{HOW} --seeds {stored['seeds']}` in {stored['cpu_minutes']:.0f} CPU",
+        f"Written by `{HOW} --seeds {stored['seeds']}` in {minutes:.0f} CPU",
         f"minutes: searches that were run, each worth {stored['trials']} trials of",
         f"{stored['epochs']} epochs, on {', '.join(f'`{cell}`' for cell in stored['cells'])}.",
         "Val and test are those of the trial that is highest on val; handed back is, on test, what",
         "`tune` chooses: by likelihood where there are classes, but not of a population. Means in",
-        "points, and the difference to ASHA with the same seed with its 95 % bootstrap interval",
-        "(cells are drawn, and seeds of each).",
+        "points; to ASHA with the same seed, with 95 % by bootstrap over cells, and seeds of each.",
         "",
         "| scheduler | epochs | trials | val | to ASHA | 95 % | test | to ASHA | 95 % "
         "| handed back | to ASHA | 95 % |",
