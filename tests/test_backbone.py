@@ -162,7 +162,7 @@ def test_hub_model_at_a_pinned_commit(clip: Path, monkeypatch: pytest.MonkeyPatc
     backbone = load_backbone("openai/clip", SHA)
     assert (asked["name"], asked["revision"]) == ("openai/clip", SHA)
     patterns = asked["allow_patterns"]
-    assert all(p.endswith((".safetensors", ".json", ".txt")) for p in patterns)
+    assert all(p.endswith((".safetensors", ".json", ".txt", ".model")) for p in patterns)
     assert (backbone.name, backbone.revision) == ("openai/clip", SHA)
     assert backbone.fingerprint == load_backbone(str(clip)).fingerprint
 

@@ -139,8 +139,11 @@ def tiny_clip(
     return _save(model, crop, folder)
 
 
-def tiny_siglip(folder: Path, seed: int = 0, width: int = 32, image_size: int = 32) -> Path:
-    """A random `SiglipModel` in Hugging Face layout: 64 positions, no start token."""
+def tiny_siglip(
+    folder: Path, seed: int = 0, width: int = 32, image_size: int = 32, **text: Any
+) -> Path:
+    """A random `SiglipModel` in Hugging Face layout: 64 positions, no start token; `text` overrides
+    fields of its text config."""
     size = {"hidden_size": width, "intermediate_size": 4 * width}
     shape = {**size, "num_hidden_layers": 2, "num_attention_heads": 4}
     ids = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *dict.fromkeys(WORDS)])}
@@ -157,6 +160,7 @@ def tiny_siglip(folder: Path, seed: int = 0, width: int = 32, image_size: int = 
                 "eos_token_id": 1,
                 "pad_token_id": 0,
             },
+            **text,
         },
         vision_config={**shape, "image_size": image_size, "patch_size": 8},
     )

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast, SiglipModel
+from transformers import CLIPModel, SiglipModel
 
 from trainables.data import Tokens
 from trainables.errors import ConfigError, unknown
@@ -24,6 +23,7 @@ from trainables.hardware import Resolved, autocast
 from trainables.image_tower import lower, upper
 from trainables.model_folder import existing, fingerprint, isolated, load_model, locate
 from trainables.preprocess import Preprocess, read_preprocess
+from trainables.tokenizer import check_fits, load_tokenizer
 
 MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
 
@@ -53,6 +53,7 @@ class Backbone:
     bias: float  # SigLIP's logit_bias, else 0
     device: torch.device
     precision: Resolved = "fp32"  # what its frozen outputs are computed in: that of the store
+    pads_left: bool = False  # SigLIP: which end of its L positions the padding stands at
     # What else a process loaded to work with it.
     beside: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -110,18 +111,14 @@ def load_backbone(
         raise ConfigError(f"`{name}`: " + unknown("model type", str(kind), MODELS))
     preprocess = read_preprocess(folder, kind)
     model = load_model(folder, MODELS[kind]).to(device)
-    tokenizer = _load_tokenizer(folder, kind)
+    tokenizer = load_tokenizer(folder, kind)
     text, vision = model.config.text_config, model.config.vision_config
     if preprocess.size != vision.image_size:
         raise ConfigError(
             f"`{folder}`: the preprocessor must make images of {vision.image_size} pixels, "
             f"as the tower takes them, got {preprocess.size}."
         )
-    if len(tokenizer) > text.vocab_size:
-        raise ConfigError(
-            f"`{folder}`: the tokenizer must fit the model's {text.vocab_size} token embeddings, "
-            f"got {len(tokenizer)} tokens."
-        )
+    check_fits(tokenizer, text.vocab_size, folder)
     clip = kind == "clip"
     return Backbone(
         name=str(folder.resolve()) if revision is None else name,
@@ -141,15 +138,5 @@ def load_backbone(
         bias=0.0 if clip else float(model.logit_bias.detach()),
         device=torch.device(device),
         precision=precision,
+        pads_left=not clip and tokenizer.padding_side == "left",
     )
-
-
-def _load_tokenizer(folder: Path, kind: str) -> Any:
-    """CLIP's from tokenizer.json or vocab.json + merges.txt, SigLIP's from tokenizer.json."""
-    if kind == "clip":
-        if not (folder / "tokenizer.json").is_file():
-            existing(folder, "vocab.json")
-            existing(folder, "merges.txt")
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    existing(folder, "tokenizer.json")
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

@@ -27,6 +27,7 @@ from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.hardware import full
 from trainables.model_folder import existing, fingerprint, isolated, load_model, locate, no_bars
+from trainables.tokenizer import check_fits
 
 TINY = Path(__file__).parent / "tiny_lm"  # it knows the words of the demo, and spells others
 CHUNK = 4096  # captions tokenised at a time
@@ -239,11 +240,7 @@ def _load_tokenizer(folder: Path, name: str, vocabulary: int) -> Any:
             f"`{name}`: its tokenizer must have an end token (`eos_token` in "
             "tokenizer_config.json), or captions would never end; it has none."
         )
-    if len(tokenizer) > vocabulary:
-        raise ConfigError(
-            f"`{name}`: the tokenizer must fit the model's {vocabulary} token embeddings, got "
-            f"{len(tokenizer)} tokens."
-        )
+    check_fits(tokenizer, vocabulary, name)
     return tokenizer
 
 

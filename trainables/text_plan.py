@@ -46,6 +46,7 @@ class Form:
         tower = (
             *(backbone.kind, backbone.device, text.num_attention_heads, text.vocab_size),
             *(backbone.context_length, backbone.start_token, backbone.pad_token),
+            backbone.pads_left,
         )
         grad = torch.is_grad_enabled()
         few = few_shapes(backbone.device)
@@ -121,6 +122,9 @@ def _contents(backbone: Backbone, tokens: Tokens, form: Form) -> Ints:
         content[row, places] = backbone.model.config.text_config.vocab_size + owner * added + vector
         words[row, places] = False
     content[words] = tokens.ids.numpy()
+    if backbone.pads_left:
+        ahead = (np.arange(width) + lengths[:, None] + added) % width  # of each place, its source
+        content = np.take_along_axis(content, ahead, 1)
     return content
 
 
