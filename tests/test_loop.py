@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from trainables import checkpoint
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone, load_backbone
 from trainables.checkpoint import load_adapter, newest_intact, verify
@@ -96,43 +97,39 @@ def test_a_run_cut_at_any_step_ends_with_the_same_bytes(
             break
 
 
-VICTIM = """
-import os, signal, sys
-from collections.abc import Callable
-from pathlib import Path
-import torch
-import trainables.checkpoint as checkpoint
-from tests.test_loop import METRIC, start
-from trainables.backbone import load_backbone
+def victim(folder: Path, clip: Path, features: Path, writes: int) -> None:
+    """A run that saves whenever it can, in a process that is killed before so many writes."""
+    left = [writes]
 
-torch.set_num_threads(1)
-folder, clip, features, writes = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-left = [writes]
+    def dying(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            function(*args)
 
-def dying(function):
-    def call(*args):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args)
-    return call
+        return call
 
-checkpoint.write_bytes = dying(checkpoint.write_bytes)
-checkpoint.write_json = dying(checkpoint.write_json)
-run = start(folder, load_backbone(clip), features)
-run.checkpoint_seconds = 0
-while not run.finished:
-    run.advance()
-"""
+    torch.set_num_threads(1)
+    checkpoint.write_bytes = dying(checkpoint.write_bytes)
+    checkpoint.write_json = dying(checkpoint.write_json)
+    run = start(folder, load_backbone(str(clip)), features)
+    run.checkpoint_seconds = 0
+    finish(run)
 
 
 @pytest.mark.slow
 def test_sigkill_between_any_two_writes_changes_nothing(
     tmp_path: Path, clip: Path, features: Path
 ) -> None:
-    def go(folder: Path, writes: int) -> int:
-        command = [sys.executable, "-c", VICTIM, str(folder), str(clip), str(features), str(writes)]
-        return subprocess.run(command, check=False, cwd=Path(__file__).parents[1]).returncode
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # each is forked from one that has imported it all
+
+    def go(folder: Path, writes: int) -> int | None:
+        process = context.Process(target=victim, args=(folder, clip, features, writes))
+        process.start()
+        process.join()
+        return process.exitcode
 
     assert go(tmp_path / "whole", -1) == 0
     kills = 0
