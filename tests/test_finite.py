@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,14 @@ from optuna.distributions import (
 )
 from ray.tune.search import Searcher
 
+from pipelines.searching.callbacks import Progress
 from pipelines.searching.finite import number_of, size, untried, values_of
+from pipelines.searching.flags import check
 from pipelines.searching.kinds import Sampler
 from pipelines.searching.race import Runner, turn
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, open_study
+from pipelines.tune import Args
 from search_spaces.common import Space, choice
 from search_spaces.registry import SPACES
 from trainables.crew import Job
@@ -99,6 +103,37 @@ def test_every_template_is_tried_once_and_the_search_ends(sampler: Sampler, tmp_
     assert asks.budget.over()
     said = f"`zero_shot` has no configuration left to try: all {TEMPLATES} were tried."
     assert asks.budget.tried.said() == [said]
+
+
+@pytest.mark.parametrize(("trials", "minutes", "also"), [(24, 0.0, ""), (0, 9.0, ", 0.0/9 min")])
+def test_the_line_of_progress_counts_towards_the_points_that_there_are(
+    trials: int, minutes: float, also: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asks = searcher(tmp_path, dataclasses.replace(ALONE, trials=trials, minutes=minutes))
+    progress = Progress(asks.study, asks.search, asks.budget)
+    for number in range(TEMPLATES):
+        ray: Any = SimpleNamespace(trial_id=f"ray{number}", config=asks.suggest(f"ray{number}"))
+        asks.on_trial_complete(ray.trial_id, row(number, 0.5))
+        progress.on_trial_complete(0, [], ray)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("]")[0][1:] for line in lines] == [
+        f"{1 + number}/{TEMPLATES}{also}" for number in range(TEMPLATES)
+    ]
+    assert "about 0 s left" in lines[-1]
+
+
+def test_the_budget_counts_on_where_one_space_has_no_end(tmp_path: Path) -> None:
+    search = dataclasses.replace(ALONE, adapters=("zero_shot", "projection"))
+    assert searcher(tmp_path, search).budget.trials == search.trials
+
+
+@pytest.mark.parametrize("trials", [TEMPLATES, TEMPLATES + 1])
+def test_more_trials_than_points_is_said_before(
+    trials: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(Args(Path("features"), adapter=("zero_shot",), trials=trials, portfolio=False))
+    said = f"the search ends after {TEMPLATES} trials: no other configuration is there.\n"
+    assert capsys.readouterr().out == said * (trials > TEMPLATES)
 
 
 def test_what_still_runs_or_failed_was_tried(tmp_path: Path) -> None:

@@ -93,6 +93,15 @@ class Budget:
         """No trial may go on."""
         return 0 < 60 * self.search.minutes <= self.seconds
 
+    @property
+    def trials(self) -> int:
+        """At most: no more than there are points to try. 0: no limit."""
+        most, left = self.search.trials, self.tried.left
+        if left is None:
+            return most
+        there = self.spent.asked + left
+        return min(most, there) if most else there
+
     def over(self) -> bool:
         """No further trial is to be begun."""
         spent = self.spent
@@ -101,7 +110,7 @@ class Budget:
             or 0 < self.search.epochs_total <= spent.epochs
             or self.late
             or (self.search.stops and spent.stale)
-            or len(self.tried.out) == len(self.search.adapters)
+            or self.tried.left == 0
         )
 
     def left(self) -> float:
@@ -109,8 +118,8 @@ class Budget:
         search, spent = self.search, self.spent
         each = spent.epochs / spent.ended if spent.ended else search.epochs / 3
         found = []
-        if search.trials:
-            found.append((search.trials - spent.asked) * each)
+        if trials := self.trials:
+            found.append((trials - spent.asked) * each)
         if search.epochs_total:
             found.append(float(search.epochs_total - spent.epochs))
         if search.minutes:
@@ -122,8 +131,8 @@ class Budget:
         """Of the budget, what is used up, from 0 to 1."""
         search, spent = self.search, self.spent
         found = [0.0]
-        if search.trials:
-            found.append(spent.ended / search.trials)
+        if trials := self.trials:
+            found.append(spent.ended / trials)
         if search.epochs_total:
             found.append(spent.epochs / search.epochs_total)
         if search.minutes:
@@ -133,7 +142,8 @@ class Budget:
     def __str__(self) -> str:
         """How much of it is used up."""
         search, spent = self.search, self.spent
-        words = [f"{spent.ended}/{search.trials}" if search.trials else f"{spent.ended}"]
+        trials = self.trials
+        words = [f"{spent.ended}/{trials}" if trials else f"{spent.ended}"]
         if search.epochs_total:
             words.append(f"{spent.epochs}/{search.epochs_total} epochs")
         if search.minutes:

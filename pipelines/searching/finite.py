@@ -82,10 +82,20 @@ class Tried:
         return Tried(self.search, self.points)
 
     @property
+    def left(self) -> int | None:
+        """How many points no trial had, of all adapters. None: no end of them."""
+        rest = self._rest
+        return sum(rest.values()) if rest.keys() == {*self.search.adapters} else None
+
+    @property
     def out(self) -> list[str]:
         """The adapters that have no point left."""
-        sizes = {name: size(self.search.searched(name)) for name in self.points}
-        return [name for name, points in self.points.items() if len(points) == sizes[name]]
+        return [name for name, rest in self._rest.items() if not rest]
+
+    @property
+    def _rest(self) -> dict[str, int]:
+        sizes = {name: size(self.search.searched(name)) or 0 for name in self.points}
+        return {name: sizes[name] - len(points) for name, points in self.points.items()}
 
     def said(self) -> list[str]:
         """A sentence for each of them."""

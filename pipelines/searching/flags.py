@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from pipelines.capacity import check_gpus
 from pipelines.cluster import check_here
 from pipelines.console import say
+from pipelines.reporting.numbers import plural
+from pipelines.searching.finite import Tried
 from pipelines.searching.limits import read_limits
 from pipelines.searching.points import with_hints
 from pipelines.searching.samplers import check_sampler
@@ -97,6 +99,9 @@ def check(args: Args) -> Search:
     _check_budget(search)
     for line in [line for name in adapters for line in search.left_out(name)]:
         say(line)
+    points = Tried(search).left
+    if points is not None and not 0 < search.trials <= points:
+        say(f"the search ends after {plural(points, 'trial')}: no other configuration is there.")
     search = with_hints(search, args.out, args.portfolio, args.prior)
     if task == "captioning":
         _check_speakers(args.features, search)
