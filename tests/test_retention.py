@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pipelines.measuring.contestants import read_contest
 from pipelines.measuring.standings import retention
 from pipelines.searching import flags as tune_flags
 from pipelines.searching.callbacks import Progress
+from pipelines.searching.choice import write_choice
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, best_so_far, best_trial, open_study
 from tests.shelf import draw, shelf
@@ -226,6 +228,51 @@ def test_best_json_holds_the_front_and_a_choice_on_it(tmp_path: Path) -> None:
     assert [t.values for t in trials[:5]] == [[a, b or 0.0] for a, b in REACHED]
     assert trials[0].intermediate_values == {1: 0.4, 9: 0.8}
     assert all(t.state == TrialState.COMPLETE for t in trials[:5])
+
+
+def test_a_front_that_is_kept_is_that_of_all_trials(tmp_path: Path) -> None:
+    drawn = random.Random(2)
+    search = searcher(tmp_path)
+    for number in range(60):
+        search.suggest(f"ray{number}")
+        kept = None if drawn.random() < 0.1 else drawn.randrange(8) / 8  # ties
+        search.on_trial_complete(f"ray{number}", row(number, drawn.randrange(8) / 8, kept))
+        both = [
+            (t.number, (t.user_attrs["best"], t.user_attrs["retained"]))
+            for t in search.study.get_trials(deepcopy=False)
+            if t.state == TrialState.COMPLETE and t.user_attrs["retained"] is not None
+        ]
+        expected = [both[place][0] for place in front([pair for _, pair in both])]
+        assert [one["trial"] for one in read_json(tmp_path / "best.json")["front"]] == expected
+
+
+def test_a_front_is_not_made_anew_from_all_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, looked = searcher(tmp_path), []
+
+    def counted(pairs: list[tuple[float, float]]) -> list[int]:
+        looked.append(len(pairs))
+        return front(pairs)
+
+    monkeypatch.setattr("pipelines.searching.study.front", counted)
+    for number in range(40):
+        search.suggest(f"ray{number}")
+        search.on_trial_complete(f"ray{number}", row(number, 1 - number / 40, 1 - number / 40))
+    assert max(looked) == 2  # trial 0 beats all others
+
+
+def test_a_trial_over_a_limit_is_on_no_front(tmp_path: Path) -> None:
+    limited = dataclasses.replace(TWO, limits={"seconds": 0.5})
+    search = StudySearcher(open_study(tmp_path, retains=True), limited, tmp_path)
+    for number, seconds in enumerate((1.0, 0.1)):
+        search.suggest(f"ray{number}")
+        search.on_trial_complete(
+            f"ray{number}", row(number, 0.8 - 0.1 * number, 0.5) | {"seconds": seconds}
+        )
+    assert [e["trial"] for e in read_json(tmp_path / "best.json")["front"]] == [1]
+    write_choice(search.study, limited, tmp_path)
+    assert [e["trial"] for e in read_json(tmp_path / "best.json")["front"]] == [1]
 
 
 def test_where_retention_applies_to_no_trial_the_task_alone_chooses(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial as RayTrial
 from pipelines.searching.budget import Budget
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Best, Search, best_trials, frozen_trial, shown
+from pipelines.searching.study import Best, Search, best_of, frozen_trial, shown
 from trainables.crew import Job
 
 
@@ -112,7 +112,7 @@ class Progress(Callback):
         left = (1 - share) * spent / max(share - self.used, 1e-9)
         two = self.search.retains
         value = shown(frozen, two) if "best" in frozen.user_attrs else "      "
-        top = best_trials(self.study, self.best).get(None)
+        top = best_of(self.study, self.best).found.get(None)
         best = f"best {shown(top, two)} (trial {top.number})" if top else "no result yet"
         adapter = frozen.user_attrs["config"]["name"]
         reason = frozen.user_attrs.get("reason", "")

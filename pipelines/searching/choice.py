@@ -27,7 +27,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.baselines import WORDS
-from pipelines.searching.study import OVER, Search, goals, pareto_front
+from pipelines.searching.study import OVER, Search, best_of, goals
 from trainables.adapters.registry import BASELINES
 from trainables.checkpoint import val_values
 from trainables.files import read_jsonl, write_json
@@ -87,7 +87,7 @@ def write_choice(study: optuna.Study, search: Search, folder: Path, baseline: bo
         "per_adapter": {name: one.entry(search.retains) for name, one in own.items()},
     }
     if search.retains:
-        fronts = [next(t for t in trials if t.trial == f.number) for f in pareto_front(study)]
+        fronts = [next(t for t in trials if t.trial == f.number) for f in best_of(study).front]
         best |= {"rule": RULE, "front": [one.entry(True) for one in fronts]}
     sure = {} if plain else how_sure(top, rivals, entrants)
     words = in_words(top, sure, search.folds)

@@ -345,11 +345,17 @@ class Best:
     accuracies the likelier one, of other ties the earlier.
 
     PRUNED trials count: their `best/` was measured like any other. Of two goals, the harmonic mean
-    is compared, both at the epoch that is best by the metric: that of `best/`.
+    is compared, both at the epoch that is best by the metric: that of `best/`. Of those there is a
+    front too: the complete trials that no other beats in both, the best by the metric first.
     """
 
-    def __init__(self, found: Mapping[str | None, FrozenTrial] | None = None) -> None:
+    def __init__(
+        self,
+        found: Mapping[str | None, FrozenTrial] | None = None,
+        front: Sequence[FrozenTrial] = (),
+    ) -> None:
         self.found = dict(found or {})  # by adapter; None: of all
+        self.front = list(front)
 
     def add(self, trial: FrozenTrial) -> None:
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or OVER in trial.user_attrs:
@@ -357,25 +363,27 @@ class Best:
         for name in (None, trial.user_attrs["config"]["name"]):
             if name not in self.found or standing_of(trial) > standing_of(self.found[name]):
                 self.found[name] = trial
+        if trial.state == TrialState.COMPLETE and goals(trial)[1] is not None:
+            rivals = [*self.front, trial]
+            pairs = [(value, kept or 0.0) for value, kept in map(goals, rivals)]
+            self.front = [rivals[place] for place in front(pairs)]
 
     def copy(self) -> Best:
-        return Best(self.found)
+        return Best(self.found, self.front)
 
 
 def standing_of(trial: FrozenTrial) -> tuple[float, ...]:
     return (*standing(*goals(trial)), trial.user_attrs.get("likelihood", 0.0))
 
 
-def best_trials(
-    study: optuna.Study, ledger: Ledger[Best] | None = None
-) -> dict[str | None, FrozenTrial]:
-    """The best trial of all, under None, and of each adapter; by a ledger that is kept, or anew."""
-    return (ledger or Ledger(Best())).of(study.get_trials(deepcopy=False)).found
+def best_of(study: optuna.Study, ledger: Ledger[Best] | None = None) -> Best:
+    """By a ledger that is kept, or anew."""
+    return (ledger or Ledger(Best())).of(study.get_trials(deepcopy=False))
 
 
 def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial | None:
     """The best trial of all or of an adapter."""
-    return best_trials(study).get(adapter)
+    return best_of(study).found.get(adapter)
 
 
 def goals(trial: FrozenTrial) -> tuple[float, float | None]:
@@ -390,13 +398,6 @@ def shown(trial: FrozenTrial, retains: bool) -> str:
     if not retains:
         return f"{value:.4f}"
     return f"{value:.4f}, retained {'not applicable' if kept is None else f'{kept:.4f}'}"
-
-
-def pareto_front(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that no other beats in both goals, the best by the metric first."""
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    both = [(t, (value, kept)) for t in ended for value, kept in [goals(t)] if kept is not None]
-    return [both[place][0] for place in front([pair for _, pair in both])]
 
 
 def best_so_far(study: optuna.Study, metric: str) -> str:
@@ -432,13 +433,14 @@ def write_best(
             "path": f"trials/{trial.number:04d}",
         }
 
-    found = best_trials(study, ledger)
+    top = best_of(study, ledger)
+    found = top.found
     if not found:
         return
     own = {name: entry(found[name]) for name in search.adapters if name in found}
     best = entry(found[None]) | {"metric": search.metric, "per_adapter": own}
     if search.retains:
-        best |= {"rule": RULE, "front": [entry(trial) for trial in pareto_front(study)]}
+        best |= {"rule": RULE, "front": [entry(trial) for trial in top.front]}
     write_json(folder / "best.json", best)
 
 
