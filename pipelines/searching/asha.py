@@ -1,4 +1,4 @@
-"""Which trials stop early: Ray's rules, one set of rungs for each adapter, with a memory.
+"""Which trials stop early: one set of rungs for each adapter, with a memory.
 
 Adapters learn at different speeds, so a trial is held against trials of its own adapter alone, at
 shares of its own schedule. What other drivers and lost workers reported still counts.
@@ -6,7 +6,6 @@ shares of its own schedule. What other drivers and lost workers reported still c
 
 from __future__ import annotations
 
-import math
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial as RayTrial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from pipelines.searching.budget import Budget
+from pipelines.searching.median import Median
 from pipelines.searching.race import LEAST
 from pipelines.searching.study import DONE, Search, adapter_of, frozen_trial
 from trainables.crew import Job, members
@@ -24,13 +24,13 @@ from trainables.crew import Job, members
 
 @dataclass(frozen=True)
 class Named:
-    """What Ray's rules look at of a trial."""
+    """What the rules look at of a trial."""
 
     trial_id: str
 
 
 class EarlyStopping(FIFOScheduler):
-    """A rule of Ray's for each adapter and bracket, fed from the study.
+    """A rule for each adapter and bracket, fed from the study.
 
     `asha`: asynchronous successive halving (Li et al. 2020, arXiv:1810.05934), in several brackets
     asynchronous Hyperband; `median`: the median stopping rule (Golovin et al. 2017); `none`. A
@@ -115,20 +115,14 @@ def bracket(number: int, search: Search) -> int:
 
 
 def make_rule(search: Search, bracket: int) -> TrialScheduler:
-    """Ray's rule for the trials of one adapter in one bracket."""
+    """The rule for the trials of one adapter in one bracket."""
     stopping, epochs = search.stopping, search.epochs
     if stopping.kind == "none":
         return FIFOScheduler()
-    about: dict[str, Any] = {"time_attr": "epoch", "metric": search.metric, "mode": "max"}
     if stopping.kind == "median":
-        return MedianStoppingRule(
-            **about,
-            grace_period=stopping.grace,
-            min_samples_required=3,
-            min_time_slice=math.inf,  # a trial that has started is never paused
-            hard_stop=False,
-        )
+        return Median(search.metric, stopping.grace)
     first = min(stopping.grace * stopping.eta**bracket, epochs)
+    about: dict[str, Any] = {"time_attr": "epoch", "metric": search.metric, "mode": "max"}
     return ASHAScheduler(**about, max_t=epochs, grace_period=first, reduction_factor=stopping.eta)
 
 
