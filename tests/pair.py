@@ -1,10 +1,12 @@
-"""Two gloo workers on this machine, for tests of what several do together."""
+"""Processes of a test: forked from one that has imported all, and two gloo workers among them."""
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,16 @@ from torch import multiprocessing as mp
 SECONDS = 120  # what both need at most, imports on a busy machine included; else they hang
 
 
+def forking() -> ForkServerContext:
+    """To start processes in tenths of a second, where imports would take each of them five."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainables.loop", "trainables.backbone"])
+    return context
+
+
 def pair(work: Callable[[int, Path], None], folder: Path, limit: int = 60) -> None:
     """Let ranks 0 and 1 do `work`, where a collective waits for at most `limit` seconds."""
-    # Both are forked from one process that has imported the test's module once.
-    mp.set_forkserver_preload([work.__module__])
+    forking()
     both = mp.start_processes(  # type: ignore[attr-defined,no-untyped-call]
         _enter, (work, folder, limit), nprocs=2, start_method="forkserver", join=False
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.pair import forking
 from trainables.activations import CRC, LowerStates, reading_pays
 
 SHAPE = (3, 4)
@@ -103,7 +103,7 @@ def fill(path: Path, start: int) -> None:
 
 
 def test_two_processes_may_fill_one_file(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = forking()
     workers = [context.Process(target=fill, args=(tmp_path / "states", n)) for n in (0, 3)]
     for worker in workers:
         worker.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from pipelines.encode import Args
 from pipelines.encoding import store as encoding
 from pipelines.encoding.store import encode
+from tests.pair import forking
 from tests.test_encode import InProcess
 from tests.tiny import caption, tiny_features, tiny_shards
 from trainables.adapters.registry import build, make_config
@@ -129,7 +129,7 @@ def ask_for_a_view(store: Path, results: Any) -> None:
 
 
 def test_two_processes_encode_a_view_once(store: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = forking()
     results = context.Queue()
     workers = [context.Process(target=ask_for_a_view, args=(store, results)) for _ in range(2)]
     for worker in workers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.pair import forking
 from trainables import checkpoint
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone, load_backbone
@@ -122,11 +122,8 @@ def victim(folder: Path, clip: Path, features: Path, writes: int) -> None:
 def test_sigkill_between_any_two_writes_changes_nothing(
     tmp_path: Path, clip: Path, features: Path
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # each is forked from one that has imported it all
-
     def go(folder: Path, writes: int) -> int | None:
-        process = context.Process(target=victim, args=(folder, clip, features, writes))
+        process = forking().Process(target=victim, args=(folder, clip, features, writes))
         process.start()
         process.join()
         return process.exitcode
