@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.pytorch_utils import Conv1D
 
 from trainables.backbone import Backbone
 from trainables.data import Tokens
@@ -46,6 +47,7 @@ class LanguageModel:
     context_length: int  # positions
     end_token: int  # EOS
     plain: bool  # logits are the output matrix times the last states, and nothing more
+    start_token: int | None = None  # BOS, where its tokenizer puts one in front of every text
     peft: Any = None  # the model as PEFT wraps it, where it has low-rank updates
 
     @property
@@ -74,6 +76,19 @@ class LanguageModel:
         """Token ids (B, T) as the model sees them: (B, T, d)."""
         vectors: Tensor = self.model.get_input_embeddings()(ids)
         return vectors
+
+    def started(self, prefix: Tensor) -> Tensor:
+        """`prefix` (B, k, d) with the start token in front, if the model wants one: a model that
+        has always seen it there makes little of a text without it."""
+        if self.start_token is None:
+            return prefix
+        start = self.embed(torch.tensor([[self.start_token]], device=prefix.device))
+        return torch.cat([start.to(prefix.dtype).expand(len(prefix), -1, -1), prefix], dim=1)
+
+    @property
+    def ahead(self) -> int:
+        """Places that the start token takes."""
+        return int(self.start_token is not None)
 
     def logits(self, vectors: Tensor, places: Tensor) -> Tensor:
         """Of vectors (B, T, d), what follows K `places`, numbers in B x T: (K, V) fp32.
@@ -154,6 +169,7 @@ class LanguageModel:
             lora_dropout=dropout,
             # Where PEFT has no choice of its own for a kind of model.
             target_modules=None if tuned.model.config.model_type in TARGETS else "all-linear",
+            exclude_modules=_unused(tuned.model) or None,
         )
         with warnings.catch_warnings():
             # GPT-2 keeps its matrices transposed; PEFT sees that, and says so each time.
@@ -219,8 +235,9 @@ def load_language_model(
         model=model,
         tokenizer=tokenizer,
         width=weight.shape[1],
-        context_length=getattr(model.config, "max_position_embeddings", None) or 1 << 20,
+        context_length=_positions(model),
         end_token=tokenizer.eos_token_id,
+        start_token=_start_token(tokenizer),
         plain=_is_plain(model, weight),
     )
 
@@ -242,6 +259,32 @@ def _load_tokenizer(folder: Path, name: str, vocabulary: int) -> Any:
         )
     check_fits(tokenizer, vocabulary, name)
     return tokenizer
+
+
+def _start_token(tokenizer: Any) -> int | None:
+    """BOS if the tokenizer begins a text with it; having one is not enough, GPT-2's does not."""
+    ids, bos = tokenizer("a")["input_ids"], tokenizer.bos_token_id
+    return bos if bos is not None and ids[0] == bos and len(ids) > 1 else None
+
+
+def _positions(model: Any) -> int:
+    text = model.config.get_text_config(decoder=True)  # it may be one tower of several
+    return getattr(text, "max_position_embeddings", None) or 1 << 20
+
+
+@torch.no_grad()
+def _unused(model: Any) -> list[str]:
+    """The matrices that no word passes, such as those of a tower for pictures."""
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    used: set[str] = set()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: used.add(name))
+        for name, module in linear.items()
+    ]
+    model(inputs_embeds=model.get_input_embeddings().weight[None, :4], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return sorted(linear.keys() - used)
 
 
 @torch.no_grad()

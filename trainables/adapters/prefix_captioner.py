@@ -118,9 +118,9 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         dtype = torch.bfloat16 if bf16 else torch.float32
         lm = language_model(backbone, own.lm, own.lm_revision, dtype)
         check(
-            own.prefix_length < lm.context_length - 1,
+            own.prefix_length < lm.context_length - lm.ahead - 1,
             "adapter.prefix_length",
-            f"below {lm.context_length - 1}, which `{own.lm}` has beside a word",
+            f"below {lm.context_length - lm.ahead - 1}, which `{own.lm}` has beside a word",
             own.prefix_length,
         )
         check(own.beams <= lm.vocabulary, "adapter.beams", f"at most {lm.vocabulary}", own.beams)
@@ -174,9 +174,15 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
             )
 
     @property
+    def read(self) -> int:
+        """Vectors that the language model reads before a caption: a start token, if it wants one,
+        and the prefix."""
+        return self.lm.ahead + self.config.prefix_length
+
+    @property
     def room(self) -> int:
         """Tokens that a caption may have."""
-        return self.lm.context_length - self.config.prefix_length
+        return self.lm.context_length - self.read
 
     def truncated(self, data: SplitFeatures) -> int:
         return int((data.words(self.lm).lengths > self.room).sum())
@@ -186,17 +192,17 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
 
     def prefix(self, image_embeds: Tensor, frames: Tensor | None) -> Tensor:
         """What the language model reads for images (B, e), or clips of frames (B, F, e):
-        (B, k, d)."""
+        (B, k, d), one more with a start token in front."""
         if self.pool is not None and frames is not None:
             image_embeds = self.pool(frames)
         if self.config.normalize:
             image_embeds = F.normalize(image_embeds.float(), dim=-1)
         vectors: Tensor = self.mapper(image_embeds)
-        return vectors.to(self.lm.dtype)
+        return self.lm.started(vectors.to(self.lm.dtype))
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """Of each token to be learned of the batch's captions, one an image: (K,)."""
-        prefix = self.prefix(batch.image_embeds, batch.frames)  # (B, k, d)
+        prefix = self.prefix(batch.image_embeds, batch.frames)
         ids, places, learned = self._targets(batch.tokens)
         vectors = torch.cat([prefix, self.lm.embed(ids[:, :-1])], dim=1)
         logits = self.lm.logits(vectors, places)  # (K, V)
@@ -204,16 +210,16 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
 
     def _targets(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Padded ids (B, T), and the K tokens to be learned: the places that they follow, numbers
-        in B x (k + T - 1), and their ids. Made on the CPU, and kept."""
+        in B x (k + T - 1), k with the start token, and their ids. Made on the CPU, and kept."""
         device, own = self.backbone.device, self.config
-        key = (type(self), own.paper, own.prefix_length, device)
+        key = (type(self), own.paper, self.read, device)
         if key not in tokens.plans:
             lengths = tokens.lengths - int(own.paper)  # the end token is then not learned
             ids = tokens.pad(0)[:, : int(lengths.max())]
             target = torch.arange(ids.shape[1]) < lengths[:, None]
             if own.paper:
                 target &= ids != 0
-            places = F.pad(target, (own.prefix_length - 1, 0)).flatten().nonzero()[:, 0]
+            places = F.pad(target, (self.read - 1, 0)).flatten().nonzero()[:, 0]
             tokens.plans[key] = send((ids, places, ids[target]), device)
         found: tuple[Tensor, Tensor, Tensor] = tokens.plans[key]
         return found
@@ -252,6 +258,7 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         }
         write_bytes(folder / "mapper.safetensors", save(tensors))
         about = asdict(self.config) | {"backbone": self.backbone.name}
+        about["start_token"] = self.lm.start_token  # it stands in front of the prefix
         write_json(folder / "mapper.json", about | {"language_model": speaker.name})
         return [speaker, folder / "mapper.safetensors", folder / "mapper.json"]
 
