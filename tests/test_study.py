@@ -20,6 +20,7 @@ from pipelines.searching.asha import EarlyStopping, rungs
 from pipelines.searching.budget import Budget
 from pipelines.searching.callbacks import Losses, reason_of
 from pipelines.searching.groups import STARTS, Switchboard
+from pipelines.searching.kinds import Sampler
 from pipelines.searching.race import LEAST
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import (
@@ -101,6 +102,17 @@ def test_the_adapter_itself_is_a_choice_that_is_learned(tmp_path: Path) -> None:
         asks.on_trial_complete(f"ray{number}", result)
     assert drawn[: len(adapters)] == list(adapters)  # every recipe first
     assert drawn[-30:].count("coop") > 3 * 30 / len(adapters)
+
+
+@pytest.mark.parametrize("kind", ["cmaes", "gp", "qmc", "random", "tpe"])
+def test_no_sampler_warns_of_what_a_user_cannot_change(kind: Sampler, tmp_path: Path) -> None:
+    alone = dataclasses.replace(SEARCH, adapters=("lora",), sampler=kind, trials=9)
+    search = searcher(tmp_path, alone)
+    for number in range(9):  # a warning is an error here
+        search.suggest(f"ray{number}")
+        search.on_trial_complete(f"ray{number}", row(number, 9, number / 9, "finished"))
+    origins = [trial.user_attrs["origin"] for trial in search.study.get_trials(deepcopy=False)]
+    assert origins[-1] == kind
 
 
 def test_of_equal_accuracies_the_likelier_trial_wins(tmp_path: Path) -> None:
