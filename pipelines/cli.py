@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trainables.errors import CliptuneError, unknown
 
@@ -54,6 +55,7 @@ def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
     _refuse_unknown_flags(module.Args, words)
     _refuse_lists_given_twice(module.Args, words)
+    _refuse_wrong_values(module.Args, words)
     prog = f"cliptune {stage}"
     try:  # `Args` checks its own values
         module.run(tyro.cli(module.Args, args=words, prog=prog, description=module.__doc__))
@@ -87,3 +89,53 @@ def _refuse_lists_given_twice(args: type, words: Sequence[str]) -> None:
         if str(item.type).startswith("tuple") and given.count(flag) > 1:
             print(f"error: `{flag}` takes all its values at once: give it once.", file=sys.stderr)
             sys.exit(2)
+
+
+def _refuse_wrong_values(args: type, words: Sequence[str]) -> None:
+    """What is neither a number nor a choice where only those are; tyro's own message is about
+    Python's types."""
+    kinds = {"--" + name.replace("_", "-"): kind for name, kind in get_type_hints(args).items()}
+    flag, first = "", False
+    for word in words:
+        value: str = word
+        if word.startswith("--"):
+            name, given, value = word.partition("=")
+            flag, first = name.replace("_", "-"), True
+            if not given:
+                continue
+        kind = kinds.get(flag, str)
+        if (first or get_origin(kind) is tuple) and (rule := _broken_rule(kind, value)):
+            print(f"error: `{flag}` must be {rule}, got {value}.", file=sys.stderr)
+            sys.exit(2)
+        first = False  # what follows is a value of a list, or belongs to no flag
+
+
+def _broken_rule(kind: Any, value: str) -> str:
+    """What a value of this type must be; empty where it is, or where any word will do."""
+    names = {int: "a whole number", float: "a number"}
+    rules: list[str] = []
+    for one in _parts(kind):
+        choices = [str(choice) for choice in get_args(one)]
+        if value in choices or (one in names and _reads(one, value)):
+            return ""
+        if not choices and one not in names:
+            return ""
+        rules += choices or [names[one]]
+    return " or ".join(filter(None, [", ".join(rules[:-1]), rules[-1]]))
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    """The types and choices that a union or a list is made of."""
+    if get_origin(kind) is Literal or not get_args(kind):
+        yield from [kind] if kind not in (type(None), ...) else []
+    else:
+        for one in get_args(kind):
+            yield from _parts(one)
+
+
+def _reads(number: Any, value: str) -> bool:
+    try:
+        number(value)
+    except ValueError:
+        return False
+    return True

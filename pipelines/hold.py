@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,11 @@ from trainables.files import now, read_json, write_json
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold `folder` while the block runs. A holder that was killed holds nothing any more."""
+    """Hold `folder` while the block runs. A holder that was killed holds nothing any more. A folder
+    that is new, and into which nothing came, goes again."""
     from filelock import FileLock, Timeout
 
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / "holder.json"
     lock = FileLock(folder / ".lock")
@@ -32,4 +35,6 @@ def hold(folder: Path) -> Iterator[None]:
         yield
     finally:
         holder.unlink(missing_ok=True)
+        if new and all(path.name == ".lock" for path in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
         lock.release()

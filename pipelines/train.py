@@ -88,7 +88,13 @@ def run(args: Args) -> None:
     with hold(folder):
         _claim(folder, args, task)
         here = args.workers == 1 and args.gpus == "auto"
-        ran = train_here(job) if here else _train_in_group(job)
+        try:
+            ran = train_here(job) if here else _train_in_group(job)
+        except BaseException:
+            if not any(folder.glob("last*")):  # nothing began: another run may have the folder
+                for name in ("run.json", "config.json"):
+                    (folder / name).unlink(missing_ok=True)
+            raise
     then = f"cliptune evaluate --run {args.out}"
     if ran:
         done([folder / "best", folder / "metrics.csv"], then)

@@ -16,6 +16,7 @@ from transformers import CLIPModel
 from pipelines.cli import main, stage_main
 from trainables.backbone import load_backbone
 from trainables.checkpoint import load_adapter, verify
+from trainables.errors import CliptuneError
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -115,6 +116,53 @@ def test_a_wrong_flag_or_field_is_named_with_its_rule(
     store = tiny_features(tmp_path / "features", clip=clip)
     flags = ["--features", str(store), "--out", str(tmp_path / "run"), *words]
     assert expected in fails(capsys, "train", *flags)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "expected"),
+    [
+        ("tune", "--gpus nonsense", "`--gpus` must be a number or auto, got nonsense."),
+        ("tune", "--gpus=x", "`--gpus` must be a number or auto, got x."),
+        ("tune", "--trials 1.5", "`--trials` must be a whole number, got 1.5."),
+        ("tune", "--workers_per_trial x", "`--workers-per-trial` must be a whole number, got x."),
+        ("train", "--wait soon", "`--wait` must be a number, got soon."),
+        ("encode", "--workers few", "`--workers` must be a whole number or auto, got few."),
+        ("sweep", "--shares 0.5 half", "`--shares` must be a number, got half."),
+        ("arena", "--protocol al", "must be all, base_to_new, transfer or shift, got al."),
+        ("encode", "--precision fp64", "`--precision` must be auto, fp32 or bf16, got fp64."),
+    ],
+)
+def test_a_value_of_no_such_type_is_one_sentence(
+    stage: str, words: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = fails(capsys, stage, *words.split())
+    assert said.startswith("error: ")
+    assert said.endswith(f"{expected}\n")
+    assert said.count("\n") == 1
+
+
+def test_values_that_fit_and_words_of_no_flag_are_left_to_the_stage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = "--gpus 0.25 --trials 3 --seed -1 --scheduler asha --adapter 3 lora --minutes=1e1"
+    assert "--features" in fails(capsys, "tune", *values.split())  # which is what is missing
+    assert "must be" not in fails(capsys, "caption", "--seconds", "3", "photo.jpg", "--run", "no")
+
+
+def test_workers_that_no_cluster_has_leave_nothing(
+    tmp_path: Path,
+    features: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(dashboard: bool) -> None:
+        raise CliptuneError("no room for this.")
+
+    monkeypatch.setattr("pipelines.cluster.connect", refuse)
+    flags = ["--features", str(features), "--out", str(tmp_path / "run"), "--workers", "99"]
+    assert "no room for this." in fails(capsys, "train", *flags)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_features_or_with_several_is_named(
