@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trainables.errors import CliptuneError, unknown
@@ -53,7 +53,7 @@ def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
 
     module = importlib.import_module(f"pipelines.{stage}")
     words = list(sys.argv[1:] if words is None else words)
-    _refuse_unknown_flags(module.Args, words)
+    _refuse_unknown_flags(module.Args, words, getattr(module, "NO_FLAGS", {}))
     _refuse_lists_given_twice(module.Args, words)
     _refuse_wrong_values(module.Args, words)
     prog = f"cliptune {stage}"
@@ -67,8 +67,9 @@ def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _refuse_unknown_flags(args: type, words: Sequence[str]) -> None:
-    """Name the nearest flag; tyro's own message lists only what it could not parse."""
+def _refuse_unknown_flags(args: type, words: Sequence[str], why: Mapping[str, str]) -> None:
+    """Say why a stage cannot have the flag, or name the nearest one; tyro's own message lists only
+    what it could not parse."""
     known = {"help"}
     for item in dataclasses.fields(args):
         name = item.name.replace("_", "-")
@@ -77,7 +78,10 @@ def _refuse_unknown_flags(args: type, words: Sequence[str]) -> None:
         flag = word[2:].split("=", 1)[0].replace("_", "-")
         if word.startswith("--") and flag not in known:
             choices = sorted("--" + name for name in known - {"help"} if not name.startswith("no-"))
-            print("error: " + unknown("flag", "--" + flag, choices), file=sys.stderr)
+            said = unknown("flag", "--" + flag, choices)
+            if "--" + flag in why:
+                said = f"`--{flag}` cannot be given here: {why['--' + flag]}"
+            print(f"error: {said}", file=sys.stderr)
             sys.exit(2)
 
 

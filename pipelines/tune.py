@@ -100,6 +100,12 @@ class Args:
     without a part of the shots and measured on it, so an epoch takes as many times longer."""
 
 
+NO_FLAGS = {
+    "--no-val": "a search chooses on val, or on val and the shots by `--folds`; "
+    "`cliptune train --no-val` trains one configuration without it.",
+}
+
+
 def run(args: Args) -> None:
     from pipelines.searching.flags import check
     from trainables.features import find_store

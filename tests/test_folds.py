@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from pipelines import train, tune
+from pipelines.cli import stage_main
 from pipelines.measuring.contestants import read_contest
 from pipelines.reporting.statements import details
 from pipelines.reporting.study import read_study
@@ -282,6 +283,20 @@ def test_what_needs_val_is_refused_without_it(folder: Path, tmp_path: Path) -> N
             train.run(without(folder, tmp_path / "run", **more))
         assert str(error.value).startswith(words)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--no-val", "--no_val"])
+def test_a_search_without_val_is_refused_with_both_ways_out(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        stage_main("tune", ["--features", "features", flag, "--trials", "3"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: `--no-val` cannot be given here: a search chooses on val")
+    assert "`--folds`" in said
+    assert "`cliptune train --no-val`" in said
+    assert said.count("\n") == 1
 
 
 def test_what_was_to_be_chosen_on_val_is_said(
