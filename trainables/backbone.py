@@ -1,8 +1,8 @@
 """The frozen CLIP or SigLIP that everything adapts.
 
-Flows in: a local directory in Hugging Face layout, or a Hub id pinned to a commit. Flows out: a
-`Backbone`: both towers frozen and in eval mode, tokenizer and preprocessing, and a fingerprint of
-every file that can change a number. Only safetensors and JSON are read, never a pickle.
+Flows in: a local directory in Hugging Face's or open_clip's layout, or a Hub id pinned to a commit.
+Flows out: a `Backbone`: both towers frozen and in eval mode, tokenizer and preprocessing, and a
+fingerprint of every file that can change a number. No pickle is ever read.
 """
 
 from __future__ import annotations
@@ -10,18 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import CLIPModel, SiglipModel
 
+from trainables.cleaning import Cleaning, clean
 from trainables.data import Tokens
 from trainables.errors import ConfigError, unknown
 from trainables.files import read_json
 from trainables.hardware import Resolved, autocast
 from trainables.image_tower import lower, upper
 from trainables.model_folder import existing, fingerprint, isolated, load_model, locate
+from trainables.open_clip import (
+    cleaning_of,
+    is_open_clip,
+    load_open_clip,
+    read_open_clip_preprocess,
+)
 from trainables.preprocess import Preprocess, read_preprocess
 from trainables.tokenizer import check_fits, load_tokenizer
 
@@ -54,6 +62,7 @@ class Backbone:
     device: torch.device
     precision: Resolved = "fp32"  # what its frozen outputs are computed in: that of the store
     pads_left: bool = False  # SigLIP: which end of its L positions the padding stands at
+    cleaning: Cleaning = "none"  # of texts, before they are tokenised
     # What else a process loaded to work with it.
     beside: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -85,7 +94,10 @@ class Backbone:
         words: list[list[int]] = []
         if texts:  # the tokenizer refuses an empty list
             words = self.tokenizer(
-                list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
+                [clean(text, self.cleaning) for text in texts],
+                add_special_tokens=False,
+                split_special_tokens=True,
+                verbose=False,
             )["input_ids"]
         rows = [torch.tensor([*start, *ids[:room], self.end_token]) for ids in words]
         lengths = torch.tensor([0, *map(len, rows)])
@@ -105,12 +117,8 @@ def load_backbone(
 ) -> Backbone:
     """The model in directory `name`, or on the Hub under that id at commit `revision`."""
     folder = locate(name, revision)
-    config = read_json(existing(folder, "config.json"))
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in MODELS:
-        raise ConfigError(f"`{name}`: " + unknown("model type", str(kind), MODELS))
-    preprocess = read_preprocess(folder, kind)
-    model = load_model(folder, MODELS[kind]).to(device)
+    kind, preprocess, model = _load(folder, name)
+    model = model.to(device)
     tokenizer = load_tokenizer(folder, kind)
     text, vision = model.config.text_config, model.config.vision_config
     if preprocess.size != vision.image_size:
@@ -139,4 +147,17 @@ def load_backbone(
         device=torch.device(device),
         precision=precision,
         pads_left=not clip and tokenizer.padding_side == "left",
+        cleaning=cleaning_of(folder),
     )
+
+
+def _load(folder: Path, name: str) -> tuple[Any, Preprocess, Any]:
+    """Kind, preprocessing and model of a folder of either layout."""
+    if is_open_clip(folder):
+        kind, model = load_open_clip(folder)
+        return kind, read_open_clip_preprocess(folder), model
+    config = read_json(existing(folder, "config.json"))
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found not in MODELS:
+        raise ConfigError(f"`{name}`: " + unknown("model type", str(found), MODELS))
+    return found, read_preprocess(folder, found), load_model(folder, MODELS[found])

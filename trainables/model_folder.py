@@ -28,6 +28,7 @@ FILES = (  # what a model's outputs depend on, and all that is fetched from the 
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "spiece.model"),
 )
+OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")  # instead of the first three
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 
@@ -48,10 +49,15 @@ def locate(name: str, revision: str | None, flag: str = "--revision") -> Path:
         )
     import huggingface_hub
 
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES))
+    def fetched(*patterns: str) -> Path:
+        found = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns)
         )
+        return Path(found)
+
+    try:
+        folder = fetched(*FILES)
+        return folder if (folder / "config.json").is_file() else fetched(*FILES, *OPEN_CLIP)
     except (OSError, ValueError) as error:  # no network, no such model or commit
         reason = " ".join(str(error).split())
         raise ConfigError(f"could not fetch `{name}` at {revision}: {reason}") from error
@@ -59,7 +65,8 @@ def locate(name: str, revision: str | None, flag: str = "--revision") -> Path:
 
 def fingerprint(folder: Path) -> str:
     """One hash for every file that the model's outputs depend on."""
-    paths = sorted({path for pattern in FILES for path in folder.glob(pattern)})
+    files = FILES if (folder / "config.json").is_file() else (*FILES, *OPEN_CLIP)
+    paths = sorted({path for pattern in files for path in folder.glob(pattern)})
     return sha256_json({path.name: sha256_file(path) for path in paths})
 
 

@@ -39,7 +39,8 @@ def load_tokenizer(folder: Path, kind: str) -> Any:
             )
         existing(folder, "tokenizer.json")
     how = {"local_files_only": True}
-    if named is None and not (folder / PIECES).is_file():
+    bare = named is None or not (folder / "config.json").is_file()  # open_clip has no such file
+    if bare and (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder, **how)
     try:
         with quiet():  # about fields of the model that no tokenizer reads
