@@ -38,6 +38,9 @@ CONTRASTIVE: Space = {
 
 LABEL_SMOOTHING: Space = {"loss.label_smoothing": FloatDistribution(0.0, 0.2)}
 
+# Of a method that chooses what it needs by itself: how often it is measured, which is once.
+ALONE: Space = {"patience": choice(0)}
+
 # What CoOp and its followers fix: their optimizer is part of the method, its rate is not.
 PROMPT: Space = {
     "optim.lr": log_float(2e-4, 0.2),

@@ -10,5 +10,6 @@ SPACES: Spaces = {
         "optim.lr": log_float(1e-4, 1e-1),
         "optim.weight_decay": log_float(1e-3, 1.0),
         "adapter.init": choice("zero", "text"),
+        "adapter.solver": choice("optim", "lbfgs"),
     }
 }

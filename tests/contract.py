@@ -63,6 +63,12 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "tip_adapter tuned": ("tip_adapter", {"adapter.tune": True}),
     "linear_probe text": ("linear_probe", {"adapter.init": "text"}),
+    "linear_probe lbfgs": ("linear_probe", {"adapter.solver": "lbfgs"}),
+    "linear_probe lbfgs text": (
+        "linear_probe",
+        {"adapter.solver": "lbfgs", "adapter.init": "text"},
+    ),
+    "prolip projection": ("prolip", {"adapter.place": "projection"}),
 }
 # And for captions in new words.
 BRIEF = {"adapter.prefix_length": 3, "adapter.layers": 2, "adapter.heads": 4}
@@ -92,7 +98,12 @@ UNTRAINED = (
     *("zero_shot", "zero_shot ensemble", "zero_shot classes", "zero_shot classes ensemble"),
     "nearest_caption",
 )
-LEARNING = [name for name in ALL if name not in (*UNTRAINED, "tip_adapter")]
+# Heads that are fitted at the end of the only epoch, and never step.
+FITTED = (
+    *("tip_adapter", "kernel_ridge", "gda", "linear_probe lbfgs", "linear_probe lbfgs text"),
+    *("lp_plus", "ss_text", "prolip", "prolip projection"),
+)
+LEARNING = [name for name in ALL if name not in (*UNTRAINED, *FITTED)]
 FUSING = [name for name in LEARNING if ADAPTERS[ALL[name][0]].FUSES]
 TURNING = [name for name in LEARNING if name not in SPEAKERS]  # what `sweep` is for
 CLASSES = Classes(("red dog", "green cat", "white boat", "black car", "blue house"))

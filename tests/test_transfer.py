@@ -10,7 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.contract import ALL, CLASSIFIERS, SPEAKERS, UNTRAINED, examples, language_model_folder
+from tests.contract import (
+    ALL,
+    CLASSIFIERS,
+    LEARNING,
+    SPEAKERS,
+    examples,
+    language_model_folder,
+)
 from tests.contract import written as spoken
 from tests.tape import NoWait
 from trainables.adapters.registry import make_config
@@ -21,8 +28,6 @@ from trainables.files import read_json
 from trainables.fused import Fleet
 from trainables.loop import METRICS, Diverged, Interrupted, Run
 from trainables.transfer import Numbers
-
-LEARNING = [name for name in ALL if name not in (*UNTRAINED, "tip_adapter")]
 
 
 @pytest.fixture

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import UninitializedBuffer
 
 from trainables.adapters.base import Adapter, Classifier, product
+from trainables.adapters.shared import repeated, unit
 from trainables.backbone import Backbone
-from trainables.config import Task, TrainConfig, Value
+from trainables.config import Task, TrainConfig, Value, check
+from trainables.crossfit import choose, left_out
 from trainables.data import Tokens
 from trainables.features import SplitFeatures
+
+PENALTIES = tuple(10.0 ** (half / 2) for half in range(4, -9, -1))  # lambda: 100 to 0.0001
+STEPS = 200  # of L-BFGS for each, at most
 
 
 @dataclass(frozen=True)
 class LinearProbeConfig:
-    """Where the classifier starts."""
+    """Where the classifier starts, and how it is found."""
 
     init: Literal["zero", "text"] = "zero"  # "text": at zero-shot, as WiSE-FT does
+    solver: Literal["optim", "lbfgs"] = "optim"  # batches and `optim`, or all images to the minimum
+    penalty: float = 1.0  # lbfgs: lambda, where neither val nor the training images can choose it
+
+    def __post_init__(self) -> None:
+        check(self.penalty > 0, "adapter.penalty", "above 0", self.penalty)
 
 
 class LinearProbe(Adapter[LinearProbeConfig]):
     """Logits tau (f W^T + b) of the normalised image feature f; W (C, e).
 
-    Radford et al. 2021 fit it by L-BFGS with the penalty chosen on val; here it is AdamW, and the
-    weight decay is searched. Text initialisation: Wortsman et al. 2022, arXiv:2109.01903.
+    By default AdamW finds them, and the weight decay is searched. Text initialisation: Wortsman et
+    al. 2022, arXiv:2109.01903.
+    `solver="lbfgs"`, as Radford et al. 2021 fit it: the minimum of the mean cross-entropy plus
+    lambda / 2 |W - W0|^2, W0 where the classifier starts: 0, or zero-shot's texts, to which it is
+    then pulled (CLAP's penalty, Silva-Rodriguez et al. 2024, arXiv:2312.12730, alike for all
+    classes). L-BFGS goes along a path of 13 lambdas, each from the last one's minimum, and lambda
+    is chosen on val by likelihood; without val, of each part of the training images by what the
+    others fit.
     """
 
     Config: ClassVar[type[LinearProbeConfig]] = LinearProbeConfig
@@ -41,22 +59,33 @@ class LinearProbe(Adapter[LinearProbeConfig]):
             "epochs": 50,
         }
     }
+    VARIANTS: ClassVar[Mapping[Task, Sequence[Mapping[str, Value]]]] = {
+        "classification": ({"adapter.solver": "lbfgs", "adapter.init": "text"},)
+    }
 
     weight: Tensor  # (C, e)
     bias: Tensor  # (C,)
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.weight = nn.UninitializedParameter()
-        self.bias = nn.UninitializedParameter()
+        self.shown: SplitFeatures | None = None  # what lbfgs fits
+        if self.config.solver == "lbfgs":
+            self.register_buffer("weight", UninitializedBuffer())
+            self.register_buffer("bias", UninitializedBuffer())
+        else:
+            self.weight = nn.UninitializedParameter()
+            self.bias = nn.UninitializedParameter()
 
     def prepare(self, train: SplitFeatures) -> None:
         assert train.classes is not None
         weight = torch.zeros(len(train.classes), self.backbone.embed_dim)
         if self.config.init == "text":
             weight = train.classes.text_embeds(self.backbone).cpu().clone()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(len(train.classes)))
+        bias = torch.zeros(len(train.classes))
+        if self.config.solver == "lbfgs":
+            self.shown, self.weight, self.bias = train, weight, bias
+        else:
+            self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     @property
     def open_classes(self) -> bool:
@@ -71,3 +100,81 @@ class LinearProbe(Adapter[LinearProbeConfig]):
             return product(images, self.weight.T) + self.bias
 
         return similarity
+
+    @property
+    def without_val(self) -> str:
+        if self.shown is None or self.shown.labels is None:
+            return ""
+        if repeated(self.shown.labels):
+            return "lambda is chosen on parts of the training images, each by what the others fit."
+        return f"lambda stays {self.config.penalty:g}."
+
+    def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
+        """Fit what is fitted to the end, and choose its lambda."""
+        del epoch
+        if self.shown is None:
+            return None
+        assert self.shown.labels is not None
+        device = self.weight.device
+        images, labels = unit(self.shown.image_embeds.to(device)), self.shown.labels.to(device)
+        centre = torch.zeros_like(self.weight, dtype=torch.float64)
+        if self.config.init == "text":
+            assert self.shown.classes is not None
+            centre = self.shown.classes.text_embeds(self.backbone).double()
+
+        def logits(known: Tensor, classes: Tensor, asked: Tensor) -> Tensor:
+            found = self._path(known, classes, centre, PENALTIES)
+            return torch.stack([self.tau * (asked @ w.T + b) for w, b in found]).float()
+
+        if val is None:
+            found = left_out(logits, images, labels)
+            penalty = self.config.penalty
+            if found is not None:
+                penalty = PENALTIES[choose([found], labels)[0]]
+            [(weight, bias)] = self._path(images, labels, centre, [penalty])
+            crossed = None
+        else:
+            assert val.labels is not None
+            asked = unit(val.image_embeds.to(device))
+            every = list(self._path(images, labels, centre, PENALTIES))
+            grid = torch.stack([self.tau * (asked @ w.T + b) for w, b in every]).float()
+            number, crossed = choose([grid], val.labels.to(device))
+            weight, bias = every[number]
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        return None if crossed is None else (crossed / self.tau).cpu()
+
+    def _path(
+        self, images: Tensor, labels: Tensor, centre: Tensor, penalties: Sequence[float]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """W (C, e) and b (C,) at the minimum for each penalty, the strongest first."""
+        weight = centre.clone().requires_grad_()
+        bias = centre.new_zeros(len(centre)).requires_grad_()
+
+        def loss(penalty: float) -> Tensor:
+            found = F.cross_entropy(self.tau * (images @ weight.T + bias), labels)
+            return found + penalty / 2 * (weight - centre).square().sum()
+
+        for penalty in penalties:
+            minimise(partial(loss, penalty), [weight, bias])
+            yield weight.detach().clone(), bias.detach().clone()
+
+
+@torch.enable_grad()
+def minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+    """By L-BFGS with the strong Wolfe conditions, in place."""
+    solver = torch.optim.LBFGS(
+        parameters,
+        max_iter=STEPS,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        found = loss()
+        found.backward()
+        return found
+
+    solver.step(closure)

@@ -11,16 +11,21 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.clip_adapter import ClipAdapter
 from trainables.adapters.cocoop import CoCoop
 from trainables.adapters.coop import Coop
+from trainables.adapters.gda import Gda
+from trainables.adapters.kernel_ridge import KernelRidge
 from trainables.adapters.kgcoop import KgCoop
 from trainables.adapters.linear_probe import LinearProbe
 from trainables.adapters.lora import Lora
+from trainables.adapters.lp_plus import LpPlus
 from trainables.adapters.maple import Maple
 from trainables.adapters.mip import Mip
 from trainables.adapters.nearest_caption import NearestCaption
 from trainables.adapters.prefix_captioner import PrefixCaptioner
 from trainables.adapters.projection import Projection
+from trainables.adapters.prolip import Prolip
 from trainables.adapters.promptsrc import PromptSrc
 from trainables.adapters.soft_prompt import SoftPrompt
+from trainables.adapters.ss_text import SsText
 from trainables.adapters.tip_adapter import TipAdapter
 from trainables.adapters.zero_shot import ZeroShot
 from trainables.backbone import Backbone
@@ -42,7 +47,12 @@ ADAPTERS: dict[str, type[Adapter[Any]]] = {
     "clip_adapter": ClipAdapter,
     "tip_adapter": TipAdapter,
     "mip": Mip,
+    "gda": Gda,
+    "kernel_ridge": KernelRidge,
     "linear_probe": LinearProbe,
+    "lp_plus": LpPlus,
+    "ss_text": SsText,
+    "prolip": Prolip,
     "nearest_caption": NearestCaption,
     "prefix_captioner": PrefixCaptioner,
 }

@@ -107,3 +107,13 @@ def check_length(vectors: Tensor, n_ctx: int, depth: int) -> None:
             f"a prompt with `adapter.depth` {depth} must keep its {n_ctx} vectors, got "
             f"{len(vectors)}: deeper blocks take the places of the first's."
         )
+
+
+def unit(images: Tensor) -> Tensor:
+    """Of unit length, in float64: what is solved for in closed form loses digits."""
+    return F.normalize(images.double(), dim=-1)
+
+
+def repeated(labels: Tensor) -> bool:
+    """Whether every class has another image beside each: (N,) labels, of which none is left out."""
+    return bool(torch.bincount(labels).min() >= 2)

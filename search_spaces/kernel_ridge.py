@@ -1,0 +1,7 @@
+"""`kernel_ridge`: its four numbers are chosen within a trial, which is one."""
+
+from __future__ import annotations
+
+from search_spaces.common import ALONE, Spaces
+
+SPACES: Spaces = {"classification": ALONE}

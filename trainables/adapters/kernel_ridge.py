@@ -1,0 +1,166 @@
+"""`kernel_ridge`: what zero-shot gets wrong on the training images, learned in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.parameter import UninitializedBuffer
+
+from trainables.adapters.base import Adapter, Classifier, product
+from trainables.adapters.shared import repeated, unit
+from trainables.backbone import Backbone
+from trainables.config import Task, TrainConfig, Value, check
+from trainables.crossfit import choose
+from trainables.data import Tokens
+from trainables.features import SplitFeatures
+
+BETAS = (0.3, 1.0, 3.0, 10.0)
+PENALTIES = tuple(10.0 ** (half / 2) for half in range(-6, 3))  # lambda: 0.001 to 10
+SHARES = (0.25, 0.5, 1.0)  # tau', of tau
+SCALES = tuple(2.0**power for power in range(8))  # 1 to 128
+
+
+@dataclass(frozen=True)
+class KernelRidgeConfig:
+    """What stays where neither val nor the training images can choose it."""
+
+    beta: float = 1.0  # how near an image must be to count
+    penalty: float = 1.0  # lambda: how much of zero-shot stays
+    share: float = 0.25  # tau' as a share of tau: how sure zero-shot is
+    scale: float = 32.0  # what makes logits of the scores
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "penalty", "share", "scale"):
+            value = getattr(self, name)
+            check(value > 0, f"adapter.{name}", "above 0", value)
+
+
+class KernelRidge(Adapter[KernelRidgeConfig]):
+    """Logits s (z(f) + k(f, F) A) with A = (K + lambda I)^-1 (Y - z(F)), of normalised features.
+
+    Proximal kernel ridge regression: Bendou et al. 2025 (ProKeR, CVPR), equation of its closed
+    form. F (N, e) are the training images, Y (N, C) their labels, z(f) = softmax(tau' f T^T) what
+    zero-shot says with texts T (C, e), k(f, g) = exp(-beta (2 - 2 f.g)) and K = k(F, F) (N, N). s
+    is ours: the scores are near 0 and 1, and a likelihood needs logits.
+    beta, lambda, tau' and s are chosen on val by likelihood; of each beta one eigendecomposition
+    serves the whole grid. Without val they are chosen by leave-one-out, which ridge regression has
+    in closed form; of a class with one image nothing would be left, and there they stay.
+    """
+
+    Config: ClassVar[type[KernelRidgeConfig]] = KernelRidgeConfig
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {"classification": {"epochs": 0}}
+
+    keys: Tensor  # (N, e)
+    labels: Tensor  # (N,)
+    answers: Tensor  # (N, C): A
+    numbers: Tensor  # (4,): beta, lambda, tau' / tau, s
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        own = self.config
+        self.register_buffer("keys", UninitializedBuffer())
+        self.register_buffer("labels", UninitializedBuffer(dtype=torch.int64))  # type: ignore[call-arg]
+        self.register_buffer("answers", UninitializedBuffer())
+        start = torch.tensor([own.beta, own.penalty, own.share, own.scale])
+        self.register_buffer("numbers", start)
+
+    def prepare(self, train: SplitFeatures) -> None:
+        assert train.labels is not None
+        assert train.classes is not None
+        self.keys, self.labels = unit(train.image_embeds).float(), train.labels
+        self.answers = torch.zeros(len(self.keys), len(train.classes))
+
+    @property
+    def open_classes(self) -> bool:
+        return False
+
+    @property
+    def frozen_text(self) -> bool:
+        return True
+
+    def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
+        texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)
+        beta, _, share, scale = self.numbers
+
+        def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
+            del hidden
+            images = F.normalize(image_embeds.float(), dim=-1)
+            known = (share * self.tau * product(images, texts.T)).softmax(1)
+            near = torch.exp(-beta * (2 - 2 * product(images, self.keys.T)))  # (B, N)
+            # The objective multiplies by tau.
+            return scale / self.tau * (known + product(near, self.answers))
+
+        return similarity
+
+    def turned(
+        self, start: Mapping[str, Tensor], learned: Mapping[str, Tensor], share: float
+    ) -> dict[str, Tensor]:
+        """What was learned times `share`; at 0 it ranks as zero-shot does."""
+        del start
+        return dict(learned) | {"answers": learned["answers"] * share}
+
+    @property
+    def without_val(self) -> str:
+        if repeated(self.labels):
+            return "beta, lambda and tau' are chosen by leave-one-out over the training images."
+        return f"beta, lambda and tau' stay at {', '.join(f'{n:g}' for n in self.numbers[:3])}."
+
+    @torch.no_grad()
+    def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
+        """Choose the four numbers, and solve for A."""
+        del epoch
+        assert self.classes is not None
+        texts = self.classes.text_embeds(self.backbone).double()
+        images, labels = (None, self.labels)
+        if val is not None:
+            assert val.labels is not None
+            images, labels = unit(val.image_embeds.to(texts.device)), val.labels.to(texts.device)
+        crossed = None
+        if val is not None or repeated(self.labels):
+            number, crossed = choose(self._grid(texts, images), labels)
+            grid = torch.cartesian_prod(*map(torch.tensor, (BETAS, SHARES, PENALTIES, SCALES)))
+            self.numbers.copy_(grid[number][[0, 2, 1, 3]])
+        beta, penalty, share, _ = self.numbers.double()
+        keys = unit(self.keys)
+        kernel = torch.exp(-beta * (2 - 2 * keys @ keys.T))
+        kernel.diagonal().add_(penalty)
+        answers = torch.linalg.solve(kernel, self._wrong(texts, keys, float(share)))
+        self.answers.copy_(answers)
+        return None if val is None or crossed is None else (crossed / self.tau).cpu()
+
+    def _known(self, texts: Tensor, images: Tensor, share: float) -> Tensor:
+        """z: (n, C)."""
+        return (share * self.tau * images @ texts.T).softmax(1)
+
+    def _wrong(self, texts: Tensor, keys: Tensor, share: float) -> Tensor:
+        """Y - z(F): (N, C)."""
+        return F.one_hot(self.labels, len(texts)) - self._known(texts, keys, share)
+
+    def _grid(self, texts: Tensor, images: Tensor | None) -> Iterator[Tensor]:
+        """The logits of `images`, or where None those by leave-one-out of the training images, for
+        each beta, tau' and lambda with all scales: (S, n, C)."""
+        keys = unit(self.keys)
+        apart = 2 - 2 * keys @ keys.T
+        scales = torch.tensor(SCALES, device=keys.device)[:, None, None]
+        for beta in BETAS:
+            values, vectors = torch.linalg.eigh(torch.exp(-beta * apart))  # (N,), (N, N)
+            values.clamp_(min=0)
+            if images is not None:
+                seen = torch.exp(-beta * (2 - 2 * images @ keys.T)) @ vectors  # (n, N)
+            for share in SHARES:
+                wrong = self._wrong(texts, keys, share)
+                turned = vectors.T @ wrong
+                for penalty in PENALTIES:
+                    weights = turned / (values + penalty)[:, None]
+                    if images is not None:
+                        scores = self._known(texts, images, share) + seen @ weights
+                    else:  # what the others say of an image: y - A_n / ((K + lambda I)^-1)_nn
+                        own = (vectors**2 / (values + penalty)).sum(1, keepdim=True)
+                        target = F.one_hot(self.labels, len(texts))
+                        scores = target - vectors @ weights / own
+                    yield scales * scores.float()

@@ -1,0 +1,115 @@
+"""`prolip`: the image tower's last projection alone, held near where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.adapters.base import Adapter, product
+from trainables.backbone import Backbone
+from trainables.config import Task, TrainConfig, Value, check
+from trainables.errors import ConfigError
+from trainables.features import SplitFeatures
+from trainables.image_tower import depth
+
+EPS = 1e-4  # of Adam
+IMAGES = 256  # through the tower's end at a time
+
+
+@dataclass(frozen=True)
+class ProlipConfig:
+    """What is mapped, and for how long."""
+
+    place: Literal["embedding", "projection"] = "embedding"  # "projection" needs pixels
+    lr: float = 1e-5
+    steps: int = 300
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, "adapter.lr", "above 0", self.lr)
+        check(self.steps >= 1, "adapter.steps", "at least 1", self.steps)
+
+
+class Prolip(Adapter[ProlipConfig]):
+    """Images W x, compared with zero-shot's texts; W held near where it started, W0.
+
+    ProLIP: Fahes et al. 2024, arXiv:2410.05270. `place="projection"`: W (e, w) is the tower's
+    projection of x, its feature before that. `"embedding"`: W (e, e) starts as the identity and x
+    is the finished embedding, which the paper calls a regularised linear adapter. Full-batch Adam
+    on the cross-entropy plus lambda |W - W0|^2 with lambda = 1 / shots, as it is without val.
+    """
+
+    Config: ClassVar[type[ProlipConfig]] = ProlipConfig
+    RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {"classification": {"epochs": 0}}
+
+    weight: Tensor  # (e, e) or (e, w)
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.shown: SplitFeatures | None = None  # what it is fitted to
+        if self.config.place == "embedding":
+            self.register_buffer("weight", torch.eye(backbone.embed_dim))
+        elif backbone.kind != "clip":
+            raise ConfigError(
+                '`adapter.place` must be "embedding" with a SigLIP, whose tower ends without a '
+                f"projection, got {self.config.place!r}."
+            )
+        else:
+            projection = backbone.model.visual_projection.weight
+            self.register_buffer("weight", projection.detach().cpu().clone())
+
+    def prepare(self, train: SplitFeatures) -> None:
+        self.shown = train
+
+    @property
+    def image_block(self) -> int | None:
+        return depth(self.backbone) if self.config.place == "projection" else None
+
+    @property
+    def frozen_text(self) -> bool:
+        return True
+
+    def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
+        return product(self._before(image_embeds, hidden), self.weight.T)
+
+    def _before(self, image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
+        """x: (B, e) or (B, w)."""
+        if hidden is None:
+            return F.normalize(image_embeds.float(), dim=-1)
+        found: Tensor = self.backbone.model.vision_model.post_layernorm(hidden[:, 0])
+        return found
+
+    @torch.no_grad()
+    def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
+        """Fit. Nothing is chosen on val."""
+        del epoch, val
+        data = self.shown
+        assert data is not None
+        assert data.labels is not None
+        assert data.classes is not None
+        device, block = self.weight.device, self.image_block
+        seen = []
+        for rows in torch.arange(len(data.labels)).split(IMAGES):
+            hidden = None if block is None else data.hidden(rows, 0, block).to(device)
+            seen.append(self._before(data.image_embeds[rows].to(device), hidden).float())
+        penalty = len(data.classes) / len(data.labels)  # 1 / shots
+        texts, labels = data.classes.text_embeds(self.backbone), data.labels.to(device)
+        self._descend(torch.cat(seen), labels, texts, penalty)
+        return None
+
+    @torch.enable_grad()
+    def _descend(self, seen: Tensor, labels: Tensor, texts: Tensor, penalty: float) -> None:
+        start = self.weight.clone()
+        weight = start.clone().requires_grad_()
+        solver = torch.optim.Adam([weight], lr=self.config.lr, eps=EPS)
+        for _ in range(self.config.steps):
+            logits = self.tau * F.normalize(seen @ weight.T, dim=-1) @ texts.T
+            loss = F.cross_entropy(logits, labels) + penalty * (weight - start).square().sum()
+            solver.zero_grad()
+            loss.backward()
+            solver.step()
+        self.weight.copy_(weight.detach())

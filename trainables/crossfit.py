@@ -1,0 +1,68 @@
+"""A head's few numbers chosen on few images, and those images measured by what the others chose.
+
+Flows in: the logits of a grid of settings, some at a time. Flows out: the setting to keep, and for
+each image the logits of the one that is chosen without it: the best of a grid flatters the images
+that it is the best on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PARTS = 5  # of the images, each measured by what is chosen on the others
+
+
+def parts(labels: Tensor) -> Tensor:
+    """A part for each image (n,), 0 to `PARTS` - 1, among which each class is spread evenly."""
+    part = torch.empty_like(labels)
+    part[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % PARTS
+    return part
+
+
+def choose(grid: Iterable[Tensor], labels: Tensor, accurate: bool = False) -> tuple[int, Tensor]:
+    """The number of the likeliest setting of `grid`, which gives the logits (A, n, C) of A settings
+    at a time, and the cross-fitted logits (n, C). `accurate`: the most accurate, of those the
+    likeliest; with few images that is the worse choice. Of equal ones the first."""
+    part = parts(labels)
+    apart = F.one_hot(part, PARTS) == 0  # (n, P)
+    counted = torch.cat(
+        [torch.ones_like(apart[:, :1]), apart], 1
+    ).double()  # all, then without 0 ...
+    most = likeliest = counted.new_full((1 + PARTS,), -torch.inf)
+    number = torch.zeros_like(most, dtype=torch.int64)
+    crossed, before, images = torch.zeros(0), 0, torch.arange(len(part), device=part.device)
+    for logits in grid:
+        own = logits.log_softmax(2).gather(2, labels.expand(len(logits), -1)[..., None])
+        likely = own[..., 0].double() @ counted  # (A, 1 + P)
+        right = torch.zeros_like(likely)
+        if accurate:
+            right = (logits.argmax(2) == labels).double() @ counted
+        at = likely.where(right == right.amax(0), -torch.inf).argmax(0)[None]  # (1, 1 + P)
+        right, likely = right.gather(0, at)[0], likely.gather(0, at)[0]
+        better = (right > most) | ((right == most) & (likely > likeliest))
+        most, likeliest = right.where(better, most), likely.where(better, likeliest)
+        number = (before + at[0]).where(better, number)
+        found = logits[at[0, 1:][part], images]
+        crossed = found.where(better[1:][part][:, None], crossed) if before else found
+        before += len(logits)
+    return int(number[0]), crossed
+
+
+def left_out(
+    fit: Callable[[Tensor, Tensor, Tensor], Tensor], images: Tensor, labels: Tensor
+) -> Tensor | None:
+    """What `fit(images, labels, others)` (A, n, C) says of each image when its part is not among
+    those that are fitted: (A, N, C). None where a class has one image only."""
+    if torch.bincount(labels).min() < 2:
+        return None
+    part = parts(labels)
+    found: list[Tensor] = []
+    for one in range(PARTS):
+        own = part == one
+        found.append(fit(images[~own], labels[~own], images[own]))
+    order = torch.cat([(part == one).nonzero()[:, 0] for one in range(PARTS)])
+    return torch.cat(found, 1)[:, order.argsort()]
