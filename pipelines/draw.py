@@ -26,7 +26,8 @@ class Args:
     part: Literal["all", "base", "new"] = "all"
     """All classes, or the first or second half of them (base-to-new generalisation)."""
     words: str = "default"
-    """Names and template for the prompts: a shipped list such as eurosat, or a JSON file."""
+    """Names and template for the prompts, and texts about each class, of which the mean is taken: a
+    shipped list such as eurosat, or a JSON file."""
     index: Path | None = None
     """Take the images that this index JSON lists (`shot_16-seed_1.json` of cross-modal
     adaptation) and draw none."""

@@ -43,6 +43,23 @@ def test_an_ensemble_is_the_normalised_mean_of_normalised_embeddings(backbone: B
     assert lengths.max() < 1 - 1e-4  # normalising the mean is not for nothing
 
 
+def test_texts_of_a_class_are_averaged_and_normalised_again(backbone: Backbone) -> None:
+    texts = (("a red dog runs.", "it barks."), (), ("a bridge.",))
+    classes = Classes(NAMES, texts=texts)
+    plain = Classes(NAMES).text_embeds(backbone)
+    found = classes.text_embeds(backbone)
+    one, two = (embed_text(backbone, backbone.tokenize([text])[0])[0] for text in texts[0])
+    torch.testing.assert_close(found[0], unit(unit(one) + unit(two)))
+    assert torch.equal(found[1], plain[1])
+    assert not torch.equal(found[2], plain[2])
+    assert torch.equal(
+        classes.text_embeds(backbone, "{}"), Classes(NAMES).text_embeds(backbone, "{}")
+    )
+    assert Classes.of_json(classes.to_json()) == classes != Classes(NAMES)
+    with pytest.raises(ConfigError, match="the texts of class `boat` must have at most 77 tokens"):
+        Classes(NAMES, texts=((), ("dog " * 90,), ())).text_embeds(backbone)
+
+
 def test_what_was_made_is_kept_for_each_template_and_backbone(
     backbone: Backbone, siglip: Backbone
 ) -> None:

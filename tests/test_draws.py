@@ -360,9 +360,28 @@ def test_a_users_own_words(tmp_path: Path) -> None:
     assert draw.template == "a photo of a {}."
 
 
+def test_texts_of_a_class_stand_beside_its_name(tmp_path: Path) -> None:
+    texts = {"river bank": ["Water  beside grass.", "A bank of sand."], "cat": ["It purrs."]}
+    words = own(tmp_path, {"texts": texts})
+    draw = draw_of(shards_of(tmp_path / "s", rows_of()), words=words)
+    assert draw.names == ("Barn", "oak tree", "River Bank", "cat", "old town")
+    assert draw.texts == ((), (), ("Water beside grass.", "A bank of sand."), ("It purrs.",), ())
+    write_draw(tmp_path / "draw.json", draw)
+    assert read_draw(tmp_path / "draw.json") == draw
+    assert draw.classes.texts == draw.texts
+    half = draw_of(shards_of(tmp_path / "t", rows_of()), words=words, part="base")
+    assert half.texts == draw.texts[:3]
+    fewer = own(tmp_path, {"texts": {"rivrbank": ["Water."]}})
+    with pytest.raises(DataError, match="`rivrbank` fits no class; the nearest is `RiverBank`"):
+        fewer.of(NAMES)
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
+        ({"texts": ["a"]}, "`texts` must map classes to lists, got ['a']."),
+        ({"texts": {"cat": "a"}}, "the texts for `cat` must be a list of text, got 'a'."),
+        ({"texts": {"cat": []}}, "the texts for `cat` must be a list of text, got []."),
         ({"templates": "{}"}, "unknown key `templates`. Did you mean `template`?"),
         ({"template": "a photo"}, "`template` must hold `{}` once"),
         ({"template": "{} and {}"}, "`template` must hold `{}` once"),
@@ -415,6 +434,7 @@ def test_a_draw_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_draw(tmp_path / "new" / "draw.json", SMALL)
     assert read_draw(tmp_path / "new" / "draw.json") == SMALL
     value = json.loads((tmp_path / "new" / "draw.json").read_text())
+    assert "texts" not in value  # the key is that of before there were any
     assert value.pop("sha256") == sha256_json(value) == SMALL.key
     assert value["train"][1] == {"id": "b", "sha256": "01", "label": 1}
 
@@ -427,10 +447,11 @@ def test_the_key_is_of_everything() -> None:
             **{"names": ("inn", "barn"), "labels": (4, 8), "template": "{}"},
             "train": (Member("e", "00", 0), Member("b", "01", 1)),
             "val": (Member("c", "05", 0), Member("d", "03", 1)),
+            "texts": ((), ("it",)),
         }.items()
     ]
     assert len(others) == len(dataclasses.fields(Draw))
-    assert len({SMALL.key, *(draw.key for draw in others)}) == 11
+    assert len({SMALL.key, *(draw.key for draw in others)}) == 12
 
 
 @pytest.mark.parametrize(
@@ -463,6 +484,7 @@ def test_a_forged_file(tmp_path: Path, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"texts": ((),)}, "`texts` must be of 2 classes, got 1."),
         ({"part": "bas"}, "unknown part `bas`. Did you mean `base`?"),
         ({"shots": -1}, "`shots` must be at least 0 (0: all images), got -1."),
         ({"template": "a photo."}, "`template` must hold `{}` once"),

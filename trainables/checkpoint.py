@@ -73,8 +73,7 @@ def save_checkpoint(
     write_json(new / "config.json", config)
     write_json(new / "state.json", dict(state))
     if adapter.classes is not None:
-        own = {"names": list(adapter.classes.names), "template": adapter.classes.template}
-        write_json(new / "classes.json", own)
+        write_json(new / "classes.json", adapter.classes.to_json())
     manifest = {
         "format": FORMAT,
         "backbone": {
@@ -187,8 +186,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
     adapter.objective.follow(now.loss, now.temperature)
     check_beside(folder, adapter)
     if (folder / "classes.json").is_file():
-        own = read_json(folder / "classes.json")
-        adapter.classes = Classes(tuple(own["names"]), own["template"])
+        adapter.classes = Classes.of_json(read_json(folder / "classes.json"))
     load_tensors(folder, adapter)
     return adapter.to(backbone.device).eval()
 

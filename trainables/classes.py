@@ -6,6 +6,7 @@ embeddings, both made once for each template and kept for all trials of a proces
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,14 +30,28 @@ ENSEMBLE = (
 
 @dataclass(frozen=True)
 class Classes:
-    """C classes of one task, by label."""
+    """C classes of one task, by label.
+
+    `texts`: whole sentences about each, as a language model describes it (CuPL: Pratt et al. 2023,
+    arXiv:2209.03320; Menon and Vondrick 2023); a class without any has its name in the template.
+    """
 
     names: tuple[str, ...]
     template: str = DEFAULT
+    texts: tuple[tuple[str, ...], ...] = ()
     kept: dict[tuple[str, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def to_json(self) -> dict[str, Any]:
+        about: dict[str, Any] = {"names": list(self.names), "template": self.template}
+        return about | ({"texts": [list(own) for own in self.texts]} if self.texts else {})
+
+    @classmethod
+    def of_json(cls, about: Mapping[str, Any]) -> Classes:
+        texts = tuple(map(tuple, about.get("texts", ())))
+        return cls(tuple(about["names"]), about["template"], texts)
 
     def tokens(self, backbone: Backbone, template: str = "", added: int = 0) -> Tokens:
         """The names in `template` as ids; `""` is the data set's own. Raises `ConfigError` where
@@ -60,7 +75,8 @@ class Classes:
 
     def text_embeds(self, backbone: Backbone, templates: str = "") -> Tensor:
         """The frozen text tower's classes, of unit length: (C, e). Of several templates, separated
-        by `|`, it is the mean of their embeddings, normalised before and after."""
+        by `|`, it is the mean of their embeddings, normalised before and after; so it is of the
+        `texts` of a class, where no template is asked for."""
         key = ("embeds", backbone.fingerprint, backbone.precision, templates)
         if key not in self.kept:
             with backbone.frozen():
@@ -69,5 +85,24 @@ class Classes:
                     for one in templates.split("|")
                 ]
                 self.kept[key] = F.normalize(torch.stack(every).mean(0), dim=-1)
+                if self.texts and not templates:
+                    self.kept[key] = self._described(backbone, self.kept[key])
         embeds: Tensor = self.kept[key]
         return embeds
+
+    def _described(self, backbone: Backbone, plain: Tensor) -> Tensor:
+        """The mean of each class's own texts, of unit length; `plain` (C, e) where it has none."""
+        rows = []
+        for name, own, row in zip(self.names, self.texts, plain, strict=True):
+            tokens, cut = backbone.tokenize(own)
+            if cut:
+                raise ConfigError(
+                    f"the texts of class `{name}` must have at most {backbone.context_length} "
+                    f"tokens, got {cut} with more."
+                )
+            if not own:
+                rows.append(row)
+                continue
+            every = F.normalize(embed_text(backbone, tokens).float(), dim=-1)
+            rows.append(F.normalize(every.mean(0), dim=-1))
+        return torch.stack(rows)

@@ -53,6 +53,7 @@ class Draw:
     template: str  # "a photo of a {}."
     train: tuple[Member, ...]
     val: tuple[Member, ...]
+    texts: tuple[tuple[str, ...], ...] = ()  # of each class beside its name; (): of none
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
@@ -61,6 +62,8 @@ class Draw:
             raise DataError(f"`shots` must be at least 0 (0: all images), got {self.shots}.")
         check_template(self.template)
         _check_names(self.names, self.labels)
+        if self.texts and len(self.texts) != len(self.names):
+            raise DataError(f"`texts` must be of {len(self.names)} classes, got {len(self.texts)}.")
         for split, members in (("train", self.train), ("val", self.val)):
             if empty := set(range(len(self.names))) - {m.label for m in members}:
                 raise DataError(f"class `{self.names[min(empty)]}` has no image in `{split}`.")
@@ -68,7 +71,7 @@ class Draw:
 
     @property
     def classes(self) -> Classes:
-        return Classes(self.names, self.template)
+        return Classes(self.names, self.template, self.texts)
 
     def of(self, data: SplitFeatures, split: Literal["train", "val"]) -> SplitFeatures:
         """The images of the draw in a split's features, labelled."""
@@ -166,7 +169,10 @@ def _check_once(members: Sequence[Member], classes: int) -> None:
 
 def _to_json(draw: Draw) -> dict[str, Any]:
     # Tuples become lists, as they are after reading; the hash is of JSON and sees no difference.
-    return {"format": FORMAT, **dataclasses.asdict(draw)}
+    fields = dataclasses.asdict(draw)
+    if not draw.texts:  # as draws were before there were any
+        del fields["texts"]
+    return {"format": FORMAT, **fields}
 
 
 def write_draw(path: Path, draw: Draw) -> None:
@@ -194,6 +200,7 @@ def _from_json(value: Mapping[str, Any]) -> Draw:
     fields = {name: value[name] for name in value if name != "format"}
     for name in ("names", "labels"):
         fields[name] = tuple(fields[name])
+    fields["texts"] = tuple(map(tuple, fields.get("texts", ())))
     for split in ("train", "val"):
         fields[split] = tuple(Member(**member) for member in fields[split])
     return Draw(**fields)

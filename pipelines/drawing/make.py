@@ -103,6 +103,7 @@ def assemble(data: Labelled, task: Task, take: Callable[[Split, int], Sequence[M
         template=task.words.template,
         train=members["train"],
         val=members["val"],
+        texts=task.words.texts_of([data.classes[label] for label in labels]),
     )
 
 

@@ -1,9 +1,9 @@
 """The words for the classes: what stands in a prompt for `AnnualCrop`, and around it.
 
-Flows in: a shipped list's name or a file `{"template": "a photo of a {}.", "names": {...}}` of
-class to words (either key may be left out), and the classes of the shards. Flows out: one name a
-class. A class that the list does not name is cleaned; its case is kept, as CoOp does (CLIP's
-tokenizer folds it anyway).
+Flows in: a shipped list's name or a file `{"template": "a photo of a {}.", "names": {...},
+"texts": {...}}` of class to words and of class to a list of whole texts (any key may be left out),
+and the classes of the shards. Flows out: one name a class, and its texts. A class that the list
+does not name is cleaned; its case is kept, as CoOp does (CLIP's tokenizer folds it anyway).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from trainables.files import read_json
 
 FOLDER = Path(__file__).parent / "words"
 DEFAULT = "default"
+KEYS = ("template", "names", "texts")
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -33,6 +34,7 @@ class Words:
     template: str
     names: Mapping[str, str]
     whole: bool = False
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # about a class, whole
 
     def of(self, classes: Sequence[str]) -> tuple[str, ...]:
         """The words for each of `classes`, in their order."""
@@ -43,12 +45,18 @@ class Words:
             for name in classes
         )
 
+    def texts_of(self, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """The sentences about each of `classes`; () where there are none of any."""
+        by_name = {_fold(name): texts for name, texts in self.texts.items()}
+        found = tuple(by_name.get(_fold(name), ()) for name in classes)
+        return found if any(found) else ()
+
     def _check_fit(self, classes: Sequence[str]) -> None:
         """A name fits a class of that name, or one that already bears its words."""
         have, folded = set(classes), {_fold(name) for name in classes}
         idle = [
             name
-            for name, words in self.names.items()
+            for name, words in {**{name: name for name in self.texts}, **self.names}.items()
             if name not in have and _fold(words) not in folded
         ]
         if not idle or (self.whole and len(idle) < len(self.names)):
@@ -103,8 +111,8 @@ def _words(source: str, value: Any, whole: bool) -> Words:
     if not isinstance(value, dict):
         raise DataError(f'`{source}` must hold {{"template": ..., "names": {{...}}}}.')
     for key in value:
-        if key not in ("template", "names"):
-            raise DataError(f"`{source}`: " + unknown("key", key, ("template", "names")))
+        if key not in KEYS:
+            raise DataError(f"`{source}`: " + unknown("key", key, KEYS))
     template = value.get("template", "a photo of a {}.")
     names = value.get("names", {})
     if not isinstance(template, str):
@@ -118,4 +126,18 @@ def _words(source: str, value: Any, whole: bool) -> Words:
     for name, words in names.items():
         if not isinstance(words, str) or not words.strip():
             raise DataError(f"`{source}`: the words for `{name}` must be text, got {words!r:.40}.")
-    return Words(source, template, {n: " ".join(w.split()) for n, w in names.items()}, whole)
+    names = {name: " ".join(words.split()) for name, words in names.items()}
+    return Words(source, template, names, whole, _texts(source, value.get("texts", {})))
+
+
+def _texts(source: str, texts: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(texts, dict):
+        raise DataError(f"`{source}`: `texts` must map classes to lists, got {texts!r:.40}.")
+    for name, own in texts.items():
+        if not (
+            isinstance(own, list) and own and all(isinstance(t, str) and t.strip() for t in own)
+        ):
+            raise DataError(
+                f"`{source}`: the texts for `{name}` must be a list of text, got {own!r:.40}."
+            )
+    return {name: tuple(" ".join(text.split()) for text in own) for name, own in texts.items()}

@@ -29,7 +29,7 @@ class TipAdapterConfig:
     tune: bool = False  # train the keys (Tip-Adapter-F)
     alpha: float = 1.17  # how much the cache weighs
     beta: float = 1.0  # how sharply it looks
-    grid: float = 10.0  # multiplies both upper ends of the search; the paper's is 1 to 16.7
+    grid: float = 30.0  # multiplies both upper ends of the search; the paper's is 1 to 16.7
 
     def __post_init__(self) -> None:
         check(self.alpha >= 0, "adapter.alpha", "at least 0", self.alpha)
