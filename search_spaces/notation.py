@@ -113,6 +113,7 @@ def contains(distribution: BaseDistribution, value: Value) -> bool:
 def _range(name: str, text: str, number: type) -> BaseDistribution:
     start, _, rest = text.partition("..")
     end, colon, suffix = rest.partition(":")
+    _check(not end.startswith("."), name, "a range with two dots, as `low..high`", text)
     rule = "`low..high` or `low..high:log`, without a step"
     _check(not colon or suffix.strip() == "log", name, rule, text)
     low, high = (_end(name, one, number, text) for one in (start, end))

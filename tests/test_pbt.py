@@ -220,6 +220,14 @@ def test_a_population_killed_between_any_two_writes_ends_as_if_never_killed(
     ("flags", "said"),
     [
         (["--trials", "1"], "`--trials` must be at least 2 with `--scheduler pbt`, got 1"),
+        (
+            ["--trials", "3", "--adapter", "projection", "lora"],
+            "`--trials` must be at least 4 with `--scheduler pbt` of 2 adapters, got 3",
+        ),
+        (
+            ["--set", "changes=2: optim.lr=0.001"],
+            "`changes` must not be given with `--scheduler pbt`, which finds them",
+        ),
         (["--minutes", "3"], "`--minutes` must be 0 with `--scheduler pbt`, got 3"),
         (["--epochs-total", "30"], "`--epochs-total` must be 0 with `--scheduler pbt`, got 30"),
         (["--limit", "seconds=3"], "`--limit` must be empty with `--scheduler pbt`"),
@@ -231,5 +239,6 @@ def test_what_a_population_cannot_do_is_said_before_any_work(
     flags: list[str], said: str, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--features", str(features), "--out", str(tmp_path / "x"), "--scheduler", "pbt"]
-    assert said in fails(capsys, "tune", *words, "--adapter", "projection", *flags)
+    adapter = [] if "--adapter" in flags else ["--adapter", "projection"]
+    assert said in fails(capsys, "tune", *words, *adapter, *flags)
     assert not (tmp_path / "x").exists()

@@ -312,6 +312,7 @@ def test_what_a_distribution_contains() -> None:
         ("optim.lr=nan..1", "`optim.lr` must be a range with finite ends, got 'nan..1'."),
         ("batch_size=inf", "`batch_size` must be of type int, got 'inf'."),
         ("batch_size=32,64:log", "must be a range such as `1..32:log` where it has `:log`"),
+        ("optim.lr=1e-5...1e-2", "a range with two dots, as `low..high`, got '1e-5...1e-2'."),
         ("optim.lr=low..high", "with a number at each end, got 'low..high'."),
         ("optim.lr=1e-3-1e-2", "`optim.lr` must be of type float, got '1e-3-1e-2'."),
         ("optim.lr", "`--search` takes `field=value`, got 'optim.lr'."),

@@ -357,6 +357,45 @@ def test_the_best_so_far_counts_trials_that_still_run(tmp_path: Path) -> None:
     assert best_so_far(search.study, METRIC) == expected
 
 
+LIMITED = dataclasses.replace(SEARCH, trials=30, limits={"trainable_parameters": 10})
+
+
+def over(number: int, value: float) -> dict[str, Any]:
+    """What a trial reports that has too many parameters, at its first epoch."""
+    return row(number, 1, value) | {"trainable_parameters": 11}
+
+
+def test_an_adapter_that_always_goes_over_a_limit_is_not_asked_for_ever(tmp_path: Path) -> None:
+    search = searcher(tmp_path, LIMITED)
+    drawn = []
+    for number in range(16):
+        name = search.suggest(f"ray{number}")["values"]["name"]
+        drawn.append(name)
+        fits = row(number, 9, 0.5, "finished")
+        search.on_trial_complete(f"ray{number}", over(number, 0.9) if name == "lora" else fits)
+    assert drawn.count("lora") <= 8
+
+
+def test_a_trial_over_a_limit_is_never_the_best(tmp_path: Path) -> None:
+    search = searcher(tmp_path, LIMITED)
+    for number, value in enumerate((0.9, 0.1, 0.2)):
+        search.suggest(f"ray{number}")
+        result = over(number, value) if number == 0 else row(number, 1, value, "finished")
+        search.on_trial_complete(f"ray{number}", result)
+    assert best_so_far(search.study, METRIC).startswith("best so far: trial 2,")
+    assert search.budget.spent.since == 0  # the last was better than those before it
+
+
+def test_a_search_of_a_single_configuration_ends_after_it(tmp_path: Path) -> None:
+    fixed = {"adapter.template": "{}"}
+    search = searcher(tmp_path, dataclasses.replace(SEARCH, adapters=("zero_shot",), fixed=fixed))
+    search.suggest("ray0")
+    assert goes_on(stopping(search), 0, 1, 0.5)
+    search.on_trial_complete("ray0", row(0, 1, 0.5, "finished"))
+    assert search.suggest("ray1") == Searcher.FINISHED
+    assert search.budget.tried.out == ["zero_shot"]
+
+
 def test_the_switchboard_gives_back_the_job_of_a_dead_group() -> None:
     async def story() -> None:
         board = Switchboard(groups=1)
@@ -568,6 +607,9 @@ def test_the_journal_opens_in_optuna_dashboard(tmp_path: Path) -> None:
         ({"set": ("epochs=50",)}, "use `--epochs`"),
         ({"set": ("batch_sise=64",)}, "Did you mean `batch_size`"),
         ({"adapter": ("lora", "lora")}, "must name each adapter once"),
+        ({"minutes": -1.0}, "`--minutes` must be a number from 0 on, got -1.0"),
+        ({"minutes": float("nan")}, "`--minutes` must be a number from 0 on, got nan"),
+        ({"grace": 10}, "`--grace` must be at most `--epochs` 9, got 10"),
     ],
 )
 def test_a_wrong_flag_is_refused_before_any_work(flags: dict[str, Any], expected: str) -> None:

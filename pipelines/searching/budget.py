@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.searching.finite import Tried
 from pipelines.searching.ledger import Ledger
-from pipelines.searching.study import DONE, Search, best_value
+from pipelines.searching.study import DONE, OVER, Search, best_value
 
 CLOCK = "seconds"  # of the search, in the study's attributes
 STALE = 24  # trials that ended without a better one, at least, before a search ends by itself
@@ -43,7 +43,7 @@ class Spent:
             return
         self.ended += 1
         self.since += 1
-        if self.ended == 1 or best_value(trial) > self.best:
+        if OVER not in trial.user_attrs and best_value(trial) > self.best:
             self.best, self.since = best_value(trial), 0
 
     def copy(self) -> Spent:

@@ -74,7 +74,7 @@ def check(args: Args) -> Search:
     if draw is not None:
         configs = [make_config(name, {"task": task, **fields}) for name in adapters]
         check_room(configs, [draw.classes], backbone_of(args.features))
-    stopping = _stopping(args, task)
+    stopping = _stopping(args, task, adapters)
     search = Search(
         adapters,
         metric,
@@ -108,12 +108,14 @@ def check(args: Args) -> Search:
     return search
 
 
-def _stopping(args: Args, task: Task) -> Stopping:
+def _stopping(args: Args, task: Task, adapters: Sequence[str]) -> Stopping:
 
     kind, brackets = args.scheduler, args.brackets
+    if args.grace > args.epochs:
+        raise ConfigError(f"`--grace` must be at most `--epochs` {args.epochs}, got {args.grace}.")
     grace = args.grace or (usual_grace(task, args.epochs) if brackets == 1 else 1)
     if kind in ("pbt", "pb2"):
-        _check_population(args)
+        _check_population(args, adapters)
         return Stopping(kind, interval=args.interval)
     if args.retain:
         # A rung by one goal alone would drop the trials that are best in the other, and with two,
@@ -140,7 +142,7 @@ def _measured(draw: Draw, folds: int) -> int:
     return len(draw.val) + (len(draw.train) if folds else 0)
 
 
-def _check_population(args: Args) -> None:
+def _check_population(args: Args, adapters: Sequence[str]) -> None:
     """What members that wait for each other cannot do."""
     with_it = f"with `--scheduler {args.scheduler}`"
     for flag, value, default, rule in (
@@ -151,8 +153,12 @@ def _check_population(args: Args) -> None:
     ):
         if value != default:
             raise ConfigError(f"`--{flag}` must be {rule} {with_it}, got {value}.")
-    if args.trials == 1:
-        raise ConfigError(f"`--trials` must be at least 2 {with_it}, got 1.")
+    least = 2 * len(adapters)  # one of a kind takes over nobody's weights
+    if args.trials is not None and args.trials < least:
+        whose = with_it if len(adapters) == 1 else f"{with_it} of {len(adapters)} adapters"
+        raise ConfigError(f"`--trials` must be at least {least} {whose}, got {args.trials}.")
+    if "changes" in read_fields(args.set) | read_fields(args.search, "--search"):
+        raise ConfigError(f"`changes` must not be given {with_it}, which finds them.")
     if not 1 <= args.interval <= args.epochs:
         rule = f"from 1 to `--epochs` {args.epochs}"
         raise ConfigError(f"`--interval` must be {rule}, got {args.interval}.")
@@ -220,6 +226,8 @@ def _check_numbers(args: Args, adapters: Sequence[str]) -> None:
     ):
         if number < least:
             raise CliptuneError(f"`{flag}` must be at least {least}, got {number}.")
+    if not 0 <= args.minutes < math.inf:
+        raise CliptuneError(f"`--minutes` must be a number from 0 on, got {args.minutes}.")
     check_gpus(args.gpus, args.wait, args.workers_per_trial, "workers-per-trial")
     if alone := [name for name in adapters if not ADAPTERS[name].FUSES and args.fuse > 1]:
         rule = f"must be at most 1 with `{alone[0]}`, whose trials train alone"

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.searching.budget import Budget, epochs_of
 from pipelines.searching.ledger import Ledger
-from pipelines.searching.study import Search, adapter_of
+from pipelines.searching.study import OVER, Search, adapter_of
 
 LEAST = 2  # trials of an adapter that nothing stops
 
@@ -39,11 +39,11 @@ class Runner:
 
     def add(self, trial: FrozenTrial, search: Search) -> None:
         self.asked += trial.state != TrialState.WAITING
-        # One that fails at once is as dear as one that finishes: else its adapter would come next
-        # for ever.
-        failed = trial.state == TrialState.FAIL
+        # One that fails at once, or goes over a limit, is as dear as one that finishes: else its
+        # adapter would come next for ever.
+        failed = trial.state == TrialState.FAIL or OVER in trial.user_attrs
         self.spent += search.epochs if failed else max(1, epochs_of(trial))
-        self.finished += trial.state in (TrialState.COMPLETE, TrialState.FAIL)
+        self.finished += failed or trial.state == TrialState.COMPLETE
         if reached := search.standing(trial):
             self.path.append((self.spent, max(self.best, reached[0])))
 

@@ -328,7 +328,9 @@ def adapter_of(trial: FrozenTrial) -> str | None:
     """None: it has none yet."""
     if ADAPTER in trial.params:
         return str(trial.params[ADAPTER])
-    return next((name.partition("/")[0] for name in trial.params), None)
+    # Of a single adapter of which nothing is searched, its configuration alone says so.
+    alone = trial.user_attrs.get("config", {}).get("name")
+    return next((name.partition("/")[0] for name in trial.params), alone)
 
 
 def best_value(trial: FrozenTrial) -> float:
@@ -409,7 +411,9 @@ def best_so_far(study: optuna.Study, metric: str) -> str:
     measured = [
         trial
         for trial in study.get_trials(deepcopy=False)
-        if trial.intermediate_values and trial.state != TrialState.FAIL
+        if trial.intermediate_values
+        and trial.state != TrialState.FAIL
+        and OVER not in trial.user_attrs
     ]
     if not measured:
         return "no trial has been measured yet."
