@@ -98,7 +98,7 @@ def autoscaling_cluster() -> Iterator[dict[str, str]]:
 
 
 def _await_head(process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while "will now block" not in log.read_text():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end, log.read_text()

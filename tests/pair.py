@@ -14,7 +14,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-SECONDS = 120  # what both need at most, imports on a busy machine included; else they hang
+SECONDS = 600  # what both need at most, imports on a busy machine included; else they hang
 
 
 def forking() -> ForkServerContext:

@@ -138,7 +138,7 @@ def on(cluster: dict[str, str], *words: object) -> subprocess.CompletedProcess[s
         env=cluster,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
 
 

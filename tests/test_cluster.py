@@ -53,7 +53,7 @@ def test_a_process_whose_cluster_is_gone_ends_and_says_so() -> None:
             text=True,
         )
         head.accept()[0].close()  # it was there once
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 2
     assert error.startswith(f"error: the cluster at `{address}` is gone.")
     assert "the same command goes on" in error

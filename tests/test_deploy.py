@@ -169,7 +169,7 @@ def test_the_slurm_script_starts_every_node_runs_the_command_and_ends_all(tmp_pa
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert "nodes 2 2.0" in done.stdout, done.stdout + done.stderr
     assert "token 64 token" in done.stdout

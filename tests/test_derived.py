@@ -134,7 +134,7 @@ def test_two_processes_encode_a_view_once(store: Path) -> None:
     workers = [context.Process(target=ask_for_a_view, args=(store, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    found = [results.get(timeout=120) for _ in workers]
+    found = [results.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join()
     assert sorted(made for _, made in found) == [0, 1]

@@ -487,7 +487,7 @@ def test_with_ray_killed_and_run_again(tmp_path: Path, clip: Path, engine: InPro
     shards = tiny_shards(tmp_path / "shards", {"train": 400, "val": 8}, rows_per_shard=20)
     words = ("--shards", shards, "--backbone", clip, "--out", tmp_path / "ray", "--workers", 1)
     killed = cli(*words, "--batch-size", "4")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(tmp_path.glob("ray/*/train.progress.jsonl")):
         assert killed.poll() is None
         assert time.monotonic() < deadline
@@ -497,7 +497,7 @@ def test_with_ray_killed_and_run_again(tmp_path: Path, clip: Path, engine: InPro
     noted = len(next(tmp_path.glob("ray/*/train.progress.jsonl")).read_text().splitlines())
     assert noted < 20
     again = cli(*words)
-    output, _ = again.communicate(timeout=240)
+    output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output.decode()
     direct, _ = encode(Args(shards, str(clip), out=tmp_path / "direct"))
     folder = tmp_path / "ray" / direct.name

@@ -205,7 +205,7 @@ def test_an_interrupted_run_has_shown_its_epochs_and_saves_its_step(
     assert process.stdout
     assert any(line.startswith("epoch   1/4000 | ") for line in process.stdout)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "run the same command again" in said
     assert not (out / "stop").exists()
