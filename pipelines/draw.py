@@ -18,7 +18,8 @@ class Args:
     """Which images, and how many."""
 
     shards: Path
-    """The folder that `cliptune shards` wrote, of images with classes."""
+    """The folder that `cliptune shards` wrote, of images with classes; or a store that `encode
+    --embeddings` wrote."""
     shots: int = 16
     """Images a class in train, and at most 4 in val. 0: all there are."""
     seed: int = 1
@@ -66,9 +67,9 @@ def _draw(args: Args) -> Draw:
     from pipelines.drawing.words import read_words
     from trainables.shards import ShardSet
 
-    words = read_words(args.words)
     shards = ShardSet.open(args.shards)
-    dataset = args.dataset or shards.folder.name
+    words = read_words(args.words).fitted(shards.templates)
+    dataset = args.dataset or shards.name
     task = Task(dataset, args.shots, args.seed, args.part, words, args.fewer)
     data = read_labelled(shards)
     if args.index is not None:

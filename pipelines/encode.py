@@ -14,10 +14,11 @@ from trainables.errors import ConfigError
 class Args:
     """What to encode, and with which backbone."""
 
-    shards: Path
+    shards: Path | None = None
     """The folder that `cliptune shards` wrote."""
-    backbone: str
-    """A directory in Hugging Face layout, or a Hub id such as openai/clip-vit-base-patch32."""
+    backbone: str = ""
+    """A directory in Hugging Face layout, or a Hub id such as openai/clip-vit-base-patch32. With
+    `--embeddings` only its text tower is used, and it may be left out."""
     revision: str | None = None
     """The commit (40 hex digits) of a Hub id."""
     out: Path = Path("features")
@@ -48,8 +49,18 @@ class Args:
     its autoscaler can start nodes with them, shared where `--workers` are more; else 0."""
     wait: float = 10.0
     """Minutes to wait for room for the first tower, where nodes have to be started or are busy."""
+    embeddings: Path | None = None
+    """Instead of shards, a folder of finished embeddings: `img_emb/*.npy` with `metadata/*.parquet`
+    and, if there are any, `text_emb/*.npy` with `text_metadata/*.parquet`, as clip-retrieval has
+    them."""
+    split: Literal["source", "hash", "draw"] = "source"
+    """Of embeddings: as their metadata says, or 8 : 1 : 1 by each vector's hash (where it says
+    nothing, too), or none: every draw divides them, and what it leaves is its test."""
+    logit_scale: float = 100.0
+    """Of embeddings without `--backbone`: what their model multiplies similarities by."""
 
     def __post_init__(self) -> None:
+        self._check_source()
         for name, least in (
             ("views", 0),
             ("data_seed", 0),
@@ -75,13 +86,31 @@ class Args:
         if self.workers != "auto" and self.workers < 1:
             raise ConfigError(f"`--workers` must be at least 1, got {self.workers}.")
 
+    def _check_source(self) -> None:
+        if (self.shards is None) == (self.embeddings is None):
+            raise ConfigError("give either `--shards` or `--embeddings`.")
+        if self.shards is not None:
+            if not self.backbone:
+                raise ConfigError("`--shards` needs a `--backbone` to encode them.")
+            return
+        for name in ("views", "pixels", "frames"):
+            if getattr(self, name):
+                raise ConfigError(f"`--{name}` needs images, and `--embeddings` has none.")
+        if self.logit_scale <= 0:
+            raise ConfigError(f"`--logit-scale` must be above 0, got {self.logit_scale}.")
+
 
 def run(args: Args) -> None:
     from pipelines import console
-    from pipelines.encoding.store import encode
 
+    if args.embeddings is not None:
+        from pipelines.encoding.given import encode_given as encode
+    else:
+        from pipelines.encoding.store import encode
     folder, fresh = encode(args)
     then = f"cliptune tune --features {folder}"
+    if args.split == "draw":
+        then = f"cliptune draw --shards {folder} --shots 16"
     if fresh:
         console.done(wrote=[folder], then=then)
     else:

@@ -188,7 +188,8 @@ def _measure(
         seen=frames_of(contest.features),
     )
     if contest.measured is not None:
-        data = contest.measured.among(data, shards.rows("test", ["id", "label"], seal))
+        rows = shards.rows("test", ["id", "label"], seal)
+        data = contest.measured.among(data, rows, contest.draw)
     protocol = _protocol(args, contest, data, backbone)
     compared = contest.task == "captioning" or bool(args.beside)  # each with each
     models = [

@@ -61,7 +61,8 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from trainables.draws import check_draw, check_retain
+    from trainables.adapters.registry import check_towers
+    from trainables.draws import check_divided, check_draw, check_retain
     from trainables.features import find_store
     from trainables.loop import METRICS, check_metric
 
@@ -80,6 +81,8 @@ def run(args: Args) -> None:
     check_metric(args.metric, task)
     if not args.val:
         _check_without_val(asked, config)
+    check_towers(args.features, [config])
+    check_divided(args.features, args.draw)
     draw = check_draw(args.features, args.draw) if args.draw else None
     check_retain(args.features, args.retain, draw, task)
     check_here(config.precision, args.gpus)

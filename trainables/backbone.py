@@ -21,6 +21,7 @@ from trainables.cleaning import Cleaning, clean
 from trainables.data import Tokens
 from trainables.errors import ConfigError, unknown
 from trainables.files import read_json
+from trainables.given import END, is_given, load_given
 from trainables.hardware import Resolved, autocast
 from trainables.image_tower import lower, upper
 from trainables.model_folder import existing, fingerprint, isolated, load_model, locate
@@ -47,8 +48,8 @@ class Backbone:
     name: str
     revision: str | None
     fingerprint: str  # of its folder's files
-    kind: Literal["clip", "siglip"]
-    model: Any  # transformers' CLIPModel or SiglipModel
+    kind: Literal["clip", "siglip", "embeddings"]  # the last: no towers, but texts as given
+    model: Any  # transformers' CLIPModel or SiglipModel, or `GivenTexts`
     tokenizer: Any
     preprocess: Preprocess
     embed_dim: int  # e, of the joint space
@@ -117,6 +118,8 @@ def load_backbone(
 ) -> Backbone:
     """The model in directory `name`, or on the Hub under that id at commit `revision`."""
     folder = locate(name, revision)
+    if is_given(folder):
+        return _given(folder, device)
     kind, preprocess, model = _load(folder, name)
     model = model.to(device)
     tokenizer = load_tokenizer(folder, kind)
@@ -161,3 +164,26 @@ def _load(folder: Path, name: str) -> tuple[Any, Preprocess, Any]:
     if found not in MODELS:
         raise ConfigError(f"`{name}`: " + unknown("model type", str(found), MODELS))
     return found, read_preprocess(folder, found), load_model(folder, MODELS[found])
+
+
+def _given(folder: Path, device: torch.device | str) -> Backbone:
+    """What a store of finished embeddings has instead."""
+    model, words, scale = load_given(folder)
+    return Backbone(
+        name=str(folder.resolve()),
+        revision=None,
+        fingerprint=fingerprint(folder),
+        kind="embeddings",
+        model=model.to(device),
+        tokenizer=words,
+        preprocess=Preprocess("crop", 0, 0, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        embed_dim=model.embeds.shape[1],
+        text_width=0,
+        context_length=2,  # a text, and its end
+        start_token=None,
+        end_token=END,
+        pad_token=END,
+        scale=scale,
+        bias=0.0,
+        device=torch.device(device),
+    )

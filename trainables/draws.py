@@ -17,7 +17,7 @@ from typing import Any, Literal
 from trainables.classes import Classes
 from trainables.config import Task
 from trainables.errors import DataError, unknown
-from trainables.features import SplitFeatures
+from trainables.features import SplitFeatures, divided_by_draws
 from trainables.files import read_json, sha256_json, write_json
 
 FORMAT = "cliptune-draw-1"
@@ -102,10 +102,22 @@ class Draw:
             for fold in range(count)
         ]
 
-    def among(self, data: SplitFeatures, rows: Iterable[Mapping[str, Any]]) -> SplitFeatures:
-        """All images of the draw's classes, as of the test split; `rows` have `id` and `label`."""
+    def among(
+        self, data: SplitFeatures, rows: Iterable[Mapping[str, Any]], learned: Draw | None = None
+    ) -> SplitFeatures:
+        """All images of the draw's classes, as of the test split; `rows` have `id` and `label`.
+        Where draws alone divide the data, the images of this one and of `learned`, which was
+        trained on, are left out, and copies of them."""
         label_of = {label: number for number, label in enumerate(self.labels)}
-        examples = {r["id"]: label_of[r["label"]] for r in rows if r["label"] in label_of}
+        own = {m.id for draw in (self, learned or self) for m in (*draw.train, *draw.val)}
+        grouped = list(zip(data.groups.tolist(), data.ids, strict=True))
+        taken = {group for group, id_ in grouped if id_ in own}
+        left = {id_ for group, id_ in grouped if group in taken}
+        examples = {
+            r["id"]: label_of[r["label"]]
+            for r in rows
+            if r["label"] in label_of and r["id"] not in left
+        }
         if not examples:
             raise DataError("the split has no image of the draw's classes.")
         return data.take(examples, self.classes)
@@ -241,6 +253,15 @@ def check_retain(
             )
         found.append(one)
     return found
+
+
+def check_divided(features: Path, draw: Path | None) -> None:
+    """A store whose rows only draws divide needs one."""
+    if draw is None and divided_by_draws(features):
+        raise DataError(
+            f"`{features}` has no splits (`--split draw`): give a `--draw`, or encode it with "
+            "`--split hash`."
+        )
 
 
 def check_draw(features: Path, path: Path) -> Draw:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,7 @@ from trainables.hardware import Resolved
 from trainables.metrics.captioning import References
 from trainables.mining import nearest_images
 from trainables.preprocess import decoder_versions
-from trainables.shards import Seal, ShardSet, chunks
+from trainables.shards import POOL, Seal, ShardSet, captions_of, chunks
 from trainables.texts import TEXT_COLUMNS, read_texts
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class SplitFeatures:
     """
 
     ids: list[str]  # N
-    image_embeds: Tensor  # (N, e) float32, not normalised
+    image_embeds: Tensor  # (N, e) float32, or float16 as given; not normalised
     pixels: Tensor | None  # (N, 3, R, R) uint8
     tokens: Tokens  # M captions
     caption_rows: Tensor  # (M,) int64, ascending: the image of each caption
@@ -62,6 +62,7 @@ class SplitFeatures:
     classes: Classes | None = None  # C
     frame_embeds: Tensor | None = None  # (N, F, e) float32; `image_embeds` are then their means
     others: tuple[SplitFeatures, ...] = ()  # labelled parts of the same split, of other classes
+    given_texts: Tensor | None = None  # (M, e) embeddings of the captions, where given as such
 
     def take(self, examples: Mapping[str, int], classes: Classes) -> SplitFeatures:
         """The images with these ids as examples of classes, by label; `pixels` stay the whole's."""
@@ -74,7 +75,7 @@ class SplitFeatures:
         return replace(
             self,
             ids=ids,
-            image_embeds=self.image_embeds[rows],
+            image_embeds=self.image_embeds[rows].float(),
             frame_embeds=None if self.frame_embeds is None else self.frame_embeds[rows],
             tokens=self.tokens.select(captions),
             caption_rows=torch.searchsorted(rows, self.caption_rows[captions]),
@@ -84,12 +85,13 @@ class SplitFeatures:
             labels=torch.tensor([examples[id_] for id_ in ids]),
             classes=classes,
             others=(),
+            given_texts=None if self.given_texts is None else self.given_texts[captions].float(),
         )
 
     def embeds(self, rows: Tensor, view: int = 0) -> Tensor:
         """The frozen image tower's outputs for a view of `rows` (B,): (B, e)."""
         if view == 0:
-            return self.image_embeds[rows]
+            return self.image_embeds[rows].float()
         embeds: Tensor = self._more.view(view)["image_embeds"][self._whole(rows)]
         return embeds
 
@@ -98,6 +100,8 @@ class SplitFeatures:
 
     def text_embeds(self) -> Tensor:
         """The frozen text tower's outputs for all captions: (M, e)."""
+        if self.given_texts is not None:
+            return self.given_texts
         return self._more.text_embeds(self.tokens)
 
     def texts(self) -> list[str]:
@@ -170,6 +174,19 @@ def features_key(
     return sha256_json(parts)[:16]
 
 
+def towers_of(folder: Path) -> Literal["embeddings", "the text tower", "both towers"]:
+    """What a store lets an adapter go through, where it came as finished embeddings."""
+    manifest = read_json(folder / "manifest.json")
+    if "embeddings" not in manifest:
+        return "both towers"
+    return "the text tower" if manifest["text_tower"] else "embeddings"
+
+
+def divided_by_draws(folder: Path) -> bool:
+    """Whether a store has no splits of its own."""
+    return POOL in read_json(folder / "manifest.json")["splits"]
+
+
 def frames_of(folder: Path) -> Frames:
     """How a store saw its clips."""
     manifest = read_json(folder / "manifest.json")
@@ -221,29 +238,37 @@ def open_features(
     manifest = read_json(folder / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"`{folder / 'manifest.json'}` is not a manifest of format {FORMAT}.")
-    if split not in manifest["splits"]:
+    name = POOL if POOL in manifest["splits"] and split in ("train", "val") else split
+    if name not in manifest["splits"]:
         raise DataError(f"`{folder}`: " + unknown("split", split, manifest["splits"]))
     if backbone is not None:
         _check_own(folder, manifest, backbone)
-    path, expected = folder / f"{split}.safetensors", manifest["splits"][split]
+    path, expected = folder / f"{name}.safetensors", manifest["splits"][name]
     if not path.is_file() or path.stat().st_size != expected["bytes"]:
         raise DataError(f"`{path}` is missing or damaged; run `cliptune encode` again.")
+    derived = None if backbone is None else Derived(backbone, name, folder / "lazy", manifest)
+    views = manifest["views"] if split == "train" else 0
+    return _read(path, expected["truncated_captions"], views, derived)
+
+
+def _read(path: Path, truncated: int, views: int, derived: Derived | None) -> SplitFeatures:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise DataError(f"`{path}` is damaged ({error}); run `cliptune encode` again.") from error
     return SplitFeatures(
-        ids=read_json(folder / f"{split}.ids.json"),
+        ids=read_json(path.with_suffix(".ids.json")),
         image_embeds=tensors["image_embeds"],
         pixels=tensors.get("pixels"),
         frame_embeds=tensors.get("frame_embeds"),
         tokens=Tokens(tensors["token_ids"], tensors["token_offsets"]),
         caption_rows=tensors["caption_rows"],
         groups=tensors["groups"],
-        truncated=expected["truncated_captions"],
-        views=manifest["views"] if split == "train" else 0,
-        derived=None if backbone is None else Derived(backbone, split, folder / "lazy", manifest),
+        truncated=truncated,
+        views=views,
+        derived=derived,
+        given_texts=tensors.get("text_embeds"),
     )
 
 
@@ -279,7 +304,11 @@ def embed_split(
     seen: Frames = STILLS,
 ) -> SplitFeatures:
     """Embed the clean view of a split in this process, in memory: what `evaluate` does for test, in
-    the precision of `backbone`."""
+    the precision of `backbone`. What came as finished embeddings is read."""
+    if shards.embedded:
+        rows = shards.rows(split, TEXT_COLUMNS, seal)
+        kept = {"texts": [text for row in rows for text in captions_of(row)]}
+        return _read(shards.embeddings(split, seal), 0, 0, Derived(backbone, split, kept=kept))
     texts = read_texts(backbone, shards.rows(split, TEXT_COLUMNS, seal))
     embeds, of_frames, squares = [], [torch.zeros(0, seen.count, backbone.embed_dim)], []
     rows = shards.rows(split, ["id", "image"], seal)

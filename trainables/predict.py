@@ -37,7 +37,7 @@ def embed_images(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 2
         for rows in torch.arange(len(data.groups)).split(batch_size):
             block = adapter.image_block
             hidden = None if block is None else data.hidden(rows, 0, block).to(device)
-            embeds = adapter.embed_images(data.image_embeds[rows].to(device), hidden)
+            embeds = adapter.embed_images(data.embeds(rows).to(device), hidden)
             images.append(F.normalize(embeds.float(), dim=-1))
     return torch.cat(images)
 
@@ -53,7 +53,9 @@ def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -
     some[copy_of] = torch.arange(len(copy_of))  # a caption for each
     with in_use(adapter):
         for rows in torch.arange(len(distinct)).split(max(batch_size, TEXTS)):
-            frozen = data.text_embeds()[some[rows]].to(device) if adapter.frozen_text else None
+            frozen = (
+                data.text_embeds()[some[rows]].float().to(device) if adapter.frozen_text else None
+            )
             embeds = adapter.embed_text(distinct.select(rows), frozen)
             texts.append(F.normalize(embeds.float(), dim=-1))
     return Predictions(images, torch.cat(texts)[copy_of.to(device)])
@@ -72,7 +74,7 @@ def speak(
     with in_use(adapter):
         for rows in shown(torch.arange(len(data.groups)).split(batch_size)):
             frames = None if data.frame_embeds is None else data.frame_embeds[rows].to(device)
-            said += adapter.captions(data.image_embeds[rows].to(device), frames)
+            said += adapter.captions(data.embeds(rows).to(device), frames)
     return said
 
 
@@ -89,5 +91,5 @@ def score(
         for rows in torch.arange(len(data.groups)).split(batch_size):
             block = adapter.image_block
             hidden = None if block is None else data.hidden(rows, 0, block).to(device)
-            scores.append(classifier(data.image_embeds[rows].to(device), hidden).float().cpu())
+            scores.append(classifier(data.embeds(rows).to(device), hidden).float().cpu())
     return torch.cat(scores)

@@ -118,7 +118,7 @@ class Batches:
             image_embeds=data.embeds(rows, view),
             hidden=None if block is None else data.hidden(rows, view, block),
             tokens=data.tokens.select(captions),
-            text_embeds=data.text_embeds()[captions] if self.frozen_text else None,
+            text_embeds=data.text_embeds()[captions].float() if self.frozen_text else None,
             image_groups=data.groups[rows],
             caption_groups=data.groups[data.caption_rows[captions]],
             progress=torch.tensor(progress, dtype=torch.float64),

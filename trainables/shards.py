@@ -21,6 +21,8 @@ from trainables.files import read_json, sha256_file, sha256_json
 T = TypeVar("T")
 FORMAT = "cliptune-shards-1"
 SPLITS = ("train", "val", "test")
+RECORDS = "records"  # the shards, without images, inside a store of finished embeddings
+POOL = "pool"  # all rows of a source that draws divide
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -55,6 +57,7 @@ class ShardSet:
     def open(cls, folder: Path | str) -> ShardSet:
         """The shards in `folder`; a missing, unfinished or foreign folder is a `DataError`."""
         folder = Path(folder).resolve()
+        folder = _records(folder)
         path = folder / "manifest.json"
         if not path.is_file():
             raise DataError(f"`{folder}` holds no finished shards: it has no manifest.json.")
@@ -71,7 +74,28 @@ class ShardSet:
     @property
     def splits(self) -> dict[str, dict[str, int]]:
         """`{"train": {"images": n, "captions": m}, ...}`, the splits that have rows."""
-        return dict(self.manifest["splits"])
+        splits: dict[str, dict[str, int]] = dict(self.manifest["splits"])
+        return dict.fromkeys(SPLITS, splits[POOL]) if self.pooled else splits
+
+    @property
+    def pooled(self) -> bool:
+        """Whether rows are in no split before a draw takes some: train, val and test then all are
+        the whole, and what a draw leaves is its test."""
+        return POOL in self.manifest["splits"]
+
+    @property
+    def embedded(self) -> bool:
+        """Whether they came as finished embeddings: there are no images."""
+        return bool(self.manifest.get("embedded"))
+
+    @property
+    def templates(self) -> list[str]:
+        """Those that class texts were given as embeddings in; none: any will do."""
+        return list(self.manifest.get("templates", []))
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest.get("name", self.folder.name))
 
     @property
     def classes(self) -> dict[str, int]:
@@ -89,7 +113,16 @@ class ShardSet:
             raise DataError(unknown("split", split, SPLITS))
         if split == "test" and not isinstance(seal, Seal):
             raise DataError("the `test` split is sealed: only `cliptune evaluate` opens it.")
-        return [self._checked(s) for s in self.manifest["shards"] if s["split"] == split]
+        own = POOL if self.pooled else split
+        return [self._checked(s) for s in self.manifest["shards"] if s["split"] == own]
+
+    def embeddings(self, split: str, seal: Seal | None = None) -> Path:
+        """The tensors of a split that came as finished embeddings, those of train and val in the
+        store around these shards."""
+        self.files(split, seal)
+        if self.pooled:
+            return self.folder.parent / f"{POOL}.safetensors"
+        return (self.folder if split == "test" else self.folder.parent) / f"{split}.safetensors"
 
     def _checked(self, shard: dict[str, Any]) -> Path:
         path = self.folder / shard["file"]
@@ -108,6 +141,14 @@ class ShardSet:
                 raise DataError(unknown("column", name, SCHEMA.names))
         files = self.files(split, seal)  # raised here, not at the first row
         return _rows(files, list(columns) if columns is not None else None)
+
+
+def _records(folder: Path) -> Path:
+    """The shards inside a store of finished embeddings, or inside the only store in `folder`."""
+    if (folder / RECORDS).is_dir():
+        return folder / RECORDS
+    found = [] if (folder / "manifest.json").exists() else list(folder.glob(f"*/{RECORDS}"))
+    return found[0] if len(found) == 1 else folder
 
 
 def _rows(files: Sequence[Path], columns: list[str] | None) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ DTYPES: dict[type[np.generic], str] = {
     np.int64: "I64",
     np.float32: "F32",
     np.int32: "I32",
+    np.float16: "F16",
     np.uint8: "U8",
 }
 

@@ -73,6 +73,11 @@ def embed_text(
     """
     if prompt is not None and not prompt.length:  # its last vector was taken out
         prompt = None
+    if backbone.kind == "embeddings":
+        if prompt is not None:
+            raise DataError("a prompt needs a text tower, and here are finished embeddings alone.")
+        embeds: Tensor = backbone.model(tokens)
+        return embeds
     how = plan(backbone, tokens, Form.of(backbone, tokens, prompt, share))
     rows = torch.cat([_embed(backbone, layout, prompt) for layout in how.layouts])
     return F.embedding(how.row, rows)

@@ -43,7 +43,7 @@ class Vocabulary:
     tokens: Tensor  # (W,) int64, rows of the whole table
     vectors: Tensor  # (W, d)
     pieces: list[str]  # the tokenizer's own spelling of all its tokens
-    kind: Literal["clip", "siglip"]
+    kind: Literal["clip", "siglip", "embeddings"]
 
     @classmethod
     def of(cls, backbone: Backbone) -> Vocabulary:

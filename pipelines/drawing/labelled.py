@@ -26,6 +26,7 @@ class Labelled:
     shards_sha256: str
     classes: Mapping[int, str]
     members: Mapping[Split, list[Member]]
+    pooled: bool = False  # both splits are the same images, which the draw is to divide
 
     def usable(self, split: Split) -> dict[int, list[Member]]:
         """The images of each class that a draw may take, each picture once.
@@ -37,7 +38,8 @@ class Labelled:
         labels: dict[str, set[int]] = {}
         for member in (*self.members["train"], *self.members["val"]):
             labels.setdefault(member.sha256, set()).add(member.label)
-        seen = {m.sha256 for m in self.members["train"]} if split == "val" else set[str]()
+        apart = split == "val" and not self.pooled
+        seen = {m.sha256 for m in self.members["train"]} if apart else set[str]()
         chosen: dict[int, list[Member]] = {label: [] for label in self.classes}
         for member in sorted(self.members[split], key=lambda m: m.id):
             if len(labels[member.sha256]) == 1 and member.sha256 not in seen:
@@ -76,7 +78,7 @@ def read_labelled(shards: ShardSet) -> Labelled:
                 f"class `{classes[label]}` (label {label}, as in row `{first[label]['id']}`) "
                 f"has no image in `{split}`{_more(missing)}."
             )
-    return Labelled(shards.digest, classes, members)
+    return Labelled(shards.digest, classes, members, shards.pooled)
 
 
 def _members(rows: Iterable[dict[str, Any]], first: dict[int, dict[str, Any]]) -> list[Member]:

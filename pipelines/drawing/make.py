@@ -48,8 +48,15 @@ def make_draw(data: Labelled, task: Task) -> Draw:
     }
     wanted: dict[Split, int] = {"train": task.shots, "val": min(task.shots, VAL_SHOTS)}
 
+    if data.pooled and not task.shots:
+        raise DataError(
+            "`--shots` must be at least 1 where draws divide the data, got 0: the rest is test."
+        )
+
     def take(split: Split, label: int) -> list[Member]:
         images = ranked[split][label]
+        if data.pooled and split == "val":
+            images = images[task.shots :]
         check_enough(data, task, split, label, len(images), wanted[split])
         return images[: wanted[split] or None]
 

@@ -11,17 +11,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trainables.draws import check_template
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.files import read_json
+from trainables.given import ALL
 
 FOLDER = Path(__file__).parent / "words"
 DEFAULT = "default"
 KEYS = ("template", "names", "texts")
+TEMPLATE = "a photo of a {}."
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -51,6 +53,21 @@ class Words:
         found = tuple(by_name.get(_fold(name), ()) for name in classes)
         return found if any(found) else ()
 
+    def fitted(self, templates: Sequence[str]) -> Words:
+        """With a template of those that texts were given in as embeddings; any where none were. The
+        default gives way to the only one, or to all of them together."""
+        known = {_letters(one): one for one in templates}
+        if not templates or _letters(self.template) in known:
+            return self
+        if self.template == TEMPLATE:
+            return replace(self, template=templates[0] if len(templates) == 1 else ALL)
+        if self.template == ALL:
+            return self
+        raise DataError(
+            f"`{self.source}`: its template has no embeddings; "
+            + unknown("template", self.template, [*templates, ALL])
+        )
+
     def _check_fit(self, classes: Sequence[str]) -> None:
         """A name fits a class of that name, or one that already bears its words."""
         have, folded = set(classes), {_fold(name) for name in classes}
@@ -79,6 +96,10 @@ class Words:
                 f'for the classes with `--words FILE`: {{"names": {{"{name}": "..."}}}}.'
             )
         return clean(name)
+
+
+def _letters(text: str) -> str:
+    return "".join(letter for letter in text.casefold() if letter.isalnum() or letter in "{}")
 
 
 def clean(name: str) -> str:
@@ -113,7 +134,7 @@ def _words(source: str, value: Any, whole: bool) -> Words:
     for key in value:
         if key not in KEYS:
             raise DataError(f"`{source}`: " + unknown("key", key, KEYS))
-    template = value.get("template", "a photo of a {}.")
+    template = value.get("template", TEMPLATE)
     names = value.get("names", {})
     if not isinstance(template, str):
         raise DataError(f"`{source}`: `template` must be text, got {template!r}.")

@@ -125,6 +125,7 @@ def _set_budget(folder: Path, args: Args) -> None:
 
 def encode(args: Args) -> tuple[Path, bool]:
     """The store's folder, and whether this call had to write it."""
+    assert args.shards is not None
     shards = ShardSet.open(args.shards)
     for split in SPLITS:
         if not shards.splits.get(split, {}).get("images"):

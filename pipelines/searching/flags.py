@@ -21,18 +21,22 @@ from pipelines.searching.points import with_hints
 from pipelines.searching.samplers import check_sampler
 from pipelines.searching.space import read_file, searched, values_of
 from pipelines.searching.study import Search, Stopping, doubt_of, usual_grace
+from search_spaces.common import Space
+from search_spaces.registry import SPACES
 from trainables.adapters.registry import (
     ADAPTERS,
     adapters_for,
     build,
     check_room,
+    check_towers,
+    has_all,
     make_config,
     task_of,
 )
 from trainables.config import Task, Value, flatten, read_fields
-from trainables.draws import Draw, check_draw, check_folds, check_retain
+from trainables.draws import Draw, check_divided, check_draw, check_folds, check_retain
 from trainables.errors import CliptuneError, ConfigError
-from trainables.features import backbone_of, open_features
+from trainables.features import backbone_of, open_features, towers_of
 from trainables.loop import METRICS, check_metric
 
 if TYPE_CHECKING:
@@ -45,7 +49,7 @@ def check(args: Args) -> Search:
     file = read_file(args.space) if args.space else {}
     adapters = args.adapter or tuple(file) or ("coop" if args.draw else "soft_prompt", "lora")
     if adapters == ("auto",):
-        adapters = tuple(adapters_for("classification" if args.draw else "retrieval"))
+        adapters = _possible(args.features, "classification" if args.draw else "retrieval")
     task = task_of([name for name in adapters if name in ADAPTERS], bool(args.draw))
     for name in adapters:
         make_config(name, {"task": task})
@@ -54,6 +58,8 @@ def check(args: Args) -> Search:
     metric = args.metric or METRICS[task][0]
     check_metric(metric, task)
     draw = check_draw(args.features, args.draw) if args.draw else None
+    check_towers(args.features, [make_config(name, {"task": task}) for name in adapters])
+    check_divided(args.features, args.draw)
     check_retain(args.features, args.retain, draw, task)
     if args.retain and metric.endswith("log_likelihood"):
         raise CliptuneError(f"`--metric` must be a share beside `--retain`, got `{metric}`.")
@@ -69,6 +75,9 @@ def check(args: Args) -> Search:
         config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
     spaces = searched(adapters, {"task": task, **fields}, file, args.search)
+    if towers_of(args.features) == "embeddings":  # no words but those that were given
+        own = {n: spaces.get(n, SPACES[n][task]) for n in adapters}
+        spaces |= {n: _without_words(space) for n, space in own.items() if WORDS in space}
     for one in values_of("precision", spaces, fixed):
         check_here(str(one), args.gpus)
     if draw is not None:
@@ -106,6 +115,22 @@ def check(args: Args) -> Search:
     if task == "captioning":
         _check_speakers(args.features, search)
     return search
+
+
+WORDS = "adapter.template"
+
+
+def _without_words(space: Space) -> Space:
+    return {field: values for field, values in space.items() if field != WORDS}
+
+
+def _possible(features: Path, task: Task) -> tuple[str, ...]:
+    """All adapters of the task, but those that need a tower where there is none."""
+    have, every = towers_of(features), adapters_for(task)
+    found = [name for name in every if has_all(have, make_config(name, {"task": task}))]
+    if left := [name for name in every if name not in found]:
+        say(f"finished embeddings: {', '.join(left)} need a tower and are left out.")
+    return tuple(found)
 
 
 def _stopping(args: Args, task: Task, adapters: Sequence[str]) -> Stopping:

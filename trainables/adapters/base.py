@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ C = TypeVar("C")
 Classifier: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
+# From what any store of embeddings has to what only pixels give.
+Needs: TypeAlias = Literal["embeddings", "the text tower", "both towers"]
+
+
 def product(one: Tensor, other: Tensor) -> Tensor:
     """`one @ other` in fp32, whatever a step's precision is."""
     with full(one.device):
@@ -49,6 +53,7 @@ class Adapter(nn.Module, Generic[C]):
     # Further published settings, over the recipe's, of fields that are searched: a search starts
     # from them too.
     VARIANTS: ClassVar[Mapping[Task, Sequence[Mapping[str, Value]]]] = {}
+    NEEDS: ClassVar[Needs] = "embeddings"  # what of the frozen CLIP it goes through
     FUSES: ClassVar[bool] = True  # whether several may be trained as one (`fused.py`)
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
@@ -59,6 +64,12 @@ class Adapter(nn.Module, Generic[C]):
         self.classes: Classes | None = None  # those that it is or was trained on
         # A list hides the frozen backbone from `parameters()` and `state_dict()`.
         self._frozen = [backbone]
+
+    @classmethod
+    def needs(cls, config: TrainConfig) -> Needs:
+        """`NEEDS`, or what this configuration makes of it."""
+        del config
+        return cls.NEEDS
 
     @property
     def backbone(self) -> Backbone:

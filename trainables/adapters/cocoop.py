@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from trainables.adapters.base import Adapter, Classifier
+from trainables.adapters.base import Adapter, Classifier, Needs
 from trainables.adapters.shared import (
     COOP_OPTIM,
     Tiles,
@@ -43,6 +43,7 @@ class CoCoop(Adapter[CoCoopConfig]):
     """
 
     Config: ClassVar[type[CoCoopConfig]] = CoCoopConfig
+    NEEDS: ClassVar[Needs] = "the text tower"
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
             **COOP_OPTIM,

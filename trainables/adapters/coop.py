@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainables.adapters.base import Adapter
+from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import COOP_OPTIM, check_context, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
@@ -44,6 +44,7 @@ class Coop(Adapter[CoopConfig]):
     """
 
     Config: ClassVar[type[CoopConfig]] = CoopConfig
+    NEEDS: ClassVar[Needs] = "the text tower"
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
             **COOP_OPTIM,

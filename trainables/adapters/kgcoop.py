@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.adapters.base import Adapter, product
+from trainables.adapters.base import Adapter, Needs, product
 from trainables.adapters.shared import COOP_OPTIM, check_context, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
@@ -38,6 +38,7 @@ class KgCoop(Adapter[KgCoopConfig]):
     """
 
     Config: ClassVar[type[KgCoopConfig]] = KgCoopConfig
+    NEEDS: ClassVar[Needs] = "the text tower"
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
             **COOP_OPTIM,

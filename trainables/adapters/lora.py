@@ -14,7 +14,7 @@ from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from trainables.adapters.base import Adapter
+from trainables.adapters.base import Adapter, Needs
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
@@ -119,6 +119,10 @@ class Lora(Adapter[LoraConfig]):
                 if isinstance(layer, LoraLayer)
             }
         )
+
+    @classmethod
+    def needs(cls, config: TrainConfig) -> Needs:
+        return "the text tower" if config.adapter.tower == "text" else "both towers"
 
     @property
     def image_block(self) -> int | None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainables.adapters.base import Adapter
+from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import (
     COOP_OPTIM,
     check_context,
@@ -48,6 +48,7 @@ class Maple(Adapter[MapleConfig]):
     """
 
     Config: ClassVar[type[MapleConfig]] = MapleConfig
+    NEEDS: ClassVar[Needs] = "both towers"
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
             **COOP_OPTIM,

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainables.adapters.base import Adapter, Classifier
+from trainables.adapters.base import Adapter, Classifier, Needs
 from trainables.adapters.shared import COOP_OPTIM, Tiles, conditional, meta_network
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
@@ -58,6 +58,7 @@ class Mip(Adapter[MipConfig]):
     """
 
     Config: ClassVar[type[MipConfig]] = MipConfig
+    NEEDS: ClassVar[Needs] = "the text tower"
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
             **COOP_OPTIM,

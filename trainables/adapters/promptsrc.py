@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.adapters.base import Adapter, product
+from trainables.adapters.base import Adapter, Needs, product
 from trainables.adapters.shared import (
     COOP_OPTIM,
     check_context,
@@ -66,6 +66,7 @@ class PromptSrc(Adapter[PromptSrcConfig]):
     """
 
     Config: ClassVar[type[PromptSrcConfig]] = PromptSrcConfig
+    NEEDS: ClassVar[Needs] = "both towers"
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "classification": {
             **COOP_OPTIM,

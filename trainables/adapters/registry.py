@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainables.adapters.base import Adapter
+from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.clip_adapter import ClipAdapter
 from trainables.adapters.cocoop import CoCoop
 from trainables.adapters.coop import Coop
@@ -32,7 +34,7 @@ from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.config import Task, TrainConfig, replace
 from trainables.errors import ConfigError, unknown
-from trainables.features import SplitFeatures
+from trainables.features import SplitFeatures, towers_of
 
 ADAPTERS: dict[str, type[Adapter[Any]]] = {
     "zero_shot": ZeroShot,
@@ -92,6 +94,30 @@ def task_of(names: Sequence[str], draw: bool = False) -> Task:
             return task
     named = [f"`{name}` is for {' and '.join(ADAPTERS[name].RECIPES)}" for name in names]
     raise ConfigError(f"adapters searched together must share a task: {', '.join(named)}.")
+
+
+def has_all(have: Needs, config: TrainConfig) -> bool:
+    """Whether features that came of `have` are enough for an adapter."""
+    order: tuple[Needs, ...] = typing.get_args(Needs)
+    return order.index(ADAPTERS[config.name].needs(config)) <= order.index(have)
+
+
+def check_towers(folder: Path, configs: Iterable[TrainConfig]) -> None:
+    """Raise `ConfigError` where an adapter goes through a tower that the store at `folder`, of
+    finished embeddings, does not have."""
+    have = towers_of(folder)
+    for config in configs:
+        if has_all(have, config):
+            continue
+        every = [make_config(name, {"task": config.task}) for name in adapters_for(config.task)]
+        work = ", ".join(f"`{one.name}`" for one in every if has_all(have, one))
+        text = have == "embeddings" and ADAPTERS[config.name].needs(config) == "the text tower"
+        hint = ", or encode them with `--backbone`, whose text tower it is" if text else ""
+        raise ConfigError(
+            f"`{config.name}` needs {ADAPTERS[config.name].needs(config)}, and `{folder}` has "
+            f"finished embeddings{' and the text tower' if have != 'embeddings' else ''} alone: "
+            f"choose of {work}{hint}."
+        )
 
 
 def build(

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainables.adapters.base import Adapter
+from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import check_context, check_length, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
@@ -42,6 +42,7 @@ class SoftPrompt(Adapter[SoftPromptConfig]):
     """
 
     Config: ClassVar[type[SoftPromptConfig]] = SoftPromptConfig
+    NEEDS: ClassVar[Needs] = "the text tower"
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {
         "retrieval": {"optim.lr": 1e-4, "batch_size": 32}
     }

@@ -54,8 +54,13 @@ class ZeroShot(Adapter[ZeroShotConfig]):
         templates = [part.split("{}") for part in self.config.template.split("|")]
         self.around = [(_words(backbone, a), _words(backbone, b)) for a, b in templates]
 
+    @property
+    def frozen_text(self) -> bool:
+        return self.config.template == "{}"  # the frozen tower's own outputs then
+
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        del text_embeds
+        if self.frozen_text and text_embeds is not None:
+            return text_embeds
         embeds = []
         for before, after in self.around:
             wrapped = wrap(self.backbone, tokens, before, after)

@@ -1,0 +1,152 @@
+"""What lies in a folder of embeddings: which vectors, and what is known of their rows.
+
+Flows in: the folder, in clip-retrieval's layout: `img_emb/` and `metadata/` in as many parts,
+`text_emb/` with a text for each image, or with `text_metadata/` the texts of classes. Flows out:
+`Given`, its parts checked against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.encoding.vectors import CHUNK, Vectors, natural, open_vectors
+from pipelines.sources.fields import field_of
+from trainables.errors import DataError
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Parquet files of metadata, a row for each vector."""
+
+    paths: tuple[Path, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(pq.read_metadata(path).num_rows for path in self.paths)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[Rows]:
+        """All rows in order, `size` at a time, by the names of the fields that they mean."""
+        kept: Rows = []
+        for path in self.paths:
+            with pq.ParquetFile(path, pre_buffer=False) as file:
+                fields = {n: field_of(n) for n in file.schema_arrow.names}
+                wanted = [name for name, field in fields.items() if field]
+                for batch in file.iter_batches(size, columns=wanted):
+                    columns = {str(fields[name]): batch[name].to_pylist() for name in wanted}
+                    kept += [
+                        dict(zip(columns, row, strict=True))
+                        for row in zip(*columns.values(), strict=True)
+                    ]
+                    while len(kept) >= size:
+                        yield kept[:size]
+                        kept = kept[size:]
+        if kept:
+            yield kept
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images, what is known of each, and texts: one for each image, or those of classes."""
+
+    folder: Path
+    images: Vectors
+    table: Table | None
+    pairs: Vectors | None  # a text for each image
+    class_texts: Vectors | None
+    class_rows: Rows  # of each class text, its `template` and `class_name`
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files that it is made of."""
+        every = [self.images, self.pairs, self.class_texts]
+        tables = [*(self.table.paths if self.table else ()), *self._class_tables()]
+        return [*(part.path for one in every if one for part in one.parts), *tables]
+
+    def _class_tables(self) -> list[Path]:
+        return _files(self.folder, "text_metadata", "*.parquet")
+
+
+def read_layout(folder: Path) -> Given:
+    """What `folder` holds."""
+    if not folder.is_dir():
+        raise DataError(f"`{folder}` is no folder of embeddings.")
+    images = _vectors(folder, "img_emb")
+    if images is None:
+        raise DataError(f"`{folder}` has no `img_emb/` with files of vectors.")
+    tables = _files(folder, "metadata", "*.parquet")
+    table = Table(tuple(tables)) if tables else None
+    if table is not None:
+        _check_parts(images, tables)
+    texts, about = _vectors(folder, "text_emb"), _files(folder, "text_metadata", "*.parquet")
+    if texts is not None and texts.width != images.width:
+        raise DataError(
+            f"`{texts.parts[0].path}` must have vectors of width {images.width}, as "
+            f"`{images.parts[0].path.name}` has, got {texts.width}."
+        )
+    if texts is None:
+        return Given(folder, images, table, None, None, [])
+    if not about:
+        _check_pairs(images, texts)
+        return Given(folder, images, table, texts, None, [])
+    _check_parts(texts, about)
+    return Given(folder, images, table, None, texts, _class_rows(about))
+
+
+def _vectors(folder: Path, name: str) -> Vectors | None:
+    paths = _files(folder, name, "*")
+    return open_vectors(paths) if paths else None
+
+
+def _files(folder: Path, name: str, pattern: str) -> list[Path]:
+    found = (folder / name).glob(pattern)
+    return sorted((p for p in found if p.is_file() and p.name[0] != "."), key=natural)
+
+
+def _check_parts(vectors: Vectors, tables: list[Path]) -> None:
+    """Part by part, as many rows: else a row would be of another image."""
+    if len(vectors.parts) != len(tables):
+        raise DataError(
+            f"`{tables[0].parent}` must have a part for each of the {len(vectors.parts)} in "
+            f"`{vectors.parts[0].path.parent.name}`, got {len(tables)}."
+        )
+    for part, path in zip(vectors.parts, tables, strict=True):
+        rows = pq.read_metadata(path).num_rows
+        if rows != part.rows:
+            raise DataError(
+                f"`{path}` must have {part.rows:,} rows, as `{part.path.name}` has, got {rows:,}."
+            )
+
+
+def _check_pairs(images: Vectors, texts: Vectors) -> None:
+    for one, other in zip(images.parts, texts.parts, strict=False):
+        if one.rows != other.rows:
+            raise DataError(
+                f"`{other.path}` must have {one.rows:,} rows, a text for each image of "
+                f"`{one.path.name}`, got {other.rows:,}; texts of classes need `text_metadata/`."
+            )
+    if len(images.parts) != len(texts.parts):
+        raise DataError(
+            f"`{texts.parts[0].path.parent}` must have a part for each of the {len(images.parts)} "
+            f"in `{images.parts[0].path.parent.name}`, got {len(texts.parts)}."
+        )
+
+
+def _class_rows(paths: list[Path]) -> Rows:
+    rows: Rows = []
+    for path in paths:
+        for number, row in enumerate(pq.read_table(path).to_pylist()):
+            name, template = row.get("class_name"), row.get("template", "{}")
+            if not isinstance(name, str) or not isinstance(template, str) or "{}" not in template:
+                raise DataError(
+                    f"`{path}`, row {number}: `class_name` and a `template` with {{}} must be "
+                    f"text, got {name!r} and {template!r}."
+                )
+            rows.append({"class_name": name, "template": template})
+    return rows

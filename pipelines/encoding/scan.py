@@ -1,0 +1,193 @@
+"""The first look at embeddings that were given: everything that can be wrong with them.
+
+Flows in: `Given`. Flows out: what each row is, in a few bytes a row: its split, its copies, its
+captions and their tokens. The vectors are read once here, and not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.encoding.layout import Given, Rows
+from pipelines.encoding.vectors import CHUNK
+from pipelines.sources.base import split_name
+from trainables.data import Tokens
+from trainables.errors import DataError
+from trainables.shards import POOL, SPLITS, captions_of
+from trainables.tensor_file import Array
+
+NAMES = (*SPLITS, POOL)
+
+
+class Tokenize(Protocol):
+    def __call__(self, texts: list[str], first: int) -> tuple[Tokens, int]:
+        """Captions from number `first` of a split on, and how many of them were cut."""
+
+
+@dataclass
+class Words:
+    """The captions of one split as tokens, which wait on disk."""
+
+    ids: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    lengths: list[Array] = field(default_factory=list)
+    captions: int = 0
+    truncated: int = 0
+
+    def add(self, texts: list[str], tokenize: Tokenize) -> None:
+        tokens, cut = tokenize(texts, self.captions)
+        self.ids.write(tokens.ids.numpy().astype(np.int32).tobytes())
+        self.lengths.append(tokens.lengths.numpy().astype(np.int32))
+        self.captions += len(texts)
+        self.truncated += cut
+
+    def offsets(self) -> Array:
+        lengths = np.concatenate([np.zeros(1, np.int32), *self.lengths])
+        return lengths.cumsum(dtype=np.int64)
+
+
+@dataclass
+class Scan:
+    """What is known of all rows."""
+
+    split: Array  # (N,) uint8, of `NAMES`
+    groups: Array  # (N,) int64, equal where the vectors are
+    captions: Array  # (N,) int32, how many
+    labels: dict[str, int]  # of the class names
+    words: dict[str, Words]
+
+    @property
+    def splits(self) -> list[str]:
+        return [name for number, name in enumerate(NAMES) if (self.split == number).any()]
+
+    def rows(self, name: str) -> Array:
+        """Which rows are in split `name`."""
+        return np.flatnonzero(self.split == NAMES.index(name))
+
+
+def records(given: Given) -> Iterator[Rows]:
+    """What the metadata says of all rows, a chunk at a time; of a row without any, nothing."""
+    if given.table is not None:
+        yield from given.table.chunks()
+        return
+    for start in range(0, given.images.rows, CHUNK):
+        yield [{} for _ in range(min(CHUNK, given.images.rows - start))]
+
+
+def record(row: Mapping[str, Any], number: int, labels: Mapping[str, int]) -> dict[str, Any]:
+    """Row `number` as a shard has it, without what is made of its vector."""
+    said = row.get("caption")
+    name, label = row.get("class_name"), row.get("label")
+    if label is None and name is not None:
+        label = labels.get(name)
+    return {
+        "id": str(row.get("id") or row.get("image") or number),
+        "captions": [said] if isinstance(said, str) else list(said or []),
+        "class_name": name,
+        "label": label,
+    }
+
+
+def digest(vector: Array) -> str:
+    """The hash of a vector's own bytes."""
+    return hashlib.sha256(vector.tobytes()).hexdigest()
+
+
+def scan(given: Given, rule: str, tokenize: Tokenize) -> Scan:
+    """`rule`: "source" (by hash where the metadata says none), "hash", or "draw"."""
+    if given.pairs is not None:
+        given.pairs.check()
+    given.images.check()
+    total = given.images.rows
+    split, keys = np.zeros(total, np.uint8), np.zeros(total, np.uint64)
+    ids, counts = np.zeros(total, np.uint64), np.zeros(total, np.int32)
+    words, labels, number = {name: Words() for name in NAMES}, _labels(given), 0
+    bar = tqdm(total=total, unit="row", desc="check")
+    for vectors, rows in zip(given.images.chunks(), records(given), strict=True):
+        texts: dict[str, list[str]] = {name: [] for name in NAMES}
+        for vector, row in zip(vectors, rows, strict=True):
+            hashed = digest(vector)
+            one = record(row, number, labels)
+            name = _split(row, rule, hashed, number)
+            own = captions(one, number, given.pairs is not None)
+            texts[name] += own
+            split[number], counts[number] = NAMES.index(name), len(own)
+            keys[number] = int(hashed[:16], 16)
+            ids[number] = int.from_bytes(
+                hashlib.blake2b(one["id"].encode(), digest_size=8).digest()
+            )
+            number += 1
+        for name, some in texts.items():
+            if some:
+                words[name].add(some, tokenize)
+        bar.update(len(rows))
+    bar.close()
+    _check_ids(ids)
+    groups = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    _check_leaks(split, groups)
+    found = Scan(split, groups, counts, labels, words)
+    for name in () if rule == "draw" else ("train", "val"):
+        if name not in found.splits:
+            raise DataError(f"`{given.folder}` must have rows in `{name}`, got none.")
+    return found
+
+
+def captions(one: Mapping[str, Any], number: int, paired: bool) -> list[str]:
+    """The captions of a record. A text of which there is only the embedding is called by its
+    number."""
+    if paired:
+        return list(one["captions"][:1]) or [f"text {number}"]
+    return captions_of(one)
+
+
+def _labels(given: Given) -> dict[str, int]:
+    """A number for each class name, where the metadata has none: in the order of the alphabet."""
+    if given.table is None:
+        return {}
+    numbers: dict[str, int | None] = {}
+    for rows in given.table.chunks():
+        for row in rows:
+            if row.get("class_name") is not None:
+                numbers.setdefault(row["class_name"], row.get("label"))
+    own = {name: place for place, name in enumerate(sorted(numbers))}
+    return {name: own[name] if label is None else label for name, label in numbers.items()}
+
+
+def _split(row: Mapping[str, Any], rule: str, hashed: str, number: int) -> str:
+    if rule == "draw":
+        return POOL
+    if rule == "source" and row.get("split") is not None:
+        name = split_name(str(row["split"]))
+        if name not in SPLITS:
+            raise DataError(f"metadata row {number}: unknown split {row['split']!r:.40}.")
+        return name
+    # By the vector's own hash, as `cliptune shards` does with an image's.
+    return {8: "val", 9: "test"}.get(int(hashed[:8], 16) % 10, "train")
+
+
+def _check_ids(ids: Array) -> None:
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(np.diff(ids[order].view(np.int64)) == 0)
+    if len(same):
+        one, other = sorted(order[same[0] : same[0] + 2].tolist())
+        raise DataError(f"metadata rows {one} and {other} have one id: each image needs its own.")
+
+
+def _check_leaks(split: Array, groups: Array) -> None:
+    """No vector in two splits."""
+    first = np.full(len(groups), 255, np.uint8)
+    np.minimum.at(first, groups, split)
+    odd = np.flatnonzero(first[groups] != split)
+    if len(odd):
+        row = int(odd[0])
+        twin = int(np.flatnonzero((groups == groups[row]) & (split == first[groups[row]]))[0])
+        raise DataError(
+            f"rows {twin} ({NAMES[split[twin]]}) and {row} ({NAMES[split[row]]}) are the same "
+            "vector in two splits: `--split hash` keeps equal ones together."
+        )

@@ -1,0 +1,152 @@
+"""Files of vectors: NumPy's own so far. Of a file, never more than a chunk is in memory.
+
+Flows in: paths. Flows out: `Vectors`, the parts of one matrix, read in order and checked on the
+way: every row finite and none of them zero, or a `DataError` that names file and row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trainables.errors import DataError, unknown
+from trainables.tensor_file import Array
+
+CHUNK = 8192  # rows
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".joblib")
+CONVERT = (
+    "it can run code when it is loaded. Where you trust it, convert it once: `x = "
+    'torch.load("{}", weights_only=True)` and `numpy.save("{}", x.numpy())`.'
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file, or one of the arrays in it."""
+
+    path: Path
+    shape: tuple[int, int]
+    half: bool
+    open: Callable[[], Iterator[Array]]  # its rows in order, `CHUNK` at a time
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A matrix (N, e) in parts, in the order of the numbers in their names."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def width(self) -> int:
+        return self.parts[0].shape[1]
+
+    @property
+    def half(self) -> bool:
+        """Whether half precision holds all of it."""
+        return all(part.half for part in self.parts)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[Array]:
+        """All rows in order, `size` at a time, (n, e): fp16 or fp32."""
+        dtype, kept = (np.float16 if self.half else np.float32), []
+        held = 0
+        for part in self.parts:
+            for chunk in part.open():
+                kept.append(chunk.astype(dtype, copy=False))
+                held += len(chunk)
+                while held >= size:
+                    block = np.concatenate(kept)
+                    yield block[:size]
+                    kept, held = [block[size:]], held - size
+        if held:
+            yield np.concatenate(kept)
+
+    def check(self) -> None:
+        """Raise at the first row that is no direction."""
+        for part in self.parts:
+            row = 0
+            for chunk in part.open():
+                _check_rows(part.path, row, chunk)
+                row += len(chunk)
+
+
+def _check_rows(path: Path, first: int, chunk: Array) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.square(chunk.astype(np.float32)).sum(1)
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if not len(bad):
+        return
+    row = chunk[bad[0]].astype(np.float32)
+    wrong = "is zero" if not row.any() else "is too large" if np.isfinite(row).all() else "has NaN"
+    if np.isinf(row).any():
+        wrong = "is infinite"
+    raise DataError(f"`{path}`, row {first + int(bad[0])}: the vector {wrong}.")
+
+
+def open_vectors(paths: Sequence[Path]) -> Vectors:
+    """The parts in `paths`, all of one width."""
+    parts = tuple(_open(path) for path in sorted(paths, key=natural))
+    for part in parts[1:]:
+        if part.shape[1] != parts[0].shape[1]:
+            raise DataError(
+                f"`{part.path}` must have vectors of width {parts[0].shape[1]}, as "
+                f"`{parts[0].path.name}` has, got {part.shape[1]}."
+            )
+    return Vectors(parts)
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """By the numbers in a name: part 10 comes after part 9."""
+    return [(int(w), "") if w.isdigit() else (-1, w) for w in re.split(r"(\d+)", path.name)]
+
+
+def _open(path: Path) -> Part:
+    if path.suffix in PICKLES:
+        raise DataError(f"`{path}` is refused: " + CONVERT.format(path.name, path.stem + ".npy"))
+    if path.suffix not in READERS:
+        raise DataError(f"`{path}`: " + unknown("kind of vectors", path.suffix, READERS))
+    return READERS[path.suffix](path)
+
+
+def matrix(path: Path, shape: Sequence[int], dtype: np.dtype[np.generic]) -> tuple[int, int]:
+    """`shape`, if it is that of a matrix of floats with a row at least."""
+    if dtype.hasobject:
+        raise DataError(
+            f"`{path}` holds Python objects, which are never unpickled: save an array of floats."
+        )
+    if dtype.kind != "f" or len(shape) != 2 or 0 in shape:
+        raise DataError(
+            f"`{path}` must hold a matrix of floats, a row for each vector, got shape "
+            f"{tuple(shape)} of {dtype}."
+        )
+    return shape[0], shape[1]
+
+
+def _npy(path: Path) -> Part:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        if "Object arrays" in str(error) or "Array can't be memory-mapped" in str(error):
+            matrix(path, (0, 0), np.dtype(object))
+        raise DataError(f"`{path}` is no array that NumPy wrote: {error}") from error
+    shape = matrix(path, array.shape, array.dtype)
+
+    def chunks() -> Iterator[Array]:
+        for start in range(0, shape[0], CHUNK):  # mapped anew, or all of it would stay resident
+            yield np.array(np.load(path, mmap_mode="r", allow_pickle=False)[start : start + CHUNK])
+
+    return Part(path, shape, array.dtype.itemsize == 2, chunks)
+
+
+READERS: dict[str, Callable[[Path], Part]] = {".npy": _npy}

@@ -1,0 +1,212 @@
+"""`cliptune encode --embeddings`: a store of vectors that were made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipelines.drawing.labelled import read_labelled
+from pipelines.drawing.make import Task, make_draw
+from pipelines.drawing.words import read_words
+from pipelines.encode import Args
+from pipelines.encoding.given import encode_given
+from trainables.adapters.registry import check_towers, make_config
+from trainables.backbone import load_backbone
+from trainables.classes import Classes
+from trainables.draws import check_divided
+from trainables.errors import CliptuneError, ConfigError, DataError
+from trainables.features import backbone_of, embed_split, open_features
+from trainables.shards import Seal, ShardSet
+
+NAMES = ("pond", "Football_Field", "river")
+TEMPLATES = ("a photo of a {}.", "a satellite photo of a {}")
+WIDTH, ROWS = 16, 60
+
+
+def vectors(rows: int, seed: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).normal(size=(rows, WIDTH)).astype(np.float16)
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def save(path: Path, array: np.ndarray[Any, Any], **how: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, array, **how)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three parts, of which the last is number 10; three classes in two templates."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    for seed, part in enumerate((0, 2, 10)):
+        rows = [
+            {"key": f"{part}-{n:02}", "class_name": NAMES[n % 3], "unknown": n} for n in range(ROWS)
+        ]
+        table(folder / f"metadata/metadata_{part}.parquet", rows)
+        save(folder / f"img_emb/img_emb_{part}.npy", vectors(ROWS, seed))
+    save(folder / "text_emb/text_emb_0.npy", vectors(6, 9))
+    texts = [{"template": t, "class_name": n} for t in TEMPLATES for n in NAMES]
+    table(folder / "text_metadata/text_metadata_0.parquet", texts)
+    return folder
+
+
+def encode(folder: Path, **flags: Any) -> Path:
+    return encode_given(Args(embeddings=folder, out=folder.parent / "features", **flags))[0]
+
+
+def test_a_store_holds_the_vectors_as_they_were_given(folder: Path) -> None:
+    store = encode(folder)
+    shards, backbone = ShardSet.open(store), backbone_of(store)
+    given = np.concatenate([vectors(ROWS, seed) for seed in range(3)])
+    ids = [f"{part}-{n:02}" for part in (0, 2, 10) for n in range(ROWS)]
+    row_of = {id_: row for row, id_ in enumerate(ids)}
+    splits = {split: open_features(store, split, backbone) for split in ("train", "val")}
+    splits["test"] = embed_split(backbone, shards, "test", seal=Seal("a test"))
+    assert sorted(id_ for data in splits.values() for id_ in data.ids) == sorted(ids)
+    for data in splits.values():
+        assert data.image_embeds.dtype == torch.float16
+        rows = [row_of[id_] for id_ in data.ids]
+        assert np.array_equal(data.image_embeds.numpy(), given[rows])
+        assert data.embeds(torch.arange(2)).dtype == torch.float32
+    assert list(shards.classes) == sorted(NAMES)
+    assert not (store / "test.safetensors").exists()  # it lies among the sealed records
+    with pytest.raises(DataError, match="unknown split"):
+        open_features(store, "test")
+    assert encode_given(Args(embeddings=folder, out=store.parent)) == (store, False)
+
+
+def test_texts_of_classes_are_looked_up(folder: Path) -> None:
+    backbone = backbone_of(encode(folder))
+    texts = torch.from_numpy(vectors(6, 9)).float()
+    names = ("Pond", "football field", "river")  # as prompts have them
+    one = Classes(names, TEMPLATES[1]).text_embeds(backbone)
+    assert torch.allclose(one, F.normalize(texts[3:], dim=-1))
+    both = F.normalize(F.normalize(texts[:3], dim=-1) + F.normalize(texts[3:], dim=-1), dim=-1)
+    assert torch.allclose(Classes(names, "{}").text_embeds(backbone), both, atol=1e-6)
+    with pytest.raises(DataError, match="`a drawing of a Pond` must be one of the 9 texts"):
+        Classes(names, "a drawing of a {}").text_embeds(backbone)
+
+
+def test_a_draw_divides_what_has_no_splits(folder: Path) -> None:
+    store = encode(folder, split="draw")
+    shards = ShardSet.open(store)
+    data = read_labelled(shards)
+    words = read_words("default").fitted(shards.templates)
+    assert words.template == TEMPLATES[0]
+    draw = make_draw(data, Task("given", 8, 1, "all", words))
+    assert (len(draw.train), len(draw.val)) == (24, 12)
+    backbone = backbone_of(store)
+    rows = [*shards.rows("test", ["id", "label"], Seal("a test"))]
+    whole = embed_split(backbone, shards, "test", seal=Seal("a test"))
+    test = draw.among(whole, rows)
+    apart = [{m.id for m in draw.train}, {m.id for m in draw.val}, set(test.ids)]
+    assert sum(map(len, apart)) == len(set.union(*apart)) == 3 * ROWS
+    other = make_draw(data, Task("given", 8, 2, "all", words))
+    assert not set(draw.among(whole, rows, other).ids) & {m.id for m in other.train}
+    with pytest.raises(DataError, match="the `test` split is sealed"):
+        shards.rows("test", ["id"])
+    with pytest.raises(DataError, match="has no splits"):
+        check_divided(store, None)
+    with pytest.raises(DataError, match="`--shots` must be at least 1"):
+        make_draw(data, Task("given", 0, 1, "all", words))
+
+
+def test_adapters_that_need_a_tower_are_refused(folder: Path) -> None:
+    store = encode(folder)
+    how = {"task": "classification"}
+    check_towers(store, [make_config(n, how) for n in ("zero_shot", "tip_adapter", "linear_probe")])
+    with pytest.raises(ConfigError, match=r"`coop` needs the text tower.*`tip_adapter`"):
+        check_towers(store, [make_config("coop", how)])
+    with pytest.raises(ConfigError, match="`lora` needs both towers"):
+        check_towers(store, [make_config("lora", how)])
+
+
+def _short(folder: Path) -> None:
+    save(folder / "img_emb/img_emb_2.npy", vectors(ROWS - 1, 1))
+
+
+def _nan(folder: Path) -> None:
+    array = vectors(ROWS, 1)
+    array[7, 3] = np.nan
+    save(folder / "img_emb/img_emb_2.npy", array)
+
+
+def _zero(folder: Path) -> None:
+    array = vectors(ROWS, 1)
+    array[9] = 0
+    save(folder / "img_emb/img_emb_2.npy", array)
+
+
+def _wide(folder: Path) -> None:
+    save(folder / "img_emb/img_emb_2.npy", np.ones((ROWS, WIDTH + 1), np.float16))
+
+
+def _objects(folder: Path) -> None:
+    array = np.array([{"a": 1}] * ROWS, dtype=object)
+    save(folder / "img_emb/img_emb_2.npy", array, allow_pickle=True)
+
+
+def _torch(folder: Path) -> None:
+    (folder / "img_emb/img_emb_2.npy").rename(folder / "img_emb/img_emb_2.pt")
+
+
+def _other_classes(folder: Path) -> None:
+    texts = [{"template": t, "class_name": n} for t in TEMPLATES for n in ("cat", "dog", "pond")]
+    table(folder / "text_metadata/text_metadata_0.parquet", texts)
+
+
+def _twins(folder: Path) -> None:
+    table(
+        folder / "metadata/metadata_2.parquet",
+        [{"key": "0-01", "class_name": "pond"} for _ in range(ROWS)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_short, r"metadata_2.parquet` must have 59 rows, as `img_emb_2.npy` has, got 60"),
+        (_nan, r"img_emb_2.npy`, row 7: the vector has NaN"),
+        (_zero, r"img_emb_2.npy`, row 9: the vector is zero"),
+        (_wide, r"img_emb_2.npy` must have vectors of width 16, .* got 17"),
+        (_objects, r"img_emb_2.npy` holds Python objects"),
+        (_torch, r"img_emb_2.pt` is refused.*weights_only=True.*numpy.save\(\"img_emb_2.npy\""),
+        (_other_classes, r"texts of other classes: none of `Football_Field`"),
+        (_twins, r"rows 1 and 60 have one id"),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_is_written(
+    folder: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    spoil(folder)
+    with pytest.raises(CliptuneError, match=said):
+        encode(folder)
+    assert not (folder.parent / "features").exists()
+
+
+def test_a_backbone_must_be_as_wide(folder: Path, tmp_path: Path) -> None:
+    from tests.tiny import tiny_clip
+
+    clip = str(tiny_clip(tmp_path / "clip", joint=16))
+    store = encode(folder, backbone=clip)
+    backbone = backbone_of(store)
+    assert backbone.kind == "clip"
+    train = open_features(store, "train", backbone)
+    assert train.text_embeds().shape == (len(train.ids), 16)
+    check_towers(store, [make_config("coop", {"task": "classification"})])
+    wide = str(tiny_clip(tmp_path / "wide", joint=32))
+    with pytest.raises(ConfigError, match="makes vectors of width 32"):
+        encode(folder, backbone=wide)
+    assert load_backbone(clip).fingerprint == backbone.fingerprint
