@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,10 @@ def encode_given(args: Args) -> tuple[Path, bool]:
     if _complete(folder):
         return folder, False
     texts = _texts(given, backbone)
-    found = scan(given, args.split, _tokenizer(backbone, texts))
-    _check_classes(given, texts, found)
-    with hold(folder):
+    with ExitStack() as kept:
+        found = scan(given, args.split, _tokenizer(backbone, texts), kept)
+        _check_classes(given, texts, found)
+        kept.enter_context(hold(folder))
         _write(args, given, folder, found, backbone, texts, key)
     return folder, True
 

@@ -7,9 +7,10 @@ captions and their tokens. The vectors are read once here, and not kept.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from tempfile import TemporaryFile
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -35,7 +36,7 @@ class Tokenize(Protocol):
 class Words:
     """The captions of one split as tokens, which wait on disk."""
 
-    ids: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    ids: IO[bytes]
     lengths: list[Array] = field(default_factory=list)
     captions: int = 0
     truncated: int = 0
@@ -71,6 +72,10 @@ class Scan:
         return np.flatnonzero(self.split == NAMES.index(name))
 
 
+def spool() -> IO[bytes]:
+    return TemporaryFile()  # whoever asks closes it
+
+
 def records(given: Given) -> Iterator[Rows]:
     """What the metadata says of all rows, a chunk at a time; of a row without any, nothing."""
     if given.table is not None:
@@ -99,15 +104,17 @@ def digest(vector: Array) -> str:
     return hashlib.sha256(vector.tobytes()).hexdigest()
 
 
-def scan(given: Given, rule: str, tokenize: Tokenize) -> Scan:
-    """`rule`: "source" (by hash where the metadata says none), "hash", or "draw"."""
+def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
+    """`rule`: "source" (by hash where the metadata says none), "hash", or "draw". `kept` holds what
+    waits on disk."""
     if given.pairs is not None:
         given.pairs.check()
     given.images.check()
     total = given.images.rows
     split, keys = np.zeros(total, np.uint8), np.zeros(total, np.uint64)
     ids, counts = np.zeros(total, np.uint64), np.zeros(total, np.int32)
-    words, labels, number = {name: Words() for name in NAMES}, _labels(given), 0
+    words = {name: Words(kept.enter_context(spool())) for name in NAMES}
+    labels, number = _labels(given), 0
     bar = tqdm(total=total, unit="row", desc="check")
     for vectors, rows in zip(given.images.chunks(), records(given), strict=True):
         texts: dict[str, list[str]] = {name: [] for name in NAMES}
@@ -156,7 +163,8 @@ def _labels(given: Given) -> dict[str, int]:
             if row.get("class_name") is not None:
                 numbers.setdefault(row["class_name"], row.get("label"))
     own = {name: place for place, name in enumerate(sorted(numbers))}
-    return {name: own[name] if label is None else label for name, label in numbers.items()}
+    found = {name: own[name] if label is None else label for name, label in numbers.items()}
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
 
 def _split(row: Mapping[str, Any], rule: str, hashed: str, number: int) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from trainables.errors import DataError, unknown
 from trainables.tensor_file import Array
@@ -135,16 +136,16 @@ def matrix(path: Path, shape: Sequence[int], dtype: np.dtype[np.generic]) -> tup
 
 def _npy(path: Path) -> Part:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = open_memmap(path, mode="r")  # which never unpickles
     except (ValueError, OSError, EOFError) as error:
-        if "Object arrays" in str(error) or "Array can't be memory-mapped" in str(error):
+        if "Python objects" in str(error):
             matrix(path, (0, 0), np.dtype(object))
         raise DataError(f"`{path}` is no array that NumPy wrote: {error}") from error
     shape = matrix(path, array.shape, array.dtype)
 
     def chunks() -> Iterator[Array]:
         for start in range(0, shape[0], CHUNK):  # mapped anew, or all of it would stay resident
-            yield np.array(np.load(path, mmap_mode="r", allow_pickle=False)[start : start + CHUNK])
+            yield np.array(open_memmap(path, mode="r")[start : start + CHUNK])
 
     return Part(path, shape, array.dtype.itemsize == 2, chunks)
 
