@@ -176,7 +176,7 @@ def features_key(
 
 def towers_of(folder: Path) -> Literal["embeddings", "the text tower", "both towers"]:
     """What a store lets an adapter go through, where it came as finished embeddings."""
-    manifest = read_json(folder / "manifest.json")
+    manifest = _about(folder)
     if "embeddings" not in manifest:
         return "both towers"
     return "the text tower" if manifest["text_tower"] else "embeddings"
@@ -184,7 +184,13 @@ def towers_of(folder: Path) -> Literal["embeddings", "the text tower", "both tow
 
 def divided_by_draws(folder: Path) -> bool:
     """Whether a store has no splits of its own."""
-    return POOL in read_json(folder / "manifest.json")["splits"]
+    return POOL in _about(folder).get("splits", {})
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """The manifest of a store; what is not there is refused where it is opened."""
+    path = folder / "manifest.json"
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def frames_of(folder: Path) -> Frames:

@@ -6,7 +6,7 @@ Flows in: the flags. Flows out: the search that they ask for.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,9 +75,7 @@ def check(args: Args) -> Search:
         config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
     spaces = searched(adapters, {"task": task, **fields}, file, args.search)
-    if towers_of(args.features) == "embeddings":  # no words but those that were given
-        own = {n: spaces.get(n, SPACES[n][task]) for n in adapters}
-        spaces |= {n: _without_words(space) for n, space in own.items() if WORDS in space}
+    spaces |= _given_words(args.features, {n: spaces.get(n, SPACES[n][task]) for n in adapters})
     for one in values_of("precision", spaces, fixed):
         check_here(str(one), args.gpus)
     if draw is not None:
@@ -117,11 +115,17 @@ def check(args: Args) -> Search:
     return search
 
 
-WORDS = "adapter.template"
-
-
-def _without_words(space: Space) -> Space:
-    return {field: values for field, values in space.items() if field != WORDS}
+def _given_words(features: Path, spaces: Mapping[str, Space]) -> dict[str, Space]:
+    """The spaces that would ask for other words than those that embeddings were given of, without
+    that field."""
+    field = "adapter.template"
+    if towers_of(features) != "embeddings":
+        return {}
+    return {
+        name: {one: values for one, values in space.items() if one != field}
+        for name, space in spaces.items()
+        if field in space
+    }
 
 
 def _possible(features: Path, task: Task) -> tuple[str, ...]:
