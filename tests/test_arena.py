@@ -17,7 +17,8 @@ import torch
 from ray.tune.search import Searcher
 
 from pipelines import arena as stage
-from pipelines import encode, shards
+from pipelines import encode, shards, typed
+from pipelines.cli import stage_main
 from pipelines.comparing.measuring import identity
 from pipelines.comparing.plan import Cell, Plan, Source, cell_folder, read_plan, write_plan
 from pipelines.comparing.progress import Progress
@@ -339,7 +340,13 @@ cli.stage_main("arena")
 
 
 @pytest.mark.slow
-def test_a_whole_arena_and_again(data: Path, clip: Path, tmp_path: Path) -> None:
+def test_a_whole_arena_and_again(
+    data: Path,
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Two data sets, three adapters, three protocols, on workers of which two fail; a second call
     tunes and measures nothing."""
     out = tmp_path / "arena"
@@ -374,8 +381,8 @@ def test_a_whole_arena_and_again(data: Path, clip: Path, tmp_path: Path) -> None
     assert "coop" in (out / "arena.html").read_text()
     assert len((out / "test_openings.jsonl").read_text().splitlines()) == 1
     before = identity(out)
-    again = call("-m", "pipelines.arena", *words)
-    assert again.returncode == 0, again.stderr
-    assert "24 cells, 24 of them tuned already" in again.stdout
+    monkeypatch.setattr(typed, "command", lambda name, *flags: stage_main(name, [*map(str, flags)]))
+    stage_main("arena", words)  # with the stages that it runs in this process
+    assert "24 cells, 24 of them tuned already" in capsys.readouterr().out
     assert identity(out) == before
     assert len((out / "test_openings.jsonl").read_text().splitlines()) == 1
