@@ -38,7 +38,8 @@ class Args:
     """Epochs of a trial that is never stopped early. ASHA decides at 1, 3, 9, ...,
     with a draw at 3, 9, ..."""
     epochs_total: int = 0
-    """Epochs at most, of all trials together. 0: no limit."""
+    """Epochs at most, of all trials together; trials that run then are stopped, and count with what
+    they reached, but recipes. 0: no limit."""
     minutes: float = 0.0
     """Minutes at most; trials that run then are stopped, and count with what they reached."""
     stop: bool = True

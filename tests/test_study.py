@@ -386,6 +386,33 @@ def test_a_trial_over_a_limit_is_never_the_best(tmp_path: Path) -> None:
     assert search.budget.spent.since == 0  # the last was better than those before it
 
 
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_a_budget_of_epochs_is_spent_and_not_overspent_and_recipes_finish(
+    at_once: int, tmp_path: Path
+) -> None:
+    search = searcher(tmp_path, dataclasses.replace(SEARCH, trials=0, epochs_total=40))
+    scheduler = stopping(search)
+    live: dict[int, int] = {}  # number to epochs
+    while True:
+        while len(live) < at_once and isinstance(job := search.suggest(f"ray{len(live)}"), dict):
+            live[job["number"]] = 0
+            pruned_file(tmp_path, job["number"]).parent.mkdir(parents=True)
+            search.live[str(job["number"])] = search.live.pop(f"ray{len(live) - 1}")
+        if not live:
+            break
+        number = min(live, key=lambda one: (live[one], one))
+        live[number] += 1
+        state = "finished" if live[number] == 9 else "running"
+        result = row(number, live[number], 0.5 + live[number] / 100, state)
+        told = scheduler.on_trial_result(None, None, result)  # type: ignore[arg-type]
+        search.on_trial_result(str(number), result)
+        if told == "STOP":
+            search.on_trial_complete(str(number), result)
+            del live[number]
+    assert search.budget.spent.epochs == 40
+    assert [trial.state for trial in search.study.trials[:2]] == [TrialState.COMPLETE] * 2
+
+
 def test_a_search_of_a_single_configuration_ends_after_it(tmp_path: Path) -> None:
     fixed = {"adapter.template": "{}"}
     search = searcher(tmp_path, dataclasses.replace(SEARCH, adapters=("zero_shot",), fixed=fixed))

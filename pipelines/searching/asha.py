@@ -96,7 +96,7 @@ class EarlyStopping(FIFOScheduler):
             return True
         trial = frozen_trial(self.study, number)
         may = self._judge(trial, result["epoch"], result[self.search.metric])
-        return may and not self.budget.late and not self.search.exceeds(result)
+        return may and not self.budget.stops(trial) and not self.search.exceeds(result)
 
 
 def bracket(number: int, search: Search) -> int:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.searching.finite import Tried
 from pipelines.searching.ledger import Ledger
-from pipelines.searching.study import DONE, OVER, Search, best_value
+from pipelines.searching.study import DONE, OVER, RECIPE, Search, best_value
 
 CLOCK = "seconds"  # of the search, in the study's attributes
 STALE = 24  # trials that ended without a better one, at least, before a search ends by itself
@@ -26,6 +26,10 @@ def epochs_of(trial: FrozenTrial) -> int:
     return max(trial.intermediate_values, default=0)
 
 
+def is_recipe(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get("origin") == RECIPE
+
+
 @dataclass
 class Spent:
     """What trials took, and since when none was better."""
@@ -33,6 +37,7 @@ class Spent:
     asked: int = 0
     ended: int = 0
     epochs: int = 0
+    bound: int = 0  # epochs that trials which run will take at least: recipes all, others the next
     best: float = float("-inf")
     since: int = 0  # trials that ended after the first to reach `best`
 
@@ -40,6 +45,9 @@ class Spent:
         self.asked += trial.state != TrialState.WAITING
         self.epochs += epochs_of(trial)
         if trial.state not in DONE:
+            whole = trial.user_attrs.get("config", {}).get("epochs", 0)
+            rest = max(0, whole - epochs_of(trial))
+            self.bound += rest if is_recipe(trial) else min(rest, 1)
             return
         self.ended += 1
         self.since += 1
@@ -102,12 +110,21 @@ class Budget:
         there = self.spent.asked + left
         return min(most, there) if most else there
 
+    def stops(self, trial: FrozenTrial) -> bool:
+        """Whether a trial that reported is to end here: there is no epoch left for it."""
+        if self.late:
+            return True
+        if not self.search.epochs_total or is_recipe(trial):
+            return False
+        spent = self.spent  # what is reported now stands in it as this trial's next epoch
+        return self.search.epochs_total <= spent.epochs + spent.bound
+
     def over(self) -> bool:
         """No further trial is to be begun."""
         spent = self.spent
         return (
             0 < self.search.trials <= spent.asked
-            or 0 < self.search.epochs_total <= spent.epochs
+            or 0 < self.search.epochs_total <= spent.epochs + spent.bound
             or self.late
             or (self.search.stops and spent.stale)
             or self.tried.left == 0
