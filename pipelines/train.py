@@ -61,15 +61,17 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from trainables.adapters.registry import check_towers
-    from trainables.draws import check_divided, check_draw, check_retain
-    from trainables.features import find_store
-    from trainables.loop import METRICS, check_metric
+    from trainables.store import find_store
 
     if args.workers < 1:
         raise ConfigError(f"`--workers` must be at least 1, got {args.workers}.")
     check_gpus(args.gpus, args.wait, args.workers)
     args = dataclasses.replace(args, features=find_store(args.features).absolute())
+
+    from trainables.adapters.registry import check_towers  # torch, too late for a slip
+    from trainables.draws import check_divided, check_draw, check_retain
+    from trainables.loop import METRICS, check_metric
+
     config, place = _configure(args)
     task, asked = config.task, args
     args = dataclasses.replace(

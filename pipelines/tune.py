@@ -108,10 +108,13 @@ NO_FLAGS = {
 
 
 def run(args: Args) -> None:
-    from pipelines.searching.flags import check
-    from trainables.features import find_store
+    from pipelines.searching.first_checks import check_first
+    from trainables.store import find_store
 
+    check_first(args)
     args = dataclasses.replace(args, features=find_store(args.features).absolute())
+    from pipelines.searching.flags import check  # torch, too late for what is wrong at first sight
+
     search = check(args)
     folder = args.out.absolute()
     with hold(folder):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -642,6 +644,39 @@ def test_the_journal_opens_in_optuna_dashboard(tmp_path: Path) -> None:
 def test_a_wrong_flag_is_refused_before_any_work(flags: dict[str, Any], expected: str) -> None:
     with pytest.raises(CliptuneError, match=expected):
         tune_flags.check(tune.Args(Path("features"), **flags))
+
+
+QUICK = """
+import sys
+from pipelines.cli import stage_main
+for words in sys.argv[1:]:
+    try:
+        stage_main("tune", words.split())
+    except SystemExit:
+        pass
+print({"torch", "ray", "transformers"} & {*sys.modules})
+"""
+
+
+def test_a_slip_is_answered_before_torch_and_ray_are_imported(tmp_path: Path) -> None:
+    said = {
+        "--adapter loar": "unknown adapter `loar`. Did you mean `lora`?",
+        "--adapter lora lora": "`--adapter` must name each adapter once",
+        "--epochs 0": "`--epochs` must be at least 1, got 0.",
+        "--minutes -1": "`--minutes` must be a number from 0 on, got -1.0.",
+        "--gpus 1.5": "`--gpus` must be `auto`, a fraction from 0.01 to 1, or whole, got 1.5.",
+        "--limit memory=3": "`--limit`: unknown limit `memory`",
+        "--folds 3": "`--folds` must be 0 without `--draw`, got 3.",
+        "--seed 3": "holds no finished features: run `cliptune encode`.",
+    }
+    flags = [f"--features {tmp_path} {words}" for words in said]
+    done = subprocess.run(
+        [sys.executable, "-c", QUICK, *flags], text=True, capture_output=True, check=True
+    )
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(said)
+    assert all(words in line for words, line in zip(said.values(), lines, strict=True))
+    assert done.stdout == "set()\n"
 
 
 def test_fixed_fields_have_their_type() -> None:

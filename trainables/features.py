@@ -199,18 +199,6 @@ def frames_of(folder: Path) -> Frames:
     return Frames(manifest.get("frames", 0), manifest.get("sampling", "uniform"))
 
 
-def find_store(folder: Path) -> Path:
-    """`folder` if it is a finished store, or the only one in it."""
-    if (folder / "manifest.json").is_file():
-        return folder
-    found = sorted(path.parent for path in folder.glob("*/manifest.json"))
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise DataError(f"`{folder}` holds no finished features: run `cliptune encode`.")
-    raise DataError(f"`{folder}` holds several stores, name one: {', '.join(map(str, found))}.")
-
-
 def precision_of(folder: Path) -> Resolved:
     """What a store's features were computed in."""
     precision: Resolved = read_json(folder / "manifest.json").get("precision", "fp32")

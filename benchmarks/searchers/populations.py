@@ -34,9 +34,9 @@ from pipelines.searching.study import Search, about_study, best_trial, open_stud
 from trainables.checkpoint import load_adapter
 from trainables.crew import Crew, Job
 from trainables.distributed import ALONE
-from trainables.features import find_store
 from trainables.files import now, read_json, write_json
 from trainables.measure import measure
+from trainables.store import find_store
 from trainables.trial import TrialSettings, Workbench
 
 HERE = Path(__file__).parent.parent

@@ -35,12 +35,13 @@ from pipelines.searching.searcher import suggest
 from pipelines.searching.study import Search
 from trainables.config import Task
 from trainables.draws import read_draw
-from trainables.features import backbone_of, embed_split, find_store, open_features
+from trainables.features import backbone_of, embed_split, open_features
 from trainables.files import append_jsonl, now, read_jsonl
 from trainables.fused import shape_of
 from trainables.hardware import default_device
 from trainables.loop import METRICS
 from trainables.shards import Seal, ShardSet
+from trainables.store import find_store
 from trainables.trial import config_of
 
 

@@ -35,7 +35,6 @@ from trainables.features import (
     SplitFeatures,
     backbone_of,
     embed_split,
-    find_store,
     precision_of,
 )
 from trainables.files import now, read_json, sha256_json, write_json
@@ -44,6 +43,7 @@ from trainables.metrics.balance import harmonic
 from trainables.metrics.classification import by_class, hits
 from trainables.predict import score
 from trainables.shards import Seal, ShardSet
+from trainables.store import find_store
 
 Entry = dict[str, Any]
 

@@ -34,10 +34,10 @@ from trainables.backbone import Backbone
 from trainables.crew import failure, is_own_failure, outcome
 from trainables.draws import read_draw
 from trainables.faults import is_machines_failure
-from trainables.features import find_store
 from trainables.files import read_json, write_json
 from trainables.loop import Interrupted
 from trainables.memory import is_out_of_memory
+from trainables.store import find_store
 from trainables.trial import TrialSettings, Workbench
 
 

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.capacity import check_gpus
 from pipelines.cluster import check_here
 from pipelines.console import say
 from pipelines.reporting.numbers import plural
 from pipelines.searching.finite import Tried
+from pipelines.searching.first_checks import check_first
 from pipelines.searching.limits import read_limits
 from pipelines.searching.points import with_hints
 from pipelines.searching.samplers import check_sampler
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 def check(args: Args) -> Search:
     """Everything that can be wrong with the flags, before any work."""
-
+    check_first(args)
     file = read_file(args.space) if args.space else {}
     adapters = args.adapter or tuple(file) or ("coop" if args.draw else "soft_prompt", "lora")
     if adapters == ("auto",):
@@ -53,8 +53,6 @@ def check(args: Args) -> Search:
     task = task_of([name for name in adapters if name in ADAPTERS], bool(args.draw))
     for name in adapters:
         make_config(name, {"task": task})
-    if len(set(adapters)) < len(adapters):
-        raise CliptuneError(f"`--adapter` must name each adapter once, got {list(adapters)}.")
     metric = args.metric or METRICS[task][0]
     check_metric(metric, task)
     draw = check_draw(args.features, args.draw) if args.draw else None
@@ -63,9 +61,9 @@ def check(args: Args) -> Search:
     check_retain(args.features, args.retain, draw, task)
     if args.retain and metric.endswith("log_likelihood"):
         raise CliptuneError(f"`--metric` must be a share beside `--retain`, got `{metric}`.")
-    _check_numbers(args, adapters)
-    if args.folds:
-        _check_folds(args, draw)
+    _check_fuse(args.fuse, adapters)
+    if draw is not None and args.folds:
+        check_folds(args.folds, draw)
     fields = read_fields(args.set)
     for key in fields.keys() & {"epochs", "seed", "task"}:
         flag = {"task": "draw"}.get(key, key)
@@ -197,20 +195,6 @@ def _check_population(args: Args, adapters: Sequence[str]) -> None:
         raise ConfigError("`--scheduler pb2` needs scikit-learn: pip install scikit-learn.")
 
 
-def _check_folds(args: Args, draw: Draw | None) -> None:
-    """What trains in several runs at once cannot do, and what there is to hold out."""
-    if draw is None:
-        raise ConfigError(f"`--folds` must be 0 without `--draw`, got {args.folds}.")
-    check_folds(args.folds, draw)
-    if args.scheduler in ("pbt", "pb2"):
-        raise ConfigError(
-            f"`--folds` must be 0 with `--scheduler {args.scheduler}`, got {args.folds}."
-        )
-    for flag, value in (("fuse", args.fuse), ("workers-per-trial", args.workers_per_trial)):
-        if value > 1:
-            raise ConfigError(f"`--{flag}` must be at most 1 with `--folds`, got {value}.")
-
-
 def _check_budget(search: Search) -> None:
     """A budget must hold the starting points of every adapter."""
     starts = {name: len(search.starts(name)) for name in search.adapters}
@@ -241,23 +225,7 @@ def _check_speakers(features: Path, search: Search) -> None:
         say(note)
 
 
-def _check_numbers(args: Args, adapters: Sequence[str]) -> None:
-
-    for flag, number, least in (
-        *(
-            ("--trials", 16 if args.trials is None else args.trials, 1),
-            ("--epochs", args.epochs, 1),
-        ),
-        *(("--epochs-total", args.epochs_total, 0), ("--grace", args.grace, 0)),
-        *(("--eta", args.eta, 2), ("--brackets", args.brackets, 1)),
-        *(("--fuse", args.fuse, 0), ("--concurrent", args.concurrent, 0)),
-        ("--workers-per-trial", args.workers_per_trial, 1),
-    ):
-        if number < least:
-            raise CliptuneError(f"`{flag}` must be at least {least}, got {number}.")
-    if not 0 <= args.minutes < math.inf:
-        raise CliptuneError(f"`--minutes` must be a number from 0 on, got {args.minutes}.")
-    check_gpus(args.gpus, args.wait, args.workers_per_trial, "workers-per-trial")
-    if alone := [name for name in adapters if not ADAPTERS[name].FUSES and args.fuse > 1]:
+def _check_fuse(fuse: int, adapters: Sequence[str]) -> None:
+    if alone := [name for name in adapters if not ADAPTERS[name].FUSES and fuse > 1]:
         rule = f"must be at most 1 with `{alone[0]}`, whose trials train alone"
-        raise ConfigError(f"`--fuse` {rule}, got {args.fuse}.")
+        raise ConfigError(f"`--fuse` {rule}, got {fuse}.")
