@@ -344,7 +344,8 @@ def test_a_whole_search_of_two_goals(
     assert done.returncode == 0, done.stdout + done.stderr
     trials = open_study(tmp_path, retains=True).get_trials()
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 4  # no rung stops one
-    assert all(max(t.intermediate_values) == 3 for t in trials)
+    for trial in trials:  # what L-BFGS fits has one epoch
+        assert max(trial.intermediate_values) == (1 if "lbfgs" in trial.params.values() else 3)
     best = read_json(tmp_path / "best.json")
     for entry in best["front"]:
         kept = read_json(tmp_path / entry["path"] / "best" / "state.json")["row"]

@@ -48,7 +48,7 @@ def args(tmp_path: Path, adapter: str, **more: Any) -> Args:
     return replace(asked, **more)
 
 
-@pytest.mark.parametrize("name", ["linear_probe", "coop"])
+@pytest.mark.parametrize("name", ["projection", "coop"])
 def test_a_recorded_curve_is_what_a_run_reports(name: str, tmp_path: Path, data: Data) -> None:
     surface = Surface.load(record(args(tmp_path, name), data))
     assert len(surface.configs) == 5
@@ -70,7 +70,7 @@ def test_a_recorded_curve_is_what_a_run_reports(name: str, tmp_path: Path, data:
 def test_a_killed_recording_goes_on_with_its_group(
     tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = args(tmp_path, "linear_probe", count=6, width=2)
+    asked = args(tmp_path, "projection", count=6, width=2)
     whole = Surface.load(record(replace(asked, out=tmp_path / "whole"), data))
     trained: list[int] = []
 

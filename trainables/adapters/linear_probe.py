@@ -20,8 +20,8 @@ from trainables.crossfit import choose, left_out
 from trainables.data import Tokens
 from trainables.features import SplitFeatures
 
-PENALTIES = tuple(10.0 ** (half / 2) for half in range(4, -9, -1))  # lambda: 100 to 0.0001
-STEPS = 200  # of L-BFGS for each, at most
+PENALTIES = tuple(10.0 ** (half / 2) for half in range(2, -9, -1))  # lambda: 10 to 0.0001
+STEPS = 100  # of L-BFGS for each, at most
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LinearProbeConfig:
 
     init: Literal["zero", "text"] = "zero"  # "text": at zero-shot, as WiSE-FT does
     solver: Literal["optim", "lbfgs"] = "optim"  # batches and `optim`, or all images to the minimum
-    penalty: float = 1.0  # lbfgs: lambda, where neither val nor the training images can choose it
+    penalty: float = 0.01  # lbfgs: lambda, where neither val nor the training images can choose it
 
     def __post_init__(self) -> None:
         check(self.penalty > 0, "adapter.penalty", "above 0", self.penalty)
@@ -44,7 +44,7 @@ class LinearProbe(Adapter[LinearProbeConfig]):
     `solver="lbfgs"`, as Radford et al. 2021 fit it: the minimum of the mean cross-entropy plus
     lambda / 2 |W - W0|^2, W0 where the classifier starts: 0, or zero-shot's texts, to which it is
     then pulled (CLAP's penalty, Silva-Rodriguez et al. 2024, arXiv:2312.12730, alike for all
-    classes). L-BFGS goes along a path of 13 lambdas, each from the last one's minimum, and lambda
+    classes). L-BFGS goes along a path of 11 lambdas, each from the last one's minimum, and lambda
     is chosen on val by likelihood; without val, of each part of the training images by what the
     others fit.
     """
