@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import CLIPModel, SiglipModel
+from transformers import CLIPModel, SiglipModel, VisionTextDualEncoderModel
 
+from trainables import dual
 from trainables.cleaning import Cleaning, clean
 from trainables.data import Tokens
 from trainables.errors import ConfigError, unknown
@@ -34,7 +35,11 @@ from trainables.open_clip import (
 from trainables.preprocess import Preprocess, read_preprocess
 from trainables.tokenizer import check_fits, load_tokenizer
 
-MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
+MODELS = {
+    "clip": CLIPModel,
+    "siglip": SiglipModel,
+    "vision-text-dual-encoder": VisionTextDualEncoderModel,
+}
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,15 @@ class Backbone:
     """A frozen two-tower model.
 
     CLIP (Radford et al. 2021): causal text tower, captions end at their EOT. SigLIP (Zhai et al.
-    2023): the text tower sees all of its L positions, and scores have a bias.
+    2023): the text tower sees all of its L positions, and scores have a bias. Dual: any two towers
+    (`dual.py`).
     """
 
     name: str
     revision: str | None
     fingerprint: str  # of its folder's files
-    kind: Literal["clip", "siglip", "embeddings"]  # the last: no towers, but texts as given
-    model: Any  # transformers' CLIPModel or SiglipModel, or `GivenTexts`
+    kind: Literal["clip", "siglip", "dual", "embeddings"]  # the last: texts as given
+    model: Any  # transformers' own, or `GivenTexts`
     tokenizer: Any
     preprocess: Preprocess
     embed_dim: int  # e, of the joint space
@@ -71,7 +77,18 @@ class Backbone:
         """uint8 (B, 3, R, R) to the joint space, not normalised: (B, e). Differentiable in what an
         adapter injected into an `isolated` copy; the frozen weights themselves have no gradient.
         """
+        if self.kind == "dual":
+            return dual.embed_images(self, pixels)
         return upper(self, lower(self, pixels, 0), 0)
+
+    @property
+    def word_matrix(self) -> Tensor:
+        """What the text tower makes of its tokens: (V, d)."""
+        text = self.model.text_model
+        own = self.kind != "dual"
+        table = text.embeddings.token_embedding if own else text.get_input_embeddings()
+        weight: Tensor = table.weight.detach()
+        return weight
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -131,6 +148,12 @@ def load_backbone(
         )
     check_fits(tokenizer, text.vocab_size, folder)
     clip = kind == "clip"
+    if kind == "dual":
+        start, end = dual.ends(tokenizer, name)
+        length = dual.positions(model, tokenizer)
+    else:
+        start, end = tokenizer.bos_token_id if clip else None, tokenizer.eos_token_id
+        length = text.max_position_embeddings
     return Backbone(
         name=str(folder.resolve()) if revision is None else name,
         revision=revision,
@@ -139,17 +162,17 @@ def load_backbone(
         model=model,
         tokenizer=tokenizer,
         preprocess=preprocess,
-        embed_dim=model.config.projection_dim if clip else text.projection_size,
+        embed_dim=text.projection_size if kind == "siglip" else model.config.projection_dim,
         text_width=text.hidden_size,
-        context_length=text.max_position_embeddings,
-        start_token=tokenizer.bos_token_id if clip else None,
-        end_token=tokenizer.eos_token_id,
-        pad_token=tokenizer.pad_token_id,
+        context_length=length,
+        start_token=start,
+        end_token=end,
+        pad_token=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         scale=float(model.logit_scale.detach().exp()),
-        bias=0.0 if clip else float(model.logit_bias.detach()),
+        bias=float(model.logit_bias.detach()) if kind == "siglip" else 0.0,
         device=torch.device(device),
         precision=precision,
-        pads_left=not clip and tokenizer.padding_side == "left",
+        pads_left=kind == "siglip" and tokenizer.padding_side == "left",
         cleaning=cleaning_of(folder),
     )
 
@@ -163,7 +186,8 @@ def _load(folder: Path, name: str) -> tuple[Any, Preprocess, Any]:
     found = config.get("model_type") if isinstance(config, dict) else None
     if found not in MODELS:
         raise ConfigError(f"`{name}`: " + unknown("model type", str(found), MODELS))
-    return found, read_preprocess(folder, found), load_model(folder, MODELS[found])
+    kind = found if found in ("clip", "siglip") else "dual"
+    return kind, read_preprocess(folder, kind), load_model(folder, MODELS[found])
 
 
 def _given(folder: Path, device: torch.device | str) -> Backbone:

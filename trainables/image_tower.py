@@ -22,8 +22,19 @@ if TYPE_CHECKING:
 
 
 def depth(backbone: Backbone) -> int:
-    """Blocks of the image tower."""
+    """Blocks of the image tower. Raises `ConfigError` where they are not CLIP's or SigLIP's."""
+    own_towers(backbone)
     return len(backbone.model.vision_model.encoder.layers)
+
+
+def own_towers(backbone: Backbone) -> None:
+    """Methods that change a tower from inside know two kinds of it."""
+    if backbone.kind == "dual":
+        raise ConfigError(
+            f"`{backbone.name}`: this adapter works inside CLIP's or SigLIP's own towers, got "
+            f"{type(backbone.model).__name__}. Adapters of finished embeddings, and prompts at "
+            "the input, work with it."
+        )
 
 
 def lower(backbone: Backbone, pixels: Tensor, block: int) -> Tensor:

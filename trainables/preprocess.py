@@ -129,7 +129,7 @@ def _middle(image: Tensor) -> Tensor:
     return image
 
 
-def read_preprocess(folder: Path, model: Literal["clip", "siglip"]) -> Preprocess:
+def read_preprocess(folder: Path, model: Literal["clip", "siglip", "dual"]) -> Preprocess:
     """What `folder` asks for; whatever could not be done exactly is a `ConfigError`."""
     names = ("preprocessor_config.json", "processor_config.json")  # the second by transformers 5
     path = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -142,6 +142,8 @@ def read_preprocess(folder: Path, model: Literal["clip", "siglip"]) -> Preproces
     config = config.get("image_processor", config)
     if not isinstance(config, dict):
         raise ConfigError(f"`{path}` must hold a JSON object, got {type(config).__name__}.")
+    if model == "dual":  # what is left out means what it means for its class
+        model = "clip" if str(config.get("image_processor_type")).startswith("CLIP") else "siglip"
     for step in ("do_resize", "do_rescale", "do_normalize"):
         _require(config.get(step, True) is True, path, step, "true", config.get(step))
     factor = config.get("rescale_factor", 1 / 255)

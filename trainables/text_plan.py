@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainables.backbone import Backbone
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.text_attention import Ints, Packing, Pattern, grown, rounded
 from trainables.transfer import send
 
 if TYPE_CHECKING:
+    from trainables.backbone import Backbone
     from trainables.text_tower import Prompt
 
 ROWS_A_PASS = 512  # without gradients: what bounds the memory, and stays in a CPU's cache
@@ -71,10 +71,10 @@ class Plan:
     @classmethod
     def of(cls, backbone: Backbone, tokens: Tokens, form: Form) -> Plan:
         """Raises `DataError` where there is no caption or one is too long for the tower."""
-        _check(backbone, tokens, form.length)
+        check(backbone, tokens, form.length)
         if form.length:
             tokens, _ = fit(backbone, tokens, form.length)
-        content = _contents(backbone, tokens, form)
+        content = contents(backbone, tokens, form)
         row = np.arange(len(content))
         if form.share and backbone.kind == "clip":
             content, row = _distinct(content)
@@ -91,7 +91,7 @@ def plan(backbone: Backbone, tokens: Tokens, form: Form) -> Plan:
     return made
 
 
-def _check(backbone: Backbone, tokens: Tokens, added: int) -> None:
+def check(backbone: Backbone, tokens: Tokens, added: int) -> None:
     if len(tokens) == 0:
         raise DataError("a batch must hold at least 1 caption, got 0.")
     longest = int(tokens.lengths.max())
@@ -102,13 +102,13 @@ def _check(backbone: Backbone, tokens: Tokens, added: int) -> None:
         )
 
 
-def _contents(backbone: Backbone, tokens: Tokens, form: Form) -> Ints:
+def contents(backbone: Backbone, tokens: Tokens, form: Form) -> Ints:
     """What stands at each position: a token's id, V + k P + j for vector j of prompt k, or -1.
 
     (N, W), W the longest caption with its prompt, for SigLIP L.
     """
     lengths, added = tokens.lengths.numpy(), form.length
-    if backbone.kind == "clip":
+    if backbone.kind != "siglip":
         fill, width = -1, int(lengths.max()) + added
     else:
         fill, width = backbone.pad_token, backbone.context_length
@@ -145,7 +145,7 @@ def _distinct(content: Ints) -> tuple[Ints, NDArray[np.int64]]:
 class Layout:
     """Which nodes there are and who looks at whom: all that depends on the captions alone."""
 
-    content: Tensor  # (T,) int32, as in `_contents`
+    content: Tensor  # (T,) int32, as in `contents`
     position: Tensor  # (T,) int32
     attention: Pattern  # of all nodes
     ends: Tensor  # (U,) int32, the node that each row's embedding is read from

@@ -25,9 +25,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainables.backbone import Backbone
 from trainables.data import Tokens
+from trainables.dual import embed_captions
 from trainables.errors import ConfigError, DataError
 from trainables.text_attention import Attention
-from trainables.text_plan import Form, Layout, Place, plan
+from trainables.text_plan import Form, Layout, Place, check, plan
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def embed_text(
             raise DataError("a prompt needs a text tower, and here are finished embeddings alone.")
         embeds: Tensor = backbone.model(tokens)
         return embeds
+    if backbone.kind == "dual":
+        check(backbone, tokens, 0 if prompt is None else prompt.length)
+        return embed_captions(backbone, tokens, prompt)
     how = plan(backbone, tokens, Form.of(backbone, tokens, prompt, share))
     rows = torch.cat([_embed(backbone, layout, prompt) for layout in how.layouts])
     return F.embedding(how.row, rows)
@@ -148,5 +152,5 @@ def word_vectors(backbone: Backbone, text: str) -> Tensor:
     ids = backbone.tokenize([text])[0].ids[:-1]
     if backbone.start_token is not None:
         ids = ids[1:]
-    weight: Tensor = backbone.model.text_model.embeddings.token_embedding.weight
-    return weight.detach()[ids.to(weight.device)].clone()
+    weight = backbone.word_matrix
+    return weight[ids.to(weight.device)].clone()

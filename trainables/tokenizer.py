@@ -22,7 +22,7 @@ PIECES = "spiece.model"  # SentencePiece's
 
 def load_tokenizer(folder: Path, kind: str) -> Any:
     """CLIP's from tokenizer.json or vocab.json + merges.txt, SigLIP's from tokenizer.json or
-    spiece.model."""
+    spiece.model, another's as its class reads it."""
     if kind == "clip":
         if not (folder / "tokenizer.json").is_file():
             existing(folder, "vocab.json")
@@ -31,7 +31,7 @@ def load_tokenizer(folder: Path, kind: str) -> Any:
     named = None
     if (folder / "tokenizer_config.json").is_file():
         named = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
-    if not (folder / PIECES).is_file():
+    if kind == "siglip" and not (folder / PIECES).is_file():
         if named == "SiglipTokenizer":
             raise ConfigError(
                 f"`{folder}` must hold {PIECES}, which the `SiglipTokenizer` named in its "
@@ -40,7 +40,7 @@ def load_tokenizer(folder: Path, kind: str) -> Any:
         existing(folder, "tokenizer.json")
     how = {"local_files_only": True}
     bare = named is None or not (folder / "config.json").is_file()  # open_clip has no such file
-    if bare and (folder / "tokenizer.json").is_file():
+    if kind == "siglip" and bare and (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder, **how)
     try:
         with quiet():  # about fields of the model that no tokenizer reads

@@ -43,11 +43,11 @@ class Vocabulary:
     tokens: Tensor  # (W,) int64, rows of the whole table
     vectors: Tensor  # (W, d)
     pieces: list[str]  # the tokenizer's own spelling of all its tokens
-    kind: Literal["clip", "siglip", "embeddings"]
+    kind: Literal["clip", "siglip", "dual", "embeddings"]
 
     @classmethod
     def of(cls, backbone: Backbone) -> Vocabulary:
-        weight = backbone.model.text_model.embeddings.token_embedding.weight.detach().float()
+        weight = backbone.word_matrix.float()
         tokenizer = backbone.tokenizer
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         used = torch.zeros(len(weight), dtype=torch.bool)
@@ -62,6 +62,9 @@ class Vocabulary:
         if self.kind == "siglip":
             whole = piece.startswith("\N{LOWER ONE EIGHTH BLOCK}")
             return Word(token, piece[1:] if whole else f"…{piece}", whole)
+        if self.kind == "dual":  # BERT's marks; of others, the piece as it is
+            whole = not piece.startswith("##")
+            return Word(token, piece if whole else f"…{piece[2:]}", whole)
         whole = piece.endswith("</w>")
         text = _spell(piece.removesuffix("</w>"))
         return Word(token, text if whole else f"{text}…", whole)

@@ -19,7 +19,7 @@ from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
 from trainables.files import write_json
-from trainables.image_tower import depth, upper
+from trainables.image_tower import depth, own_towers, upper
 from trainables.model_folder import no_bars
 from trainables.text_tower import embed_text
 
@@ -89,6 +89,7 @@ class Lora(Adapter[LoraConfig]):
     }
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        own_towers(backbone)
         # PEFT replaces modules: it gets a model of its own, whose weights are the shared ones.
         super().__init__(config, backbone.isolated())
         own = self.config

@@ -48,8 +48,9 @@ def check_context(n_ctx: int, init: str, std: float) -> None:
 def deep_context(backbone: Backbone, depth: int, n_ctx: int, init: str, std: float) -> Tensor:
     """Vectors for the first `depth` blocks, or as many as both towers have: (J, M, d). Those of the
     first are a `context`, the others are drawn."""
+    most = min(image_depth(backbone), depth)
     first = context(backbone, n_ctx, init, std)
-    blocks = min(len(backbone.model.text_model.encoder.layers), image_depth(backbone), depth)
+    blocks = min(len(backbone.model.text_model.encoder.layers), most)
     return torch.cat([first[None], torch.randn(blocks - 1, *first.shape) * std])
 
 
