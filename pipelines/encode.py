@@ -17,8 +17,9 @@ class Args:
     shards: Path | None = None
     """The folder that `cliptune shards` wrote."""
     backbone: str = ""
-    """A directory in Hugging Face layout, or a Hub id such as openai/clip-vit-base-patch32. With
-    `--embeddings` only its text tower is used, and it may be left out."""
+    """A directory in Hugging Face's or open_clip's layout, or a Hub id such as
+    openai/clip-vit-base-patch32. With `--embeddings` only its text tower is used, and it may be
+    left out."""
     revision: str | None = None
     """The commit (40 hex digits) of a Hub id."""
     out: Path = Path("features")

@@ -29,6 +29,7 @@ CLIP = cast(
         context_length=77,
         start_token=SOT,
         pad_token=EOT,
+        pads_left=False,
         model=SimpleNamespace(config=SimpleNamespace(text_config=SimpleNamespace(**PARTS))),
     ),
 )

@@ -186,8 +186,8 @@ def _load(folder: Path, name: str) -> tuple[Any, Preprocess, Any]:
     found = config.get("model_type") if isinstance(config, dict) else None
     if found not in MODELS:
         raise ConfigError(f"`{name}`: " + unknown("model type", str(found), MODELS))
-    kind = found if found in ("clip", "siglip") else "dual"
-    return kind, read_preprocess(folder, kind), load_model(folder, MODELS[found])
+    other: Any = found if found in ("clip", "siglip") else "dual"
+    return other, read_preprocess(folder, other), load_model(folder, MODELS[found])
 
 
 def _given(folder: Path, device: torch.device | str) -> Backbone:
