@@ -26,7 +26,7 @@ FILES = (  # what a model's outputs depend on, and all that is fetched from the 
     *(WEIGHTS, "model.safetensors.index.json", "config.json"),
     *("preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "spiece.model"),
+    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
 )
 OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")  # instead of the first three
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
