@@ -2,8 +2,8 @@
 
 Flows in: data sets and a small CLIP, as `cells` takes them. Flows out: `populations.json`, and its
 part of `RESULTS.md`. What changes while training is on no recorded curve, so searches are run: by
-`tune`'s own rules, one trial at a time, in this process. All spend the same epochs: where early
-stopping has a trial running when they are spent, it ends there. Test is measured after a search.
+`tune`'s own rules, one trial at a time, in this process. All spend the same epochs, and test is
+measured when a search has ended.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ HOW = "python -m benchmarks.searchers.populations"
 STOP = EarlyStopping.STOP
 SCHEDULERS: tuple[Scheduler, ...] = ("asha", "none", "pbt", "pb2")
 CELLS = (
-    *("eurosat-16-1.linear_probe", "eurosat-16-2.clip_adapter", "eurosat-16-3.projection"),
-    *("pets-16-1.linear_probe", "pets-16-2.projection", "colours-16-1.clip_adapter"),
+    *("eurosat-16-1.projection", "eurosat-16-2.clip_adapter", "eurosat-16-3.projection"),
+    *("pets-16-1.clip_adapter", "pets-16-2.projection", "colours-16-1.clip_adapter"),
     *("flickr8k.projection", "scenes.projection"),
 )
 
@@ -100,7 +100,7 @@ def play(options: Options, cell: str) -> dict[str, list[Found]]:
     data = record.load(record.Args(store, place / "shards", adapter, name, draw))
     found: dict[str, list[Found]] = {}
     for scheduler in SCHEDULERS if find_spec("sklearn") else SCHEDULERS[:-1]:
-        most, population = options.trials * options.epochs, scheduler in ("pbt", "pb2")
+        population, most = scheduler in ("pbt", "pb2"), options.trials * options.epochs
         asked = tune.Args(
             *(store, Path("nowhere"), (adapter,), options.trials if population else None),
             *(options.epochs, 0 if population else most),  # the same budget either way
@@ -112,13 +112,13 @@ def play(options: Options, cell: str) -> dict[str, list[Found]]:
         )
         search = check(asked)
         seeds = (replace(search, seed=one) for one in range(options.seeds))
-        found[scheduler] = [run(one, asked, most, data) for one in seeds]
+        found[scheduler] = [run(one, asked, data) for one in seeds]
         print(cell, scheduler, *found[scheduler], sep="\n", flush=True)
     return found
 
 
-def run(search: Search, asked: tune.Args, most: int, data: Data) -> Found:
-    """A search, as Tune would run it with one worker, until `most` epochs are spent."""
+def run(search: Search, asked: tune.Args, data: Data) -> Found:
+    """A search, as Tune would run it with one worker."""
     folder = Path(tempfile.mkdtemp())
     about = about_study(search, rungs(search), asked.features, asked.draw)
     write_json(folder / "study.json", about)
@@ -134,8 +134,7 @@ def run(search: Search, asked: tune.Args, most: int, data: Data) -> Found:
             spent += "epoch" in result  # a step that diverged ends none
             told = dict(result)
             stops = not result["done"] and scheduler.on_trial_result(None, trial, told) == STOP
-            goes_on = not (result["done"] or stops or spent == most)
-            if goes_on:
+            if goes_on := not (result["done"] or stops):
                 searcher.on_trial_result(name, told)
         scheduler.on_trial_complete(None, trial, dict(result))
         searcher.on_trial_complete(name, dict(result))
