@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Args:
     data: tuple[str, ...]
-    """Labelled shards as NAME=DIR, e.g. `eurosat=shards/eurosat`."""
-    backbone: str
-    """A directory in Hugging Face layout, or a Hub id."""
+    """Labelled shards as NAME=DIR, e.g. `eurosat=shards/eurosat`; or one store that `encode
+    --embeddings` wrote."""
+    backbone: str = ""
+    """A directory in Hugging Face layout, or a Hub id; a store of embeddings has its own."""
     revision: str | None = None
     """The commit (40 hex digits) of a Hub id."""
     out: Path = Path("runs/arena")
@@ -89,14 +90,20 @@ def _plan(args: Args) -> Plan:
     """What the flags ask for; all that can be wrong with them."""
     from pipelines.comparing.plan import Plan, Source
     from pipelines.drawing.words import DEFAULT, shipped
-    from trainables.adapters.registry import adapters_for, make_config
+    from trainables.adapters.registry import adapters_for, check_towers, has_all, make_config
+    from trainables.features import towers_of
+    from trainables.files import read_json
 
     data, words = _pairs("--data", args.data), _pairs("--words", args.words)
     if unknown_names := words.keys() - data.keys():
         raise CliptuneError(f"`--words` names `{min(unknown_names)}`, which `--data` does not.")
+    store = _store(args, list(data.values()))
     adapters = args.adapter or tuple(adapters_for("classification"))
-    for name in adapters:
-        make_config(name, {"task": "classification"})
+    configs = [make_config(name, {"task": "classification"}) for name in adapters]
+    if store is not None and args.adapter:
+        check_towers(store, configs)
+    elif store is not None:
+        adapters = tuple(one.name for one in configs if has_all(towers_of(store), one))
     for flag, values in (
         *(("--adapter", adapters), ("--shots", args.shots), ("--seed", args.seed)),
         ("--protocol", args.protocol),
@@ -108,10 +115,14 @@ def _plan(args: Args) -> Plan:
         own = words.get(name, name if name in shipped() else DEFAULT)
         sources.append(Source(name, str(Path(shards).absolute()), own))
     here = Path(args.backbone)
+    backbone, revision = str(here.absolute()) if here.is_dir() else args.backbone, args.revision
+    if store is not None:
+        made_with = read_json(store / "manifest.json")["backbone"]
+        backbone, revision = made_with["name"], made_with["revision"]
     return Plan(
         sources=tuple(sources),
-        backbone=str(here.absolute()) if here.is_dir() else args.backbone,
-        revision=args.revision,
+        backbone=backbone,
+        revision=revision,
         adapters=adapters,
         shots=args.shots,
         seeds=args.seed,
@@ -123,6 +134,29 @@ def _plan(args: Args) -> Plan:
         precision=args.precision,
         portfolio=args.portfolio,
     )
+
+
+def _store(args: Args, data: list[str]) -> Path | None:
+    """The store of finished embeddings that is the data, where it is one."""
+    from trainables.shards import ShardSet
+
+    shards = [ShardSet.open(folder) for folder in data]
+    stores = [one.folder.parent for one in shards if one.embedded]
+    if not stores:
+        if not args.backbone:
+            raise CliptuneError("`--backbone` must name the model that shards are encoded with.")
+        return None
+    if len(data) > 1:
+        raise CliptuneError(
+            f"`--data` must be one store where it is of finished embeddings, got {len(data)}: each "
+            "has texts of its own."
+        )
+    for flag, value in (("backbone", args.backbone), ("views", args.views)):
+        if value:
+            raise CliptuneError(
+                f"`--{flag}` must be left out with a store of finished embeddings, got {value}."
+            )
+    return stores[0]
 
 
 def _pairs(flag: str, words: Iterable[str]) -> dict[str, str]:
@@ -145,6 +179,8 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
     _draw(args, plan, folder)
     write_plan(folder, plan)
     for source in plan.sources:
+        if _linked(source.shards, store_of(folder, source.name)):
+            continue
         revision = ("--revision", plan.revision) if plan.revision else ()
         run_stage(
             *("encode", "--shards", source.shards, "--backbone", plan.backbone, *revision),
@@ -163,6 +199,17 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
     done([folder / "arena.json", *wrote], f"open {wrote[0]} in a browser")
 
 
+def _linked(data: str, place: Path) -> bool:
+    """Whether `data` is a store already, to which `place` then leads."""
+    from trainables.shards import ShardSet
+
+    shards = ShardSet.open(data)
+    if shards.embedded and not place.is_symlink():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(shards.folder.parent)
+    return shards.embedded
+
+
 def _draw(args: Args, plan: Plan, folder: Path) -> None:
     """Every draw, before any other work: what is wrong with the data shows here."""
     from pipelines.comparing.plan import draw_path
@@ -175,7 +222,8 @@ def _draw(args: Args, plan: Plan, folder: Path) -> None:
 
     halves: dict[str, tuple[Part, ...]] = {"all": ("all",), "base": ("base", "new")}
     for source, tasks in itertools.groupby(plan.tasks(), lambda task: task[1]):
-        shards, words = ShardSet.open(source.shards), read_words(source.words)
+        shards = ShardSet.open(source.shards)
+        words = read_words(source.words).fitted(shards.templates)
         if "test" not in shards.splits:
             raise DataError(f"`{shards.folder}` has no test split: there is nothing to measure on.")
         data = read_labelled(shards)

@@ -57,6 +57,9 @@ class Args:
     split: Literal["source", "hash", "draw"] = "source"
     """Of embeddings: as their metadata says, or 8 : 1 : 1 by each vector's hash (where it says
     nothing, too), or none: every draw divides them, and what it leaves is its test."""
+    captions: Path | None = None
+    """Of embeddings: a source of captions, as `shards` reads them, whose images have the file names
+    that the metadata says."""
     logit_scale: float = 100.0
     """Of embeddings without `--backbone`: what their model multiplies similarities by."""
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from pipelines.drawing.labelled import read_labelled
@@ -18,12 +19,13 @@ from pipelines.drawing.make import Task, make_draw
 from pipelines.drawing.words import read_words
 from pipelines.encode import Args
 from pipelines.encoding.given import encode_given
-from trainables.adapters.registry import check_towers, make_config
+from trainables.adapters.registry import build, check_towers, make_config
 from trainables.backbone import load_backbone
 from trainables.classes import Classes
 from trainables.draws import check_divided
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.features import backbone_of, embed_split, open_features
+from trainables.predict import predict
 from trainables.shards import Seal, ShardSet
 
 NAMES = ("pond", "Football_Field", "river")
@@ -210,3 +212,86 @@ def test_a_backbone_must_be_as_wide(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="makes vectors of width 32"):
         encode(folder, backbone=wide)
     assert load_backbone(clip).fingerprint == backbone.fingerprint
+
+
+def _npz(folder: Path, images: Any, texts: Any) -> None:
+    np.savez(folder / "vectors.npz", image_embeds=images, text_embeds=texts)
+
+
+def _compressed(folder: Path, images: Any, texts: Any) -> None:
+    np.savez_compressed(folder / "vectors.npz", image_embeds=images, text_embeds=texts)
+
+
+def _safetensors(folder: Path, images: Any, texts: Any) -> None:
+    tensors = {"image_embeds": torch.from_numpy(images), "text_embeds": torch.from_numpy(texts)}
+    save_file(tensors, folder / "vectors.safetensors")
+
+
+def _columns(images: Any, texts: Any) -> pa.Table:
+    return pa.table(
+        {
+            "image_embedding": pa.FixedSizeListArray.from_arrays(pa.array(images.ravel()), WIDTH),
+            "text_embedding": pa.array(list(texts), pa.list_(pa.float16())),
+            "id": [f"{n:03}" for n in range(len(images))],
+            "caption": [f"caption {n}" for n in range(len(images))],
+        }
+    )
+
+
+def _parquet(folder: Path, images: Any, texts: Any) -> None:
+    pq.write_table(_columns(images, texts), folder / "rows.parquet")
+
+
+def _huggingface(folder: Path, images: Any, texts: Any) -> None:
+    """As `DatasetDict.save_to_disk` leaves it."""
+    every = _columns(images, texts)
+    for split, part in (("train", every.slice(0, 40)), ("validation", every.slice(40))):
+        (folder / split).mkdir()
+        path = folder / split / "data-00000-of-00001.arrow"
+        with path.open("wb") as file, pa.ipc.new_stream(file, part.schema) as stream:
+            stream.write_table(part, max_chunksize=7)
+
+
+@pytest.mark.parametrize("write", [_npz, _compressed, _safetensors, _parquet, _huggingface])
+def test_pairs_in_any_format(tmp_path: Path, write: Callable[..., None]) -> None:
+    """A text for each image: what retrieval is trained and measured on."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    images, texts = vectors(ROWS, 1), vectors(ROWS, 2)
+    write(folder, images, texts)
+    store = encode(folder)
+    backbone = backbone_of(store)
+    train = open_features(store, "train", backbone)
+    rows = [int(id_) for id_ in train.ids]
+    assert len(rows) > 10
+    assert np.array_equal(train.image_embeds.numpy(), images[rows])
+    assert np.array_equal(train.text_embeds().numpy(), texts[rows])
+    said = {_npz: "text", _compressed: "text", _safetensors: "text"}.get(write, "caption")
+    assert train.texts() == [f"{said} {row}" for row in rows]
+    if write is _huggingface:
+        assert rows == list(range(40))
+    with pytest.raises(ConfigError, match=r"`soft_prompt` needs the text tower"):
+        check_towers(store, [make_config("soft_prompt")])
+    zero_shot = build(make_config("zero_shot"), backbone)
+    found = predict(zero_shot, train)
+    expected = F.normalize(torch.from_numpy(texts[rows]).float(), dim=-1)
+    assert torch.allclose(found.text_embeds, expected, atol=1e-6)
+
+
+def test_captions_come_from_a_source_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    save(folder / "img_emb/img_emb_0.npy", vectors(ROWS, 1))
+    names = [{"image_path": f"{n}.jpg"} for n in range(ROWS)]
+    table(folder / "metadata/metadata_0.parquet", names)
+    lines = [
+        "image,caption",
+        *(f"{n}.jpg,a {word} {n}" for n in range(ROWS) for word in ("b", "c")),
+    ]
+    (tmp_path / "said.csv").write_text("\n".join(lines))
+    store = encode(folder, captions=tmp_path / "said.csv")
+    train = open_features(store, "train", backbone_of(store))
+    names_of = [id_.removesuffix(".jpg") for id_ in train.ids]
+    assert train.texts_of_images() == [[f"a b {n}", f"a c {n}"] for n in names_of]
+    with pytest.raises(DataError, match="no embeddings of these texts"):
+        train.text_embeds()

@@ -75,6 +75,7 @@ class Tests:
         self.pixels = any(_needs_pixels(folder, cell, backbone) for cell in plan.cells())
         self.splits: dict[str, tuple[SplitFeatures, list[Any]]] = {}
         self.parts: dict[tuple[str, str], SplitFeatures] = {}
+        self.pooled: set[str] = set()  # data of which each draw leaves another test
 
     def whole(self, source: Source) -> tuple[SplitFeatures, list[Any]]:
         if source.name not in self.splits:
@@ -84,18 +85,25 @@ class Tests:
                 raise DataError(f"`{shards.folder}` changed since `{store}` was made of it.")
             say(f"embedding the {shards.splits['test']['images']:,} test images of {source.name}")
             own = replace(self.backbone, precision=precision_of(store))
+            if shards.pooled:
+                self.pooled.add(source.name)
             data = embed_split(own, shards, "test", seal=self.seal, pixels=self.pixels)
             rows = list(shards.rows("test", ["id", "label"], self.seal))
             self.splits[source.name] = (data, rows)
         return self.splits[source.name]
 
-    def of(self, source: Source, part: str) -> SplitFeatures:
-        """The test images of a part's classes; names and template are the same for all draws."""
-        if (source.name, part) not in self.parts:
-            shots, seed = self.plan.shots[0], self.plan.seeds[0]
-            draw = draw_of(self.folder, f"{source.name}-{shots}-{seed}-{part}")
-            self.parts[source.name, part] = draw.among(*self.whole(source))
-        return self.parts[source.name, part]
+    def of(self, source: Source, part: str, cell: Cell) -> SplitFeatures:
+        """The test images of a part's classes for a cell; names and template are the same for all
+        draws, and the images too, unless draws alone divide them."""
+        whole = self.whole(source)
+        shots, seed = self.plan.shots[0], self.plan.seeds[0]
+        if source.name in self.pooled:
+            shots, seed = cell.shots, cell.seed
+        name = f"{source.name}-{shots}-{seed}-{part}"
+        if (source.name, name) not in self.parts:
+            draw = draw_of(self.folder, name)
+            self.parts[source.name, name] = draw.among(*whole)
+        return self.parts[source.name, name]
 
 
 def _needs_pixels(folder: Path, cell: Cell, backbone: Backbone) -> bool:
@@ -163,7 +171,7 @@ def _entries(folder: Path, plan: Plan, cell: Cell, tests: Tests) -> Iterator[Ent
         if kept.get(key, {}).get("digest") != detail:
             if adapter is None:
                 adapter = load_adapter(_winner(folder, cell), tests.backbone)
-            kept[key] = _measure(adapter, parts, tests) | {"digest": detail}
+            kept[key] = _measure(adapter, parts, tests, cell) | {"digest": detail}
             write_json(own / "test.json", kept)
         found = {name: kept[key][name] for name in ("accuracy", "per_class", "correct")}
         if target and found["accuracy"]["all"] is None:
@@ -193,11 +201,11 @@ def _wanted(
                 yield protocol, other.name, {"all": (other, "all")}
 
 
-def _measure(adapter: Adapter[Any], parts: Parts, tests: Tests) -> Entry:
+def _measure(adapter: Adapter[Any], parts: Parts, tests: Tests, cell: Cell) -> Entry:
     accuracy: dict[str, float | None] = {}
     per_class, correct = {}, {}
     for name, (source, part) in parts.items():
-        data = tests.of(source, part)
+        data = tests.of(source, part, cell)
         assert data.classes is not None
         assert data.labels is not None
         own = adapter.classes is not None and adapter.classes.names == data.classes.names

@@ -44,7 +44,7 @@ BLOCK = 2**20  # token ids copied at a time
 def encode_given(args: Args) -> tuple[Path, bool]:
     """The store's folder, and whether this call had to write it."""
     assert args.embeddings is not None
-    given = read_layout(args.embeddings.absolute())
+    given = read_layout(args.embeddings.absolute(), args.captions)
     backbone = load_backbone(args.backbone, args.revision) if args.backbone else None
     if backbone is not None and backbone.embed_dim != given.images.width:
         raise ConfigError(
@@ -53,7 +53,8 @@ def encode_given(args: Args) -> tuple[Path, bool]:
         )
     made_with = backbone.fingerprint if backbone else args.logit_scale
     files = {str(p.relative_to(given.folder)): sha256_file(p) for p in given.paths}
-    key = sha256_json([FORMAT, "given", files, args.split, made_with])[:16]
+    said = [] if args.captions is None else [sha256_file(p) for p in _below(args.captions)]
+    key = sha256_json([FORMAT, "given", files, args.split, made_with, said])[:16]
     folder = args.out.absolute() / key
     if _complete(folder):
         return folder, False
@@ -64,6 +65,10 @@ def encode_given(args: Args) -> tuple[Path, bool]:
         kept.enter_context(hold(folder))
         _write(args, given, folder, found, backbone, texts, key)
     return folder, True
+
+
+def _below(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
 def _complete(folder: Path) -> bool:

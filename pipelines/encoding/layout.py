@@ -8,14 +8,18 @@ Flows in: the folder, in clip-retrieval's layout: `img_emb/` and `metadata/` in 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines.encoding.vectors import CHUNK, Vectors, natural, open_vectors
+from pipelines.encoding.containers import batches, is_vector, rows_of, schema
+from pipelines.encoding.vectors import CHUNK, PICKLES, SUFFIXES, Vectors, natural, open_vectors
+from pipelines.sources.base import Options, split_of_name, splits_of_files
 from pipelines.sources.fields import field_of
+from pipelines.sources.gather import Gather
+from pipelines.sources.registry import SOURCES, source_format
 from trainables.errors import DataError
 
 Rows = list[dict[str, Any]]
@@ -26,27 +30,51 @@ class Table:
     """Parquet files of metadata, a row for each vector."""
 
     paths: tuple[Path, ...]
+    said: Gather | None = None  # captions by the image's file name, instead of its own
 
     @property
     def rows(self) -> int:
-        return sum(pq.read_metadata(path).num_rows for path in self.paths)
+        return sum(rows_of(path) for path in self.paths)
 
     def chunks(self, size: int = CHUNK) -> Iterator[Rows]:
         """All rows in order, `size` at a time, by the names of the fields that they mean."""
+        for rows in self._chunks(size):
+            if self.said is not None:
+                for row in rows:
+                    row["caption"] = self._captions(row)
+            yield rows
+
+    def _split_of(self, path: Path) -> str | None:
+        """As the folder of a saved data set says, or the file's name."""
+        own = split_of_name(path.parent.name) if path.suffix == ".arrow" else None
+        return own or dict(zip(self.paths, self.splits, strict=True))[path]
+
+    @property
+    def splits(self) -> list[str | None]:
+        return splits_of_files([path.name for path in self.paths])
+
+    def _captions(self, row: dict[str, Any]) -> list[str]:
+        assert self.said is not None
+        name = Path(str(row.get("image") or row.get("id"))).name
+        return [text.decode() for text in self.said[name]]
+
+    def _chunks(self, size: int) -> Iterator[Rows]:
         kept: Rows = []
         for path in self.paths:
-            with pq.ParquetFile(path, pre_buffer=False) as file:
-                fields = {n: field_of(n) for n in file.schema_arrow.names}
-                wanted = [name for name, field in fields.items() if field]
-                for batch in file.iter_batches(size, columns=wanted):
-                    columns = {str(fields[name]): batch[name].to_pylist() for name in wanted}
-                    kept += [
-                        dict(zip(columns, row, strict=True))
-                        for row in zip(*columns.values(), strict=True)
-                    ]
-                    while len(kept) >= size:
-                        yield kept[:size]
-                        kept = kept[size:]
+            fields = {f.name: field_of(f.name) for f in schema(path) if not is_vector(f.type)}
+            wanted = [name for name, field in fields.items() if field]
+            split = self._split_of(path)
+            for batch in batches(path, wanted, size):
+                columns = {str(fields[name]): batch[name].to_pylist() for name in wanted}
+                if split and "split" not in columns:
+                    columns["split"] = [split] * batch.num_rows
+                kept += [
+                    dict(zip(columns, row, strict=True))
+                    for row in zip(*columns.values(), strict=True)
+                ]
+                while len(kept) >= size:
+                    yield kept[:size]
+                    kept = kept[size:]
         if kept:
             yield kept
 
@@ -73,18 +101,26 @@ class Given:
         return _files(self.folder, "text_metadata", "*.parquet")
 
 
-def read_layout(folder: Path) -> Given:
-    """What `folder` holds."""
+def read_layout(folder: Path, captions: Path | None = None) -> Given:
+    """What `folder` holds; `captions` is a source of what was said of its images."""
     if not folder.is_dir():
         raise DataError(f"`{folder}` is no folder of embeddings.")
-    images = _vectors(folder, "img_emb")
+    paths = _files(folder, "img_emb", "*") or _loose(folder)
+    images = open_vectors(paths, "image") if paths else None
     if images is None:
-        raise DataError(f"`{folder}` has no `img_emb/` with files of vectors.")
-    tables = _files(folder, "metadata", "*.parquet")
+        raise DataError(f"`{folder}` has no image vectors: no `img_emb/`, no file or column.")
+    columns = all(path.suffix in (".parquet", ".arrow") for path in paths)
+    tables = _files(folder, "metadata", "*.parquet") or (paths if columns else [])
     table = Table(tuple(tables)) if tables else None
+    if captions is not None:
+        if table is None:
+            raise DataError(f"`{folder}` has no `metadata/`: captions are found by file names.")
+        table = replace(table, said=_said(captions))
     if table is not None:
         _check_parts(images, tables)
     texts, about = _vectors(folder, "text_emb"), _files(folder, "text_metadata", "*.parquet")
+    if texts is None:  # a column, or an array, beside that of the images
+        texts = open_vectors(paths, "text")
     if texts is not None and texts.width != images.width:
         raise DataError(
             f"`{texts.parts[0].path}` must have vectors of width {images.width}, as "
@@ -99,9 +135,29 @@ def read_layout(folder: Path) -> Given:
     return Given(folder, images, table, None, texts, _class_rows(about))
 
 
+def _said(source: Path) -> Gather:
+    read = SOURCES[source_format(str(source), None)]
+    return Gather(
+        (Path(record.id).name, text)
+        for record in read(str(source), Options())
+        for text in record.captions
+    )
+
+
 def _vectors(folder: Path, name: str) -> Vectors | None:
     paths = _files(folder, name, "*")
-    return open_vectors(paths) if paths else None
+    if not paths:
+        return None
+    return open_vectors(paths, "text") or open_vectors(paths, "image")
+
+
+def _loose(folder: Path) -> list[Path]:
+    """Files of vectors in the folder itself, in `data/`, or in a data set's folders of splits."""
+    for pattern in ("*", "data/*", "*/*.arrow"):
+        found = [p for p in folder.glob(pattern) if p.suffix in (*SUFFIXES, *PICKLES)]
+        if found:
+            return sorted(found, key=natural)
+    return []
 
 
 def _files(folder: Path, name: str, pattern: str) -> list[Path]:
@@ -117,7 +173,7 @@ def _check_parts(vectors: Vectors, tables: list[Path]) -> None:
             f"`{vectors.parts[0].path.parent.name}`, got {len(tables)}."
         )
     for part, path in zip(vectors.parts, tables, strict=True):
-        rows = pq.read_metadata(path).num_rows
+        rows = rows_of(path)
         if rows != part.rows:
             raise DataError(
                 f"`{path}` must have {part.rows:,} rows, as `{part.path.name}` has, got {rows:,}."

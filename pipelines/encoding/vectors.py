@@ -1,4 +1,4 @@
-"""Files of vectors: NumPy's own so far. Of a file, never more than a chunk is in memory.
+"""Files of vectors, of any format. Of a file, never more than a chunk is in memory.
 
 Flows in: paths. Flows out: `Vectors`, the parts of one matrix, read in order and checked on the
 way: every row finite and none of them zero, or a `DataError` that names file and row.
@@ -10,14 +10,18 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
+import pyarrow as pa
 from numpy.lib.format import open_memmap
 
+from pipelines.encoding.containers import CONTAINERS
 from trainables.errors import DataError, unknown
 from trainables.tensor_file import Array
 
 CHUNK = 8192  # rows
+SUFFIXES = (".npy", *CONTAINERS)
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".joblib")
 CONVERT = (
     "it can run code when it is loaded. Where you trust it, convert it once: `x = "
@@ -95,9 +99,15 @@ def _check_rows(path: Path, first: int, chunk: Array) -> None:
     raise DataError(f"`{path}`, row {first + int(bad[0])}: the vector {wrong}.")
 
 
-def open_vectors(paths: Sequence[Path]) -> Vectors:
-    """The parts in `paths`, all of one width."""
-    parts = tuple(_open(path) for path in sorted(paths, key=natural))
+def open_vectors(paths: Sequence[Path], side: str) -> Vectors | None:
+    """The parts in `paths`, all of one width; None where the files hold none of this side."""
+    found = [(path, _open(path, side)) for path in sorted(paths, key=natural)]
+    parts = tuple(part for _, part in found if part is not None)
+    if not parts:
+        return None
+    if len(parts) < len(found):
+        without = next(path for path, part in found if part is None)
+        raise DataError(f"`{without}` has no {side} vectors, as `{parts[0].path.name}` has.")
     for part in parts[1:]:
         if part.shape[1] != parts[0].shape[1]:
             raise DataError(
@@ -112,12 +122,22 @@ def natural(path: Path) -> list[tuple[int, str]]:
     return [(int(w), "") if w.isdigit() else (-1, w) for w in re.split(r"(\d+)", path.name)]
 
 
-def _open(path: Path) -> Part:
+def _open(path: Path, side: str) -> Part | None:
     if path.suffix in PICKLES:
         raise DataError(f"`{path}` is refused: " + CONVERT.format(path.name, path.stem + ".npy"))
-    if path.suffix not in READERS:
-        raise DataError(f"`{path}`: " + unknown("kind of vectors", path.suffix, READERS))
-    return READERS[path.suffix](path)
+    if path.suffix == ".npy":
+        return _npy(path) if side == "image" else None  # one matrix, of what its folder says
+    if path.suffix not in CONTAINERS:
+        raise DataError(f"`{path}`: " + unknown("kind of vectors", path.suffix, SUFFIXES))
+    try:
+        found = CONTAINERS[path.suffix](path, side, CHUNK)
+    except (ValueError, OSError, KeyError, BadZipFile, pa.ArrowException) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"`{path}` is no valid `{path.suffix}` file: {said}") from error
+    if found is None:
+        return None
+    shape, dtype, chunks = found
+    return Part(path, matrix(path, shape, dtype), dtype.itemsize == 2, chunks)
 
 
 def matrix(path: Path, shape: Sequence[int], dtype: np.dtype[np.generic]) -> tuple[int, int]:
@@ -148,6 +168,3 @@ def _npy(path: Path) -> Part:
             yield np.array(open_memmap(path, mode="r")[start : start + CHUNK])
 
     return Part(path, shape, array.dtype.itemsize == 2, chunks)
-
-
-READERS: dict[str, Callable[[Path], Part]] = {".npy": _npy}

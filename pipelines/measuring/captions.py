@@ -44,7 +44,8 @@ class CaptionProtocol:
         self.texts = data.texts()
         distinct, self.clusters = data.groups.unique(return_inverse=True)
         self.bootstrap = Bootstrap(len(distinct), resamples)
-        self.references = self._embed(self.texts)  # (M, e)
+        self.sees = backbone.kind != "embeddings"  # else no text tower compares words and images
+        self.references = self._embed(self.texts) if self.sees else None  # (M, e)
         self.no_spice = why_no_spice()
 
     def _embed(self, texts: list[str]) -> Tensor:
@@ -67,13 +68,11 @@ class CaptionProtocol:
     def measure(self, said: list[str]) -> Measured:
         """Of one caption an image."""
         scores = score_captions(said, self.data.references)
-        embeds, images = self._embed(said), self.data.image_embeds
-        values = scores.values | {
-            "clip_score": clip_score(images, embeds),
-            "ref_clip_score": ref_clip_score(
-                images, embeds, self.references, self.data.caption_rows
-            ),
-        }
+        values = dict(scores.values)
+        if self.references is not None:
+            embeds, images, rows = self._embed(said), self.data.image_embeds, self.data.caption_rows
+            values["clip_score"] = clip_score(images.float(), embeds)
+            values["ref_clip_score"] = ref_clip_score(images.float(), embeds, self.references, rows)
         if not self.no_spice:
             # Of captions that name nothing the parser knows, there is nothing to agree on.
             values["spice"] = spice(said, self.data.texts_of_images()).nan_to_num(0.0)
@@ -99,6 +98,15 @@ class CaptionProtocol:
     def duplicates(self) -> dict[str, Any]:
         return duplicates(self.data.groups, self.data.ids) | {"warning": None}
 
+    def _seen(self) -> str:
+        if not self.sees:
+            return "clip_score was not computed: finished embeddings come without a text tower."
+        return (
+            f"clip_score and ref_clip_score were computed with `{self.backbone.name}`: they are "
+            "comparable to no other backbone's, and a captioner trained on it starts ahead. Those "
+            "of a clip are of its frames' mean."
+        )
+
     def text(self, metric: str) -> list[str]:
         """The protocol in sentences."""
         images, baseline = len(self.data.groups), WORDS[BASELINES["captioning"]]
@@ -109,9 +117,7 @@ class CaptionProtocol:
             "call CIDEr, its weights are of these images; meteor_stem is METEOR without synonyms; "
             "sentence_bleu4 is a mean over captions, and not BLEU-4; repetition is the share of a "
             "caption's word pairs that it has said before.",
-            f"clip_score and ref_clip_score were computed with `{self.backbone.name}`: they are "
-            "comparable to no other backbone's, and a captioner trained on it starts ahead. Those "
-            "of a clip are of its frames' mean.",
+            self._seen(),
             f"Intervals are 95 % percentile bootstrap intervals over images, "
             f"{len(self.bootstrap.counts):,} resamples, seed 0; CIDEr's weights stay fixed.",
             "Differences are paired: the same resamples. p is twice the smaller share of resamples "

@@ -6,7 +6,7 @@ Flows in: the flags. Flows out: the search that they ask for.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +19,8 @@ from pipelines.searching.first_checks import check_first
 from pipelines.searching.limits import read_limits
 from pipelines.searching.points import with_hints
 from pipelines.searching.samplers import check_sampler
-from pipelines.searching.space import read_file, searched, values_of
+from pipelines.searching.space import given_words, read_file, searched, values_of
 from pipelines.searching.study import Search, Stopping, doubt_of, usual_grace
-from search_spaces.common import Space
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import (
     ADAPTERS,
@@ -73,7 +72,7 @@ def check(args: Args) -> Search:
         config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
     spaces = searched(adapters, {"task": task, **fields}, file, args.search)
-    spaces |= _given_words(args.features, {n: spaces.get(n, SPACES[n][task]) for n in adapters})
+    spaces |= given_words(args.features, {n: spaces.get(n, SPACES[n][task]) for n in adapters})
     for one in values_of("precision", spaces, fixed):
         check_here(str(one), args.gpus)
     if draw is not None:
@@ -111,19 +110,6 @@ def check(args: Args) -> Search:
     if task == "captioning":
         _check_speakers(args.features, search)
     return search
-
-
-def _given_words(features: Path, spaces: Mapping[str, Space]) -> dict[str, Space]:
-    """The spaces that would ask for other words than those that embeddings were given of, without
-    that field."""
-    field = "adapter.template"
-    if towers_of(features) != "embeddings":
-        return {}
-    return {
-        name: {one: values for one, values in space.items() if one != field}
-        for name, space in spaces.items()
-        if field in space
-    }
 
 
 def _possible(features: Path, task: Task) -> tuple[str, ...]:

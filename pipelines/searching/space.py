@@ -25,6 +25,7 @@ from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
 from trainables.config import Task, Value, convert, flatten, hint_of, read_fields
 from trainables.errors import ConfigError, DataError, unknown
+from trainables.features import towers_of
 
 # What a search is given by flags of its own.
 FLAGS = {"name": "--adapter", "task": "--draw", "epochs": "--epochs", "seed": "--seed"}
@@ -116,6 +117,19 @@ def searched(
                 "`cliptune train` trains it once."
             )
     return spaces
+
+
+def given_words(features: Path, spaces: Mapping[str, Space]) -> dict[str, Space]:
+    """The spaces that would ask for other words than those that embeddings were given of, without
+    that field."""
+    field = "adapter.template"
+    if towers_of(features) != "embeddings":
+        return {}
+    return {
+        name: {one: values for one, values in space.items() if one != field}
+        for name, space in spaces.items()
+        if field in space
+    }
 
 
 def _having(field: str, adapters: Sequence[str], base: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,165 @@
+"""Vectors inside files that hold more: `.npz`, `.safetensors`, and columns of Parquet and Arrow.
+
+Flows in: a path and the names that the vectors may have. Flows out: the shape, whether it is half
+precision, and the rows in order, a chunk at a time. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.lib import format as npy
+
+from trainables.errors import DataError
+from trainables.tensor_file import Array
+
+# Names of the vectors of each side; a file with one matrix needs none of them.
+SIDES = {
+    "image": ("image_embeds", "image_embeddings", "image_embedding", "img_emb", "image_emb"),
+    "text": ("text_embeds", "text_embeddings", "text_embedding", "text_emb"),
+}
+ANY = ("embeds", "embeddings", "embedding", "features", "vectors", "vector", "emb")
+Found = tuple[tuple[int, ...], "np.dtype[np.generic]", Callable[[], Iterator[Array]]]
+
+
+def pick(path: Path, names: Sequence[str], side: str) -> str | None:
+    """Which of `names` holds the vectors of a side; None: there are none of it."""
+    own = [name for name in names if name.lower() in SIDES[side]]
+    if side == "image" and not own:
+        own = [name for name in names if name.lower() in ANY] or (
+            list(names) if len(names) == 1 else []
+        )
+    if len(own) > 1:
+        raise DataError(f"`{path}` must have one matrix of {side} vectors, got {', '.join(own)}.")
+    return own[0] if own else None
+
+
+def npz(path: Path, side: str, chunk: int) -> Found | None:
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        name = pick(path, [n for n in names if _of_npz(archive, n)[0][1:]], side)
+        if name is None:
+            return None
+        shape, dtype = _of_npz(archive, name)
+
+    def chunks() -> Iterator[Array]:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            _header(file)
+            size = shape[1] * dtype.itemsize
+            while block := file.read(chunk * size):
+                yield np.frombuffer(block, dtype).reshape(-1, shape[1])
+
+    return shape, dtype, chunks
+
+
+def _of_npz(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    with archive.open(f"{name}.npy") as file:
+        return _header(file)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    first = npy.read_magic(file) == (1, 0)
+    read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if fortran and len(shape) > 1:
+        raise DataError("an array must lie row by row: `numpy.ascontiguousarray(x)` makes it so.")
+    return shape, dtype
+
+
+def safetensors(path: Path, side: str, chunk: int) -> Found | None:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    name = pick(path, [n for n, about in header.items() if len(about["shape"]) > 1], side)
+    if name is None:
+        return None
+    about = header[name]
+    kinds: Mapping[str, Any] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+    if about["dtype"] not in kinds:
+        rule = f"one of {', '.join(kinds)}, got {about['dtype']}"
+        raise DataError(f"`{path}`: `{name}` must be of {rule}.")
+    dtype, shape = np.dtype(kinds[about["dtype"]]), tuple(about["shape"])
+    start = 8 + size + about["data_offsets"][0]
+
+    def chunks() -> Iterator[Array]:
+        for row in range(0, shape[0], chunk):  # mapped anew, or all of it would stay resident
+            rows = (min(chunk, shape[0] - row), *shape[1:])
+            at = start + row * int(np.prod(shape[1:])) * dtype.itemsize
+            yield np.array(np.memmap(path, dtype, "r", at, rows))
+
+    return shape, dtype, chunks
+
+
+def batches(path: Path, columns: Sequence[str], chunk: int) -> Iterator[pa.RecordBatch]:
+    """Rows of a Parquet or Arrow file with these columns, in order."""
+    if path.suffix == ".parquet":
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            yield from file.iter_batches(chunk, columns=list(columns))
+        return
+    with pa.memory_map(str(path)) as file:
+        for batch in pa.ipc.open_stream(file):
+            some = batch.select(list(columns))
+            for row in range(0, some.num_rows, chunk):
+                yield some.slice(row, chunk)
+
+
+def schema(path: Path) -> pa.Schema:
+    if path.suffix == ".parquet":
+        return pq.read_schema(path)
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_stream(file).schema
+
+
+def rows_of(path: Path) -> int:
+    if path.suffix == ".parquet":
+        return pq.read_metadata(path).num_rows
+    with pa.memory_map(str(path)) as file:
+        return sum(batch.num_rows for batch in pa.ipc.open_stream(file))
+
+
+def is_vector(kind: pa.DataType) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return (lists or pa.types.is_fixed_size_list(kind)) and pa.types.is_floating(kind.value_type)
+
+
+def column(path: Path, side: str, chunk: int) -> Found | None:
+    """A column of lists of floats, all of one length."""
+    about = schema(path)
+    name = pick(path, [field.name for field in about if is_vector(field.type)], side)
+    if name is None:
+        return None
+    dtype = np.dtype(about.field(name).type.value_type.to_pandas_dtype())
+    first = next(batches(path, [name], 1), None)
+    width = 0 if first is None or first[0][0].as_py() is None else len(first[0][0])
+
+    def chunks() -> Iterator[Array]:
+        row = 0
+        for batch in batches(path, [name], chunk):
+            values = batch[0]
+            lengths = values.value_lengths().to_numpy(zero_copy_only=False)
+            odd = np.flatnonzero(lengths != width)  # a missing one has none
+            if len(odd):
+                raise DataError(
+                    f"`{path}`, row {row + int(odd[0])}: the vector must have width {width}, got "
+                    f"{lengths[odd[0]]}."
+                )
+            yield values.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+            row += batch.num_rows
+
+    return (rows_of(path), width), dtype, chunks
+
+
+CONTAINERS: dict[str, Callable[[Path, str, int], Found | None]] = {
+    ".npz": npz,
+    ".safetensors": safetensors,
+    ".parquet": column,
+    ".arrow": column,
+}
