@@ -136,6 +136,7 @@ def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
         bar.update(len(rows))
     bar.close()
     _check_ids(ids)
+    del ids
     groups = np.unique(keys, return_inverse=True)[1].astype(np.int64)
     _check_leaks(split, groups)
     found = Scan(split, groups, counts, labels, words)
