@@ -106,7 +106,7 @@ class Driver:
     """What one life of a driver holds in memory, and `Tuner.fit` of it."""
 
     def __init__(self, search: Search, settings: TrialSettings, fuse: int, workers: int) -> None:
-        study = open_study(settings.folder)
+        study = open_study(settings.folder, search.retains)
         write_best(study, search, settings.folder)
         self.settings = settings
         self.searcher = StudySearcher(study, search, settings.folder, fuse)

@@ -19,7 +19,7 @@ from pipelines.reporting.statements import details
 from pipelines.reporting.study import read_study
 from pipelines.searching import flags
 from pipelines.searching.choice import write_choice
-from pipelines.searching.study import Search, about_study, open_study
+from pipelines.searching.study import Search, Stopping, about_study, open_study
 from tests.one_process import Driver
 from tests.shelf import shelf
 from tests.test_few_shot_runs import finish
@@ -212,6 +212,35 @@ def test_a_search_by_folds_says_so_from_its_choice_to_its_report(
     ]
 
 
+def test_a_search_by_folds_may_have_two_goals_and_leaves_no_folds(
+    folder: Path, tmp_path: Path
+) -> None:
+    fixed: dict[str, Any] = {"batch_size": 8}
+    search = Search(
+        *(("linear_probe", "clip_adapter"), METRIC, 4, 2, 1, fixed, "classification"),
+        retains=True,
+        stopping=Stopping("none"),
+        folds=3,
+    )
+    features, new = folder / "features", (folder / "new.json",)
+    write_json(
+        tmp_path / "study.json", about_study(search, [], features, folder / "base.json", new)
+    )
+    Driver(search, settings(folder, tmp_path, retain=new), 1, 1).fit()
+    study = open_study(tmp_path, retains=True)
+    words = write_choice(study, search, tmp_path)
+    assert words.startswith("chosen by 3 folds and val: ")
+    best = read_json(tmp_path / "best.json")
+    assert best["front"]
+    for trial in study.get_trials():
+        row = read_jsonl(tmp_path / "trials" / f"{trial.number:04d}" / "metrics.jsonl")[-1]
+        assert row[METRIC] * 42 == pytest.approx(round(row[METRIC] * 42))  # val and the shots
+        if "val/retained" in row:
+            assert row["val/retained"] * 18 == pytest.approx(round(row["val/retained"] * 18))
+    assert [*tmp_path.rglob("folds")] == []
+    assert read_contest(tmp_path, only_best=False).folds == 3
+
+
 def test_wrong_folds_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     def given(**more: Any) -> tune.Args:
         return tune.Args(
@@ -304,3 +333,17 @@ def test_what_was_to_be_chosen_on_val_is_said(
 ) -> None:
     train.run(without(folder, tmp_path / "run", "tip_adapter"))
     assert "chosen by leave-one-out over the training images" in capsys.readouterr().out
+
+
+def test_folds_stand_beside_what_is_retained(
+    folder: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    config = make_config("clip_adapter", SET)
+    more = {"retain": (folder / "new.json",)}
+    both = finish(bench(folder, tmp_path, backbone, **more).run(config, tmp_path / "both"))
+    plain = finish(bench(folder, tmp_path, backbone).run(config, tmp_path / "plain"))
+    one = settings(folder, tmp_path, folds=0, **more)
+    alone = finish(Workbench(one, backbone).run(config, tmp_path / "alone"))
+    assert [row[METRIC] for row in both.rows] == [row[METRIC] for row in plain.rows]
+    kept = [row["val/retained"] for row in alone.rows]
+    assert [row["val/retained"] for row in both.rows] == kept

@@ -44,6 +44,9 @@ def members(result: dict[str, Any]) -> dict[int, dict[str, Any]]:
     return {one["number"]: one for one in result.get("members") or [result]}
 
 
+FOLDS = "folds"  # in a trial's folder: the runs that are measured beside it
+
+
 def pruned_file(study: Path, number: int) -> Path:
     """Tells a worker to train on without one of several trials, which the journal has as pruned."""
     return study / "trials" / f"{number:04d}" / "pruned"

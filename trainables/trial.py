@@ -22,7 +22,7 @@ from ray import tune
 from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, replace
-from trainables.crew import Crew, Job
+from trainables.crew import FOLDS, Crew, Job
 from trainables.distributed import ALONE, Worker
 from trainables.draws import measured, read_draw
 from trainables.features import SplitFeatures, backbone_of, open_features
@@ -100,7 +100,9 @@ class Workbench:
         """What needs no training, on val, in a folder of its own."""
         settings = {"task": task, "precision": self.backbone.precision}  # frozen, as the store
         config = make_config(BASELINES[task], settings)
-        self.run(config, self.settings.folder / config.name).advance()
+        folder = self.settings.folder / config.name
+        self.run(config, folder).advance()
+        shutil.rmtree(folder / FOLDS, ignore_errors=True)
 
     def _measure_width(self, config: TrainConfig) -> None:
         """Once a study and adapter, by its first trial."""
@@ -126,14 +128,17 @@ class Workbench:
         metric = self.settings.metric
         without = replace(config, {"patience": 0})  # of no fold's own: all go on as long as the run
         folds = [
-            (Run(without, self.backbone, train, None, folder / f"folds/{n}", metric, worker), held)
+            (
+                Run(without, self.backbone, train, None, folder / FOLDS / f"{n}", metric, worker),
+                held,
+            )
             for n, (train, held) in enumerate(self.folds)
         ]
         run = Run(
             *(config, self.backbone, self.train, self.val, folder, metric, worker), folds=folds
         )
         if any(fold.epoch > run.epoch + 1 for fold, _ in folds):  # its last save was damaged
-            shutil.rmtree(folder / "folds")
+            shutil.rmtree(folder / FOLDS)
             return self.run(config, folder, worker)
         return run
 

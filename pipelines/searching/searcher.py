@@ -6,6 +6,7 @@ with all their intermediate values, failures FAIL with their reason, and the val
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from pipelines.searching.study import (
     write_best,
 )
 from trainables.config import Value
-from trainables.crew import members, pruned_file
+from trainables.crew import FOLDS, members, pruned_file
 from trainables.fused import FREE
 from trainables.width import Widths
 
@@ -169,6 +170,7 @@ class StudySearcher(FromDisk):
         for number, own in members(result).items():
             if own.get("pruned"):
                 pruned_file(self.folder, number).touch()
+        self._clear(result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -180,6 +182,14 @@ class StudySearcher(FromDisk):
             for number, trial in self.live.pop(trial_id).items():  # what the scheduler stopped
                 self._end(trial, members(result)[number], TrialState.PRUNED)
         self._write()
+        self._clear(result)
+
+    def _clear(self, result: dict[str, Any]) -> None:
+        """Away with the folds of a trial that ended: only what goes on needs them."""
+        for number in members(result) if self.search.folds else ():
+            if frozen_trial(self.study, number).state.is_finished():
+                folds = self.folder / "trials" / f"{number:04d}" / FOLDS
+                shutil.rmtree(folds, ignore_errors=True)
 
     def _write(self) -> None:
         write_best(self.study, self.search, self.folder, self.best)
