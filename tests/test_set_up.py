@@ -82,3 +82,15 @@ def test_ci_checks_what_a_developer_checks() -> None:
     assert "\nmake test " in (ROOT / "README.md").read_text()
     assert PROJECT["requires-python"] == ">=3.11"
     assert 'python-version: "3.11"' in workflow
+
+
+def test_what_contributors_are_told_of_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`([\w.]+/[\w./]*)`", text)
+    assert len(paths) > 10
+    base = {ROOT / "trainables", ROOT}
+    named = [path for path in paths if not path.endswith("/x.py")]
+    assert [path for path in named if not any((room / path).exists() for room in base)] == []
+    rules = (ROOT / "Makefile").read_text()
+    assert all(f"\n{name}" in rules for name in re.findall(r"make (test[\w-]*|bench)", text))
+    assert "(CONTRIBUTING.md)" in (ROOT / "README.md").read_text()
