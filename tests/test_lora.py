@@ -22,6 +22,7 @@ from trainables.backbone import Backbone, load_backbone
 from trainables.data import Batch
 from trainables.errors import ConfigError
 from trainables.image_tower import upper
+from trainables.text_tower import embed_text
 
 # PEFT 0.21 asks transformers for an attribute that was renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -85,7 +86,12 @@ def test_merged_it_is_a_backbone(
     assert again.fingerprint != backbone.fingerprint
     tokens, _ = again.tokenize([caption(3)])
     assert tokens.ids.tolist() == backbone.tokenize([caption(3)])[0].ids.tolist()
-    moved = replace(batch, image_embeds=again.embed_images(pictures()), hidden=None)
+    moved = replace(
+        batch,
+        image_embeds=again.embed_images(pictures()),
+        hidden=None,
+        text_embeds=embed_text(again, batch.tokens),
+    )
     zero_shot = outputs(make("zero_shot", again), moved)
     torch.testing.assert_close(zero_shot, ours, atol=1e-5, rtol=0)
 
