@@ -172,7 +172,8 @@ def section(folder: Path) -> list[str]:
     lines += [
         f"Written by `{HOW} --seeds {stored['seeds']}` in {minutes:.0f} CPU",
         f"minutes: searches that were run, each worth {stored['trials']} trials of",
-        f"{stored['epochs']} epochs, on {', '.join(f'`{cell}`' for cell in stored['cells'])}.",
+        f"{stored['epochs']} epochs, on {len(stored['cells'])} of {len(CELLS)} cells:",
+        f"{', '.join(f'`{cell}`' for cell in stored['cells'])}.",
         "Val and test are those of the trial that is highest on val; handed back is, on test, what",
         "`tune` chooses: by likelihood where there are classes, but not of a population. Means in",
         "points; to ASHA with the same seed, with 95 % by bootstrap over cells, and seeds of each.",
@@ -183,7 +184,7 @@ def section(folder: Path) -> list[str]:
     ]
     verdicts = []
     for name, found in every.items():
-        row = [f"`{name}`", *(f"{found[what].mean():g}" for what in ("epochs", "trials"))]
+        row = [f"`{name}`", *(f"{found[what].mean():.3g}" for what in ("epochs", "trials"))]
         words = []
         for what in ("val", "test", "handed back"):
             ours, asha = 100 * found[what], 100 * every["asha"][what]
