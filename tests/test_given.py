@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from pipelines import arena
+from pipelines.comparing.measuring import measure_arena
+from pipelines.comparing.plan import store_of, write_plan
+from pipelines.comparing.tuning import Arena, CellSearch
 from pipelines.drawing.labelled import read_labelled
 from pipelines.drawing.make import Task, make_draw
 from pipelines.drawing.words import read_words
@@ -295,3 +300,28 @@ def test_captions_come_from_a_source_of_their_own(tmp_path: Path) -> None:
     assert train.texts_of_images() == [[f"a b {n}", f"a c {n}"] for n in names_of]
     with pytest.raises(DataError, match="no embeddings of these texts"):
         train.text_embeds()
+
+
+def test_an_arena_of_a_store_leaves_each_draw_its_own_test(folder: Path, tmp_path: Path) -> None:
+    """Its stages one by one, without the workers between."""
+    store = encode(folder, split="draw")
+    args = arena.Args((f"given={store}",), shots=(8,), seed=(1, 2), protocol=("all",), trials=1)
+    plan = dataclasses.replace(arena._plan(args), adapters=("zero_shot", "tip_adapter"), epochs=1)
+    assert "tip_adapter" in arena._plan(args).adapters
+    assert not {"coop", "maple"} & set(arena._plan(args).adapters)
+    out = tmp_path / "arena"
+    arena._draw(args, plan, out)
+    write_plan(out, plan)
+    assert arena._linked(str(store), store_of(out, "given"))
+    arena._check_words(plan, out)
+    for cell in plan.cells():
+        search = CellSearch(Arena(plan, out, 1), cell)
+        while search.advance(lambda: False):
+            pass
+        assert search.close()["state"] == "done"
+    cells = measure_arena(out, Seal("a test"))["cells"]
+    assert [len(cell["correct"]["all"]) for cell in cells] == [3 * (ROWS - 8 - 4)] * 4
+    with pytest.raises(CliptuneError, match="must be one store"):
+        arena._plan(dataclasses.replace(args, data=(f"a={store}", f"b={store}")))
+    with pytest.raises(ConfigError, match="`coop` needs the text tower"):
+        arena._plan(dataclasses.replace(args, adapter=("coop",)))
