@@ -252,8 +252,8 @@ def _shown(
     from pipelines.measuring.sayings import sayings
 
     chosen = next((n for n, one in enumerate(contest.contestants) if one.selected), 0)
-    if not (chosen and args.gallery) or contest.draw is not None:
-        return {"gallery": []}
+    if not (chosen and args.gallery) or contest.draw is not None or shards.embedded:
+        return {"gallery": []}  # of finished embeddings there are no pictures
     records = shards.rows("test", COLUMNS, seal)
     if contest.task == "captioning":
         names = [one.name for one in contest.contestants]

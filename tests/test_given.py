@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from pipelines import arena
+from pipelines.classify import classify
 from pipelines.comparing.measuring import measure_arena
 from pipelines.comparing.plan import store_of, write_plan
 from pipelines.comparing.tuning import Arena, CellSearch
@@ -24,6 +25,8 @@ from pipelines.drawing.make import Task, make_draw
 from pipelines.drawing.words import read_words
 from pipelines.encode import Args
 from pipelines.encoding.given import encode_given
+from pipelines.using.files import Faults
+from pipelines.using.model import Model
 from trainables.adapters.registry import build, check_towers, make_config
 from trainables.backbone import load_backbone
 from trainables.classes import Classes
@@ -325,3 +328,17 @@ def test_an_arena_of_a_store_leaves_each_draw_its_own_test(folder: Path, tmp_pat
         arena._plan(dataclasses.replace(args, data=(f"a={store}", f"b={store}")))
     with pytest.raises(ConfigError, match="`coop` needs the text tower"):
         arena._plan(dataclasses.replace(args, adapter=("coop",)))
+
+
+def test_rows_of_a_file_are_classified(folder: Path, tmp_path: Path) -> None:
+    backbone = backbone_of(encode(folder))
+    adapter = build(make_config("zero_shot", {"task": "classification"}), backbone)
+    classes = Classes(NAMES, TEMPLATES[0])
+    np.save(tmp_path / "new.npy", vectors(6, 9)[:3])  # the texts themselves
+    np.save(tmp_path / "wide.npy", np.ones((2, 3), np.float32))
+    faults = Faults()
+    model = Model("zero-shot", adapter, "", classes)
+    rows = classify(model, [tmp_path / "new.npy", tmp_path / "wide.npy"], classes, 1, faults)
+    assert [row["path"] for row in rows] == [f"{tmp_path / 'new.npy'}:{n}" for n in range(3)]
+    assert [row["classes"][0]["name"] for row in rows] == list(NAMES)
+    assert faults.reasons == {tmp_path / "wide.npy": "its vectors must have width 16, got 3"}

@@ -14,12 +14,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines.encoding.containers import batches, is_vector, rows_of, schema
-from pipelines.encoding.vectors import CHUNK, PICKLES, SUFFIXES, Vectors, natural, open_vectors
 from pipelines.sources.base import Options, split_of_name, splits_of_files
+from pipelines.sources.containers import batches, is_vector, rows_of, schema
 from pipelines.sources.fields import field_of
 from pipelines.sources.gather import Gather
 from pipelines.sources.registry import SOURCES, source_format
+from pipelines.sources.vectors import CHUNK, PICKLES, SUFFIXES, Vectors, natural, open_vectors
 from trainables.errors import DataError
 
 Rows = list[dict[str, Any]]

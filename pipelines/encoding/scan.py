@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.encoding.layout import Given, Rows
-from pipelines.encoding.vectors import CHUNK
 from pipelines.sources.base import split_name
+from pipelines.sources.vectors import CHUNK
 from trainables.data import Tokens
 from trainables.errors import DataError
 from trainables.shards import POOL, SPLITS, captions_of

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib.format import open_memmap
 
-from pipelines.encoding.containers import CONTAINERS
+from pipelines.sources.containers import CONTAINERS
 from trainables.errors import DataError, unknown
 from trainables.tensor_file import Array
 
