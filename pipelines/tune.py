@@ -122,10 +122,11 @@ def run(args: Args) -> None:
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
+    from pipelines.searching.best import best_trial
     from pipelines.searching.budget import Budget
     from pipelines.searching.choice import write_choice
     from pipelines.searching.closing import closing
-    from pipelines.searching.study import best_trial, open_study, states
+    from pipelines.searching.study import open_study, states
 
     _claim(folder, args, search)
     study = open_study(folder, search.retains)
@@ -207,11 +208,11 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     quiet_tune()
     from ray import tune
 
+    from pipelines.searching.best import best_so_far
     from pipelines.searching.callbacks import Losses, Progress
     from pipelines.searching.interrupt import Interrupt
     from pipelines.searching.population import rules
     from pipelines.searching.searcher import widest
-    from pipelines.searching.study import best_so_far
     from pipelines.searching.workers import take
     from trainables.trial import AdapterTrial, TrialSettings
 

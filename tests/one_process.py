@@ -21,9 +21,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipelines.searching.asha import EarlyStopping
+from pipelines.searching.best import write_best
 from pipelines.searching.callbacks import Losses
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, open_study, write_best
+from pipelines.searching.study import Search, open_study
 from trainables.crew import Job
 from trainables.trial import InProcess, TrialSettings
 

@@ -13,7 +13,8 @@ import pytest
 from optuna.trial import TrialState
 
 import trainables.trial
-from pipelines.searching.study import Search, best_trial, open_study
+from pipelines.searching.best import best_trial
+from pipelines.searching.study import Search, open_study
 from tests.one_process import Driver, Killed, copy, snapshots, watching
 from trainables.backbone import Backbone
 from trainables.files import sha256_file

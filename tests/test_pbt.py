@@ -17,10 +17,11 @@ from ray.tune.schedulers.pbt import _PBTTrialState
 
 import trainables.trial
 from pipelines.cli import stage_main
+from pipelines.searching.best import best_trial
 from pipelines.searching.closing import closing
 from pipelines.searching.pbt import Exploit, Gain, Member, exploits
 from pipelines.searching.population import lineage, rules
-from pipelines.searching.study import Search, Stopping, best_trial, open_study
+from pipelines.searching.study import Search, Stopping, open_study
 from tests.one_process import Driver, snapshots
 from tests.test_kills import SEARCH as PLAIN
 from tests.test_kills import tensors

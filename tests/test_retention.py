@@ -22,10 +22,11 @@ from pipelines import report, train, tune
 from pipelines.measuring.contestants import read_contest
 from pipelines.measuring.standings import retention
 from pipelines.searching import flags as tune_flags
+from pipelines.searching.best import best_so_far, best_trial
 from pipelines.searching.callbacks import Progress
 from pipelines.searching.choice import write_choice
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, best_so_far, best_trial, open_study
+from pipelines.searching.study import Search, open_study
 from tests.shelf import draw, shelf
 from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter

@@ -19,22 +19,14 @@ from ray.tune.search import Searcher
 from pipelines import tune
 from pipelines.searching import flags as tune_flags
 from pipelines.searching.asha import EarlyStopping, rungs
+from pipelines.searching.best import best_so_far, best_trial
 from pipelines.searching.budget import Budget
 from pipelines.searching.callbacks import Losses, reason_of
 from pipelines.searching.groups import STARTS, Switchboard
 from pipelines.searching.kinds import Sampler
 from pipelines.searching.race import LEAST
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import (
-    Search,
-    Stopping,
-    best_so_far,
-    best_trial,
-    doubt_of,
-    open_study,
-    states,
-    usual_grace,
-)
+from pipelines.searching.study import Search, Stopping, doubt_of, open_study, states, usual_grace
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import to_json

@@ -29,9 +29,8 @@ def choose(grid: Iterable[Tensor], labels: Tensor, accurate: bool = False) -> tu
     likeliest; with few images that is the worse choice. Of equal ones the first."""
     part = parts(labels)
     apart = F.one_hot(part, PARTS) == 0  # (n, P)
-    counted = torch.cat(
-        [torch.ones_like(apart[:, :1]), apart], 1
-    ).double()  # all, then without 0 ...
+    every = torch.ones_like(apart[:, :1])
+    counted = torch.cat([every, apart], 1).double()  # of all, then of those not of part 0, 1, ...
     most = likeliest = counted.new_full((1 + PARTS,), -torch.inf)
     number = torch.zeros_like(most, dtype=torch.int64)
     crossed, before, images = torch.zeros(0), 0, torch.arange(len(part), device=part.device)
@@ -52,12 +51,17 @@ def choose(grid: Iterable[Tensor], labels: Tensor, accurate: bool = False) -> tu
     return int(number[0]), crossed
 
 
+def repeated(labels: Tensor) -> bool:
+    """Whether every class has another image beside each: (N,) labels, of which none is left out."""
+    return bool(torch.bincount(labels).min() >= 2)
+
+
 def left_out(
     fit: Callable[[Tensor, Tensor, Tensor], Tensor], images: Tensor, labels: Tensor
 ) -> Tensor | None:
     """What `fit(images, labels, others)` (A, n, C) says of each image when its part is not among
     those that are fitted: (A, N, C). None where a class has one image only."""
-    if torch.bincount(labels).min() < 2:
+    if not repeated(labels):
         return None
     part = parts(labels)
     found: list[Tensor] = []

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial
 
 from benchmarks.harness import Case, Outputs, Row, measure
 from pipelines.searching.asha import EarlyStopping
+from pipelines.searching.best import Best
 from pipelines.searching.budget import Spent
 from pipelines.searching.callbacks import Progress
 from pipelines.searching.history import History
@@ -36,7 +37,7 @@ from pipelines.searching.ledger import Ledger, Total
 from pipelines.searching.race import Standings
 from pipelines.searching.samplers import quiet
 from pipelines.searching.searcher import StudySearcher, suggest
-from pipelines.searching.study import ADAPTER, Best, Search, open_study
+from pipelines.searching.study import ADAPTER, Search, open_study
 from trainables.crew import Job
 from trainables.files import read_json, write_json
 

@@ -26,11 +26,12 @@ from benchmarks.searchers.sheet import interval
 from pipelines import tune
 from pipelines.measuring.provenance import versions
 from pipelines.searching.asha import EarlyStopping, rungs
+from pipelines.searching.best import best_trial
 from pipelines.searching.choice import write_choice
 from pipelines.searching.flags import check
 from pipelines.searching.kinds import Scheduler
 from pipelines.searching.population import rules
-from pipelines.searching.study import Search, about_study, best_trial, open_study
+from pipelines.searching.study import Search, about_study, open_study
 from trainables.checkpoint import load_adapter
 from trainables.crew import Crew, Job
 from trainables.distributed import ALONE

@@ -13,10 +13,11 @@ from optuna.trial import FrozenTrial
 from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
+from pipelines.searching.best import Best, best_of, shown
 from pipelines.searching.budget import Budget
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Best, Search, best_of, frozen_trial, shown
+from pipelines.searching.study import Search, frozen_trial
 from trainables.crew import Job
 
 

@@ -27,7 +27,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.baselines import WORDS
-from pipelines.searching.study import OVER, Search, best_of, goals
+from pipelines.searching.best import best_of
+from pipelines.searching.study import OVER, Search, goals
 from trainables.adapters.registry import BASELINES
 from trainables.checkpoint import val_values
 from trainables.files import read_jsonl, write_json

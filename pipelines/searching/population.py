@@ -23,10 +23,11 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler
 
 from pipelines.searching.asha import EarlyStopping
+from pipelines.searching.best import best_trial
 from pipelines.searching.pbt import Exploit, Gain, Member, Ranges, changing, exploits, values_of
 from pipelines.searching.schedule import Schedule
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, best_trial, frozen_trial
+from pipelines.searching.study import Search, frozen_trial
 from trainables.changes import Change, read_changes, write_changes
 from trainables.config import in_epoch
 from trainables.crew import members as results_of

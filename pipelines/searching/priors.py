@@ -20,7 +20,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.reporting.study import journal_of
-from pipelines.searching.study import OVER, PRIOR, Search, Start, standing_of
+from pipelines.searching.best import standing_of
+from pipelines.searching.study import OVER, PRIOR, Search, Start
 from trainables.errors import DataError
 from trainables.files import read_json
 

@@ -20,6 +20,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from pipelines.searching.best import Best, write_best
 from pipelines.searching.budget import Budget
 from pipelines.searching.from_disk import FromDisk
 from pipelines.searching.ledger import Ledger
@@ -27,13 +28,11 @@ from pipelines.searching.samplers import LikeWithLike
 from pipelines.searching.study import (
     ADAPTER,
     OVER,
-    Best,
     Search,
     batch,
     frozen_trial,
     storage_of,
     trial_id,
-    write_best,
 )
 from trainables.config import Value
 from trainables.crew import FOLDS, members, pruned_file

@@ -22,15 +22,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.searching.kinds import Sampler
-from pipelines.searching.ledger import Ledger
 from search_spaces.common import Space
 from search_spaces.notation import contains, plain, text_of, words
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import ADAPTERS, make_config
 from trainables.config import Task, Value, flatten
 from trainables.draws import about_draws
-from trainables.files import now, read_json, write_json
-from trainables.metrics.balance import RULE, front, standing
+from trainables.files import now, read_json
 
 STUDY = "cliptune"
 OVER = "over a limit"  # noted of a trial that is never chosen
@@ -38,7 +36,7 @@ ADAPTER = "adapter"  # the parameter that says which adapter a trial is of
 FORMAT = "cliptune-study-1"
 # Origins of trials that no sampler drew.
 RECIPE, PRIOR, PORTFOLIO = POINTS = "recipe", "prior", "portfolio"
-UNLIKELY = -10.0
+UNLIKELY = -10.0  # a log-likelihood, in place of one that is no number or lower
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -152,13 +150,13 @@ class Search:
         return any(result.get(name, 0) > most for name, most in self.limits.items())
 
     def standing(self, trial: FrozenTrial) -> list[float]:
-        """What a sampler hears of a trial that ended: what it reached in each goal, however long
-        it ran; a whole point less where it went over a limit. Nothing of one that failed."""
+        """What a trial that ended is worth: what it reached in each goal, however long it ran; a
+        whole point less where it went over a limit. Nothing of one that failed."""
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             return []
         best, kept = goals(trial)
         best -= OVER in trial.user_attrs
-        # Where retention is not applicable, the sampler hears that none of it was kept.
+        # Where retention is not applicable, it counts as if none of it was kept.
         return [best, kept or 0.0] if self.retains else [best]
 
     def heard(self, trial: FrozenTrial) -> list[float]:
@@ -342,110 +340,10 @@ def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
     return storage_of(study).get_trial(trial_id(study, number))
 
 
-class Best:
-    """The trial with the best val value at any epoch, of all and of each adapter; of equal
-    accuracies the likelier one, of other ties the earlier.
-
-    PRUNED trials count: their `best/` was measured like any other. Of two goals, the harmonic mean
-    is compared, both at the epoch that is best by the metric: that of `best/`. Of those there is a
-    front too: the complete trials that no other beats in both, the best by the metric first.
-    """
-
-    def __init__(
-        self,
-        found: Mapping[str | None, FrozenTrial] | None = None,
-        front: Sequence[FrozenTrial] = (),
-    ) -> None:
-        self.found = dict(found or {})  # by adapter; None: of all
-        self.front = list(front)
-
-    def add(self, trial: FrozenTrial) -> None:
-        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or OVER in trial.user_attrs:
-            return
-        for name in (None, trial.user_attrs["config"]["name"]):
-            if name not in self.found or standing_of(trial) > standing_of(self.found[name]):
-                self.found[name] = trial
-        if trial.state == TrialState.COMPLETE and goals(trial)[1] is not None:
-            rivals = [*self.front, trial]
-            pairs = [(value, kept or 0.0) for value, kept in map(goals, rivals)]
-            self.front = [rivals[place] for place in front(pairs)]
-
-    def copy(self) -> Best:
-        return Best(self.found, self.front)
-
-
-def standing_of(trial: FrozenTrial) -> tuple[float, ...]:
-    return (*standing(*goals(trial)), trial.user_attrs.get("likelihood", 0.0))
-
-
-def best_of(study: optuna.Study, ledger: Ledger[Best] | None = None) -> Best:
-    """By a ledger that is kept, or anew."""
-    return (ledger or Ledger(Best())).of(study.get_trials(deepcopy=False))
-
-
-def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial | None:
-    """The best trial of all or of an adapter."""
-    return best_of(study).found.get(adapter)
-
-
 def goals(trial: FrozenTrial) -> tuple[float, float | None]:
     """What a trial that ended reached: the metric, and what it retained where that was measured
     and applies."""
     return float(trial.user_attrs["best"]), trial.user_attrs.get("retained")
-
-
-def shown(trial: FrozenTrial, retains: bool) -> str:
-    """The same as a line of progress says it."""
-    value, kept = goals(trial)
-    if not retains:
-        return f"{value:.4f}"
-    return f"{value:.4f}, retained {'not applicable' if kept is None else f'{kept:.4f}'}"
-
-
-def best_so_far(study: optuna.Study, metric: str) -> str:
-    """In words: the best value that any trial reached, running ones included."""
-    chosen = best_trial(study) if len(study.directions) > 1 else None
-    if chosen is not None:
-        name = chosen.user_attrs["config"]["name"]
-        return f"best so far: trial {chosen.number}, {name}, {metric} {shown(chosen, True)}"
-    measured = [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.intermediate_values
-        and trial.state != TrialState.FAIL
-        and OVER not in trial.user_attrs
-    ]
-    if not measured:
-        return "no trial has been measured yet."
-    top = max(measured, key=lambda trial: max(trial.intermediate_values.values()))
-    value = max(top.intermediate_values.values())
-    name = top.user_attrs["config"]["name"]
-    return f"best so far: trial {top.number}, {name}, {metric} {value:.4f}"
-
-
-def write_best(
-    study: optuna.Study, search: Search, folder: Path, ledger: Ledger[Best] | None = None
-) -> None:
-    """`best.json`: the winner on val, and each adapter's own; of two goals, also the front."""
-
-    def entry(trial: FrozenTrial) -> dict[str, Any]:
-        return {
-            "trial": trial.number,
-            "adapter": trial.user_attrs["config"]["name"],
-            "value": trial.user_attrs["best"],
-            **({"retained": goals(trial)[1]} if search.retains else {}),
-            "path": f"trials/{trial.number:04d}",
-        }
-
-    top = best_of(study, ledger)
-    found = top.found
-    if not found:
-        return
-    own = {name: entry(found[name]) for name in search.adapters if name in found}
-    best = entry(found[None]) | {"metric": search.metric, "per_adapter": own}
-    if search.retains:
-        best |= {"rule": RULE, "front": [entry(trial) for trial in top.front]}
-    write_json(folder / "best.json", best)
 
 
 def states(study: optuna.Study) -> dict[str, int]:

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.nn.parameter import UninitializedBuffer
 
 from trainables.adapters.base import Adapter, Classifier, product
-from trainables.adapters.shared import repeated, unit
+from trainables.adapters.shared import unit
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.crossfit import choose, left_out
+from trainables.crossfit import choose, left_out, repeated
 from trainables.data import Tokens
 from trainables.features import SplitFeatures
 

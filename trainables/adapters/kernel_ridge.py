@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.nn.parameter import UninitializedBuffer
 
 from trainables.adapters.base import Adapter, Classifier, product
-from trainables.adapters.shared import repeated, unit
+from trainables.adapters.shared import unit
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.crossfit import choose
+from trainables.crossfit import choose, repeated
 from trainables.data import Tokens
 from trainables.features import SplitFeatures
 
@@ -116,7 +116,7 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
         del epoch
         assert self.classes is not None
         texts = self.classes.text_embeds(self.backbone).double()
-        images, labels = (None, self.labels)
+        images, labels = None, self.labels
         if val is not None:
             assert val.labels is not None
             images, labels = unit(val.image_embeds.to(texts.device)), val.labels.to(texts.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.nn.parameter import UninitializedBuffer
 
 from trainables.adapters.base import Adapter, Classifier, product
-from trainables.adapters.shared import repeated, unit
+from trainables.adapters.shared import unit
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.crossfit import choose, left_out
+from trainables.crossfit import choose, left_out, repeated
 from trainables.data import Tokens
 from trainables.features import SplitFeatures
 
@@ -122,12 +122,15 @@ class LinearProbe(Adapter[LinearProbeConfig]):
             assert self.shown.classes is not None
             centre = self.shown.classes.text_embeds(self.backbone).double()
 
-        def logits(known: Tensor, classes: Tensor, asked: Tensor) -> Tensor:
-            found = self._path(known, classes, centre, PENALTIES)
-            return torch.stack([self.tau * (asked @ w.T + b) for w, b in found]).float()
+        def logits(path: Iterable[tuple[Tensor, Tensor]], asked: Tensor) -> Tensor:
+            """Of each of a path's lambdas: (L, n, C)."""
+            return torch.stack([self.tau * (asked @ w.T + b) for w, b in path]).float()
+
+        def fit(known: Tensor, classes: Tensor, asked: Tensor) -> Tensor:
+            return logits(self._path(known, classes, centre, PENALTIES), asked)
 
         if val is None:
-            found = left_out(logits, images, labels)
+            found = left_out(fit, images, labels)
             penalty = self.config.penalty
             if found is not None:
                 penalty = PENALTIES[choose([found], labels)[0]]
@@ -135,11 +138,10 @@ class LinearProbe(Adapter[LinearProbeConfig]):
             crossed = None
         else:
             assert val.labels is not None
-            asked = unit(val.image_embeds.to(device))
-            every = list(self._path(images, labels, centre, PENALTIES))
-            grid = torch.stack([self.tau * (asked @ w.T + b) for w, b in every]).float()
+            path = list(self._path(images, labels, centre, PENALTIES))
+            grid = logits(path, unit(val.image_embeds.to(device)))
             number, crossed = choose([grid], val.labels.to(device))
-            weight, bias = every[number]
+            weight, bias = path[number]
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         return None if crossed is None else (crossed / self.tau).cpu()

@@ -113,8 +113,3 @@ def check_length(vectors: Tensor, n_ctx: int, depth: int) -> None:
 def unit(images: Tensor) -> Tensor:
     """Of unit length, in float64: what is solved for in closed form loses digits."""
     return F.normalize(images.double(), dim=-1)
-
-
-def repeated(labels: Tensor) -> bool:
-    """Whether every class has another image beside each: (N,) labels, of which none is left out."""
-    return bool(torch.bincount(labels).min() >= 2)
