@@ -25,7 +25,7 @@ from tqdm import tqdm
 from pipelines import console
 from pipelines.encode import Args
 from pipelines.encoding.layout import Given, read_layout
-from pipelines.encoding.scan import NAMES, Scan, captions, digest, record, records, scan
+from pipelines.encoding.scan import NAMES, Scan, captions, digest, numbered, record, records, scan
 from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
 from trainables.data import Tokens
@@ -252,7 +252,7 @@ class _SplitFile:
         self.file.put("token_offsets", 0, offsets)
         counts = found.captions[rows]
         self.file.put("caption_rows", 0, np.repeat(np.arange(len(rows)), counts))
-        self.file.put("groups", 0, np.unique(found.groups[rows], return_inverse=True)[1])
+        self.file.put("groups", 0, numbered(found.groups[rows]).astype(np.int64))
         for start, ids in self._ids():
             self.file.put("token_ids", start, ids)
         self.images, self.done = len(rows), 0

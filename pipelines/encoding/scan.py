@@ -58,7 +58,7 @@ class Scan:
     """What is known of all rows."""
 
     split: Array  # (N,) uint8, of `NAMES`
-    groups: Array  # (N,) int64, equal where the vectors are
+    groups: Array  # (N,) int32, equal where the vectors are
     captions: Array  # (N,) int32, how many
     labels: dict[str, int]  # of the class names
     words: dict[str, Words]
@@ -137,7 +137,8 @@ def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
     bar.close()
     _check_ids(ids)
     del ids
-    groups = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    groups = numbered(keys)
+    del keys
     _check_leaks(split, groups)
     found = Scan(split, groups, counts, labels, words)
     for name in () if rule == "draw" else ("train", "val"):
@@ -180,11 +181,24 @@ def _split(row: Mapping[str, Any], rule: str, hashed: str, number: int) -> str:
     return {8: "val", 9: "test"}.get(int(hashed[:8], 16) % 10, "train")
 
 
+def numbered(keys: Array) -> Array:
+    """Equal numbers, from 0 on, where `keys` (N,) are equal: int32. It is what `numpy.unique` gives
+    as the inverse, in less than half of its memory."""
+    order = np.argsort(keys, kind="stable")
+    new = np.ones(len(keys), bool)
+    for start in range(1, len(keys), CHUNK):
+        some = keys[order[start - 1 : start + CHUNK]]
+        new[start : start + CHUNK] = some[1:] != some[:-1]
+    numbers = np.empty(len(keys), np.int32)
+    numbers[order] = new.cumsum(dtype=np.int32) - 1
+    return numbers
+
+
 def _check_ids(ids: Array) -> None:
-    order = np.argsort(ids, kind="stable")
-    same = np.flatnonzero(np.diff(ids[order].view(np.int64)) == 0)
-    if len(same):
-        one, other = sorted(order[same[0] : same[0] + 2].tolist())
+    numbers = numbered(ids)
+    if len(numbers) and int(numbers.max()) + 1 < len(ids):
+        twice = int(np.flatnonzero(np.bincount(numbers) > 1)[0])
+        one, other = np.flatnonzero(numbers == twice)[:2].tolist()
         raise DataError(f"metadata rows {one} and {other} have one id: each image needs its own.")
 
 
