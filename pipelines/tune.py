@@ -136,6 +136,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     if Budget(search, study).over() and not counts["RUNNING"]:
         if best_trial(study) is None:
             raise CliptuneError(f"no trial of `{folder}` succeeded: give another `--out`.")
+        _over(folder, study)
         nothing_to_do(folder / "best.json", then)
         return
     try:
@@ -157,6 +158,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         os._exit(130)  # Ray's own exit handlers may wait for longer than the user should
     if best_trial(study) is None:
         raise CliptuneError(f"no trial of `{folder}` succeeded; their reasons are listed above.")
+    _over(folder, study)
     say(chosen)
     made = [folder / "schedule.json"] if search.stopping.population else []
     done([folder / "best.json", *made, folder / "journal.log", folder / "trials"], then)
@@ -194,6 +196,12 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
                 )
         wanted["created"] = found["created"]
     write_json(path, wanted)
+
+
+def _over(folder: Path, study: optuna.Study) -> None:
+    """Say in `study.json` that the search was to have as many trials as it has."""
+    path = folder / "study.json"
+    write_json(path, read_json(path) | {"trials": len(study.get_trials(deepcopy=False))})
 
 
 def _without(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

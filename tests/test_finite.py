@@ -16,6 +16,7 @@ from optuna.distributions import (
 )
 from ray.tune.search import Searcher
 
+from pipelines.reporting.study import read_study
 from pipelines.searching.callbacks import Progress
 from pipelines.searching.finite import number_of, size, untried, values_of
 from pipelines.searching.flags import check
@@ -24,6 +25,7 @@ from pipelines.searching.race import Runner, turn
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, open_study
 from pipelines.tune import Args
+from pipelines.tune import run as tune
 from search_spaces.common import Space, choice
 from search_spaces.registry import SPACES
 from trainables.crew import Job
@@ -120,6 +122,17 @@ def test_the_line_of_progress_counts_towards_the_points_that_there_are(
         f"{1 + number}/{TEMPLATES}{also}" for number in range(TEMPLATES)
     ]
     assert "about 0 s left" in lines[-1]
+
+
+def test_the_report_of_a_search_that_ended_before_its_budget_waits_for_no_more(
+    tmp_path: Path, features: Path
+) -> None:
+    args = Args(features, tmp_path, adapter=("zero_shot",), trials=40, portfolio=False)
+    asks = searcher(tmp_path, check(args))
+    assert run(asks) == TEMPLATES
+    tune(args)
+    study = read_study(tmp_path)
+    assert (study.planned, study.unfinished) == (TEMPLATES, False)
 
 
 def test_the_budget_counts_on_where_one_space_has_no_end(tmp_path: Path) -> None:
