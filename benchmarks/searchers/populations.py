@@ -64,7 +64,7 @@ class Options:
     seeds: int = 5
     """Searches of each scheduler on each cell."""
     trials: int = 16
-    """Of a population. Every search has as many epochs as its members together."""
+    """Of a population; every search has as many epochs as its members together."""
     epochs: int = 9
     """Of a trial that is not stopped early."""
     out: Path = HERE
@@ -169,15 +169,16 @@ def section(folder: Path) -> list[str]:
         }
         for name in next(iter(stored["cells"].values()))
     }
-    minutes = sum(stored["cpu_minutes"].values())
+    ran, minutes = stored["cells"], sum(stored["cpu_minutes"].values())
     lines += [
-        f"Written by `{HOW} --seeds {stored['seeds']}` in {minutes:.0f} CPU",
-        f"minutes: searches that were run, each worth {stored['trials']} trials of",
-        f"{stored['epochs']} epochs, on {len(stored['cells'])} of {len(CELLS)} cells:",
-        f"{', '.join(f'`{cell}`' for cell in stored['cells'])}.",
+        f"Written by `{HOW} --seeds {stored['seeds']}` in {minutes:.0f} CPU minutes: searches",
+        f"that were run, each worth {stored['trials']} trials of {stored['epochs']} epochs, on",
+        f"{len(ran)} of {len(CELLS)} cells: {', '.join(f'`{cell}`' for cell in ran)}.",
         "Val and test are those of the trial that is highest on val; handed back is, on test, what",
         "`tune` chooses: by likelihood where there are classes, but not of a population. Means in",
         "points; to ASHA with the same seed, with 95 % by bootstrap over cells, and seeds of each.",
+        "A population also varies weight decay, label smoothing and temperature where the space of",
+        "an adapter, in which the others search, leaves them at its recipe.",
         "",
         "| scheduler | epochs | trials | val | to ASHA | 95 % | test | to ASHA | 95 % "
         "| handed back | to ASHA | 95 % |",
