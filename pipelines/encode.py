@@ -62,6 +62,9 @@ class Args:
     that the metadata says."""
     logit_scale: float = 100.0
     """Of embeddings without `--backbone`: what their model multiplies similarities by."""
+    clean_text: bool = True
+    """Mend captions for a CLIP as its own tokenizer does: HTML entities, curly quotes, characters
+    decoded wrongly. It is part of the store's key."""
 
     def __post_init__(self) -> None:
         self._check_source()

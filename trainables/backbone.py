@@ -132,8 +132,12 @@ def load_backbone(
     revision: str | None = None,
     device: torch.device | str = "cpu",
     precision: Resolved = "fp32",
+    clean_text: bool = True,
 ) -> Backbone:
-    """The model in directory `name`, or on the Hub under that id at commit `revision`."""
+    """The model in directory `name`, or on the Hub under that id at commit `revision`.
+
+    `clean_text`: texts for a CLIP are mended as its own tokenizer does (`cleaning.py`).
+    """
     folder = locate(name, revision)
     if is_given(folder):
         return _given(folder, device)
@@ -173,7 +177,7 @@ def load_backbone(
         device=torch.device(device),
         precision=precision,
         pads_left=kind == "siglip" and tokenizer.padding_side == "left",
-        cleaning=cleaning_of(folder),
+        cleaning="openai" if clip and clean_text else cleaning_of(folder),
     )
 
 

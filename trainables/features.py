@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trainables.backbone import Backbone, load_backbone
 from trainables.classes import Classes
+from trainables.cleaning import versions
 from trainables.data import Tokens
 from trainables.derived import Derived
 from trainables.errors import DataError, unknown
@@ -169,6 +170,8 @@ def features_key(
         parts |= {"frames": frames.count, "sampling": frames.rule}
     if frames.count or shards.notes.get("clips"):
         parts |= {"clips": clip_versions()}
+    if cleaning := versions(backbone.cleaning):
+        parts |= {"cleaning": cleaning}
     if backbone.precision != "fp32":
         parts |= {"precision": backbone.precision}
     return sha256_json(parts)[:16]
@@ -206,9 +209,11 @@ def precision_of(folder: Path) -> Resolved:
 
 
 def backbone_of(folder: Path, device: str = "cpu") -> Backbone:
-    """The backbone that a store was made with, its weights unchanged since, in its precision."""
-    made_with = read_json(folder / "manifest.json")["backbone"]
-    how = (device, precision_of(folder))
+    """The backbone that a store was made with, its weights unchanged since, in its precision; texts
+    are mended where the store's were."""
+    manifest = read_json(folder / "manifest.json")
+    made_with, cleaned = manifest["backbone"], "cleaning" in manifest
+    how = (device, precision_of(folder), cleaned)
     backbone = load_backbone(made_with["name"], made_with["revision"], *how)
     if backbone.fingerprint != made_with["fingerprint"]:
         raise DataError(

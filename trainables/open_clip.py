@@ -69,7 +69,7 @@ def load_open_clip(folder: Path) -> tuple[Kind, Any]:
 
 
 def cleaning_of(folder: Path) -> Cleaning:
-    """What its tokenizer does to a text first, by `tokenizer_kwargs`."""
+    """What a SigLIP's tokenizer does to a text first, by `tokenizer_kwargs`."""
     if not is_open_clip(folder):
         return "none"
     named = (_about(folder)["text_cfg"].get("tokenizer_kwargs") or {}).get("clean")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables.backbone import Backbone
+from trainables.cleaning import repairs
 from trainables.data import Tokens
 from trainables.shards import captions_of, chunks
 
@@ -29,6 +30,7 @@ class Texts:
     caption_rows: Tensor
     groups: Tensor
     truncated: int
+    repaired: int = 0  # captions that the backbone's cleaning mended
 
 
 def read_texts(backbone: Backbone, rows: Iterable[Mapping[str, Any]]) -> Texts:
@@ -40,7 +42,7 @@ def read_texts(backbone: Backbone, rows: Iterable[Mapping[str, Any]]) -> Texts:
     group_of: dict[bytes, int] = {}
     token_ids = [torch.zeros(0, dtype=torch.int32)]
     lengths = [torch.zeros(1, dtype=torch.int64)]
-    truncated = 0
+    truncated = repaired = 0
     for chunk in chunks(rows, 4096):
         texts = [captions_of(row) for row in chunk]
         ids += [row["id"] for row in chunk]
@@ -49,12 +51,12 @@ def read_texts(backbone: Backbone, rows: Iterable[Mapping[str, Any]]) -> Texts:
             groups.append(group_of.setdefault(bytes.fromhex(row["sha256"]), len(group_of)))
         flat = [caption for captions in texts for caption in captions]
         every += flat
+        repaired += repairs(flat, backbone.cleaning)
         tokens, cut = backbone.tokenize(flat)
         token_ids.append(tokens.ids.int())  # half the size on disk; embeddings take either
         lengths.append(tokens.lengths)
         truncated += cut
     tokens = Tokens(torch.cat(token_ids), torch.cat(lengths).cumsum(0))
     caption_rows = torch.arange(len(ids)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
-    return Texts(
-        ids, every, tokens, caption_rows, torch.tensor(groups, dtype=torch.int64), truncated
-    )
+    of_images = torch.tensor(groups, dtype=torch.int64)
+    return Texts(ids, every, tokens, caption_rows, of_images, truncated, repaired)

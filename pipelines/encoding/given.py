@@ -28,6 +28,7 @@ from pipelines.encoding.layout import Given, read_layout
 from pipelines.encoding.scan import NAMES, Scan, captions, digest, numbered, record, records, scan
 from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
+from trainables.cleaning import versions
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.features import FORMAT
@@ -45,13 +46,19 @@ def encode_given(args: Args) -> tuple[Path, bool]:
     """The store's folder, and whether this call had to write it."""
     assert args.embeddings is not None
     given = read_layout(args.embeddings.absolute(), args.captions)
-    backbone = load_backbone(args.backbone, args.revision) if args.backbone else None
+    backbone = (
+        load_backbone(args.backbone, args.revision, clean_text=args.clean_text)
+        if args.backbone
+        else None
+    )
     if backbone is not None and backbone.embed_dim != given.images.width:
         raise ConfigError(
             f"`--backbone {args.backbone}` makes vectors of width {backbone.embed_dim}, those of "
             f"`{given.folder}` have {given.images.width}: they are of another model."
         )
-    made_with = backbone.fingerprint if backbone else args.logit_scale
+    made_with: Any = args.logit_scale
+    if backbone:
+        made_with = [backbone.fingerprint, versions(backbone.cleaning)]
     files = {str(p.relative_to(given.folder)): sha256_file(p) for p in given.paths}
     said = [] if args.captions is None else [sha256_file(p) for p in _below(args.captions)]
     key = sha256_json([FORMAT, "given", files, args.split, made_with, said])[:16]
@@ -218,6 +225,7 @@ def _write(
             "text_tower": texts is None,
             "backbone": made_with | {"fingerprint": backbone.fingerprint},
             **{"preprocess": asdict(backbone.preprocess), "decoder": decoder_versions()},
+            **({"cleaning": cleaning} if (cleaning := versions(backbone.cleaning)) else {}),
             **{"views": 0, "data_seed": 0, "pixels": False, "activations_bytes": 0},
             **{"splits": opened, "truncated_captions": truncated, "created": now()},
         },

@@ -22,6 +22,7 @@ from pipelines.encoding.towers import Job, Unit, embed_units
 from pipelines.encoding.writer import SplitWriter
 from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
+from trainables.cleaning import versions
 from trainables.errors import CliptuneError, DataError
 from trainables.features import FORMAT, features_key
 from trainables.files import now, read_json, sha256_file, write_json
@@ -131,7 +132,9 @@ def encode(args: Args) -> tuple[Path, bool]:
         if not shards.splits.get(split, {}).get("images"):
             raise DataError(f"`{shards.folder}` must have images in `{split}`, got none.")
     asked = (args.precision, args.workers, args.gpus, args.wait)
-    backbone = load_backbone(args.backbone, args.revision, precision=settle(*asked))
+    backbone = load_backbone(
+        args.backbone, args.revision, precision=settle(*asked), clean_text=args.clean_text
+    )
     clips, frames = shards.notes.get("clips", 0), Frames(args.frames, args.sampling)
     if clips and not args.frames:
         console.say(
@@ -157,12 +160,18 @@ def encode(args: Args) -> tuple[Path, bool]:
             **{"views": args.views, "data_seed": args.data_seed, "pixels": args.pixels},
             **({"frames": args.frames, "sampling": args.sampling} if args.frames else {}),
             **({"precision": backbone.precision} if backbone.precision != "fp32" else {}),
+            **({"cleaning": cleaning} if (cleaning := versions(backbone.cleaning)) else {}),
             "activations_bytes": int(args.activations_gb * 1e9),
             **{"splits": splits, "truncated_captions": truncated, "created": now()},
         }
         write_json(folder / "manifest.json", manifest)
     if truncated:
         console.say(f"{truncated:,} captions were cut to {backbone.context_length} positions.")
+    if repaired := sum(split["repaired_captions"] for split in splits.values()):
+        console.say(
+            f"{repaired:,} captions were mended as CLIP's own tokenizer does (HTML entities, curly "
+            "quotes, characters decoded wrongly); `--no-clean-text` leaves them."
+        )
     return folder, True
 
 

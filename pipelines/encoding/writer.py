@@ -111,6 +111,7 @@ class SplitWriter:
             "images": len(self.texts.ids),
             "captions": len(self.texts.tokens),
             "truncated_captions": self.texts.truncated,
+            "repaired_captions": self.texts.repaired,
             "bytes": self.path.stat().st_size,
             "sha256": sha256_file(self.path),
         }

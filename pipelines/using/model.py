@@ -14,6 +14,7 @@ from pipelines.measuring.contestants import Contestant, read_contest
 from trainables.adapters.base import Adapter
 from trainables.backbone import Backbone, load_backbone
 from trainables.classes import Classes
+from trainables.cleaning import versions
 from trainables.config import Task
 from trainables.errors import ConfigError, DataError
 from trainables.features import backbone_of, frames_of
@@ -122,6 +123,7 @@ def _check_task(run: Path, task: str, wanted: tuple[str, ...]) -> None:
 def _identity(one: Contestant, adapter: Adapter[Any]) -> str:
     backbone = adapter.backbone
     parts = [one.identity(), backbone.fingerprint, asdict(backbone.preprocess), decoder_versions()]
+    parts += [cleaning] if (cleaning := versions(backbone.cleaning)) else []
     computed = {backbone.precision, resolved(adapter.train_config.precision, backbone.device)}
     parts += [sorted(computed)] if "bf16" in computed else []
     return sha256_json(parts)[:16]
