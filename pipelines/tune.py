@@ -32,8 +32,8 @@ class Args:
     draw. prefix_captioner speaks captions instead. Default: soft_prompt and lora, with a draw coop
     and lora."""
     trials: int | None = None
-    """Trials at most; each adapter's published recipes are its first. Default: 16 where no other
-    budget is given."""
+    """Trials at most; each adapter's published recipes are its first. Default, where no other
+    budget is given: 16, or 4 an adapter where that is more."""
     epochs: int = 9
     """Epochs of a trial that is never stopped early. ASHA decides at 1, 3, 9, ...,
     with a draw at 3, 9, ..."""

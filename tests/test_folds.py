@@ -264,6 +264,8 @@ def test_wrong_folds_are_one_sentence(folder: Path, tmp_path: Path) -> None:
         assert str(error.value) == words
     study = {"folds": 4, "features": ""}
     write_json(tmp_path / "study.json", study)
+    every = flags.check(given(adapter=("auto",), folds=0))
+    assert every.trials == 4 * len(every.adapters) > 16
     search = flags.check(given(folds=0))
     with pytest.raises(DataError, match="its `folds` is 4, this one's None"):
         tune._claim(tmp_path, given(folds=0), search)

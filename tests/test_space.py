@@ -19,14 +19,15 @@ from optuna.distributions import (
 from pipelines import space, tune
 from pipelines.searching import flags as tune_flags
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.space import as_yaml, read_file, searched
+from pipelines.searching.space import as_yaml, on_store, possible, read_file, searched
 from pipelines.searching.study import Search, open_study
 from search_spaces.notation import contains, plain, read, words
 from search_spaces.registry import SPACES
+from tests.tiny import tiny_features
 from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import Task, flatten
 from trainables.crew import Crew, Job
-from trainables.errors import CliptuneError
+from trainables.errors import CliptuneError, ConfigError
 from trainables.files import read_json, write_json
 from trainables.loop import ALONE, never
 from trainables.trial import TrialSettings, Workbench
@@ -49,6 +50,35 @@ def of_file(folder: Path, text: str, **more: Any) -> Search:
 def same(one: BaseDistribution, other: BaseDistribution) -> bool:
     """Equal, and of the same types: to Optuna, choices 1, True and 1.0 are equal."""
     return repr(one) == repr(other)
+
+
+# -- what a store narrows --------------------------------------------------------------------
+
+
+def test_without_pixels_nothing_goes_through_the_image_tower(
+    tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tiny_features(tmp_path, clip=clip)
+
+    def on(*flags: str) -> Search:
+        return tune_flags.check(tune.Args(store, adapter=("lora",), search=flags))
+
+    tower = on("adapter.tower=text,vision,both").space("lora")["adapter.tower"]
+    assert same(tower, CategoricalDistribution(["text"]))
+    with pytest.raises(ConfigError, match=r"`lora` needs both towers, and .* has no pixels"):
+        on("adapter.tower=vision,both")
+    assert "lora" not in on().spaces  # the adapter's own space is as it was
+
+    base = {"task": "classification"}
+    every = {name: SPACES[name]["classification"] for name in adapters_for("classification")}
+    works = [name for name, own in every.items() if possible("the text tower", name, own, base)]
+    assert every.keys() - works == {"maple", "promptsrc"}
+    narrowed = on_store(store, {name: every[name] for name in works}, base)
+    assert list(narrowed) == ["lora"]
+    assert same(narrowed["lora"]["adapter.tower"], CategoricalDistribution(["text"]))
+    search = Search(("lora",), METRIC, 8, 2, 0, {}, "classification", spaces=narrowed)
+    assert search.starts("lora") == []
+    assert "`adapter.tower` both is outside [text]" in search.left_out("lora")[0]
 
 
 # -- what is printed is what is read ----------------------------------------------------------

@@ -178,11 +178,17 @@ def features_key(
 
 
 def towers_of(folder: Path) -> Literal["embeddings", "the text tower", "both towers"]:
-    """What a store lets an adapter go through, where it came as finished embeddings."""
+    """What a store lets an adapter go through: the image tower reads its pixels, and finished
+    embeddings may have come without a text tower."""
     manifest = _about(folder)
     if "embeddings" not in manifest:
-        return "both towers"
+        return "both towers" if manifest.get("pixels", True) else "the text tower"
     return "the text tower" if manifest["text_tower"] else "embeddings"
+
+
+def embedded(folder: Path) -> bool:
+    """Whether a store came as finished embeddings."""
+    return "embeddings" in _about(folder)
 
 
 def divided_by_draws(folder: Path) -> bool:

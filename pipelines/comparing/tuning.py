@@ -23,7 +23,7 @@ from pipelines.comparing.plan import Cell, Plan, cell_folder, draw_path, store_o
 from pipelines.searching.choice import write_choice
 from pipelines.searching.points import with_hints
 from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.space import given_words
+from pipelines.searching.space import on_store
 from pipelines.searching.study import (
     Search,
     about_study,
@@ -74,7 +74,7 @@ class CellSearch:
         draw = draw_path(arena.folder, cell.task).absolute()
         search = search_of(arena.plan, cell)
         doubt = doubt_of(search.metric, len(read_draw(draw).val))
-        spaces = given_words(store, {cell.adapter: search.space(cell.adapter)})
+        spaces = on_store(store, {cell.adapter: search.space(cell.adapter)}, {"task": search.task})
         search = replace(search, doubt=doubt, spaces=spaces)
         self.search = with_hints(search, self.folder, arena.plan.portfolio)
         settings = TrialSettings(

@@ -19,7 +19,7 @@ from pipelines.searching.first_checks import check_first
 from pipelines.searching.limits import read_limits
 from pipelines.searching.points import with_hints
 from pipelines.searching.samplers import check_sampler
-from pipelines.searching.space import given_words, read_file, searched, values_of
+from pipelines.searching.space import on_store, possible, read_file, searched, values_of
 from pipelines.searching.study import Search, Stopping, doubt_of, usual_grace
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import (
@@ -27,15 +27,13 @@ from trainables.adapters.registry import (
     adapters_for,
     build,
     check_room,
-    check_towers,
-    has_all,
     make_config,
     task_of,
 )
 from trainables.config import Task, Value, flatten, read_fields
 from trainables.draws import Draw, check_divided, check_draw, check_folds, check_retain
 from trainables.errors import CliptuneError, ConfigError
-from trainables.features import backbone_of, open_features, towers_of
+from trainables.features import backbone_of, embedded, open_features, towers_of
 from trainables.loop import METRICS, check_metric
 
 if TYPE_CHECKING:
@@ -55,7 +53,6 @@ def check(args: Args) -> Search:
     metric = args.metric or METRICS[task][0]
     check_metric(metric, task)
     draw = check_draw(args.features, args.draw) if args.draw else None
-    check_towers(args.features, [make_config(name, {"task": task}) for name in adapters])
     check_divided(args.features, args.draw)
     check_retain(args.features, args.retain, draw, task)
     if args.retain and metric.endswith("log_likelihood"):
@@ -72,7 +69,8 @@ def check(args: Args) -> Search:
         config = flatten(make_config(name, {"task": task, **fields}))
         fixed = {key: config[key] for key in fields}
     spaces = searched(adapters, {"task": task, **fields}, file, args.search)
-    spaces |= given_words(args.features, {n: spaces.get(n, SPACES[n][task]) for n in adapters})
+    every = {name: spaces.get(name, SPACES[name][task]) for name in adapters}
+    spaces |= on_store(args.features, every, {"task": task, **fields})
     for one in values_of("precision", spaces, fixed):
         check_here(str(one), args.gpus)
     if draw is not None:
@@ -82,7 +80,7 @@ def check(args: Args) -> Search:
     search = Search(
         adapters,
         metric,
-        args.trials or (0 if args.epochs_total or args.minutes else 16),
+        args.trials or (0 if args.epochs_total or args.minutes else max(16, 4 * len(adapters))),
         args.epochs,
         args.seed,
         fixed,
@@ -115,9 +113,10 @@ def check(args: Args) -> Search:
 def _possible(features: Path, task: Task) -> tuple[str, ...]:
     """All adapters of the task, but those that need a tower where there is none."""
     have, every = towers_of(features), adapters_for(task)
-    found = [name for name in every if has_all(have, make_config(name, {"task": task}))]
+    found = [name for name in every if possible(have, name, SPACES[name][task], {"task": task})]
     if left := [name for name in every if name not in found]:
-        say(f"finished embeddings: {', '.join(left)} need a tower and are left out.")
+        lack = "finished embeddings" if embedded(features) else "no pixels in the features"
+        say(f"{lack}: {', '.join(left)} need a tower and are left out.")
     return tuple(found)
 
 

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from pipelines.console import say
 from search_spaces.common import Space
 from search_spaces.notation import Unreadable, contains, edges, plain, read, split, words
 from search_spaces.registry import SPACES
-from trainables.adapters.registry import make_config
-from trainables.config import Task, Value, convert, flatten, hint_of, read_fields
+from trainables.adapters.base import Needs
+from trainables.adapters.registry import check_towers, has_all, make_config
+from trainables.config import Task, TrainConfig, Value, convert, flatten, hint_of, read_fields
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.features import towers_of
 
@@ -119,17 +120,52 @@ def searched(
     return spaces
 
 
-def given_words(features: Path, spaces: Mapping[str, Space]) -> dict[str, Space]:
-    """The spaces that would ask for other words than those that embeddings were given of, without
-    that field."""
-    field = "adapter.template"
-    if towers_of(features) != "embeddings":
-        return {}
-    return {
-        name: {one: values for one, values in space.items() if one != field}
-        for name, space in spaces.items()
-        if field in space
-    }
+def on_store(
+    features: Path, spaces: Mapping[str, Space], base: Mapping[str, Any]
+) -> dict[str, Space]:
+    """Those of the spaces that a store of features narrows: without values that go through a tower
+    which it lacks, and of finished embeddings without other words than theirs. Raises `ConfigError`
+    where an adapter or a field has no other values."""
+    have, found = towers_of(features), {}
+    for name, space in spaces.items():
+        if not possible(have, name, space, base):
+            check_towers(features, [make_config(name, base)])
+        own = {field: _passing(features, name, base, field, space[field]) for field in space}
+        if have == "embeddings":
+            own.pop("adapter.template", None)
+        if own != space:
+            found[name] = own
+    return found
+
+
+def possible(have: Needs, adapter: str, space: Space, base: Mapping[str, Any]) -> bool:
+    """Whether the adapter's recipe, or the recipe with another choice of one field, needs no more
+    than `have`."""
+    return any(
+        has_all(have, config)
+        for field, values in space.items()
+        for _, config in _choices(adapter, base, field, values)
+    ) or has_all(have, make_config(adapter, base))
+
+
+def _passing(
+    features: Path, adapter: str, base: Mapping[str, Any], field: str, values: BaseDistribution
+) -> BaseDistribution:
+    """The choices of a field with which the recipe needs no more than the store has."""
+    have, choices = towers_of(features), _choices(adapter, base, field, values)
+    fit = [one for one, config in choices if has_all(have, config)]
+    if choices and not fit and has_all(have, make_config(adapter, base)):
+        check_towers(features, [choices[0][1]])
+    return CategoricalDistribution(fit) if fit else values
+
+
+def _choices(
+    adapter: str, base: Mapping[str, Any], field: str, values: BaseDistribution
+) -> list[tuple[Any, TrainConfig]]:
+    """Each choice of a field, and the recipe with it."""
+    if not isinstance(values, CategoricalDistribution) or field in base:
+        return []
+    return [(one, make_config(adapter, {**base, field: one})) for one in values.choices]
 
 
 def _having(field: str, adapters: Sequence[str], base: Mapping[str, Any]) -> list[str]:

@@ -34,7 +34,7 @@ from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.config import Task, TrainConfig, replace
 from trainables.errors import ConfigError, unknown
-from trainables.features import SplitFeatures, towers_of
+from trainables.features import SplitFeatures, embedded, towers_of
 
 ADAPTERS: dict[str, type[Adapter[Any]]] = {
     "zero_shot": ZeroShot,
@@ -103,20 +103,26 @@ def has_all(have: Needs, config: TrainConfig) -> bool:
 
 
 def check_towers(folder: Path, configs: Iterable[TrainConfig]) -> None:
-    """Raise `ConfigError` where an adapter goes through a tower that the store at `folder`, of
-    finished embeddings, does not have."""
+    """Raise `ConfigError` where an adapter goes through a tower that the store at `folder` does not
+    let it go through."""
     have = towers_of(folder)
     for config in configs:
         if has_all(have, config):
             continue
+        needs = ADAPTERS[config.name].needs(config)
         every = [make_config(name, {"task": config.task}) for name in adapters_for(config.task)]
         work = ", ".join(f"`{one.name}`" for one in every if has_all(have, one))
-        text = have == "embeddings" and ADAPTERS[config.name].needs(config) == "the text tower"
-        hint = ", or encode them with `--backbone`, whose text tower it is" if text else ""
+        if embedded(folder):
+            only = (
+                f"finished embeddings{' and the text tower' if have != 'embeddings' else ''} alone"
+            )
+            hint = ", or encode them with `--backbone`, whose text tower it is"
+            hint = hint if (have, needs) == ("embeddings", "the text tower") else ""
+        else:
+            only = "no pixels, which the image tower reads"
+            hint = ", or encode the shards with `cliptune encode --pixels`"
         raise ConfigError(
-            f"`{config.name}` needs {ADAPTERS[config.name].needs(config)}, and `{folder}` has "
-            f"finished embeddings{' and the text tower' if have != 'embeddings' else ''} alone: "
-            f"choose of {work}{hint}."
+            f"`{config.name}` needs {needs}, and `{folder}` has {only}: choose of {work}{hint}."
         )
 
 
