@@ -24,6 +24,7 @@ from tests.films import BLUE, GREEN, RED
 from tests.pictures import jpeg
 from trainables.backbone import load_backbone
 from trainables.classes import Classes
+from trainables.cleaning import versions
 from trainables.clips import Clip, sample
 from trainables.errors import ConfigError, DataError
 from trainables.features import embed_split, features_key, open_features
@@ -218,6 +219,7 @@ def test_keys(clip: Path, shards: Path, tmp_path: Path) -> None:
         **{"shards": stills.digest, "decoder": decoder_versions()},
         "preprocess": {n: getattr(pre, n) for n in pre.__dataclass_fields__},
         **{"views": 2, "data_seed": 5, "pixels": True},
+        "cleaning": versions("openai"),
     }
     assert features_key(backbone, stills, 2, 5, True) == sha256_json(parts)[:16]
     seen = [Frames(), Frames(2), Frames(3), Frames(3, "motion")]
