@@ -96,9 +96,10 @@ class Args:
     prior: tuple[Path, ...] = ()
     """Earlier searches for the same task, studies or arenas, the most similar first: after its
     recipes, each adapter tries what was best there."""
-    folds: int = 0
+    folds: int | None = None
     """Choose by so many folds over the shots of the draw, beside val: in each a run is trained
-    without a part of the shots and measured on it, so an epoch takes as many times longer."""
+    without a part of the shots and measured on it, so an epoch takes as many times longer. Default:
+    4 where several adapters are compared on fewer than 200 val images, else 0."""
 
 
 NO_FLAGS = {
@@ -226,12 +227,12 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
 
     connect(dashboard=True)
     workers = take(args.concurrent, args.workers_per_trial, args.gpus, args.wait)
-    alone = search.stopping.population or args.workers_per_trial > 1 or args.folds
+    alone = search.stopping.population or args.workers_per_trial > 1 or search.folds
     fuse = 1 if alone else args.fuse
     settings = TrialSettings(
         *(args.features, folder, search.metric, workers.threads),
         most_fused=1 if fuse else widest(search),
-        folds=args.folds,
+        folds=search.folds,
         draw=args.draw and args.draw.absolute(),
         retain=tuple(path.absolute() for path in args.retain),
         share=workers.share,

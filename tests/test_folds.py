@@ -264,11 +264,28 @@ def test_wrong_folds_are_one_sentence(folder: Path, tmp_path: Path) -> None:
         assert str(error.value) == words
     study = {"folds": 4, "features": ""}
     write_json(tmp_path / "study.json", study)
-    every = flags.check(given(adapter=("auto",), folds=0))
-    assert every.trials == 4 * len(every.adapters) > 16
     search = flags.check(given(folds=0))
     with pytest.raises(DataError, match="its `folds` is 4, this one's None"):
         tune._claim(tmp_path, given(folds=0), search)
+
+
+def test_several_adapters_are_compared_by_folds_where_val_is_small(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def folds(out: Path = tmp_path, adapter: tuple[str, ...] = ("auto",), **more: Any) -> int:
+        given = {"draw": folder / "base.json", "adapter": adapter, **more}
+        search = flags.check(tune.Args(folder / "features", out, **given))
+        assert len(adapter) == 2 or search.trials == max(16, 4 * len(search.adapters))
+        return search.folds
+
+    assert folds() == 4
+    assert "are few to compare adapters on" in capsys.readouterr().out
+    assert folds(adapter=("clip_adapter",)) == folds(folds=0) == folds(fuse=2) == 0
+    assert folds(adapter=("clip_adapter", "projection"), folds=3) == 3
+    for name, about in (("before", {}), ("by three", {"folds": 3})):  # goes on as it began
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "study.json", about)
+        assert folds(tmp_path / name) == about.get("folds", 0)
 
 
 # -- without val ---------------------------------------------------------------------------------

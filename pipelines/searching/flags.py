@@ -34,10 +34,14 @@ from trainables.config import Task, Value, flatten, read_fields
 from trainables.draws import Draw, check_divided, check_draw, check_folds, check_retain
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import backbone_of, embedded, open_features, towers_of
+from trainables.files import read_json
 from trainables.loop import METRICS, check_metric
 
 if TYPE_CHECKING:
     from pipelines.tune import Args
+
+FEW = 200  # val images: of fewer, the standard error of a share is above 3 points
+FOLDS = 4
 
 
 def check(args: Args) -> Search:
@@ -58,8 +62,7 @@ def check(args: Args) -> Search:
     if args.retain and metric.endswith("log_likelihood"):
         raise CliptuneError(f"`--metric` must be a share beside `--retain`, got `{metric}`.")
     _check_fuse(args.fuse, adapters)
-    if draw is not None and args.folds:
-        check_folds(args.folds, draw)
+    folds = _folds(args, draw, adapters)
     fields = read_fields(args.set)
     for key in fields.keys() & {"epochs", "seed", "task"}:
         flag = {"task": "draw"}.get(key, key)
@@ -94,8 +97,8 @@ def check(args: Args) -> Search:
         stopping=stopping,
         limits=read_limits(args.limit),
         spaces=spaces,
-        folds=args.folds,
-        doubt=0.0 if draw is None or args.retain else doubt_of(metric, _measured(draw, args.folds)),
+        folds=folds,
+        doubt=0.0 if draw is None or args.retain else doubt_of(metric, _measured(draw, folds)),
     )
     check_sampler(search)
     _check_budget(search)
@@ -147,6 +150,29 @@ def _stopping(args: Args, task: Task, adapters: Sequence[str]) -> Stopping:
             f"the first rung of the last is epoch {last}."
         )
     return Stopping(kind, args.eta, grace, brackets)
+
+
+def _folds(args: Args, draw: Draw | None, adapters: Sequence[str]) -> int:
+    """As many as were asked for; where nobody said, `FOLDS` where val is too small to compare
+    adapters on."""
+    if draw is None:
+        return 0
+    if args.folds is not None:
+        if args.folds:
+            check_folds(args.folds, draw)
+        return args.folds
+    if (about := args.out / "study.json").exists():
+        return int(read_json(about).get("folds", 0))
+    count = min(FOLDS, draw.most_folds)
+    alone = args.fuse > 1 or args.workers_per_trial > 1 or args.scheduler in ("pbt", "pb2")
+    if len(adapters) == 1 or len(draw.val) >= FEW or alone or count < 2:
+        return 0
+    say(
+        f"{plural(len(draw.val), 'val image')} are few to compare adapters on: each trial is also "
+        f"trained without each of {count} parts of the shots and measured on it (`--folds "
+        f"{count}`; `--folds 0` does not)."
+    )
+    return count
 
 
 def _measured(draw: Draw, folds: int) -> int:
