@@ -186,9 +186,9 @@ def test_an_adapter_without_points_is_out_of_the_race_and_others_go_on(tmp_path:
 
 def test_a_leader_without_points_hands_on_to_the_best_of_the_others() -> None:
     runners = [
-        Runner("leads", 1, 5, 5, 45, [(9, 0.9), (45, 0.9)]),
-        Runner("far", 1, 2, 2, 30, [(9, 0.1), (30, 0.1)]),
-        Runner("near", 1, 2, 2, 30, [(9, 0.2), (30, 0.2)]),
+        Runner("leads", 1, 5, 5, 45, [(9, [0.9])]),
+        Runner("far", 1, 2, 2, 30, [(9, [0.1])]),
+        Runner("near", 1, 2, 2, 30, [(9, [0.2])]),
     ]
     assert turn(runners, 0).name == "leads"
     found = turn(runners, 0, ["leads"])

@@ -14,7 +14,7 @@ from pipelines.searching.best import Best
 from pipelines.searching.budget import Spent, epochs_of
 from pipelines.searching.history import SHOWN, History, Own
 from pipelines.searching.ledger import Ledger
-from pipelines.searching.race import Runner, Standings
+from pipelines.searching.race import Standings
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import DONE, Search, Start, adapter_of, best_value, open_study
 
@@ -103,23 +103,23 @@ class Life:
     def trials(self) -> list[FrozenTrial]:
         return self.asks.study.get_trials(deepcopy=False)
 
-    def kept(self) -> tuple[Spent, dict[str, Runner], dict[str, Own], Any]:
+    def kept(self) -> tuple[Spent, dict[str, Any], dict[str, Own], Any]:
         sampler = self.asks.sampler
         return (
             self.asks.budget.ledger.of(self.trials),
-            sampler.race.ledger.of(self.trials).runners,
+            vars(sampler.race.ledger.of(self.trials)),
             sampler.ledger.of(self.trials).own,
             self.asks.best.of(self.trials).found,
         )
 
 
-def anew(trials: list[FrozenTrial]) -> tuple[Spent, dict[str, Runner], dict[str, Own], Any]:
+def anew(trials: list[FrozenTrial]) -> tuple[Spent, dict[str, Any], dict[str, Own], Any]:
     """The same from all trials, without a ledger."""
     sums = Spent(), Standings(SEARCH), History(SEARCH, {}), Best()
     for one in trials:
         for each in sums:
             each.add(one)
-    return sums[0], sums[1].runners, sums[2].own, sums[3].found
+    return sums[0], vars(sums[1]), sums[2].own, sums[3].found
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -138,7 +138,7 @@ def test_what_is_kept_equals_what_is_made_anew(seed: int, tmp_path: Path) -> Non
     assert spent.ended == len(ended)
     assert spent.epochs == sum(map(epochs_of, trials))
     assert spent.since == len(values) - 1 - values.index(max(values))
-    for name, runner in life.kept()[1].items():
+    for name, runner in life.kept()[1]["runners"].items():
         assert runner.asked == sum(adapter_of(one) == name for one in trials)
 
 

@@ -100,9 +100,9 @@ def test_what_is_fixed_stays_and_what_only_that_told_apart_is_one(
     tmp_path: Path, features: Path
 ) -> None:
     fields = set(SPACES["projection"]["retrieval"]) - {"adapter.side"}
-    fixed = tuple(f"{name}={'none' if value is None else value}" for name, value in made.recipes_of(
-        Surface.load(FOLDER / "flickr8k.projection.parquet")
-    )[0].items() if name in fields)  # fmt: skip
+    recipe = Surface.load(FOLDER / "flickr8k.projection.parquet").recipes[0]
+    shown = {name: "none" if value is None else value for name, value in recipe.items()}
+    fixed = tuple(f"{name}={value}" for name, value in shown.items() if name in fields)
     hints = check(features, tmp_path, set=fixed).hints["projection"]
     sides = [dict(one.values) for one in hints]
     assert all(one.keys() == {"adapter.side"} for one in sides)

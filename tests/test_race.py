@@ -5,8 +5,10 @@ from __future__ import annotations
 from pipelines.searching.race import Cut, Runner, turn
 
 
-def runner(name: str, *path: tuple[int, float], finished: int = 2) -> Runner:
-    return Runner(name, 1, len(path), finished, path[-1][0] if path else 0, list(path))
+def runner(name: str, *path: tuple[float, ...], finished: int = 2) -> Runner:
+    """`path`: of each trial, epochs spent until then, and its value in each goal."""
+    reached = [(int(spent), goals) for spent, *goals in path]
+    return Runner(name, 1, len(path), finished, reached[-1][0], [*reached])
 
 
 def test_each_adapter_gets_its_first_trials_whatever_it_reached() -> None:
@@ -52,3 +54,46 @@ def test_of_first_trials_that_cost_more_than_a_share_all_count() -> None:
     quick = runner("quick", (1, 0.4), (10, 0.4), (19, 0.5))
     found = turn([slow, quick], 3)  # two parts of 20: 10 of each, which the second trials exceed
     assert (found.name, found.cuts) == ("slow", {"quick": Cut(18, 0.4, "slow", 0.6)})
+
+
+def test_who_is_out_stays_out_and_with_the_numbers_of_that_moment() -> None:
+    other = runner("other", (10, 0.1), (20, 0.1), (24, 0.9))
+    one = runner("one", (5, 0.4), (10, 0.4))
+    first = turn([one, other], 6)  # two parts of 20: 10 of each
+    assert (first.name, first.cuts) == ("one", {"other": Cut(10, 0.1, "one", 0.4)})
+    one = runner("one", (10, 0.4), (26, 0.4))
+    assert turn([one, other], 54).name == "other"  # each has half of 52 before one is out
+    again = turn([one, other], 54, before=first.cuts)
+    assert (again.name, again.cuts) == (first.name, first.cuts)
+
+
+def test_a_round_that_is_decided_is_not_decided_again() -> None:
+    out = {name: Cut(9, 0.1, "d", 0.7) for name in "ab"}
+    four = [runner(name, (4, 0.1), (9, 0.1)) for name in "ab"]
+    four += [runner(name, (10, best), (30, best)) for name, best in (("c", 0.6), ("d", 0.7))]
+    found = turn(four, 50, before=out)  # three parts of 42.7: 32 of c and of d
+    assert (found.name, set(found.cuts)) == ("c", {"a", "b"})
+    found = turn(four, 40, before=out)  # 29.5
+    assert (found.name, set(found.cuts)) == ("d", {"a", "b", "c"})
+
+
+def test_of_two_goals_none_is_cut_that_is_on_the_front() -> None:
+    high = runner("high", (5, 0.9, 0.2), (10, 0.9, 0.2))
+    kept = runner("kept", (5, 0.4, 0.8), (10, 0.4, 0.8), (20, 0.95, 0.95))  # the last came later
+    beaten = runner("beaten", (5, 0.5, 0.1), (10, 0.5, 0.1))
+    last = runner("last", (5, 0.3, 0.1), (10, 0.3, 0.1))
+    found = turn([last, beaten, high, kept], 70)  # three parts of 40: 10 of each, then 20 more
+    assert found.cuts == {
+        name: Cut(10, best, "high", 0.9) for name, best in (("beaten", 0.5), ("last", 0.3))
+    }
+    assert found.name == "high"
+    high = runner("high", (5, 0.9, 0.2), (10, 0.9, 0.9), (20, 0.9, 0.9))
+    before = turn([high, kept], 0)  # at 20 epochs each
+    assert set(before.cuts) == {"high"}
+
+
+def test_without_a_result_an_adapter_is_out_first() -> None:
+    fails = Runner("fails", 1, 2, 2, 18)
+    assert turn([fails, runner("works", (9, 0.1), (18, 0.2))], 0).cuts == {
+        "fails": Cut(18, None, "works", 0.2)
+    }

@@ -60,11 +60,11 @@ def test_who_was_passed_over_is_told_with_when_and_the_numbers() -> None:
     assert (first.spent, first.best, first.leader, first.leads) == (9, 0.2, "lora", 0.3)
     assert projection.waits is last
     assert projection.said(show) == (
-        "passed over again from trial 6 on, 32 epochs into the search: 0.20 with 9 of its own, "
+        "dropped again from trial 6 on, 32 epochs into the search: 0.20 with 9 of its own, "
         "where lora had 0.40"
     )
     until = lanes(ADAPTERS, STEPS[:5])[1].said(show)
-    assert until.startswith("passed over from trial 3 to 3, 19 epochs into the search")
+    assert until.startswith("dropped from trial 3 to 3, 19 epochs into the search")
 
 
 def test_an_adapter_without_a_trial_and_an_older_journal_are_told_too() -> None:
@@ -110,7 +110,7 @@ def test_a_search_that_ends_has_a_line_for_each_adapter(tmp_path: Path) -> None:
     assert lines[:4] == [
         "0 trials complete, 6 stopped early, 1 failed, 0 unfinished.",
         "lora: 4 trials, 22 epochs, best 0.4000 (trial 5).",
-        "projection: 2 trials, 10 epochs, best 0.2000 (trial 1); passed over again from trial 6 "
+        "projection: 2 trials, 10 epochs, best 0.2000 (trial 1); dropped again from trial 6 "
         "on, 32 epochs into the search: 0.2000 with 9 of its own, where lora had 0.4000.",
         "zero_shot: 1 trial, 1 epoch, best 0.1000 (trial 2); no configuration left to try from "
         "trial 6 on.",

@@ -93,6 +93,16 @@ def test_the_choice_is_the_likeliest_of_those_within_two_standard_errors(small: 
     assert plain.val == val.max()
 
 
+@pytest.mark.parametrize("name", sorted({one for one in cells() if "." not in one}))
+def test_what_was_recorded_is_searched_whatever_an_adapter_has_since(name: str) -> None:
+    own = cell(name)
+    search = Now(own, 90, 0).search
+    for adapter, surface in own.items():
+        starts = [*search.starts(adapter), *search.hints[adapter]]
+        fields = [search.searched(adapter), *(start.values for start in starts)]
+        assert all(one.keys() == surface.space.keys() for one in fields)
+
+
 def test_options_reach_the_search(small: Cell) -> None:
     options = parse(["sampler=random", "grace=3", "kind=median"])
     search = Now(small, 90, 0, **options).search

@@ -354,6 +354,27 @@ def test_the_best_so_far_counts_trials_that_still_run(tmp_path: Path) -> None:
 LIMITED = dataclasses.replace(SEARCH, trials=30, limits={"trainable_parameters": 10})
 
 
+def test_an_adapter_that_was_cut_is_out_whatever_it_reaches_later(tmp_path: Path) -> None:
+    """Also for a driver that has more to spend, and would not have cut it yet."""
+    asks = searcher(tmp_path, dataclasses.replace(SEARCH, trials=12, sampler="random"))
+    late: tuple[str, int] | None = None  # a trial of lora's that still runs when it is cut
+    for place in range(10):
+        job = asks.suggest(f"ray{place}")
+        value = 0.5 if job["values"]["name"] == "soft_prompt" else 0.1
+        if value < 0.5 and job["number"] > 3 and late is None:
+            late = f"ray{place}", job["number"]
+        else:
+            result = row(job["number"], 9, value, "finished")
+            asks.on_trial_complete(f"ray{place}", result)
+    assert late is not None
+    cuts = asks.study.trials[9].user_attrs["race"]["cuts"]
+    assert set(cuts) == {"lora"}
+    asks.on_trial_complete(late[0], row(late[1], 9, 0.9, "finished"))
+    more = searcher(tmp_path, dataclasses.replace(SEARCH, trials=100, sampler="random"))
+    assert more.suggest("ray10")["values"]["name"] == "soft_prompt"
+    assert more.study.trials[10].user_attrs["race"]["cuts"] == cuts
+
+
 def over(number: int, value: float) -> dict[str, Any]:
     """What a trial reports that has too many parameters, at its first epoch."""
     return row(number, 1, value) | {"trainable_parameters": 11}

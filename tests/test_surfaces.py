@@ -139,7 +139,14 @@ def surface(tmp_path: Path) -> Surface:
         config = study.ask(SPACE).params
         height = np.log(config["optim.lr"]) + 5 * (config["adapter.init"] == "text")
         curve = [height + epoch + number * 1e-6 for epoch in range(4)]
-        rows.append({"config": json.dumps(config), "val/accuracy": curve, "test/accuracy": curve})
+        rows.append(
+            {
+                "start": not number,
+                "config": json.dumps(config),
+                "val/accuracy": curve,
+                "test/accuracy": curve,
+            }
+        )
     rows[7] |= {"val/accuracy": [], "test/accuracy": [], "failed": "the loss became nan"}
     space = {name: distribution_to_json(one) for name, one in SPACE.items()}
     about = {"task": "classification", "epochs": 4, "space": space, "baseline": {}}
@@ -152,6 +159,7 @@ def test_a_recorded_configuration_answers_itself(surface: Surface) -> None:
     for row, config in enumerate(surface.configs):
         assert surface.answer({**config, "name": "x"}) is surface.curves[row]
     assert surface.failed[7] == "the loss became nan"
+    assert surface.recipes == surface.configs[:1]
 
 
 def test_others_are_answered_by_one_that_is_alike(surface: Surface) -> None:
@@ -176,6 +184,7 @@ def test_shipped_surfaces(path: Path) -> None:
     surface = Surface.load(path)
     about, epochs = surface.about, surface.about["epochs"]
     assert path.stem == f"{about['data']}.{about['adapter']}"
+    assert surface.recipes
     assert len(surface.configs) > 200 or about["adapter"] == "zero_shot"
     assert "/" not in json.dumps([about["command"], about["backbone"]])  # no path of a machine
     assert set(surface.baseline) == set(surface.curves[0])

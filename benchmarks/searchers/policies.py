@@ -25,9 +25,11 @@ from pipelines.searching.asha import EarlyStopping, Named
 from pipelines.searching.searcher import StudySearcher, suggest
 from pipelines.searching.study import (
     ADAPTER,
+    RECIPE,
     STUDY,
     Journal,
     Search,
+    Start,
     Stopping,
     Storage,
     doubt_of,
@@ -113,11 +115,9 @@ class Was(OneStudy):
     def __init__(self, cell: Cell, budget: int, seed: int) -> None:
         super().__init__(cell, None)
         self.seed, self.trials, self.number = seed, budget // self.epochs, -1
-        task = next(iter(cell.values())).about["task"]
-        search = Search(tuple(cell), self.metric, self.trials, self.epochs, seed, {}, task)
-        for name in cell:
-            for start in search.starts(name):
-                values = {f"{name}/{key}": value for key, value in start.values.items()}
+        for name, surface in cell.items():
+            for recipe in surface.recipes:
+                values = {f"{name}/{key}": value for key, value in recipe.items()}
                 self.study.enqueue_trial(values | ({ADAPTER: name} if len(cell) > 1 else {}))
         self.asha = ASHAScheduler("epoch", self.metric, "max", self.epochs, 1, 3)
 
@@ -181,7 +181,8 @@ class Ray:
 
 class Now:
     """cliptune as it is: its searcher, its early stopping and its race between adapters, with the
-    budget as `--epochs-total`; its portfolio as it would be without this data set. `options` are
+    budget as `--epochs-total`; its portfolio as it would be without this data set. What it searches
+    and begins with is what was recorded: spaces and recipes may have changed since. `options` are
     those of `Search`, such as `sampler="gp"`."""
 
     def __init__(
@@ -192,13 +193,16 @@ class Now:
         search = Search(
             *(tuple(cell), self.metric, 0, self.epochs, seed, {}, task),
             epochs_total=budget,
+            spaces={name: one.space for name, one in cell.items()},
             stopping=Stopping(grace=usual_grace(task, self.epochs)),
             doubt=doubt_of(self.metric, next(iter(cell.values())).about["images"]["val"]),
         )
-        if portfolio:
-            hints = {name: of_other_data(task, name, data_of(one)) for name, one in cell.items()}
-            search = replace(search, hints=hints)
-        self.search = replace(search, **options)
+        hints = {}
+        for name, one in cell.items():
+            known = [start.values for start in search.starts(name)]
+            hints[name] = [Start(own, RECIPE) for own in one.recipes if own not in known]
+            hints[name] += of_other_data(task, name, data_of(one)) if portfolio else []
+        self.search = replace(search, hints=hints, **options)
         self.study = optuna.create_study(
             study_name=STUDY, storage=Storage(InMemory()), direction="maximize"
         )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.searchers.surfaces import FOLDER, Surface, whole
-from pipelines.searching.study import PORTFOLIO, Search, Start
+from pipelines.searching.study import PORTFOLIO, Start
 from search_spaces.common import Space
 from search_spaces.notation import contains
 from search_spaces.portfolio import FILE
@@ -42,7 +42,7 @@ def portfolio(surfaces: Sequence[Surface], count: int = COUNT) -> list[Point]:
     """The points for an adapter, of which there is a surface or more: greedily, each time the one
     that leaves the least regret beside those before it, as the mean over data sets. When none
     leaves less, those before it count no more, so that what is good everywhere comes twice."""
-    recipes, points = recipes_of(surfaces[0]), candidates(surfaces)
+    recipes, points = surfaces[0].recipes, candidates(surfaces)
     left = np.stack([regret(one, [*recipes, *points]) for one in surfaces], axis=1)  # (C, S)
     sets = [data_of(one) for one in surfaces]
     weight = np.array([1 / sets.count(name) for name in sets])
@@ -58,16 +58,9 @@ def portfolio(surfaces: Sequence[Surface], count: int = COUNT) -> list[Point]:
     return [points[place] for place in taken]
 
 
-def recipes_of(surface: Surface) -> list[Point]:
-    """The published recipes, which a search tries before all else."""
-    about = surface.about
-    search = Search((about["adapter"],), about["metric"], 1, 1, 0, {}, about["task"])
-    return [dict(start.values) for start in search.starts(about["adapter"])]
-
-
 def candidates(surfaces: Sequence[Surface]) -> list[Point]:
     """What was recorded on any of them, each once."""
-    recipes = recipes_of(surfaces[0])
+    recipes = surfaces[0].recipes
     every = {json.dumps(one, sort_keys=True): one for each in surfaces for one in each.configs}
     return [one for one in every.values() if one not in recipes]
 
@@ -110,7 +103,7 @@ def held_out(surfaces: Sequence[Surface]) -> dict[str, dict[str, list[float]]]:
     for name in sorted({data_of(one) for one in surfaces}):
         here = [one for one in surfaces if data_of(one) == name]
         others = [one for one in surfaces if data_of(one) != name]
-        chosen = [*recipes_of(here[0]), *portfolio(others)]
+        chosen = [*here[0].recipes, *portfolio(others)]
         start = len(chosen) - COUNT
         ours = [running_best(one, [chosen])[:, start - 1 :] for one in here]
         drawn = [running_best(one, at_random(one, start))[:, start - 1 :] for one in here]

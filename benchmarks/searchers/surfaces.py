@@ -51,6 +51,7 @@ class Surface:
     curves: list[Curves]  # R
     seconds: list[float | None]  # R: of the CPU, for training and val; None: not taken
     failed: list[str | None]  # R: why it ended early
+    starts: int  # of the configurations, the recipes of that time
 
     @classmethod
     def load(cls, path: Path) -> Surface:
@@ -70,7 +71,13 @@ class Surface:
             [{name: np.array(row[name], np.float64) for name in names} for row in rows],
             [row["seconds"] for row in rows],
             [row["failed"] for row in rows],
+            sum(row["start"] for row in rows),
         )
+
+    @property
+    def recipes(self) -> list[dict[str, Value]]:
+        """What a search tries before all else."""
+        return self.configs[: self.starts]
 
     @property
     def baseline(self) -> dict[str, float]:

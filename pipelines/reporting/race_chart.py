@@ -30,7 +30,7 @@ def lanes_of(study: Study) -> list[Lane]:
 
 
 def race(study: Study, found: Sequence[Lane], metric: Metric, hues: Hues) -> Markup | None:
-    """A step line an adapter; hollow at its end where it was passed over or had nothing left."""
+    """A step line an adapter; hollow at its end where it was dropped or had nothing left."""
     drawn = [one for one in found if one.path]
     if not drawn:
         return None

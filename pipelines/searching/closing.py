@@ -11,7 +11,7 @@ from pipelines.reporting.numbers import plural
 from pipelines.searching.best import best_so_far
 from pipelines.searching.budget import Budget, epochs_of
 from pipelines.searching.lanes import Lane, Step, lanes
-from pipelines.searching.study import Search, adapter_of, states
+from pipelines.searching.study import OVER, RACE, Search, adapter_of, states
 
 
 def closing(study: optuna.Study, search: Search) -> Iterator[str]:
@@ -32,8 +32,9 @@ def closing(study: optuna.Study, search: Search) -> Iterator[str]:
 
 
 def _step(trial: FrozenTrial, search: Search) -> Step:
-    value = next(iter(search.standing(trial)), None)
-    race = trial.user_attrs.get("race") or {}
+    # One that went over a limit is never the best.
+    value = None if OVER in trial.user_attrs else next(iter(search.standing(trial)), None)
+    race = trial.user_attrs.get(RACE) or {}
     return Step(trial.number, adapter_of(trial) or "", epochs_of(trial), value, race)
 
 

@@ -1,4 +1,4 @@
-"""The race between adapters, told: what each spent and reached, and when it was passed over.
+"""The race between adapters, told: what each spent and reached, and when it was dropped.
 
 Flows in: trials in the order of their numbers, with what the journal has of each suggestion. Flows
 out: a `Lane` for each adapter, and sentences. Nothing is decided here, see `race.py`.
@@ -26,14 +26,15 @@ class Step:
 
 @dataclass
 class Stretch:
-    """Trials for which an adapter was passed over, and on which numbers the first time."""
+    """Trials for which an adapter was out, and on which numbers. To its end comes one where those
+    that were in had no configuration left to try."""
 
     first: int
     after: int  # epochs that all trials before took
     spent: float  # epochs on it and on the leader each, when they were compared
-    best: float
+    best: float | None  # None: no result
     leader: str
-    leads: float
+    leads: float | None
     last: int | None = None  # None: to the end
 
 
@@ -77,15 +78,19 @@ class Lane:
 
     def said(self, show: Show) -> str:
         """What became of it, in words; empty where nothing did."""
+
+        def shown(best: float | None) -> str:
+            return "no result" if best is None else show(best)
+
         words = []
         if self.stretches:
             last = self.stretches[-1]
             until = "on" if last.last is None else f"to {last.last}"
             again = " again" if self.stretches[1:] else ""
             words.append(
-                f"passed over{again} from trial {last.first} {until}, {last.after} epochs into the "
-                f"search: {show(last.best)} with {last.spent:.0f} of its own, where {last.leader} "
-                f"had {show(last.leads)}"
+                f"dropped{again} from trial {last.first} {until}, {last.after} epochs into the "
+                f"search: {shown(last.best)} with {last.spent:.0f} of its own, where {last.leader} "
+                f"had {shown(last.leads)}"
             )
         if self.out is not None:
             words.append(f"no configuration left to try from trial {self.out} on")

@@ -26,7 +26,7 @@ from pipelines.searching.history import History, Notes
 from pipelines.searching.kinds import Sampler
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.race import Race
-from pipelines.searching.study import ADAPTER, Search, Start
+from pipelines.searching.study import ADAPTER, RACE, Search, Start
 from search_spaces.common import Space
 from trainables.config import Value
 from trainables.errors import ConfigError
@@ -84,7 +84,7 @@ class LikeWithLike(BaseSampler):
 
     def begins(self, study: optuna.Study) -> bool:
         """Whether the next trial is one that an adapter begins with."""
-        return any(one.begins for one in self.race.standings(study))
+        return self.race.begins(study)
 
     def said(self, number: int) -> dict[str, Any]:
         """Why trial `number` is what it is, where its values were drawn here."""
@@ -96,7 +96,7 @@ class LikeWithLike(BaseSampler):
         if self.source:
             said["source"] = self.source
         if self.race.last is not None and not self.shape:
-            said["race"] = dataclasses.asdict(self.race.last)
+            said[RACE] = dataclasses.asdict(self.race.last)
         return said
 
     # -- what Optuna asks -------------------------------------------------------------------

@@ -32,6 +32,7 @@ from trainables.files import now, read_json
 
 STUDY = "cliptune"
 OVER = "over a limit"  # noted of a trial that is never chosen
+RACE = "race"  # noted of a trial: how its adapter's turn came
 ADAPTER = "adapter"  # the parameter that says which adapter a trial is of
 FORMAT = "cliptune-study-1"
 # Origins of trials that no sampler drew.
