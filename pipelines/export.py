@@ -22,6 +22,7 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines.measuring.contestants import read_contest
+    from trainables.exported import loading, write_scores
     from trainables.features import backbone_of
 
     if args.out.exists():
@@ -41,8 +42,13 @@ def run(args: Args) -> None:
         done(wrote, f'CLIPModel.from_pretrained("{args.out}")')
         return
     wrote = adapter.export(args.out)
+    how = [adapter.loading(args.out)] if wrote else []
+    frozen = adapter.needs(adapter.train_config) == "embeddings"
+    if adapter.classes is not None and (wrote or frozen):
+        wrote += write_scores(adapter, args.out)
+        how.append(loading(args.out))
     if wrote:
-        done(wrote, adapter.loading(args.out))
+        done(wrote, " and ".join(how))
     else:
         raise ConfigError(
             f"`{best.name}` has no format of another library: load "

@@ -19,9 +19,11 @@ from search_spaces import (
     projection,
     prolip,
     promptsrc,
+    singular_values,
     soft_prompt,
     ss_text,
     tip_adapter,
+    two_stage,
     zero_shot,
 )
 from search_spaces.common import Spaces
@@ -45,6 +47,8 @@ SPACES: dict[str, Spaces] = {
     "lp_plus": lp_plus.SPACES,
     "ss_text": ss_text.SPACES,
     "prolip": prolip.SPACES,
+    "two_stage": two_stage.SPACES,
+    "singular_values": singular_values.SPACES,
     "nearest_caption": nearest_caption.SPACES,
     "prefix_captioner": prefix_captioner.SPACES,
 }

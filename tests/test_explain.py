@@ -340,7 +340,8 @@ def test_a_prompt_that_is_set_is_what_the_tower_sees(name: str, backbone: Backbo
     adapter = build(make_config(name), backbone).eval()
     vectors = adapter.prompt_vectors
     heads = ("tip_adapter", "linear_probe", "kernel_ridge", "gda", "lp_plus", "ss_text", "prolip")
-    if name in ("lora", "projection", "clip_adapter", *heads, *adapters_for("captioning")):
+    towers = ("lora", "two_stage", "singular_values")
+    if name in (*towers, "projection", "clip_adapter", *heads, *adapters_for("captioning")):
         assert vectors is None
         with pytest.raises(NotImplementedError, match="has no prompt vectors"):
             adapter.set_prompt(torch.zeros(1, 32))

@@ -217,6 +217,35 @@ def mip_rows(adapter: Any, backbone: Backbone) -> Tensor:
     return conditional(adapter, backbone, float(total.abs().sum().sqrt()))
 
 
+def two_stage(adapter: Any, backbone: Backbone) -> Tensor:
+    """Its first stage: trained norms in the places of the frozen ones."""
+    towers = replaced(backbone, adapter.norms, lambda norm: (norm.weight, norm.bias))
+    texts = unit(classes(towers, "a photo of a {}."))
+    return cross_entropy(towers, unit(image_rows(towers)) @ texts.T)
+
+
+def singular_values(adapter: Any, backbone: Backbone) -> Tensor:
+    def whole(matrix: Any) -> tuple[Tensor, Tensor]:
+        own = matrix.frozen[0]
+        left, _, right = torch.linalg.svd(own.weight.double(), full_matrices=False)
+        return (left @ torch.diag(matrix.values.double()) @ right).float(), own.bias
+
+    towers = replaced(backbone, adapter.matrices, whole)
+    assert len(adapter.matrices) == 2 * 3 * 6  # two towers of three blocks
+    texts = unit(classes(towers, "a photo of a {}."))
+    return cross_entropy(towers, unit(image_rows(towers)) @ texts.T)
+
+
+def replaced(backbone: Backbone, modules: Any, made: Callable[[Any], Any]) -> Backbone:
+    """The towers with other weights and biases, through which gradients flow."""
+    copy = backbone.isolated()
+    for name, module in modules.items():
+        own = copy.model.get_submodule(name.replace("-", "."))
+        del own.weight, own.bias
+        own.weight, own.bias = made(module)
+    return copy
+
+
 FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(("coop", "coop middle", "coop front", "coop specific"), coop),
     "cocoop": conditional,
@@ -228,6 +257,8 @@ FORMULAS: dict[str, Formula] = {
     "clip_adapter": clip_adapter,
     **dict.fromkeys(("linear_probe", "linear_probe text"), linear_probe),
     "tip_adapter tuned": tip_adapter,
+    "two_stage": two_stage,
+    "singular_values": singular_values,
 }
 
 
@@ -239,7 +270,10 @@ def test_losses_and_gradients_equal_the_formula(variant: str, wide: Backbone) ->
         for parameter in adapter.parameters():
             size = float(parameter.std()) or 0.02
             parameter.add_(0.3 * size * torch.randn(parameter.shape, generator=random))
-    names, parameters = zip(*trained(adapter).items(), strict=True)
+    names, parameters = zip(
+        *((n, p) for n, p in trained(adapter).items() if (variant, n) != ("two_stage", "rows")),
+        strict=True,
+    )
     ours, reference = adapter(batch_of(adapter, wide))[0], FORMULAS[variant](adapter, wide)
     torch.testing.assert_close(ours, reference, rtol=1e-5, atol=0)
     gradients = [torch.autograd.grad(loss, parameters) for loss in (ours, reference)]

@@ -85,12 +85,13 @@ class Gda(Adapter[GdaConfig]):
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
         texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)
+        share = self.alpha / self.tau
 
         def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
             del hidden
             images = F.normalize(image_embeds.float(), dim=-1)
             gauss = product(images, self.weight.T) + self.bias
-            return product(images, texts.T) + self.alpha / self.tau * gauss
+            return product(images, texts.T) + share * gauss
 
         return similarity
 

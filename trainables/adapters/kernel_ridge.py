@@ -85,15 +85,15 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
         texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)
-        beta, _, share, scale = self.numbers
+        (beta, _, share, scale), tau = self.numbers.tolist(), self.tau
 
         def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
             del hidden
             images = F.normalize(image_embeds.float(), dim=-1)
-            known = (share * self.tau * product(images, texts.T)).softmax(1)
+            known = (share * tau * product(images, texts.T)).softmax(1)
             near = torch.exp(-beta * (2 - 2 * product(images, self.keys.T)))  # (B, N)
             # The objective multiplies by tau.
-            return scale / self.tau * (known + product(near, self.answers))
+            return scale / tau * (known + product(near, self.answers))
 
         return similarity
 

@@ -15,12 +15,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter, Needs
+from trainables.adapters.shared import write_model
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data import Tokens
-from trainables.files import write_json
 from trainables.image_tower import depth, own_towers, upper
-from trainables.model_folder import no_bars
 from trainables.text_tower import embed_text
 
 ATTENTION = r"self_attn\.(?:{})_proj"
@@ -167,11 +166,7 @@ class Lora(Adapter[LoraConfig]):
     def merge(self, folder: Path) -> list[Path]:
         """Write a plain model, the updates added to its weights, and what prepares its inputs."""
         merged: Any = copy.deepcopy(self._hidden[0]).merge_and_unload()
-        with no_bars():
-            merged.save_pretrained(folder)
-        self.backbone.tokenizer.save_pretrained(folder)
-        write_json(folder / "preprocessor_config.json", processor_config(self.backbone))
-        return sorted(folder.iterdir())
+        return write_model(folder, self.backbone, merged)
 
 
 def target_modules(config: LoraConfig, model_config: Any) -> str:
@@ -184,23 +179,3 @@ def target_modules(config: LoraConfig, model_config: Any) -> str:
         blocks = "|".join(map(str, range(depth - (config.layers or depth), depth)))
         names.append(rf"{tower}_model\.encoder\.layers\.(?:{blocks})")
     return rf"(?:{'|'.join(names)})\.{TARGETS[config.targets]}"
-
-
-def processor_config(backbone: Backbone) -> dict[str, Any]:
-    """The preprocessing as transformers' image processors write it down."""
-    how = backbone.preprocess
-    square = {"height": how.size, "width": how.size}
-    crops = how.kind == "crop"
-    return {
-        "image_processor_type": "CLIPImageProcessor" if crops else "SiglipImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": how.resize} if crops else square,
-        "resample": {"bilinear": 2, "bicubic": 3}[how.mode],
-        "do_center_crop": crops,
-        "crop_size": square,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(how.mean),
-        "image_std": list(how.std),
-    }

@@ -72,12 +72,13 @@ class LpPlus(Adapter[LpPlusConfig]):
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
         texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)
+        tau = self.tau
 
         def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
             del hidden
             images = F.normalize(image_embeds.float(), dim=-1)
             own = product(images, self.weight.T) + self.bias
-            return (own + self.alpha * product(images, texts.T)) / self.tau
+            return (own + self.alpha * product(images, texts.T)) / tau
 
         return similarity
 

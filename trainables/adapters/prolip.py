@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.adapters.base import Adapter, product
+from trainables.adapters.base import Adapter, Needs, product
+from trainables.adapters.shared import load_model, write_model
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.errors import ConfigError
@@ -62,6 +65,10 @@ class Prolip(Adapter[ProlipConfig]):
             projection = backbone.model.visual_projection.weight
             self.register_buffer("weight", projection.detach().cpu().clone())
 
+    @classmethod
+    def needs(cls, config: TrainConfig) -> Needs:
+        return "embeddings" if config.adapter.place == "embedding" else "both towers"
+
     def prepare(self, train: SplitFeatures) -> None:
         self.shown = train
 
@@ -100,6 +107,17 @@ class Prolip(Adapter[ProlipConfig]):
         texts, labels = data.classes.text_embeds(self.backbone), data.labels.to(device)
         self._descend(torch.cat(seen), labels, texts, penalty)
         return None
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write a plain model with the projection in it, where it is that."""
+        if self.config.place == "embedding":
+            return []
+        plain: Any = copy.deepcopy(self.backbone.model)
+        plain.visual_projection.weight.data = self.weight.clone()
+        return write_model(folder, self.backbone, plain)
+
+    def loading(self, folder: Path) -> str:
+        return load_model(folder, self.backbone)
 
     @torch.enable_grad()
     def _descend(self, seen: Tensor, labels: Tensor, texts: Tensor, penalty: float) -> None:

@@ -26,9 +26,11 @@ from trainables.adapters.prefix_captioner import PrefixCaptioner
 from trainables.adapters.projection import Projection
 from trainables.adapters.prolip import Prolip
 from trainables.adapters.promptsrc import PromptSrc
+from trainables.adapters.singular_values import SingularValues
 from trainables.adapters.soft_prompt import SoftPrompt
 from trainables.adapters.ss_text import SsText
 from trainables.adapters.tip_adapter import TipAdapter
+from trainables.adapters.two_stage import TwoStage
 from trainables.adapters.zero_shot import ZeroShot
 from trainables.backbone import Backbone
 from trainables.classes import Classes
@@ -55,6 +57,8 @@ ADAPTERS: dict[str, type[Adapter[Any]]] = {
     "lp_plus": LpPlus,
     "ss_text": SsText,
     "prolip": Prolip,
+    "two_stage": TwoStage,
+    "singular_values": SingularValues,
     "nearest_caption": NearestCaption,
     "prefix_captioner": PrefixCaptioner,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,9 @@ from trainables.backbone import Backbone
 from trainables.config import Value, check
 from trainables.data import Tokens
 from trainables.errors import ConfigError
+from trainables.files import write_json
 from trainables.image_tower import depth as image_depth
+from trainables.model_folder import no_bars
 from trainables.text_tower import Prompt, embed_text, word_vectors
 
 WORDS = "a photo of a"
@@ -113,3 +117,37 @@ def check_length(vectors: Tensor, n_ctx: int, depth: int) -> None:
 def unit(images: Tensor) -> Tensor:
     """Of unit length, in float64: what is solved for in closed form loses digits."""
     return F.normalize(images.double(), dim=-1)
+
+
+def write_model(folder: Path, backbone: Backbone, model: Any) -> list[Path]:
+    """A plain model, and what prepares its inputs."""
+    with no_bars():
+        model.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", processor_config(backbone))
+    return sorted(folder.iterdir())
+
+
+def load_model(folder: Path, backbone: Backbone) -> str:
+    """The expression that loads what `write_model` wrote."""
+    return f'{type(backbone.model).__name__}.from_pretrained("{folder}")'
+
+
+def processor_config(backbone: Backbone) -> dict[str, Any]:
+    """The preprocessing as transformers' image processors write it down."""
+    how = backbone.preprocess
+    square = {"height": how.size, "width": how.size}
+    crops = how.kind == "crop"
+    return {
+        "image_processor_type": "CLIPImageProcessor" if crops else "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": how.resize} if crops else square,
+        "resample": {"bilinear": 2, "bicubic": 3}[how.mode],
+        "do_center_crop": crops,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(how.mean),
+        "image_std": list(how.std),
+    }

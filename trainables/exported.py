@@ -1,0 +1,70 @@
+"""An adapter's scores of its classes as a program of torch's, which runs where cliptune is not.
+
+Flows in: a trained adapter that ends in finished embeddings. Flows out: `scores.pt2`, from image
+embeddings as CLIP gives them, (B, e) float32 of any length, to logits (B, C), and `classes.json`
+with the names of the C classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.adapters.base import Adapter, Classifier, product
+from trainables.files import write_json
+from trainables.predict import in_use
+
+SCORES = "scores.pt2"
+
+
+def write_scores(adapter: Adapter[Any], folder: Path) -> list[Path]:
+    """Where it changes the image tower, the scores are of what the changed tower gives."""
+    assert adapter.classes is not None
+    classes, backbone = adapter.classes, adapter.backbone
+    frozen = classes.text_embeds(backbone, adapter.frozen_words) if adapter.frozen_text else None
+    words = classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
+    with in_use(adapter):  # as it is measured
+        if adapter.image_block is None:
+            classifier = adapter.classifier(words, frozen)
+        else:  # the images come through what `Adapter.export` wrote
+            classifier = cosine(F.normalize(adapter.embed_text(words, frozen).float(), dim=-1))
+    images = torch.zeros(2, backbone.embed_dim, device=backbone.device)
+    with torch.no_grad():
+        program = torch.export.export(
+            Scores(classifier, adapter.tau),
+            (images,),
+            dynamic_shapes={"image_embeds": {0: torch.export.Dim("images")}},
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.export.save(program, folder / SCORES)
+    made_with = {"name": backbone.name, "revision": backbone.revision}
+    write_json(folder / "classes.json", classes.to_json() | {"backbone": made_with})
+    return [folder / SCORES, folder / "classes.json"]
+
+
+def cosine(texts: Tensor) -> Classifier:
+    def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
+        del hidden
+        return product(F.normalize(image_embeds.float(), dim=-1), texts.T)
+
+    return similarity
+
+
+class Scores(nn.Module):
+    """Image embeddings (B, e) to logits (B, C)."""
+
+    def __init__(self, classifier: Classifier, tau: float) -> None:
+        super().__init__()
+        self.classifier, self.tau = classifier, tau
+
+    def forward(self, image_embeds: Tensor) -> Tensor:
+        return self.tau * self.classifier(image_embeds, None)
+
+
+def loading(folder: Path) -> str:
+    """The expression that loads it."""
+    return f'torch.export.load("{folder / SCORES}").module()'
