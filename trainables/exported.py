@@ -27,6 +27,7 @@ def write_scores(adapter: Adapter[Any], folder: Path) -> list[Path]:
     classes, backbone = adapter.classes, adapter.backbone
     frozen = classes.text_embeds(backbone, adapter.frozen_words) if adapter.frozen_text else None
     words = classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
+    adapter.eval()
     with in_use(adapter):  # as it is measured
         if adapter.image_block is None:
             classifier = adapter.classifier(words, frozen)
