@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.contract import make
+from tests.contract import CLASSES, examples, make
 from trainables.backbone import Backbone
 from trainables.classes import DEFAULT, ENSEMBLE, Classes
 from trainables.errors import ConfigError
+from trainables.predict import score
 from trainables.text_tower import embed_text
 
 NAMES = ("red dog", "boat", "a cat under a bridge")
@@ -56,8 +57,34 @@ def test_texts_of_a_class_are_averaged_and_normalised_again(backbone: Backbone) 
         classes.text_embeds(backbone, "{}"), Classes(NAMES).text_embeds(backbone, "{}")
     )
     assert Classes.of_json(classes.to_json()) == classes != Classes(NAMES)
+    many = Classes(NAMES, texts=texts, ensemble=True)
+    torch.testing.assert_close(many.text_embeds(backbone)[0], (unit(one) + unit(two)) / 2)
+    assert torch.equal(many.text_embeds(backbone)[1], plain[1])
+    assert Classes.of_json(many.to_json()) == many != classes
     with pytest.raises(ConfigError, match="the texts of class `boat` must have at most 77 tokens"):
         Classes(NAMES, texts=((), ("dog " * 90,), ())).text_embeds(backbone)
+
+
+@pytest.mark.parametrize("variant", ["zero_shot classes", "kernel_ridge", "tip_adapter", "gda"])
+def test_an_ensemble_of_texts_is_the_mean_of_similarities(variant: str, backbone: Backbone) -> None:
+    """Of what compares with zero-shot's texts, before anything was learned of images."""
+    names = CLASSES.names
+    texts = tuple((f"a {name} in the park.", f"the {name} runs.") for name in names)
+    data, adapter = examples(backbone), make(variant, backbone, precision="fp32")
+    if variant == "gda" or variant == "tip_adapter":
+        adapter.alpha.zero_()
+    found = score(adapter, data, Classes(names, texts=texts, ensemble=True))
+    images = unit(data.image_embeds)
+    every = [unit(embed_text(backbone, backbone.tokenize(own)[0])) for own in texts]
+    expected = torch.stack([(images @ own.T).mean(1) for own in every], 1)
+    if variant == "kernel_ridge":
+        _, _, share, scale = adapter.numbers.tolist()
+        expected = scale / adapter.tau * (share * adapter.tau * expected).softmax(1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    averaged = score(adapter, data, Classes(names, texts=texts))
+    assert (averaged - found).abs().max() > 1e-3  # zero-shot, too, looks at the texts
+    plain = score(adapter, data, Classes(names))
+    assert (averaged - plain).abs().max() > 1e-3
 
 
 def test_what_was_made_is_kept_for_each_template_and_backbone(

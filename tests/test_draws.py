@@ -369,6 +369,12 @@ def test_texts_of_a_class_stand_beside_its_name(tmp_path: Path) -> None:
     write_draw(tmp_path / "draw.json", draw)
     assert read_draw(tmp_path / "draw.json") == draw
     assert draw.classes.texts == draw.texts
+    assert not draw.classes.ensemble
+    many = own(tmp_path, {"texts": texts, "ensemble": True})
+    other = draw_of(shards_of(tmp_path / "e", rows_of()), words=many)
+    assert (other.ensemble, other.classes.ensemble) == (True, True)
+    write_draw(tmp_path / "many.json", other)
+    assert read_draw(tmp_path / "many.json") == other
     half = draw_of(shards_of(tmp_path / "t", rows_of()), words=words, part="base")
     assert half.texts == draw.texts[:3]
     fewer = own(tmp_path, {"texts": {"rivrbank": ["Water."]}})
@@ -382,6 +388,8 @@ def test_texts_of_a_class_stand_beside_its_name(tmp_path: Path) -> None:
         ({"texts": ["a"]}, "`texts` must map classes to lists, got ['a']."),
         ({"texts": {"cat": "a"}}, "the texts for `cat` must be a list of text, got 'a'."),
         ({"texts": {"cat": []}}, "the texts for `cat` must be a list of text, got []."),
+        ({"ensemble": 1}, "`ensemble` must be true beside `texts`, or false, got 1 without any."),
+        ({"ensemble": True}, "or false, got True without any."),
         ({"templates": "{}"}, "unknown key `templates`. Did you mean `template`?"),
         ({"template": "a photo"}, "`template` must hold `{}` once"),
         ({"template": "{} and {}"}, "`template` must hold `{}` once"),
@@ -434,7 +442,7 @@ def test_a_draw_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_draw(tmp_path / "new" / "draw.json", SMALL)
     assert read_draw(tmp_path / "new" / "draw.json") == SMALL
     value = json.loads((tmp_path / "new" / "draw.json").read_text())
-    assert "texts" not in value  # the key is that of before there were any
+    assert not {"texts", "ensemble"} & value.keys()  # the key is that of before there were any
     assert value.pop("sha256") == sha256_json(value) == SMALL.key
     assert value["train"][1] == {"id": "b", "sha256": "01", "label": 1}
 
@@ -448,10 +456,11 @@ def test_the_key_is_of_everything() -> None:
             "train": (Member("e", "00", 0), Member("b", "01", 1)),
             "val": (Member("c", "05", 0), Member("d", "03", 1)),
             "texts": ((), ("it",)),
+            "ensemble": True,
         }.items()
     ]
     assert len(others) == len(dataclasses.fields(Draw))
-    assert len({SMALL.key, *(draw.key for draw in others)}) == 12
+    assert len({SMALL.key, *(draw.key for draw in others)}) == 13
 
 
 @pytest.mark.parametrize(

@@ -34,24 +34,30 @@ class Classes:
 
     `texts`: whole sentences about each, as a language model describes it (CuPL: Pratt et al. 2023,
     arXiv:2209.03320; Menon and Vondrick 2023); a class without any has its name in the template.
+    `ensemble`: an image is as similar to a class as to its texts in the mean (Menon and Vondrick),
+    instead of to the mean of its texts (CuPL).
     """
 
     names: tuple[str, ...]
     template: str = DEFAULT
     texts: tuple[tuple[str, ...], ...] = ()
     kept: dict[tuple[str, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+    ensemble: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to_json(self) -> dict[str, Any]:
         about: dict[str, Any] = {"names": list(self.names), "template": self.template}
-        return about | ({"texts": [list(own) for own in self.texts]} if self.texts else {})
+        if self.texts:
+            about["texts"] = [list(own) for own in self.texts]
+        return about | ({"ensemble": True} if self.ensemble else {})
 
     @classmethod
     def of_json(cls, about: Mapping[str, Any]) -> Classes:
         texts = tuple(map(tuple, about.get("texts", ())))
-        return cls(tuple(about["names"]), about["template"], texts)
+        ensemble = about.get("ensemble", False)
+        return cls(tuple(about["names"]), about["template"], texts, ensemble=ensemble)
 
     def tokens(self, backbone: Backbone, template: str = "", added: int = 0) -> Tokens:
         """The names in `template` as ids; `""` is the data set's own. Raises `ConfigError` where
@@ -76,7 +82,8 @@ class Classes:
     def text_embeds(self, backbone: Backbone, templates: str = "") -> Tensor:
         """The frozen text tower's classes, of unit length: (C, e). Of several templates, separated
         by `|`, it is the mean of their embeddings, normalised before and after; so it is of the
-        `texts` of a class, where no template is asked for."""
+        `texts` of a class, where no template is asked for. Of an ensemble it is not normalised
+        after, so its product with an image is the mean of the texts' products."""
         key = ("embeds", backbone.fingerprint, backbone.precision, templates)
         if key not in self.kept:
             with backbone.frozen():
@@ -91,7 +98,7 @@ class Classes:
         return embeds
 
     def _described(self, backbone: Backbone, plain: Tensor) -> Tensor:
-        """The mean of each class's own texts, of unit length; `plain` (C, e) where it has none."""
+        """The mean of each class's own texts; `plain` (C, e) where it has none."""
         rows = []
         for name, own, row in zip(self.names, self.texts, plain, strict=True):
             tokens, cut = backbone.tokenize(own)
@@ -104,5 +111,6 @@ class Classes:
                 rows.append(row)
                 continue
             every = F.normalize(embed_text(backbone, tokens).float(), dim=-1)
-            rows.append(F.normalize(every.mean(0), dim=-1))
+            mean = every.mean(0)
+            rows.append(mean if self.ensemble else F.normalize(mean, dim=-1))
         return torch.stack(rows)

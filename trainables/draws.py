@@ -54,6 +54,7 @@ class Draw:
     train: tuple[Member, ...]
     val: tuple[Member, ...]
     texts: tuple[tuple[str, ...], ...] = ()  # of each class beside its name; (): of none
+    ensemble: bool = False  # of those texts, instead of their mean
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
@@ -71,7 +72,7 @@ class Draw:
 
     @property
     def classes(self) -> Classes:
-        return Classes(self.names, self.template, self.texts)
+        return Classes(self.names, self.template, self.texts, ensemble=self.ensemble)
 
     def of(self, data: SplitFeatures, split: Literal["train", "val"]) -> SplitFeatures:
         """The images of the draw in a split's features, labelled."""
@@ -184,6 +185,8 @@ def _to_json(draw: Draw) -> dict[str, Any]:
     fields = dataclasses.asdict(draw)
     if not draw.texts:  # as draws were before there were any
         del fields["texts"]
+    if not draw.ensemble:
+        del fields["ensemble"]
     return {"format": FORMAT, **fields}
 
 

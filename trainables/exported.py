@@ -32,7 +32,7 @@ def write_scores(adapter: Adapter[Any], folder: Path) -> list[Path]:
         if adapter.image_block is None:
             classifier = adapter.classifier(words, frozen)
         else:  # the images come through what `Adapter.export` wrote
-            classifier = cosine(F.normalize(adapter.embed_text(words, frozen).float(), dim=-1))
+            classifier = cosine(adapter.class_texts(words, frozen))
     images = torch.zeros(2, backbone.embed_dim, device=backbone.device)
     with torch.no_grad():
         program = torch.export.export(

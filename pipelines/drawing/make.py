@@ -111,6 +111,7 @@ def assemble(data: Labelled, task: Task, take: Callable[[Split, int], Sequence[M
         train=members["train"],
         val=members["val"],
         texts=task.words.texts_of([data.classes[label] for label in labels]),
+        ensemble=task.words.ensemble,
     )
 
 

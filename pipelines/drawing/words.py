@@ -1,9 +1,10 @@
 """The words for the classes: what stands in a prompt for `AnnualCrop`, and around it.
 
 Flows in: a shipped list's name or a file `{"template": "a photo of a {}.", "names": {...},
-"texts": {...}}` of class to words and of class to a list of whole texts (any key may be left out),
-and the classes of the shards. Flows out: one name a class, and its texts. A class that the list
-does not name is cleaned; its case is kept, as CoOp does (CLIP's tokenizer folds it anyway).
+"texts": {...}, "ensemble": false}` of class to words and of class to a list of whole texts (any key
+may be left out), and the classes of the shards. Flows out: one name a class, and its texts. A class
+that the list does not name is cleaned; its case is kept, as CoOp does (CLIP's tokenizer folds it
+anyway).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from trainables.given import ALL
 
 FOLDER = Path(__file__).parent / "words"
 DEFAULT = "default"
-KEYS = ("template", "names", "texts")
+KEYS = ("template", "names", "texts", "ensemble")
 TEMPLATE = "a photo of a {}."
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -37,6 +38,7 @@ class Words:
     names: Mapping[str, str]
     whole: bool = False
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # about a class, whole
+    ensemble: bool = False  # the texts count one by one, and not as their mean
 
     def of(self, classes: Sequence[str]) -> tuple[str, ...]:
         """The words for each of `classes`, in their order."""
@@ -148,7 +150,13 @@ def _words(source: str, value: Any, whole: bool) -> Words:
         if not isinstance(words, str) or not words.strip():
             raise DataError(f"`{source}`: the words for `{name}` must be text, got {words!r:.40}.")
     names = {name: " ".join(words.split()) for name, words in names.items()}
-    return Words(source, template, names, whole, _texts(source, value.get("texts", {})))
+    texts, ensemble = _texts(source, value.get("texts", {})), value.get("ensemble", False)
+    if not isinstance(ensemble, bool) or (ensemble and not texts):
+        raise DataError(
+            f"`{source}`: `ensemble` must be true beside `texts`, or false, got {ensemble!r:.40}"
+            f"{'' if texts else ' without any'}."
+        )
+    return Words(source, template, names, whole, texts, ensemble)
 
 
 def _texts(source: str, texts: Any) -> dict[str, tuple[str, ...]]:

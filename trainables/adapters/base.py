@@ -142,10 +142,16 @@ class Adapter(nn.Module, Generic[C]):
         del hidden
         return image_embeds
 
+    def class_texts(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
+        """What images are compared with: (C, e), of unit length, but frozen ones as they are given:
+        an ensemble's are shorter."""
+        texts = self.embed_text(tokens, text_embeds)
+        return texts.float() if texts is text_embeds else F.normalize(texts.float(), dim=-1)
+
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
         """What scores images among C classes, whose text is embedded once: by default the cosine
         similarities. The objective multiplies by tau."""
-        texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)  # (C, e)
+        texts = self.class_texts(tokens, text_embeds)
 
         def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
             images = F.normalize(self.embed_images(image_embeds, hidden).float(), dim=-1)

@@ -84,7 +84,7 @@ class Gda(Adapter[GdaConfig]):
         ]
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
-        texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)
+        texts = self.class_texts(tokens, text_embeds)
         share = self.alpha / self.tau
 
         def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:

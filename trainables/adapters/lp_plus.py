@@ -71,7 +71,7 @@ class LpPlus(Adapter[LpPlusConfig]):
         return True
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
-        texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)
+        texts = self.class_texts(tokens, text_embeds)
         tau = self.tau
 
         def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:

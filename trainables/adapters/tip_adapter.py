@@ -96,7 +96,7 @@ class TipAdapter(Adapter[TipAdapterConfig]):
         return True
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
-        texts = F.normalize(self.embed_text(tokens, text_embeds).float(), dim=-1)
+        texts = self.class_texts(tokens, text_embeds)
         every = torch.arange(len(texts), device=self.labels.device)
         values = (self.labels[:, None] == every).to(texts.dtype)  # (N, C)
 
