@@ -72,7 +72,8 @@ def test_without_pixels_nothing_goes_through_the_image_tower(
     base = {"task": "classification"}
     every = {name: SPACES[name]["classification"] for name in adapters_for("classification")}
     works = [name for name, own in every.items() if possible("the text tower", name, own, base)]
-    assert every.keys() - works == {"maple", "promptsrc"}
+    towers = {"maple", "promptsrc", "two_stage", "singular_values"}
+    assert every.keys() - works == towers
     narrowed = on_store(store, {name: every[name] for name in works}, base)
     assert list(narrowed) == ["lora"]
     assert same(narrowed["lora"]["adapter.tower"], CategoricalDistribution(["text"]))
