@@ -84,6 +84,19 @@ def test_auto_on_a_gpu_without_bf16(old_gpu: None) -> None:
         check_precision("bf16", "cuda", "precision")
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_attention_that_is_trained_in_bf16_has_the_plain_kernel(
+    learns: bool, bf16_cpu: None
+) -> None:
+    """The fused one's backward is slow there; its forward is not."""
+    heads = torch.ones(1, 2, 3, 8, requires_grad=True)
+    watch = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    with torch.set_grad_enabled(learns), autocast("bf16", "cpu"), watch as seen:
+        torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+    names = {event.name for event in seen.events()}
+    assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in names) is not learns
+
+
 # -- bf16 where there is none ---------------------------------------------------------------------
 
 

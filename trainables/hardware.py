@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainables.errors import ConfigError
 
@@ -92,12 +93,20 @@ def autocast(precision: Precision, device: torch.device | str) -> Iterator[None]
     kind, bf16 = torch.device(device).type, resolved(precision, device) == "bf16"
     if bf16 and not bf16_pays(device):
         _tell_emulated(kind)
-    with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+    with torch.autocast(kind, torch.bfloat16, enabled=bf16), _attended(kind, bf16):
         if kind != "cuda":
             yield
         else:
             with _multiplied("ieee" if precision == "fp32" else "tf32"):
                 yield
+
+
+def _attended(kind: str, bf16: bool) -> AbstractContextManager[None]:
+    """The kernel of attention. On a CPU, the fused one's backward takes 3 to 9 times as long in
+    bf16 as the plain one's, whatever the heads' width."""
+    if kind == "cpu" and bf16 and torch.is_grad_enabled():
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 @contextmanager
