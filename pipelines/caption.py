@@ -17,7 +17,8 @@ LEAST = 0.5  # seconds of a part
 @dataclass(frozen=True)
 class Args:
     files: Positional[tuple[Path, ...]]
-    """Images and videos; a folder stands for those in it, at any depth."""
+    """Images and videos; a folder stands for those in it, at any depth. Or finished embeddings of
+    images: files or folders of such, or a store that was made of them."""
     run: Path
     """Folder of a study or of a training run of captioning."""
     seconds: float = 5.0

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Args:
     images: Positional[tuple[Path, ...]]
-    """Image files; a folder stands for the images in it, at any depth. For a run on finished
-    embeddings, files of such."""
+    """Image files; a folder stands for the images in it, at any depth. Or finished embeddings:
+    files or folders of such, or a store that was made of them."""
     run: Path | None = None
     """Folder of a study or of a training run: its best adapter decides."""
     backbone: str = ""

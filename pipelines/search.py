@@ -1,8 +1,12 @@
-"""Find images by words: the best adapter of a run, or a bare CLIP, on a folder of yours."""
+"""Find images by words: the best adapter of a run, or a bare CLIP, on a folder of yours.
+
+Finished embeddings may stand for the images, for the words, or for both.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +17,8 @@ from pipelines.console import done, say
 from trainables.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipelines.using.index import Indexed
     from pipelines.using.model import Model, Source
     from pipelines.using.ranking import Query
@@ -23,7 +29,8 @@ class Args:
     queries: Positional[tuple[str, ...]]
     """What to look for, each in quotes: "a dog on the beach"."""
     images: Path
-    """Folder of images, at any depth."""
+    """Folder of images, at any depth; or finished embeddings: a file or a folder of such, or the
+    store that `encode --embeddings` made of them."""
     run: Path | None = None
     """Folder of a study or of a training run of retrieval: its best adapter ranks the images."""
     backbone: str = ""
@@ -40,53 +47,90 @@ class Args:
     folder; with `--backbone` nothing is kept."""
     json: bool = False
     """Print JSON and nothing else."""
+    texts: Path | None = None
+    """Instead of words, a file of text embeddings: each row is a query. Between two files of
+    embeddings, no model need be named: their cosines rank."""
 
 
 def run(args: Args) -> None:
-    if not args.queries or not all(query.strip() for query in args.queries):
-        raise ConfigError("`cliptune search` takes words to look for, got none.")
-    if args.top < 1:
-        raise ConfigError(f"`--top` must be at least 1, got {args.top}.")
+    _check(args)
     from pipelines.using.files import Faults, find_images
+    from pipelines.using.given import is_given
     from pipelines.using.index import index_files
     from pipelines.using.model import Source, open_model
-    from pipelines.using.ranking import rank
+    from pipelines.using.ranking import embedded, rank
 
-    source = Source(args.run, args.backbone, args.revision)
     paths = find_images(args.images, Faults())
-    model = open_model(source, "retrieval")
-    home = args.index or (args.run / "index" if args.run else None)
-    found = index_files(model, paths, home)
-    if not found.paths:
-        raise DataError(f"`{args.images}`: none of its {len(paths):,} images can be read.")
-    queries = rank(model, found, args.queries, args.top)
+    given = is_given(paths[0])
+    bare = given and args.texts is not None and not (args.run or args.backbone)
+    source = None if bare else Source(args.run, args.backbone, args.revision)
+    model = None if source is None else open_model(source, "retrieval")
+    texts, asked = _queries(args, model)
+    if given or model is None:
+        found, blocks = None, embedded(model, paths[0], asked.shape[1])
+    else:
+        home = args.index or (args.run / "index" if args.run else None)
+        found = index_files(model, paths, home)
+        if not found.paths:
+            raise DataError(f"`{args.images}`: none of its {len(paths):,} images can be read.")
+        blocks = iter([(found.paths, found.embeds)])
+    queries, searched = rank(blocks, texts, asked, args.top)
     page = args.out
-    if page is None and not args.json:
+    if page is None and not args.json and not given:
         page = (args.run or Path()) / "found.html"
     if page is not None:
-        _write(page, args, queries, found, model, source)
+        _write(page, args, queries, searched, model, source)
     if args.json:
-        _print_json(args, queries, found, page)
+        _print_json(args, queries, found, searched, page)
     else:
-        _print(queries, found)
-        assert page is not None
+        _print(queries, found, searched)
+    if page is not None and not args.json:
         done([page], f"open {page} in a browser")
 
 
+def _check(args: Args) -> None:
+    if args.texts is not None and args.queries:
+        raise ConfigError("`--texts` stands in the place of words: give one of them, got both.")
+    if args.texts is None and not all(query.strip() for query in args.queries or ("",)):
+        raise ConfigError("`cliptune search` takes words to look for, got none.")
+    if args.top < 1:
+        raise ConfigError(f"`--top` must be at least 1, got {args.top}.")
+
+
+def _queries(args: Args, model: Model | None) -> tuple[Sequence[str], Tensor]:
+    """What is looked for, and its embeddings of unit length: (Q, e)."""
+    from pipelines.using.given import queries_of
+    from pipelines.using.words import adapt_texts, embed_words
+
+    if args.texts is None:
+        assert model is not None
+        return args.queries, embed_words(model.adapter, args.queries)
+    names, embeds = queries_of(args.texts, model.backbone.embed_dim if model else None)
+    return names, adapt_texts(model.adapter if model else None, embeds)
+
+
 def _write(
-    page: Path, args: Args, queries: list[Query], found: Indexed, model: Model, source: Source
+    page: Path,
+    args: Args,
+    queries: list[Query],
+    searched: int,
+    model: Model | None,
+    source: Source | None,
 ) -> None:
     from pipelines.using.page import render
     from trainables.files import write_bytes
 
-    text = render(queries, len(found.paths), args.images, model.name, source.flags)
-    write_bytes(page, text.encode())
+    by = (model.name, source.flags) if model and source else ("cosine", f"--texts {args.texts}")
+    write_bytes(page, render(queries, searched, args.images, *by).encode())
 
 
-def _print(queries: list[Query], found: Indexed) -> None:
-    bad = f", {len(found.bad):,} cannot be read" if found.bad else ""
-    kept = f"; kept in {found.kept}" if found.kept else "; not kept, `--index FOLDER` would"
-    say(f"{len(found.paths):,} images, {found.new:,} new{bad}{kept}")
+def _print(queries: list[Query], found: Indexed | None, searched: int) -> None:
+    if found is None:
+        say(f"{searched:,} embeddings")
+    else:
+        bad = f", {len(found.bad):,} cannot be read" if found.bad else ""
+        kept = f"; kept in {found.kept}" if found.kept else "; not kept, `--index FOLDER` would"
+        say(f"{searched:,} images, {found.new:,} new{bad}{kept}")
     for query in queries:
         say(f"\n{query.text}")
         for match in query.matches:
@@ -94,10 +138,13 @@ def _print(queries: list[Query], found: Indexed) -> None:
     say("")
 
 
-def _print_json(args: Args, queries: list[Query], found: Indexed, page: Path | None) -> None:
+def _print_json(
+    args: Args, queries: list[Query], found: Indexed | None, searched: int, page: Path | None
+) -> None:
+    bad = found.bad if found else {}
     value = {
-        **{"folder": str(args.images), "images": len(found.paths), "new": found.new},
-        "unreadable": [{"path": str(p), "error": reason} for p, reason in found.bad.items()],
+        **{"folder": str(args.images), "images": searched, "new": found.new if found else 0},
+        "unreadable": [{"path": str(p), "error": reason} for p, reason in bad.items()],
         "queries": [
             {
                 "query": query.text,

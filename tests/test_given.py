@@ -341,4 +341,4 @@ def test_rows_of_a_file_are_classified(folder: Path, tmp_path: Path) -> None:
     rows = classify(model, [tmp_path / "new.npy", tmp_path / "wide.npy"], classes, 1, faults)
     assert [row["path"] for row in rows] == [f"{tmp_path / 'new.npy'}:{n}" for n in range(3)]
     assert [row["classes"][0]["name"] for row in rows] == list(NAMES)
-    assert faults.reasons == {tmp_path / "wide.npy": "its vectors must have width 16, got 3"}
+    assert faults.reasons == {tmp_path / "wide.npy": "must have vectors of width 16, got 3."}

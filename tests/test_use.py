@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -321,7 +322,23 @@ def test_the_page_and_the_index_lie_in_the_run(
         ),
         (
             ("search", "x", "--images", "{home}/none", "--run", "r"),
-            "`--images` must name a folder, got",
+            "`--images` must name a folder, or a file of embeddings, got",
+        ),
+        (
+            ("search", "x", "--images", "{images}/given.npy", "--run", "{home}/lora"),
+            "`lora` changes the image tower, which finished embeddings have passed: give images",
+        ),
+        (
+            (
+                "search",
+                "--images",
+                "{images}",
+                "--run",
+                "{home}/soft",
+                "--texts",
+                "{images}/given.npy",
+            ),
+            "`soft_prompt` changes words before their embeddings are made: give words instead",
         ),
         (("search", "", "--images", "{images}"), "takes words to look for, got none"),
         (("search", "--images", "{images}"), "takes words to look for, got none"),
@@ -397,11 +414,13 @@ def test_the_page_and_the_index_lie_in_the_run(
 def test_mistakes_are_told_in_a_sentence(
     home: Path,
     images: Path,
+    backbone: Backbone,
     words: tuple[str, ...],
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     places = {"home": home, "images": images}
+    np.save(images / "given.npy", np.ones((2, backbone.embed_dim), np.float16))
     out, err = printed(capsys, *(word.format(**places) for word in words), code=2)
     assert out == ""
     assert err.startswith("error: ")

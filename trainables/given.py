@@ -60,6 +60,11 @@ class GivenWords:
 
     def row(self, text: str) -> int:
         found = self.rows.get(text, self.folded.get(_fold(text)))
+        if not self.rows:
+            raise DataError(
+                f"`{text}` has no embedding: the store was made without texts of classes and "
+                "without a text tower, `encode --backbone`."
+            )
         if found is None:
             near = difflib.get_close_matches(text, list(self.rows), n=1, cutoff=0.0)
             hint = f", the nearest is `{near[0]}`" if near else ""

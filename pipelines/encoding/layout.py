@@ -105,7 +105,7 @@ def read_layout(folder: Path, captions: Path | None = None) -> Given:
     """What `folder` holds; `captions` is a source of what was said of its images."""
     if not folder.is_dir():
         raise DataError(f"`{folder}` is no folder of embeddings.")
-    paths = _files(folder, "img_emb", "*") or _loose(folder)
+    paths = _files(folder, "img_emb", "*") or loose(folder)
     images = open_vectors(paths, "image") if paths else None
     if images is None:
         raise DataError(f"`{folder}` has no image vectors: no `img_emb/`, no file or column.")
@@ -151,7 +151,7 @@ def _vectors(folder: Path, name: str) -> Vectors | None:
     return open_vectors(paths, "text") or open_vectors(paths, "image")
 
 
-def _loose(folder: Path) -> list[Path]:
+def loose(folder: Path) -> list[Path]:
     """Files of vectors in the folder itself, in `data/`, or in a data set's folders of splits."""
     for pattern in ("*", "data/*", "*/*.arrow"):
         found = [p for p in folder.glob(pattern) if p.suffix in (*SUFFIXES, *PICKLES)]

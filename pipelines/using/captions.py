@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pipelines.using.embedding import embed_files
 from pipelines.using.files import CHUNK, FEW, Faults, find
+from pipelines.using.given import is_given
 from pipelines.using.model import Model
 from trainables.clips import SUFFIXES, Clip, is_clip, segments
 from trainables.frames import embed_clip
@@ -31,8 +32,11 @@ def caption_files(
     """The rows of all good files, in the order in which they were given. With `frames` a folder is
     one clip."""
     paths = find(given, faults, SUFFIXES, whole=frames)
-    clips = {path for path in paths if path.is_dir() or _is_clip(path)}
-    rows = _stills(model, [path for path in paths if path not in clips], faults)
+    vectors = {path for path in paths if is_given(path) and not (frames and path.is_dir())}
+    clips = {path for path in paths if path not in vectors and (path.is_dir() or _is_clip(path))}
+    stills = [path for path in paths if path not in clips | vectors]
+    rows = {Path(row["path"]): [row] for row in _stills(model, stills, faults)}
+    rows |= {path: _stills(model, [path], faults) for path in vectors}
     moving = [path for path in paths if path in clips]
     for path in tqdm(moving, unit="clip", desc="caption", disable=len(moving) <= FEW):
         try:
@@ -52,15 +56,16 @@ def _is_clip(path: Path) -> bool:
         return False
 
 
-def _stills(model: Model, paths: Sequence[Path], faults: Faults) -> dict[Path, list[Row]]:
-    """A still image is a clip whose frames are all the same."""
-    rows = {}
+def _stills(model: Model, paths: Sequence[Path], faults: Faults) -> list[Row]:
+    """A still image is a clip whose frames are all the same; of embeddings, each row is one."""
+    rows: list[Row] = []
     for names, data in embed_files(model.adapter, paths, faults, "caption"):
         texts: list[str] = []
         for embeds in data.image_embeds.split(CHUNK):
             texts += write(model, embeds[:, None].expand(-1, max(1, model.seen.count), -1))
-        for path, text in zip(names, texts, strict=True):
-            rows[path] = [{"path": str(path), "caption": text}]
+        rows += [
+            {"path": str(path), "caption": text} for path, text in zip(names, texts, strict=True)
+        ]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Image files through the frozen tower, as the features that adapters take.
+"""Image files through the frozen tower, or finished embeddings, as the features that adapters take.
 
 Flows in: paths. Flows out: `SplitFeatures` of the good ones, a part at a time, so that a folder of
 any size needs the memory of one part.
@@ -7,17 +7,18 @@ any size needs the memory of one part.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.sources.vectors import open_vectors
 from pipelines.using.files import CHUNK, Faults, squares
+from pipelines.using.given import is_given, rows_of
 from trainables.adapters.base import Adapter
 from trainables.derived import Derived
-from trainables.errors import DataError
+from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures
 from trainables.shards import chunks
 
@@ -28,8 +29,17 @@ def embed_files(
     adapter: Adapter[Any], paths: Sequence[Path], faults: Faults, doing: str, size: int = PART
 ) -> Iterator[tuple[list[Path], SplitFeatures]]:
     """The good ones of `paths` and their features, in order, about `size` at a time."""
+    for given, some in groupby(paths, is_given):
+        make = _given if given else _seen
+        yield from make(adapter, list(some), faults, doing, size)
+
+
+def _seen(
+    adapter: Adapter[Any], paths: Sequence[Path], faults: Faults, doing: str, size: int
+) -> Iterator[tuple[list[Path], SplitFeatures]]:
     if adapter.backbone.kind == "embeddings":
-        yield from _given(adapter, paths, faults, size)
+        for path in paths:
+            faults.add(path, "the run has no tower for images: give it files of embeddings")
         return
     for part in chunks(_embedded(adapter, paths, faults, doing), max(1, size // CHUNK)):
         names = [path for some, _, _ in part for path in some]
@@ -39,26 +49,26 @@ def embed_files(
 
 
 def _given(
-    adapter: Adapter[Any], paths: Sequence[Path], faults: Faults, size: int
+    adapter: Adapter[Any], paths: Sequence[Path], faults: Faults, doing: str, size: int
 ) -> Iterator[tuple[list[Path], SplitFeatures]]:
-    """Files of finished embeddings for an adapter of such: each row is called `file:row`."""
-    width = adapter.backbone.embed_dim
     for path in paths:
         try:
-            vectors = open_vectors([path], "image")
-            if vectors is None or vectors.width != width:
-                got = "none" if vectors is None else vectors.width
-                faults.add(path, f"its vectors must have width {width}, got {got}")
-                continue
-            vectors.check()
+            yield from embed_given(adapter, path, doing, size)
         except DataError as error:
-            faults.add(path, str(error))
-            continue
-        row = 0
-        for some in vectors.chunks(size):
-            names = [Path(f"{path}:{row + n}") for n in range(len(some))]
-            yield names, _features(adapter, names, torch.from_numpy(some), None)
-            row += len(some)
+            faults.add(path, str(error).removeprefix(f"`{path}`").lstrip(",: "))
+
+
+def embed_given(
+    adapter: Adapter[Any], path: Path, doing: str, size: int
+) -> Iterator[tuple[list[Path], SplitFeatures]]:
+    """The finished embeddings at `path`, about `size` at a time."""
+    if adapter.image_block is not None:
+        raise ConfigError(
+            f"`{path}`: `{adapter.train_config.name}` changes the image tower, which finished "
+            "embeddings have passed: give images."
+        )
+    for names, embeds in rows_of(path, adapter.backbone.embed_dim, doing, size):
+        yield names, _features(adapter, names, embeds, None)
 
 
 def _embedded(

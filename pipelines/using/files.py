@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from pipelines.using.given import is_given
 from trainables.errors import DataError
 from trainables.frame_folders import IMAGE_SUFFIXES
 from trainables.image_headers import BadImage, read_file
@@ -54,11 +55,13 @@ def find(
     given: Iterable[Path], faults: Faults, also: frozenset[str] = frozenset(), whole: bool = False
 ) -> list[Path]:
     """The files `given`, each once; a folder stands for the images in it, at any depth, and for
-    files whose names end in one of `also`; or, `whole`, for itself."""
+    files whose names end in one of `also`; without any, or `whole`, for itself: embeddings may be
+    there, or frames."""
     suffixes = IMAGE_SUFFIXES | also
     found: dict[Path, None] = {}
     for path in given:
-        for one in _below(path, suffixes) if path.is_dir() and not whole else (path,):
+        inside = list(_below(path, suffixes)) if path.is_dir() and not whole else []
+        for one in inside or ([path] if whole or not path.is_dir() or is_given(path) else []):
             if shown(one).encode() != os.fsencode(one):
                 faults.add(one, "its name is not UTF-8")
             else:
@@ -67,13 +70,15 @@ def find(
 
 
 def find_images(folder: Path, faults: Faults) -> list[Path]:
-    """The images in `folder` at any depth."""
-    if not folder.is_dir():
-        raise DataError(f"`--images` must name a folder, got `{folder}`.")
+    """The images in `folder` at any depth; or itself, where it is of embeddings."""
+    if not folder.is_dir() and not is_given(folder):
+        raise DataError(f"`--images` must name a folder, or a file of embeddings, got `{folder}`.")
     found = find([folder], faults)
     if not found:
         endings = " ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"`{folder}` holds no image: no name in it ends in {endings}.")
+        raise DataError(
+            f"`{folder}` holds no image: no name in it ends in {endings}; nor embeddings."
+        )
     return found
 
 

@@ -1,17 +1,24 @@
 """The images nearest to words.
 
-Flows in: indexed images and queries. Flows out: for each query its matches, best first.
+Flows in: embedded images, a block at a time, and embedded queries. Flows out: for each query its
+matches, best first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.using.index import Indexed
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.using.embedding import PART, embed_given
+from pipelines.using.given import rows_of
 from pipelines.using.model import Model
-from pipelines.using.words import embed_words
+from trainables.predict import embed_images
+
+Block = tuple[Sequence[Path], Tensor]  # n images, and their embeddings of unit length (n, e)
 
 
 @dataclass(frozen=True)
@@ -28,11 +35,27 @@ class Query:
     matches: list[Match]
 
 
-def rank(model: Model, found: Indexed, words: Sequence[str], top: int) -> list[Query]:
-    """The `top` nearest images of each query; of equal ones the first by name."""
-    scores = found.embeds @ embed_words(model.adapter, words).T  # (N, Q)
-    queries = []
-    for text, column in zip(words, scores.unbind(1), strict=True):
-        order = column.argsort(descending=True, stable=True)[:top].tolist()
-        queries.append(Query(text, [Match(found.paths[n], float(column[n])) for n in order]))
-    return queries
+def rank(
+    blocks: Iterable[Block], texts: Sequence[str], asked: Tensor, top: int
+) -> tuple[list[Query], int]:
+    """The `top` nearest images of each of Q queries (Q, e), of equal ones the first, and how many
+    images there were."""
+    queries, searched = [Query(text, []) for text in texts], 0
+    for paths, embeds in blocks:
+        searched += len(paths)
+        for query, column in zip(queries, (embeds @ asked.T).unbind(1), strict=True):
+            order = column.argsort(descending=True, stable=True)[:top].tolist()
+            query.matches.extend(Match(paths[n], float(column[n])) for n in order)
+            query.matches.sort(key=lambda match: match.score, reverse=True)
+            del query.matches[top:]
+    return queries, searched
+
+
+def embedded(model: Model | None, path: Path, width: int) -> Iterator[Block]:
+    """The finished embeddings at `path`, as the model has them; without one, as they are."""
+    if model is None:
+        for names, embeds in rows_of(path, width, "search", PART):
+            yield names, F.normalize(embeds, dim=-1)
+        return
+    for names, data in embed_given(model.adapter, path, "search", PART):
+        yield names, embed_images(model.adapter, data).cpu()

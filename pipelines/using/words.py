@@ -9,11 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
 from trainables.classes import DEFAULT, Classes
+from trainables.data import Tokens
 from trainables.derived import embed_each_once
 from trainables.draws import check_template
 from trainables.errors import ConfigError
@@ -33,6 +35,23 @@ def embed_words(adapter: Adapter[Any], words: Sequence[str]) -> Tensor:
     frozen = embed_each_once(backbone, tokens).to(backbone.device) if adapter.frozen_text else None
     with in_use(adapter):
         return F.normalize(adapter.embed_text(tokens, frozen).float(), dim=-1).cpu()
+
+
+def adapt_texts(adapter: Adapter[Any] | None, embeds: Tensor) -> Tensor:
+    """Finished text embeddings (M, e) as the adapter changes them, of unit length; without one, as
+    they are."""
+    if adapter is None:
+        return F.normalize(embeds, dim=-1)
+    if not adapter.frozen_text:
+        raise ConfigError(
+            f"`{adapter.train_config.name}` changes words before their embeddings are made: give "
+            "words instead of `--texts`."
+        )
+    ids = torch.zeros(len(embeds), dtype=torch.int64)  # nobody asks what the words were
+    tokens = Tokens(ids, torch.arange(len(embeds) + 1))
+    with in_use(adapter):
+        changed = adapter.embed_text(tokens, embeds.to(adapter.backbone.device))
+        return F.normalize(changed.float(), dim=-1).cpu()
 
 
 def classes_of(names: Sequence[str], template: str) -> Classes:
