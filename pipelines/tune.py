@@ -123,7 +123,7 @@ def run(args: Args) -> None:
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
-    from pipelines.searching.best import best_trial
+    from pipelines.searching.best import best_trial, over_all
     from pipelines.searching.budget import Budget
     from pipelines.searching.choice import write_choice
     from pipelines.searching.closing import closing
@@ -136,7 +136,8 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     counts = states(study)
     if Budget(search, study).over() and not counts["RUNNING"]:
         if best_trial(study) is None:
-            raise CliptuneError(f"no trial of `{folder}` succeeded: give another `--out`.")
+            why = over_all(study, search, folder) or f"no trial of `{folder}` succeeded"
+            raise CliptuneError(f"{why}: give another `--out`.")
         _over(folder, study)
         nothing_to_do(folder / "best.json", then)
         return
@@ -158,7 +159,8 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         ray.shutdown()  # its processes go now; the deadline of the interrupt still holds
         os._exit(130)  # Ray's own exit handlers may wait for longer than the user should
     if best_trial(study) is None:
-        raise CliptuneError(f"no trial of `{folder}` succeeded; their reasons are listed above.")
+        none = f"no trial of `{folder}` succeeded; their reasons are listed above"
+        raise CliptuneError(f"{over_all(study, search, folder) or none}.")
     _over(folder, study)
     say(chosen)
     made = [folder / "schedule.json"] if search.stopping.population else []
@@ -184,6 +186,7 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
     path = folder / "study.json"
     if path.exists():
         found = {"portfolio": args.portfolio, "prior": []} | read_json(path)
+        found.setdefault("stopping", wanted["stopping"])  # older studies do not say
         if not search.spaces:  # older studies do not say that they search the adapters' own
             found.setdefault("spaces", wanted["spaces"])
         for name in ["retain_keys", "folds", *wanted]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
 from pipelines import report
+from pipelines.reporting.race_chart import lanes_of
+from pipelines.reporting.study import OVER, read_study
 from pipelines.searching.closing import closing
 from pipelines.searching.lanes import Step, lanes
+from pipelines.searching.study import OVER as noted_by_search
 from pipelines.searching.study import Search
 
 METRIC = "val/t2i_r1"
@@ -148,3 +152,25 @@ def test_the_names_in_a_race_are_text(name: str, tmp_path: Path) -> None:
     assert "<script" not in html
     assert "<script" not in markdown
     assert "a|b |" not in markdown
+
+
+def test_a_trial_over_a_limit_is_on_no_front_and_never_the_best(tmp_path: Path) -> None:
+    study_of(tmp_path)
+    study = read_study(tmp_path)
+    goals = [(0.9, 0.9), (0.3, 0.5), (0.2, 0.6)]
+    trials = [
+        dataclasses.replace(
+            study.trials[place], state="complete", value=value, retained=kept, over=not place
+        )
+        for place, (value, kept) in enumerate(goals)
+    ]
+    found = dataclasses.replace(study, trials=trials)
+    assert [one.number for one in found.front] == [1, 2]
+    best = found.best()
+    assert best is not None
+    assert not best.over
+    assert max(one.best or 0 for one in lanes_of(found)) == 0.3
+
+
+def test_what_a_search_notes_of_a_limit_is_what_the_report_looks_for() -> None:
+    assert noted_by_search == OVER

@@ -555,3 +555,13 @@ def test_the_command_refuses(args: dict[str, Any], sentence: str) -> None:
     with pytest.raises(CliptuneError) as error:
         space.run(space.Args(**args))
     assert sentence in str(error.value)
+
+
+def test_another_rule_of_early_stopping_is_another_study(tmp_path: Path, features: Path) -> None:
+    about = claim(tmp_path, features, eta=4, grace=2)
+    assert about["stopping"] == {"kind": "asha", "eta": 4, "grace": 2, "brackets": 1, "interval": 1}
+    for other in ({}, {"eta": 4, "grace": 2, "brackets": 2}, {"scheduler": "median", "grace": 2}):
+        with pytest.raises(CliptuneError, match="holds another study: its `stopping` is"):
+            claim(tmp_path, features, **other)
+    write_json(tmp_path / "study.json", {k: v for k, v in about.items() if k != "stopping"})
+    assert claim(tmp_path, features, eta=4, grace=2)["stopping"] == about["stopping"]

@@ -19,9 +19,9 @@ from ray.tune.search import Searcher
 from pipelines import tune
 from pipelines.searching import flags as tune_flags
 from pipelines.searching.asha import EarlyStopping, rungs
-from pipelines.searching.best import best_so_far, best_trial
+from pipelines.searching.best import best_so_far, best_trial, over_all
 from pipelines.searching.budget import Budget
-from pipelines.searching.callbacks import Losses, reason_of
+from pipelines.searching.callbacks import Losses, Progress, reason_of
 from pipelines.searching.groups import STARTS, Switchboard
 from pipelines.searching.kinds import Sampler
 from pipelines.searching.race import LEAST
@@ -401,6 +401,38 @@ def test_a_trial_over_a_limit_is_never_the_best(tmp_path: Path) -> None:
     assert search.budget.spent.since == 0  # the last was better than those before it
 
 
+def test_where_all_went_over_a_limit_the_nearest_is_named(tmp_path: Path) -> None:
+    search = searcher(tmp_path, LIMITED)
+    for number, parameters in enumerate((30, 12, 20)):
+        search.suggest(f"ray{number}")
+        result = over(number, 0.5) | {"trainable_parameters": parameters}
+        search.on_trial_complete(f"ray{number}", result)
+    said = over_all(search.study, LIMITED, tmp_path)
+    assert said == (
+        f"no trial of `{tmp_path}` kept within `--limit parameters=10`; the nearest, trial 1 of "
+        "lora, had parameters=12"
+    )
+    search.suggest("more")
+    search.on_trial_complete("more", row(3, 9, 0.1, "finished"))
+    assert not over_all(search.study, LIMITED, tmp_path)
+
+
+def test_minutes_are_spent_also_where_no_trial_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(monotonic=lambda: 0.0)
+    monkeypatch.setattr("pipelines.searching.budget.time", clock)
+    timed = dataclasses.replace(SEARCH, minutes=2.0)
+    asks = searcher(tmp_path, timed)
+    asks.suggest("ray0")
+    progress = Progress(asks.study, timed, asks.budget)
+    for second in range(0, 66, 5):
+        clock.monotonic = lambda second=second: float(second)
+        progress.on_step_end(0, [])
+    resumed = Budget(timed, open_study(tmp_path))
+    assert resumed.before == 60  # by the last tick; the driver was killed here
+
+
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_a_budget_of_epochs_is_spent_and_not_overspent_and_recipes_finish(
     at_once: int, tmp_path: Path
@@ -652,6 +684,26 @@ def test_the_journal_opens_in_optuna_dashboard(tmp_path: Path) -> None:
         ({"minutes": -1.0}, "`--minutes` must be a number from 0 on, got -1.0"),
         ({"minutes": float("nan")}, "`--minutes` must be a number from 0 on, got nan"),
         ({"grace": 10}, "`--grace` must be at most `--epochs` 9, got 10"),
+        ({"epochs": 3, "set": ("changes=9: optim.lr=0.1",)}, "`changes` must be in 3 epochs"),
+        ({"interval": 2}, "`--interval` must be 1 with `--scheduler asha`, got 2"),
+        (
+            {"brackets": 2, "scheduler": "pbt"},
+            "`--brackets` must be 1 with `--scheduler pbt`, got 2",
+        ),
+        ({"eta": 2, "scheduler": "none"}, "`--eta` must be 3 with `--scheduler none`, got 2"),
+        ({"grace": 2, "scheduler": "pb2"}, "`--grace` must be 0 with `--scheduler pb2`, got 2"),
+        (
+            {"scheduler": "median", "retain": (Path("new.json"),)},
+            "`--scheduler` must be none beside `--retain`, whose two goals .*, got median",
+        ),
+        (
+            {"eta": 2, "retain": (Path("new.json"),)},
+            "`--eta` must be 3 beside `--retain`, which stops no trial early, got 2",
+        ),
+        (
+            {"scheduler": "pbt", "adapter": ("lora", "zero_shot")},
+            "`--adapter` must leave out `zero_shot` with `--scheduler pbt`: it trains nothing",
+        ),
     ],
 )
 def test_a_wrong_flag_is_refused_before_any_work(flags: dict[str, Any], expected: str) -> None:

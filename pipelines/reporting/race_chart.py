@@ -25,7 +25,10 @@ def lanes_of(study: Study) -> list[Lane]:
     adapters = study.facts.get("adapters", [])
     if len(adapters) < 2 or not study.trials:
         return []
-    steps = [Step(t.number, t.adapter, t.epochs, t.value, t.race) for t in study.trials]
+    steps = [
+        Step(t.number, t.adapter, t.epochs, None if t.over else t.value, t.race)
+        for t in study.trials
+    ]
     return lanes(adapters, steps)
 
 

@@ -25,6 +25,7 @@ from trainables.metrics.balance import front, standing
 
 T = TypeVar("T")
 
+OVER = "over a limit"  # as the search notes it
 STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -52,6 +53,7 @@ class Trial:
     retained: float | None = None  # at the best epoch, on classes that training never saw
     source: str = ""  # of which earlier trial, or shipped point, it has the values
     race: Mapping[str, Any] = field(default_factory=dict)  # how the adapters stood before it
+    over: bool = False  # a limit: never chosen
 
     @property
     def score(self) -> float | None:
@@ -106,7 +108,8 @@ class Study:
         named = [t for t in self.trials if t.number == number and t.value is not None]
         if named:
             return named[0]
-        chosen = [t for t in self.trials if t.value is not None and adapter in (None, t.adapter)]
+        own = [t for t in self.trials if adapter in (None, t.adapter)]
+        chosen = [t for t in own if t.value is not None and not t.over]
         return max(
             chosen, key=lambda t: (*standing(t.value or 0.0, t.retained), -t.number), default=None
         )
@@ -122,7 +125,10 @@ class Study:
         both = [
             (t, (t.value, t.retained))
             for t in self.trials
-            if t.state == "complete" and t.value is not None and t.retained is not None
+            if t.state == "complete"
+            and t.value is not None
+            and t.retained is not None
+            and not t.over
         ]
         return [both[place][0] for place in front([pair for _, pair in both])]
 
@@ -204,6 +210,7 @@ def _trial(trial: FrozenTrial, adapters: list[str]) -> Trial:
         retained=attrs.get("retained"),
         source=str(attrs.get("source", "")),
         race=attrs.get("race") or {},
+        over=OVER in attrs,
     )
 
 

@@ -14,6 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.searching.ledger import Ledger
+from pipelines.searching.limits import LIMITS
 from pipelines.searching.study import OVER, Search, goals
 from trainables.files import write_json
 from trainables.metrics.balance import RULE, front, standing
@@ -63,6 +64,26 @@ def best_of(study: optuna.Study, ledger: Ledger[Best] | None = None) -> Best:
 def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial | None:
     """The best trial of all or of an adapter."""
     return best_of(study).found.get(adapter)
+
+
+def over_all(study: optuna.Study, search: Search, folder: Path) -> str:
+    """That all trials which had a result went over a limit, and how near one came; else ""."""
+    over = [one for one in study.get_trials(deepcopy=False) if OVER in one.user_attrs]
+    if not over or not search.limits or best_trial(study) is not None:
+        return ""
+
+    def excess(trial: FrozenTrial) -> float:
+        return max(trial.user_attrs[name] / most for name, most in search.limits.items())
+
+    near = min(over, key=excess)
+    flags = {noted: flag for flag, noted in LIMITS.items()}
+    limits = " ".join(f"{flags[name]}={most:g}" for name, most in search.limits.items())
+    had = " ".join(f"{flags[name]}={near.user_attrs[name]:g}" for name in search.limits)
+    name = near.user_attrs["config"]["name"]
+    return (
+        f"no trial of `{folder}` kept within `--limit {limits}`; the nearest, trial {near.number} "
+        f"of {name}, had {had}"
+    )
 
 
 def shown(trial: FrozenTrial, retains: bool) -> str:

@@ -18,6 +18,7 @@ from pipelines.searching.ledger import Ledger
 from pipelines.searching.study import DONE, OVER, RECIPE, Search, best_value
 
 CLOCK = "seconds"  # of the search, in the study's attributes
+TICK = 10  # seconds after which the clock is written down, also where no trial reports
 STALE = 24  # trials that ended without a better one, at least, before a search ends by itself
 
 
@@ -73,7 +74,7 @@ class Budget:
 
     def __init__(self, search: Search, study: optuna.Study) -> None:
         self.search, self.study = search, study
-        self.before = float(study.user_attrs.get(CLOCK, 0.0))
+        self.before = self.noted = float(study.user_attrs.get(CLOCK, 0.0))
         self.started = time.monotonic()
         self.ledger = Ledger(Spent())
         self.points = Ledger(Tried(search))
@@ -91,10 +92,11 @@ class Budget:
         """Of this and of former drivers."""
         return self.before + time.monotonic() - self.started
 
-    def note(self) -> None:
-        """Write down how long the search has taken."""
-        if self.search.minutes:
-            self.study.set_user_attr(CLOCK, self.seconds)
+    def note(self, tick: float = 0) -> None:
+        """Write down how long the search has taken, if `tick` seconds have gone since the last."""
+        if self.search.minutes and self.seconds >= self.noted + tick:
+            self.noted = self.seconds
+            self.study.set_user_attr(CLOCK, self.noted)
 
     @property
     def late(self) -> bool:

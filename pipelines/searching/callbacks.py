@@ -14,7 +14,7 @@ from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
 from pipelines.searching.best import Best, best_of, shown
-from pipelines.searching.budget import Budget
+from pipelines.searching.budget import TICK, Budget
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, frozen_trial
@@ -74,6 +74,11 @@ class Progress(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
+        """A driver that is killed before a result has spent its minutes too."""
+        del iteration, trials, info
+        self.budget.note(TICK)
 
     def on_trial_result(
         self,

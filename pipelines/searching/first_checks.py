@@ -27,6 +27,7 @@ def check_first(args: Args) -> None:
         raise CliptuneError(f"`--adapter` must name each adapter once, got {list(args.adapter)}.")
     _check_numbers(args)
     read_limits(args.limit)
+    _check_scheduler(args)
     if args.folds:
         _check_folds(args)
 
@@ -47,6 +48,25 @@ def _check_numbers(args: Args) -> None:
     if not 0 <= args.minutes < math.inf:
         raise CliptuneError(f"`--minutes` must be a number from 0 on, got {args.minutes}.")
     check_gpus(args.gpus, args.wait, args.workers_per_trial, "workers-per-trial")
+
+
+def _check_scheduler(args: Args) -> None:
+    """Each of these flags is of some schedulers alone."""
+    kind, where = args.scheduler, f"with `--scheduler {args.scheduler}`"
+    if args.retain and kind not in ("pbt", "pb2"):
+        if kind not in ("asha", "none"):
+            rule = "must be none beside `--retain`, whose two goals stop no trial early"
+            raise ConfigError(f"`--scheduler` {rule}, got {kind}.")
+        kind, where = "none", "beside `--retain`, which stops no trial early"
+    for flag, kinds in (
+        ("interval", ("pbt", "pb2")),
+        ("grace", ("asha", "hyperband", "median")),
+        ("eta", ("asha", "hyperband")),
+        ("brackets", ("asha",)),
+    ):
+        value, default = getattr(args, flag), getattr(type(args), flag)
+        if value != default and kind not in kinds:
+            raise ConfigError(f"`--{flag}` must be {default} {where}, got {value}.")
 
 
 def _check_folds(args: Args) -> None:

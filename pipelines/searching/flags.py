@@ -30,6 +30,7 @@ from trainables.adapters.registry import (
     make_config,
     task_of,
 )
+from trainables.changes import CHANGING
 from trainables.config import Task, Value, flatten, read_fields
 from trainables.draws import Draw, check_divided, check_draw, check_folds, check_retain
 from trainables.errors import CliptuneError, ConfigError
@@ -69,7 +70,7 @@ def check(args: Args) -> Search:
         raise CliptuneError(f"`--set` takes no `{key}`, got {fields[key]!r}: use `--{flag}`.")
     fixed: dict[str, Value] = {}
     for name in adapters:
-        config = flatten(make_config(name, {"task": task, **fields}))
+        config = flatten(make_config(name, {"task": task, "epochs": args.epochs, **fields}))
         fixed = {key: config[key] for key in fields}
     spaces = searched(adapters, {"task": task, **fields}, file, args.search)
     every = {name: spaces.get(name, SPACES[name][task]) for name in adapters}
@@ -130,17 +131,13 @@ def _stopping(args: Args, task: Task, adapters: Sequence[str]) -> Stopping:
         raise ConfigError(f"`--grace` must be at most `--epochs` {args.epochs}, got {args.grace}.")
     grace = args.grace or (usual_grace(task, args.epochs) if brackets == 1 else 1)
     if kind in ("pbt", "pb2"):
-        _check_population(args, adapters)
+        _check_population(args, adapters, task)
         return Stopping(kind, interval=args.interval)
     if args.retain:
         # A rung by one goal alone would drop the trials that are best in the other, and with two,
         # the front of few trials holds most of them.
         return Stopping("none")
     if kind == "hyperband":
-        if brackets > 1:
-            raise ConfigError(
-                f"`--brackets` must be 1 with `--scheduler hyperband`, got {brackets}."
-            )
         rungs = int(math.log(max(1, args.epochs / grace), args.eta) + 1e-9)
         return Stopping("asha", args.eta, grace, 1 + rungs)
     last = grace * args.eta ** (brackets - 1)
@@ -180,7 +177,7 @@ def _measured(draw: Draw, folds: int) -> int:
     return len(draw.val) + (len(draw.train) if folds else 0)
 
 
-def _check_population(args: Args, adapters: Sequence[str]) -> None:
+def _check_population(args: Args, adapters: Sequence[str], task: Task) -> None:
     """What members that wait for each other cannot do."""
     with_it = f"with `--scheduler {args.scheduler}`"
     for flag, value, default, rule in (
@@ -191,6 +188,9 @@ def _check_population(args: Args, adapters: Sequence[str]) -> None:
     ):
         if value != default:
             raise ConfigError(f"`--{flag}` must be {rule} {with_it}, got {value}.")
+    for name in adapters:
+        if not {*CHANGING} & SPACES[name][task].keys():
+            raise ConfigError(f"`--adapter` must leave out `{name}` {with_it}: it trains nothing.")
     least = 2 * len(adapters)  # one of a kind takes over nobody's weights
     if args.trials is not None and args.trials < least:
         whose = with_it if len(adapters) == 1 else f"{with_it} of {len(adapters)} adapters"

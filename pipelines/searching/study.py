@@ -220,6 +220,7 @@ def about_study(
         "metric": search.metric,
         "adapters": list(search.adapters),
         "epochs": search.epochs,
+        "stopping": asdict(search.stopping),
         "rungs": list(rungs),
         "population": asdict(search.stopping) if search.stopping.population else None,
         "seed": search.seed,
