@@ -73,3 +73,17 @@ def test_scores_that_are_no_numbers_have_no_best_temperature() -> None:
     found, scale = calibrated_likelihood(scores, torch.tensor([0, 1]))
     assert math.isnan(found)
     assert scale == 1
+
+
+def test_of_scores_that_are_all_right_the_surer_ones_are_likelier() -> None:
+    labels = torch.arange(40) % 4
+    right = torch.nn.functional.one_hot(labels, 4).double()
+    noise = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)).double()
+    sure, less = right + 0.05 * noise, right + 0.2 * noise
+    for scores in (sure, less):
+        assert bool((scores.argmax(1) == labels).all())
+    (one, at), (other, _) = (calibrated_likelihood(scores, labels) for scores in (sure, less))
+    assert at < 100  # no end of it would be the likeliest
+    assert other < one - 1e-3 < 0
+    twice, half = calibrated_likelihood(2 * sure, labels)
+    assert (twice, 2 * half) == pytest.approx((one, at), rel=1e-4)

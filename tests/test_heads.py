@@ -312,6 +312,38 @@ def test_a_tower_without_projection_is_refused(siglip: Backbone) -> None:
         make("prolip projection", siglip)
 
 
+# -- what a grid costs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "counted", "times"),
+    [
+        ("gda", gda, "gaussians", 2),  # where it starts, and at the end of the epoch
+        ("linear_probe", linear_probe, "minimise", len(linear_probe.PENALTIES)),  # a step each
+        ("kernel_ridge", torch.linalg, "eigh", len(kernel_ridge.BETAS)),  # for lambda and tau' too
+        ("kernel_ridge", torch.linalg, "solve", 1),
+    ],
+)
+def test_a_whole_grid_and_its_val_are_a_fit_or_one_a_kernel(
+    name: str,
+    module: Any,
+    counted: str,
+    times: int,
+    backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, calls = getattr(module, counted), []
+
+    def call(*args: Any, **values: Any) -> Any:
+        calls.append(1)
+        return plain(*args, **values)
+
+    monkeypatch.setattr(module, counted, call)
+    adapter = head(name, backbone, part(backbone, range(16), noise=1))
+    adapter.end_epoch(1, part(backbone, range(16), noise=2))
+    assert len(calls) == times
+
+
 # -- without val -----------------------------------------------------------------------------------
 
 

@@ -32,21 +32,30 @@ def log_likelihood(scores: Tensor, labels: Tensor, scale: float) -> Tensor:
 
 
 def calibrated_likelihood(scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The mean `log_likelihood` at the scale that makes it highest, and that scale: temperature
-    scaling (Guo et al. 2017, arXiv:1706.04599), by Brent's bounded search, exact to 1e-6 of its
-    logarithm; the likelihood is concave in the scale. NaN, at 1, of scores that are no numbers, as
-    of a run that diverged in its last step."""
+    """The mean `log_likelihood` after temperature scaling (Guo et al. 2017, arXiv:1706.04599), and
+    the scale, by Brent's bounded search, exact to 1e-6 of its logarithm. NaN, at 1, of scores that
+    are no numbers, as of a run that diverged in its last step.
+
+    Where every image is right, the likeliest scale has no end, and all such scores would be equally
+    likely. So it is the likeliest for labels of which each of n counts (n + 1) / (n + 2), the rest
+    falling to the other classes alike: Platt's (1999) guard against fitting few. That is concave in
+    the scale."""
     scores = scores.double()
     if not scores.isfinite().all():
         return math.nan, 1.0
+    own = scores.gather(1, labels[:, None])[:, 0]
+    others = (scores.sum(1) - own) / max(1, scores.shape[1] - 1)
+    target = torch.lerp(own, others, 1 / (len(labels) + 2))
 
     def at(log_scale: float) -> float:
-        return -float(log_likelihood(scores, labels, math.exp(log_scale)).mean())
+        scale = math.exp(log_scale)
+        return -float((scale * target - (scale * scores).logsumexp(1)).mean())
 
     spread = max(float(scores.std()), 1e-9)  # what a scale is of one: 1e-3 to 1e4 of it
     bounds = (math.log(1e-3 / spread), math.log(1e4 / spread))
     found = minimize_scalar(at, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return -float(found.fun), math.exp(found.x)
+    scale = math.exp(found.x)
+    return float(log_likelihood(scores, labels, scale).mean()), scale
 
 
 def classification_metrics(scores: Tensor, labels: Tensor, scale: float) -> dict[str, float]:
