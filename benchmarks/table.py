@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import embeddings
 from benchmarks.gpu import sheet
 from benchmarks.harness import Limit, Result, Row
 from benchmarks.searchers import costs, populations
@@ -140,6 +141,7 @@ class Table:
             *(f"| {what} | {need} |" for what, need in NOT_MEASURED),
             "",
             *costs.section(self.folder),
+            *embeddings.section(self.folder),
             *sheet.section(self.folder),
             "",
             *searchers.section(self.folder),

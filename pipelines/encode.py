@@ -103,7 +103,7 @@ class Args:
         for name in ("views", "pixels", "frames"):
             if getattr(self, name):
                 raise ConfigError(f"`--{name}` needs images, and `--embeddings` has none.")
-        if self.logit_scale <= 0:
+        if not 0 < self.logit_scale < float("inf"):
             raise ConfigError(f"`--logit-scale` must be above 0, got {self.logit_scale}.")
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save as save_tensors
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -184,6 +185,46 @@ def _twins(folder: Path) -> None:
     )
 
 
+def _leak(folder: Path) -> None:
+    array = vectors(ROWS, 1)
+    array[3] = vectors(ROWS, 0)[1]
+    save(folder / "img_emb/img_emb_2.npy", array)
+    for part, split in ((0, "train"), (2, "val"), (10, "test")):
+        rows = [{"key": f"{part}-{n}", "class_name": "pond", "split": split} for n in range(ROWS)]
+        table(folder / f"metadata/metadata_{part}.parquet", rows)
+
+
+def _torn(folder: Path) -> None:
+    (folder / "metadata/metadata_2.parquet").write_text("none")
+
+
+def _said(field: str, value: Any) -> Callable[[Path], None]:
+    """Row 5 of a part says something else; a column is of one type."""
+
+    def spoil(folder: Path) -> None:
+        rows: list[dict[str, Any]] = [{"class_name": NAMES[n % 3]} for n in range(ROWS)]
+        rows[5] |= {field: value}
+        if field == "class_name" and value is not None:
+            rows = [{field: None} for _ in rows]
+            rows[5][field] = value
+        save(folder / "img_emb/img_emb_2.npy", vectors(ROWS, 1))
+        table(folder / "metadata/metadata_2.parquet", [{field: None, **row} for row in rows])
+
+    return spoil
+
+
+CUT = save_tensors({"image_embeds": torch.ones(60, WIDTH)})[:-50]
+
+
+def _loose(data: bytes) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        (folder / "v.safetensors").write_bytes(data)
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -194,7 +235,23 @@ def _twins(folder: Path) -> None:
         (_objects, r"img_emb_2.npy` holds Python objects"),
         (_torch, r"img_emb_2.pt` is refused.*weights_only=True.*numpy.save\(\"img_emb_2.npy\""),
         (_other_classes, r"texts of other classes: none of `Football_Field`"),
-        (_twins, r"rows 1 and 60 have one id"),
+        (_twins, r"metadata_2.parquet`, row 0: its id is that of `.*metadata_0.parquet`, row 1;"),
+        (
+            _leak,
+            r"metadata_2.parquet`, row 3: the vector is in val, and again in train \(`.*row 1\)",
+        ),
+        (_torn, r"metadata_2.parquet` is no valid Parquet file"),
+        (_said("class_name", 7), r"metadata_2.parquet`, row 5: `class_name` must be text, got 7"),
+        (_said("label", "one"), r"row 5: `label` must be a whole number, got 'one'"),
+        (_said("label", 3), r"row 5: class `river` must have one label, got None and 3"),
+        (_said("caption", 7), r"row 5: `caption` must be text, got 7"),
+        (_said("split", "trian"), r"metadata_2.parquet`, row 5: unknown split 'trian'"),
+        (
+            _said("class_name", None),
+            r"row 5: image `65` must have a caption or a class name: `class_",
+        ),
+        (_loose(b"garbage here and there"), r"v.safetensors` is no valid .* its header must be"),
+        (_loose(CUT), r"v.safetensors` is no valid `.safetensors` file: it is cut short"),
     ],
 )
 def test_what_is_wrong_is_named_before_anything_is_written(

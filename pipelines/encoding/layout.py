@@ -7,11 +7,12 @@ Flows in: the folder, in clip-retrieval's layout: `img_emb/` and `metadata/` in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.sources.base import Options, split_of_name, splits_of_files
@@ -35,6 +36,10 @@ class Table:
     @property
     def rows(self) -> int:
         return sum(rows_of(path) for path in self.paths)
+
+    def where(self, number: int) -> str:
+        """The file and the row in it of row `number` of all."""
+        return _where([(path, rows_of(path)) for path in self.paths], number)
 
     def chunks(self, size: int = CHUNK) -> Iterator[Rows]:
         """All rows in order, `size` at a time, by the names of the fields that they mean."""
@@ -97,8 +102,22 @@ class Given:
         tables = [*(self.table.paths if self.table else ()), *self._class_tables()]
         return [*(part.path for one in every if one for part in one.parts), *tables]
 
+    def where(self, number: int) -> str:
+        """The file and the row in it of image `number`, as metadata has it if there are any."""
+        if self.table is not None:
+            return self.table.where(number)
+        return _where([(part.path, part.rows) for part in self.images.parts], number)
+
     def _class_tables(self) -> list[Path]:
         return _files(self.folder, "text_metadata", "*.parquet")
+
+
+def _where(parts: Iterable[tuple[Path, int]], number: int) -> str:
+    for path, rows in parts:
+        if number < rows:
+            return f"`{path}`, row {number}"
+        number -= rows
+    raise IndexError(number)
 
 
 def read_layout(folder: Path, captions: Path | None = None) -> Given:
@@ -110,7 +129,7 @@ def read_layout(folder: Path, captions: Path | None = None) -> Given:
     if images is None:
         raise DataError(f"`{folder}` has no image vectors: no `img_emb/`, no file or column.")
     columns = all(path.suffix in (".parquet", ".arrow") for path in paths)
-    tables = _files(folder, "metadata", "*.parquet") or (paths if columns else [])
+    tables = _tables(folder, "metadata") or (paths if columns else [])
     table = Table(tuple(tables)) if tables else None
     if captions is not None:
         if table is None:
@@ -118,7 +137,7 @@ def read_layout(folder: Path, captions: Path | None = None) -> Given:
         table = replace(table, said=_said(captions))
     if table is not None:
         _check_parts(images, tables)
-    texts, about = _vectors(folder, "text_emb"), _files(folder, "text_metadata", "*.parquet")
+    texts, about = _vectors(folder, "text_emb"), _tables(folder, "text_metadata")
     if texts is None:  # a column, or an array, beside that of the images
         texts = open_vectors(paths, "text")
     if texts is not None and texts.width != images.width:
@@ -163,6 +182,16 @@ def loose(folder: Path) -> list[Path]:
 def _files(folder: Path, name: str, pattern: str) -> list[Path]:
     found = (folder / name).glob(pattern)
     return sorted((p for p in found if p.is_file() and p.name[0] != "."), key=natural)
+
+
+def _tables(folder: Path, name: str) -> list[Path]:
+    paths = _files(folder, name, "*.parquet")
+    for path in paths:
+        try:
+            rows_of(path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"`{path}` is no valid Parquet file: {error}") from error
+    return paths
 
 
 def _check_parts(vectors: Vectors, tables: list[Path]) -> None:

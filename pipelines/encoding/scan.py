@@ -121,8 +121,8 @@ def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
         for vector, row in zip(vectors, rows, strict=True):
             hashed = digest(vector)
             one = record(row, number, labels)
-            name = _split(row, rule, hashed, number)
-            own = captions(one, number, given.pairs is not None)
+            name = _split(given, row, rule, hashed, number)
+            own = _said(given, one, number)
             texts[name] += own
             split[number], counts[number] = NAMES.index(name), len(own)
             keys[number] = int(hashed[:16], 16)
@@ -135,11 +135,11 @@ def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
                 words[name].add(some, tokenize)
         bar.update(len(rows))
     bar.close()
-    _check_ids(ids)
+    _check_ids(ids, given)
     del ids
     groups = numbered(keys)
     del keys
-    _check_leaks(split, groups)
+    _check_leaks(split, groups, given)
     found = Scan(split, groups, counts, labels, words)
     for name in () if rule == "draw" else ("train", "val"):
         if name not in found.splits:
@@ -160,22 +160,51 @@ def _labels(given: Given) -> dict[str, int]:
     if given.table is None:
         return {}
     numbers: dict[str, int | None] = {}
-    for rows in given.table.chunks():
-        for row in rows:
-            if row.get("class_name") is not None:
-                numbers.setdefault(row["class_name"], row.get("label"))
+    every = (row for rows in given.table.chunks() for row in rows)
+    for number, row in enumerate(every):
+        wrong = _wrong(row)
+        name, label = row.get("class_name"), row.get("label")
+        if not wrong and name is not None and numbers.setdefault(name, label) != label:
+            wrong = f"class `{name}` must have one label, got {numbers[name]} and {label}"
+        if wrong:
+            raise DataError(f"{given.table.where(number)}: {wrong}.")
     own = {name: place for place, name in enumerate(sorted(numbers))}
     found = {name: own[name] if label is None else label for name, label in numbers.items()}
     return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
 
-def _split(row: Mapping[str, Any], rule: str, hashed: str, number: int) -> str:
+def _wrong(row: Mapping[str, Any]) -> str:
+    """What in a row of metadata is of another type than it must be; "": nothing."""
+    name, label, said = row.get("class_name"), row.get("label"), row.get("caption")
+    if name is not None and not isinstance(name, str):
+        return f"`class_name` must be text, got {name!r:.40}"
+    if label is not None and (not isinstance(label, int) or isinstance(label, bool)):
+        return f"`label` must be a whole number, got {label!r:.40}"
+    texts = said if isinstance(said, list) else [] if said is None else [said]
+    odd = [text for text in texts if not isinstance(text, str)]
+    return f"`caption` must be text, got {odd[0]!r:.40}" if odd else ""
+
+
+def _said(given: Given, one: Mapping[str, Any], number: int) -> list[str]:
+    """The captions of a record, which must have some."""
+    paired = given.pairs is not None
+    if paired or one["captions"] or one["class_name"]:
+        return captions(one, number, paired)
+    needs = "`class_name` or `caption` in metadata, `text_emb/` with a text for each, `--captions`"
+    if given.table is not None and given.table.said is not None:
+        needs = "one of its file name in `--captions`"
+    raise DataError(
+        f"{given.where(number)}: image `{one['id']}` must have a caption or a class name: {needs}."
+    )
+
+
+def _split(given: Given, row: Mapping[str, Any], rule: str, hashed: str, number: int) -> str:
     if rule == "draw":
         return POOL
     if rule == "source" and row.get("split") is not None:
         name = split_name(str(row["split"]))
         if name not in SPLITS:
-            raise DataError(f"metadata row {number}: unknown split {row['split']!r:.40}.")
+            raise DataError(f"{given.where(number)}: unknown split {row['split']!r:.40}.")
         return name
     # By the vector's own hash, as `cliptune shards` does with an image's.
     return {8: "val", 9: "test"}.get(int(hashed[:8], 16) % 10, "train")
@@ -194,15 +223,17 @@ def numbered(keys: Array) -> Array:
     return numbers
 
 
-def _check_ids(ids: Array) -> None:
+def _check_ids(ids: Array, given: Given) -> None:
     numbers = numbered(ids)
     if len(numbers) and int(numbers.max()) + 1 < len(ids):
         twice = int(np.flatnonzero(np.bincount(numbers) > 1)[0])
         one, other = np.flatnonzero(numbers == twice)[:2].tolist()
-        raise DataError(f"metadata rows {one} and {other} have one id: each image needs its own.")
+        raise DataError(
+            f"{given.where(other)}: its id is that of {given.where(one)}; each image needs its own."
+        )
 
 
-def _check_leaks(split: Array, groups: Array) -> None:
+def _check_leaks(split: Array, groups: Array, given: Given) -> None:
     """No vector in two splits."""
     first = np.full(len(groups), 255, np.uint8)
     np.minimum.at(first, groups, split)
@@ -211,6 +242,6 @@ def _check_leaks(split: Array, groups: Array) -> None:
         row = int(odd[0])
         twin = int(np.flatnonzero((groups == groups[row]) & (split == first[groups[row]]))[0])
         raise DataError(
-            f"rows {twin} ({NAMES[split[twin]]}) and {row} ({NAMES[split[row]]}) are the same "
-            "vector in two splits: `--split hash` keeps equal ones together."
+            f"{given.where(row)}: the vector is in {NAMES[split[row]]}, and again in "
+            f"{NAMES[split[twin]]} ({given.where(twin)}): `--split hash` keeps equal ones together."
         )

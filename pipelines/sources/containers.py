@@ -44,7 +44,7 @@ def pick(path: Path, names: Sequence[str], side: str) -> str | None:
 def npz(path: Path, side: str, chunk: int) -> Found | None:
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
-        name = pick(path, [n for n in names if _of_npz(archive, n)[0][1:]], side)
+        name = pick(path, [n for n in names if _may_be(*_of_npz(archive, n))], side)
         if name is None:
             return None
         shape, dtype = _of_npz(archive, name)
@@ -59,6 +59,11 @@ def npz(path: Path, side: str, chunk: int) -> Found | None:
     return shape, dtype, chunks
 
 
+def _may_be(shape: Sequence[int], dtype: np.dtype[np.generic]) -> bool:
+    """Whether an array may be meant as vectors; objects are, and refused later."""
+    return len(shape) > 1 or dtype.hasobject
+
+
 def _of_npz(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     with archive.open(f"{name}.npy") as file:
         return _header(file)
@@ -69,13 +74,15 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if fortran and len(shape) > 1:
-        raise DataError("an array must lie row by row: `numpy.ascontiguousarray(x)` makes it so.")
+        raise ValueError("an array must lie row by row: `numpy.ascontiguousarray(x)` makes it so.")
     return shape, dtype
 
 
 def safetensors(path: Path, side: str, chunk: int) -> Found | None:
     with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
+        size, whole = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        if not 0 < size <= whole - 8:
+            raise ValueError("its header must be shorter than the file")
         header: dict[str, Any] = json.loads(file.read(size))
     header.pop("__metadata__", None)
     name = pick(path, [n for n, about in header.items() if len(about["shape"]) > 1], side)
@@ -85,9 +92,11 @@ def safetensors(path: Path, side: str, chunk: int) -> Found | None:
     kinds: Mapping[str, Any] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
     if about["dtype"] not in kinds:
         rule = f"one of {', '.join(kinds)}, got {about['dtype']}"
-        raise DataError(f"`{path}`: `{name}` must be of {rule}.")
+        raise DataError(f"`{path}`: the type of `{name}` must be {rule}.")
     dtype, shape = np.dtype(kinds[about["dtype"]]), tuple(about["shape"])
     start = 8 + size + about["data_offsets"][0]
+    if start + int(np.prod(shape)) * dtype.itemsize > whole:
+        raise ValueError("it is cut short")
 
     def chunks() -> Iterator[Array]:
         for row in range(0, shape[0], chunk):  # mapped anew, or all of it would stay resident
@@ -138,7 +147,9 @@ def column(path: Path, side: str, chunk: int) -> Found | None:
         return None
     dtype = np.dtype(about.field(name).type.value_type.to_pandas_dtype())
     first = next(batches(path, [name], 1), None)
-    width = 0 if first is None or first[0][0].as_py() is None else len(first[0][0])
+    if first is not None and first[0][0].as_py() is None:
+        raise DataError(f"`{path}`, row 0: the vector is missing.")
+    width = 0 if first is None else len(first[0][0])
 
     def chunks() -> Iterator[Array]:
         row = 0
@@ -147,10 +158,9 @@ def column(path: Path, side: str, chunk: int) -> Found | None:
             lengths = values.value_lengths().to_numpy(zero_copy_only=False)
             odd = np.flatnonzero(lengths != width)  # a missing one has none
             if len(odd):
-                raise DataError(
-                    f"`{path}`, row {row + int(odd[0])}: the vector must have width {width}, got "
-                    f"{lengths[odd[0]]}."
-                )
+                got = lengths[odd[0]]
+                wrong = "is missing" if np.isnan(got) else f"must have width {width}, got {got:g}"
+                raise DataError(f"`{path}`, row {row + int(odd[0])}: the vector {wrong}.")
             yield values.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
             row += batch.num_rows
 

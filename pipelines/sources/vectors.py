@@ -7,6 +7,7 @@ way: every row finite and none of them zero, or a `DataError` that names file an
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,18 +82,21 @@ class Vectors:
         """Raise at the first row that is no direction."""
         for part in self.parts:
             row = 0
-            for chunk in part.open():
-                _check_rows(part.path, row, chunk)
-                row += len(chunk)
+            try:
+                for chunk in part.open():
+                    _check_rows(part.path, row, chunk)
+                    row += len(chunk)
+            except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
+                raise DataError(f"`{part.path}`, from row {row} on: {error}") from error
 
 
 def _check_rows(path: Path, first: int, chunk: Array) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.square(chunk.astype(np.float32)).sum(1)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if not len(bad):
-        return
-    row = chunk[bad[0]].astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+        if not len(bad):
+            return
+        row = chunk[bad[0]].astype(np.float32)
     wrong = "is zero" if not row.any() else "is too large" if np.isfinite(row).all() else "has NaN"
     if np.isinf(row).any():
         wrong = "is infinite"
