@@ -113,7 +113,8 @@ def test_val_is_measured_by_heads_that_its_other_images_chose(
         others = {val.ids[n]: int(val.labels[n]) for n in range(16) if n not in own}
         adapter.end_epoch(1, val.take(others, CLASSES))
         expected[own] = score(adapter, val, CLASSES)[own]
-    torch.testing.assert_close(similarity, expected, rtol=1e-4, atol=1e-5)
+    rough = 1e-4 if name == "linear_probe" else 1e-5  # lambda is chosen before it is fitted exactly
+    torch.testing.assert_close(similarity, expected, rtol=1e-4, atol=rough)
 
 
 # -- each by its formula ---------------------------------------------------------------------------
@@ -319,7 +320,7 @@ def test_a_tower_without_projection_is_refused(siglip: Backbone) -> None:
     ("name", "module", "counted", "times"),
     [
         ("gda", gda, "gaussians", 2),  # where it starts, and at the end of the epoch
-        ("linear_probe", linear_probe, "minimise", len(linear_probe.PENALTIES)),  # a step each
+        ("linear_probe", linear_probe, "minimise", 1 + len(linear_probe.PENALTIES)),  # a step each
         ("kernel_ridge", torch.linalg, "eigh", len(kernel_ridge.BETAS)),  # for lambda and tau' too
         ("kernel_ridge", torch.linalg, "solve", 1),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -21,7 +21,8 @@ from trainables.data import Tokens
 from trainables.features import SplitFeatures
 
 PENALTIES = tuple(10.0 ** (half / 2) for half in range(2, -9, -1))  # lambda: 10 to 0.0001
-STEPS = 100  # of L-BFGS for each, at most
+STEPS = 500  # of L-BFGS for each, at most
+ROUGH, EXACT = 1e-4, 1e-6  # the gradient where it ends, to choose lambda and for the one chosen
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class LinearProbe(Adapter[LinearProbeConfig]):
     `solver="lbfgs"`, as Radford et al. 2021 fit it: the minimum of the mean cross-entropy plus
     lambda / 2 |W - W0|^2, W0 where the classifier starts: 0, or zero-shot's texts, to which it is
     then pulled (CLAP's penalty, Silva-Rodriguez et al. 2024, arXiv:2312.12730, alike for all
-    classes). L-BFGS goes along a path of 11 lambdas, each from the last one's minimum, and lambda
-    is chosen on val by likelihood; without val, of each part of the training images by what the
-    others fit.
+    classes). L-BFGS goes along a path of 11 lambdas, each from the last one's end, roughly and in
+    single precision; lambda is chosen there, on val by likelihood, without val of each part of the
+    training images by what the others fit. The one that is chosen is fitted exactly.
     """
 
     Config: ClassVar[type[LinearProbeConfig]] = LinearProbeConfig
@@ -122,34 +123,34 @@ class LinearProbe(Adapter[LinearProbeConfig]):
             assert self.shown.classes is not None
             centre = self.shown.classes.text_embeds(self.backbone).double()
 
-        def logits(path: Iterable[tuple[Tensor, Tensor]], asked: Tensor) -> Tensor:
-            """Of each of a path's lambdas: (L, n, C)."""
-            return torch.stack([self.tau * (asked @ w.T + b) for w, b in path]).float()
-
         def fit(known: Tensor, classes: Tensor, asked: Tensor) -> Tensor:
-            return logits(self._path(known, classes, centre, PENALTIES), asked)
+            """The logits of each lambda: (L, n, C)."""
+            path = self._path(known.float(), classes, centre.float(), PENALTIES, ROUGH)
+            return torch.stack([self.tau * (asked.float() @ w.T + b) for w, b in path])
 
-        if val is None:
-            found = left_out(fit, images, labels)
-            penalty = self.config.penalty
-            if found is not None:
-                penalty = PENALTIES[choose([found], labels)[0]]
-            [(weight, bias)] = self._path(images, labels, centre, [penalty])
-            crossed = None
-        else:
+        penalty, crossed = self.config.penalty, None
+        if val is not None:
             assert val.labels is not None
-            path = list(self._path(images, labels, centre, PENALTIES))
-            grid = logits(path, unit(val.image_embeds.to(device)))
+            grid = fit(images, labels, unit(val.image_embeds.to(device)))
             number, crossed = choose([grid], val.labels.to(device))
-            weight, bias = path[number]
+            penalty = PENALTIES[number]
+        elif (found := left_out(fit, images, labels)) is not None:
+            penalty = PENALTIES[choose([found], labels)[0]]
+        [(weight, bias)] = self._path(images, labels, centre, [penalty], EXACT)
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         return None if crossed is None else (crossed / self.tau).cpu()
 
     def _path(
-        self, images: Tensor, labels: Tensor, centre: Tensor, penalties: Sequence[float]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        centre: Tensor,
+        penalties: Sequence[float],
+        gradient: float,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """W (C, e) and b (C,) at the minimum for each penalty, the strongest first."""
+        """W (C, e) and b (C,) for each penalty, the strongest first: where no element of the
+        gradient is above `gradient`, in the precision of `images` and `centre`."""
         weight = centre.clone().requires_grad_()
         bias = centre.new_zeros(len(centre)).requires_grad_()
 
@@ -158,18 +159,18 @@ class LinearProbe(Adapter[LinearProbeConfig]):
             return found + penalty / 2 * (weight - centre).square().sum()
 
         for penalty in penalties:
-            minimise(partial(loss, penalty), [weight, bias])
+            minimise(partial(loss, penalty), [weight, bias], gradient)
             yield weight.detach().clone(), bias.detach().clone()
 
 
 @torch.enable_grad()
-def minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+def minimise(loss: Callable[[], Tensor], parameters: list[Tensor], gradient: float) -> None:
     """By L-BFGS with the strong Wolfe conditions, in place."""
     solver = torch.optim.LBFGS(
         parameters,
         max_iter=STEPS,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-10,
+        tolerance_grad=gradient,
+        tolerance_change=gradient * 1e-4,
         line_search_fn="strong_wolfe",
     )
 
