@@ -7,7 +7,6 @@ seconds of the command at each number of rows, and the bytes that a row more tak
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from trainables.files import read_json, write_json
 HERE, FILE = Path(__file__).parent, "embeddings.json"
 WIDTH, CLASSES, PART, BLOCK = 512, 100, 1_000_000, 50_000
 GOAL = 10_000_000
+LOOK = 0.05  # seconds between two looks
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,20 @@ def measure(rows: int, where: Path) -> Run:
         start = time.perf_counter()
         with (folder / "log").open("w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            most = 0
+            while process.poll() is None:
+                most = max(most, _peak(process.pid))
+                time.sleep(LOOK)
             if process.returncode:
                 log.seek(0)
                 raise RuntimeError(f"`encode` failed:\n{log.read()[-4000:]}")
-        return Run(rows, used.ru_maxrss / 1024, time.perf_counter() - start)
+        return Run(rows, most / 1024, time.perf_counter() - start)
+
+
+def _peak(pid: int) -> int:
+    """Kibibytes. What `wait4` says would count this process too, which was there before `exec`."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 def slope(runs: list[Run]) -> float:
@@ -87,10 +95,12 @@ def slope(runs: list[Run]) -> float:
 
 
 def section(folder: Path) -> list[str]:
-    """The page's part; nothing where nothing was measured."""
+    """The page's part; nothing where no two runs were measured."""
     if not (folder / FILE).is_file():
         return []
     runs = [Run(**one) for one in read_json(folder / FILE)]
+    if len(runs) < 2:
+        return []
     a_row = slope(runs)
     goal = runs[-1].mebibytes + (GOAL - runs[-1].rows) * a_row / 2**20
     ahead = f" At {GOAL:,} rows that makes {goal:,.0f} MiB." if runs[-1].rows < GOAL else ""
