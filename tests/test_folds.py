@@ -280,8 +280,9 @@ def test_several_adapters_are_compared_by_folds_where_val_is_small(
 
     assert folds() == 4
     assert "are few to compare adapters on" in capsys.readouterr().out
-    assert folds(adapter=("clip_adapter",)) == folds(folds=0) == folds(fuse=2) == 0
-    assert folds(adapter=("clip_adapter", "projection"), folds=3) == 3
+    two = ("clip_adapter", "projection")
+    assert folds(adapter=two[:1]) == folds(folds=0) == folds(adapter=two, fuse=2) == 0
+    assert folds(adapter=two, folds=3) == 3
     for name, about in (("before", {}), ("by three", {"folds": 3})):  # goes on as it began
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "study.json", about)
