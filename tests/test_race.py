@@ -97,3 +97,14 @@ def test_without_a_result_an_adapter_is_out_first() -> None:
     assert turn([fails, runner("works", (9, 0.1), (18, 0.2))], 0).cuts == {
         "fails": Cut(18, None, "works", 0.2)
     }
+
+
+def test_a_trial_that_runs_is_waited_for_before_a_cut_which_is_final() -> None:
+    quick = runner("quick", (10, 0.4), (20, 0.4), (30, 0.4))
+    one = Runner("one", 1, 1, 0, 3, [], running=3)  # its only configuration
+    assert not turn([one, quick], 7, ["one"]).cuts
+    other = runner("other", (5, 0.1), (10, 0.1))
+    other.asked, other.spent, other.running = 4, 30, 20
+    assert not turn([other, quick], 0).cuts  # 15 of each
+    other.running = 0
+    assert set(turn([other, quick], 0).cuts) == {"other"}

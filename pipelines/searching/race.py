@@ -33,7 +33,7 @@ from pipelines.searching.study import OVER, RACE, Search, adapter_of
 from trainables.metrics.balance import front
 
 LEAST = 2  # trials of an adapter that nothing stops
-Reached = tuple[int, Sequence[float]]  # epochs spent on the adapter, the trial's value in each goal
+Reached = tuple[int, Sequence[float]]  # the adapter's epochs then, the trial's value in each goal
 
 
 @dataclass
@@ -46,19 +46,29 @@ class Runner:
     finished: int = 0  # trials that were allowed to finish, and did or failed by themselves
     spent: int = 0  # epochs, those of running trials too
     path: list[Reached] = field(default_factory=list)  # a trial each; none of those over a limit
+    running: int = 0  # of the epochs spent, those of trials that have not ended
 
     def add(self, trial: FrozenTrial, search: Search) -> None:
         self.asked += trial.state != TrialState.WAITING
         # One that fails at once, or goes over a limit, is as dear as one that finishes: else its
         # adapter would come next for ever.
         failed = trial.state == TrialState.FAIL or OVER in trial.user_attrs
-        self.spent += search.epochs if failed else max(1, epochs_of(trial))
+        # So is one that waits until there is memory for it.
+        dear = failed or (not trial.state.is_finished() and "waited" in trial.user_attrs)
+        took = search.epochs if dear else max(1, epochs_of(trial))
+        self.spent += took
+        self.running += 0 if trial.state.is_finished() else took
         self.finished += failed or trial.state == TrialState.COMPLETE
         if (reached := search.standing(trial)) and not failed:
-            self.path.append((self.spent, reached))
+            self.path.append((self.ended, reached))
 
     def copy(self) -> Runner:
         return dataclasses.replace(self, path=[*self.path])
+
+    @property
+    def ended(self) -> int:
+        """Epochs of trials that ended: a cut is final, and what runs has reached nothing yet."""
+        return self.spent - self.running
 
     @property
     def begins(self) -> bool:
@@ -129,14 +139,15 @@ def halved(
         alive = [one for one in runners if one.name not in cuts]
         if len(alive) <= smaller:
             continue  # decided before
-        # One that has no point left spends no more: it stands as it is.
+        # One that has no point left, and none that runs, spends no more: it stands as it is.
         judged = (
-            (one.finished >= LEAST and one.spent >= each) or one.name in tried for one in alive
+            (one.finished >= LEAST and one.ended >= each) or (one.name in tried and not one.running)
+            for one in alive
         )
         if not all(judged):
             break
         # Trials end where they end: as much as was spent on each is a little more.
-        spent = max(each, min((one.spent for one in alive if one.name not in tried), default=0))
+        spent = max(each, min((one.ended for one in alive if one.name not in tried), default=0))
         ahead = on_front(alive, spent)
         ranked = sorted(alive, key=lambda one: (one.name not in ahead, -one.best(spent)))
         leads = ranked[0]
