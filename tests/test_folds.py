@@ -287,6 +287,10 @@ def test_several_adapters_are_compared_by_folds_where_val_is_small(
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "study.json", about)
         assert folds(tmp_path / name) == about.get("folds", 0)
+    with pytest.raises(
+        ConfigError, match=r"`--fuse` must be at most 1 in .*, a study with 3 folds"
+    ):
+        folds(tmp_path / "by three", fuse=4, adapter=("clip_adapter", "projection"))
 
 
 # -- without val ---------------------------------------------------------------------------------

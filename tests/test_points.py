@@ -14,6 +14,7 @@ from benchmarks.searchers import portfolio as made
 from benchmarks.searchers.surfaces import FOLDER, Surface
 from pipelines import tune
 from pipelines.searching import flags as tune_flags
+from pipelines.searching import points as tune_points
 from pipelines.searching.population import PopulationSearcher
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, open_study
@@ -54,6 +55,13 @@ def test_shipped_points_lie_in_the_adapters_space(name: str, task: Task) -> None
         assert point.keys() == space.keys()
         assert all(contains(space[field], value) for field, value in point.items())
         make_config(name, {"task": task, **point})
+
+
+def test_points_are_of_the_searchs_epochs_and_so_are_changes_that_all_trials_have() -> None:
+    fixed: dict[str, Any] = {"changes": "25: optim.lr=0.001"}  # past the recipe's epochs
+    search = Search(("soft_prompt",), METRIC, 16, 60, 0, fixed)
+    points = tune_points.shipped_points("soft_prompt", "retrieval")
+    assert len(tune_points.fitting(search, "soft_prompt", points)) == len(points) == 4
 
 
 def test_the_portfolio_is_what_its_script_makes() -> None:

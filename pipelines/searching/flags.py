@@ -68,17 +68,18 @@ def check(args: Args) -> Search:
     for key in fields.keys() & {"epochs", "seed", "task"}:
         flag = {"task": "draw"}.get(key, key)
         raise CliptuneError(f"`--set` takes no `{key}`, got {fields[key]!r}: use `--{flag}`.")
+    base = {"task": task, "epochs": args.epochs, **fields}
     fixed: dict[str, Value] = {}
     for name in adapters:
-        config = flatten(make_config(name, {"task": task, "epochs": args.epochs, **fields}))
+        config = flatten(make_config(name, base))
         fixed = {key: config[key] for key in fields}
-    spaces = searched(adapters, {"task": task, **fields}, file, args.search)
+    spaces = searched(adapters, base, file, args.search)
     every = {name: spaces.get(name, SPACES[name][task]) for name in adapters}
-    spaces |= on_store(args.features, every, {"task": task, **fields})
+    spaces |= on_store(args.features, every, base)
     for one in values_of("precision", spaces, fixed):
         check_here(str(one), args.gpus)
     if draw is not None:
-        configs = [make_config(name, {"task": task, **fields}) for name in adapters]
+        configs = [make_config(name, base) for name in adapters]
         check_room(configs, [draw.classes], backbone_of(args.features))
     stopping = _stopping(args, task, adapters)
     search = Search(
@@ -125,7 +126,6 @@ def _possible(features: Path, task: Task) -> tuple[str, ...]:
 
 
 def _stopping(args: Args, task: Task, adapters: Sequence[str]) -> Stopping:
-
     kind, brackets = args.scheduler, args.brackets
     if args.grace > args.epochs:
         raise ConfigError(f"`--grace` must be at most `--epochs` {args.epochs}, got {args.grace}.")
@@ -159,7 +159,11 @@ def _folds(args: Args, draw: Draw | None, adapters: Sequence[str]) -> int:
             check_folds(args.folds, draw)
         return args.folds
     if (about := args.out / "study.json").exists():
-        return int(read_json(about).get("folds", 0))
+        begun = int(read_json(about).get("folds", 0))
+        if begun and args.fuse > 1:
+            rule = f"at most 1 in `{args.out}`, a study with {begun} folds"
+            raise ConfigError(f"`--fuse` must be {rule}, got {args.fuse}.")
+        return begun
     count = min(FOLDS, draw.most_folds)
     alone = args.fuse > 1 or args.workers_per_trial > 1 or args.scheduler in ("pbt", "pb2")
     if len(adapters) == 1 or len(draw.val) >= FEW or alone or count < 2:
@@ -230,7 +234,7 @@ def _check_speakers(features: Path, search: Search) -> None:
     for name in search.adapters:
         for recipe in search.recipes(name):
             values = {key: value for key, value in recipe.items() if key != "name"}
-            config = make_config(name, {**values, **search.fixed})
+            config = make_config(name, {**values, "epochs": search.epochs, **search.fixed})
             notes |= dict.fromkeys(build(config, backbone, train).notes)
     for note in notes:
         say(note)

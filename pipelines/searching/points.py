@@ -77,4 +77,5 @@ def fitting(search: Search, adapter: str, points: Sequence[Start]) -> list[Start
 
 def whole(search: Search, adapter: str, values: Mapping[str, Value]) -> dict[str, Value]:
     """All fields of the trial that a point would be."""
-    return flatten(make_config(adapter, {"task": search.task, **values, **search.fixed}))
+    own = {"task": search.task, "epochs": search.epochs, **search.fixed}
+    return flatten(make_config(adapter, {**values, **own}))

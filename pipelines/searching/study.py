@@ -193,7 +193,7 @@ class Search:
         """Which value of a configuration no trial of this search has; empty: there is none."""
         space, usual = self.space(adapter), self._published(adapter)[0]
         for name, value in config.items():
-            if name in self.fixed:
+            if name in self.fixed or name == "epochs":  # every trial's are the search's
                 continue
             if name in space and not contains(space[name], value):
                 return f"`{name}` {plain(value)} is outside {text_of(space[name])}"
