@@ -43,7 +43,8 @@ class Args:
     minutes: float = 0.0
     """Minutes at most; trials that run then are stopped, and count with what they reached."""
     stop: bool = True
-    """End by itself where the best has stood for half of the trials, and for 24."""
+    """End by itself where the best has stood for half of the trials, for 24, and for two an
+    adapter."""
     sampler: Sampler = "auto"
     """What draws an adapter's values, from that adapter's trials alone. auto: tpe."""
     scheduler: Scheduler = "asha"
