@@ -81,8 +81,8 @@ class Args:
     set: tuple[str, ...] = field(default_factory=tuple)
     """Fields not to search, as `batch_size=64 loss.kind=siglip`."""
     limit: tuple[str, ...] = ()
-    """What a trial may have at most, as `parameters=100000 seconds=30`; what has more is stopped
-    and never chosen."""
+    """What a trial may have at most, as `parameters=100000 seconds=30` (its folds' seconds too);
+    what has more is stopped and never chosen."""
     space: Path | None = None
     """What to search, as `cliptune space` prints it, edited; what it leaves out of an adapter stays
     at the recipe. Without `--adapter`, its adapters are searched."""

@@ -3,13 +3,15 @@
 Forty val images know forty accuracies, and the highest of many trials is mostly luck. So of classes
 the metric has the first word and not the last: of trials that two paired standard errors, over the
 val images, cannot tell from the best, the likeliest is taken, at its best temperature (Guo et al.
-2017, arXiv:1706.04599); first within each adapter, then between them. Of adapters whose likelihood
-lies within one paired standard error of the highest, the one with the fewest trainable parameters
-is (Breiman et al. 1984; Hastie et al. 2009, 7.10). With many images the errors are small and the
-metric decides alone, as it does where there are no classes. What needs no training takes part.
+2017, arXiv:1706.04599) under Platt's guard (`calibrated_likelihood`); first within each adapter,
+then between them. Of adapters whose likelihood lies within one paired standard error of the
+highest, the one with the fewest trainable parameters is (Breiman et al. 1984; Hastie et al. 2009,
+7.10). With many images the errors are small and the metric decides alone, as it does where there
+are no classes. What needs no training takes part.
 
-Measured on 24 trials of four heads, 16 shots, drawn 150 times from 49 of each (EuroSAT and Pets by
-a small CLIP, the demo's classes): 50.5 % on test, where the highest val accuracy gives 49.1.
+Measured before there was that guard, on 24 trials of four heads, 16 shots, drawn 150 times from 49
+of each (EuroSAT and Pets by a small CLIP, the demo's classes): 50.5 % on test, where the highest
+val accuracy gives 49.1.
 With 4 folds over the shots beside val (17 of each; EuroSAT twice, Pets): 42.4 against 41.6 without,
 and 41.7 against 40.1 by the highest accuracy; better on EuroSAT, 0.4 worse on Pets.
 """
