@@ -6,6 +6,7 @@ with all their intermediate values, failures FAIL with their reason, and the val
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,9 @@ class StudySearcher(FromDisk):
             trial.report(value, epoch)
 
     def _end(self, trial: optuna.Trial, result: dict[str, Any], state: TrialState) -> None:
+        if math.isnan(result["best"]):  # a likelihood, of scores that are no numbers
+            self._fail(trial, f"`{self.search.metric}` is no number.")
+            return
         self._note(trial, result)
         values: list[float] | None = None  # PRUNED takes none
         if state == TrialState.COMPLETE:
