@@ -171,7 +171,7 @@ def _folds(args: Args, draw: Draw | None, adapters: Sequence[str]) -> int:
     say(
         f"{plural(len(draw.val), 'val image')} are few to compare adapters on: each trial is also "
         f"trained without each of {count} parts of the shots and measured on it (`--folds "
-        f"{count}`; `--folds 0` does not)."
+        f"{count}`; `--folds 0` does not, and lets trials train together)."
     )
     return count
 
@@ -194,7 +194,8 @@ def _check_population(args: Args, adapters: Sequence[str], task: Task) -> None:
             raise ConfigError(f"`--{flag}` must be {rule} {with_it}, got {value}.")
     for name in adapters:
         if not {*CHANGING} & SPACES[name][task].keys():
-            raise ConfigError(f"`--adapter` must leave out `{name}` {with_it}: it trains nothing.")
+            rule = f"must leave out `{name}` {with_it}: nothing of it can change while it trains"
+            raise ConfigError(f"`--adapter` {rule}.")
     least = 2 * len(adapters)  # one of a kind takes over nobody's weights
     if args.trials is not None and args.trials < least:
         whose = with_it if len(adapters) == 1 else f"{with_it} of {len(adapters)} adapters"
