@@ -15,9 +15,8 @@ from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from pipelines.searching.budget import Budget
+from pipelines.searching.budget import LEAST, Budget
 from pipelines.searching.median import Median
-from pipelines.searching.race import LEAST
 from pipelines.searching.study import DONE, Search, adapter_of, frozen_trial
 from trainables.crew import Job, members
 

@@ -20,7 +20,7 @@ from pipelines.searching.study import DONE, OVER, RECIPE, Search, best_value
 CLOCK = "seconds"  # of the search, in the study's attributes
 TICK = 10  # seconds after which the clock is written down, also where no trial reports
 STALE = 24  # trials that ended without a better one, at least, before a search ends by itself
-EACH = 2  # and so many of each adapter: with many, a better one may have had none of its own yet
+LEAST = 2  # trials of an adapter that nothing stops
 
 
 def epochs_of(trial: FrozenTrial) -> int:
@@ -61,13 +61,13 @@ class Spent:
 
     def stale(self, adapters: int) -> bool:
         """Whether the best has stood for the last half of the trials that ended, for `STALE`, and
-        for `EACH` of each adapter.
+        for `LEAST` of each adapter: with many, a better one may have had none of its own yet.
 
         More trials of the same search then have, for as many again, at most the chance of a third
         to find a better one: where all trials are alike, the best of 3n is among the last n with
         probability 1/3, and those that are still drawn are better than alike only near the best.
         """
-        return self.since >= max(STALE, EACH * adapters, self.ended / 2)
+        return self.since >= max(STALE, LEAST * adapters, self.ended / 2)
 
 
 class Budget:

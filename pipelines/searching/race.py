@@ -27,12 +27,11 @@ from itertools import pairwise
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.searching.budget import Budget, epochs_of
+from pipelines.searching.budget import LEAST, Budget, epochs_of
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.study import OVER, RACE, Search, adapter_of
 from trainables.metrics.balance import front
 
-LEAST = 2  # trials of an adapter that nothing stops
 Reached = tuple[int, Sequence[float]]  # the adapter's epochs then, the trial's value in each goal
 
 

@@ -130,7 +130,13 @@ def on_store(
     for name, space in spaces.items():
         if not possible(have, name, space, base):
             check_towers(features, [make_config(name, base)])
-        own = {field: _passing(features, name, base, field, space[field]) for field in space}
+        own = {}
+        for field, values in space.items():
+            choices = _choices(name, base, field, values)
+            fit = [one for one, config in choices if has_all(have, config)]
+            if choices and not fit and has_all(have, make_config(name, base)):
+                check_towers(features, [choices[0][1]])
+            own[field] = CategoricalDistribution(fit) if fit else values
         if have == "embeddings":
             own.pop("adapter.template", None)
         if own != space:
@@ -146,17 +152,6 @@ def possible(have: Needs, adapter: str, space: Space, base: Mapping[str, Any]) -
         for field, values in space.items()
         for _, config in _choices(adapter, base, field, values)
     ) or has_all(have, make_config(adapter, base))
-
-
-def _passing(
-    features: Path, adapter: str, base: Mapping[str, Any], field: str, values: BaseDistribution
-) -> BaseDistribution:
-    """The choices of a field with which the recipe needs no more than the store has."""
-    have, choices = towers_of(features), _choices(adapter, base, field, values)
-    fit = [one for one, config in choices if has_all(have, config)]
-    if choices and not fit and has_all(have, make_config(adapter, base)):
-        check_towers(features, [choices[0][1]])
-    return CategoricalDistribution(fit) if fit else values
 
 
 def _choices(
