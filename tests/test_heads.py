@@ -172,6 +172,36 @@ def test_kernel_ridge_is_the_likeliest_solution(chosen_on_val: bool, backbone: B
     assert len(set(chosen.tolist())) > 1
 
 
+@pytest.mark.parametrize("chosen_on_val", [True, False])
+def test_kernel_ridge_of_many_images_is_chosen_by_landmarks_and_solved_exactly(
+    chosen_on_val: bool, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, val = part(backbone, range(16), noise=1), part(backbone, range(16), noise=2)
+    exact = head("kernel_ridge", backbone, train)
+    exact.end_epoch(1, val if chosen_on_val else None)
+    monkeypatch.setattr(kernel_ridge, "LANDMARKS", 12)
+    eigh, sizes = torch.linalg.eigh, []
+
+    def decompose(matrix: Tensor) -> Any:
+        sizes.append(len(matrix))
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", decompose)
+    adapter = head("kernel_ridge", backbone, train)
+    adapter.end_epoch(1, val if chosen_on_val else None)
+    assert set(sizes) == {12}
+    asked, _, truth = plain(adapter, val)
+    expected = adapter.numbers[3] / adapter.tau * ridge(adapter, train, asked)
+    torch.testing.assert_close(
+        score(adapter, val, CLASSES).double(), expected, rtol=1e-4, atol=1e-5
+    )
+    near, best = (
+        float(((own.numbers[3] * ridge(own, train, asked)).log_softmax(1) * truth).sum())
+        for own in (adapter, exact)
+    )
+    assert near > 1.2 * best  # both negative
+
+
 def test_gda_is_the_gaussians_of_the_paper(backbone: Backbone) -> None:
     train, val = part(backbone, range(16), noise=1), part(backbone, range(16), noise=2)
     adapter = head("gda", backbone, train)
@@ -321,8 +351,8 @@ def test_a_tower_without_projection_is_refused(siglip: Backbone) -> None:
     [
         ("gda", gda, "gaussians", 2),  # where it starts, and at the end of the epoch
         ("linear_probe", linear_probe, "minimise", 1 + len(linear_probe.PENALTIES)),  # a step each
-        ("kernel_ridge", torch.linalg, "eigh", len(kernel_ridge.BETAS)),  # for lambda and tau' too
-        ("kernel_ridge", torch.linalg, "solve", 1),
+        ("kernel_ridge", torch.linalg, "eigh", 2 * len(kernel_ridge.BETAS)),  # of few landmarks
+        ("kernel_ridge", torch.linalg, "cholesky", 1),
     ],
 )
 def test_a_whole_grid_and_its_val_are_a_fit_or_one_a_kernel(

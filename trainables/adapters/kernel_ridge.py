@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,6 +24,9 @@ BETAS = (0.3, 1.0, 3.0, 10.0)
 PENALTIES = tuple(10.0 ** (half / 2) for half in range(-6, 3))  # lambda: 0.001 to 10
 SHARES = (0.25, 0.5, 1.0)  # tau', of tau
 SCALES = tuple(2.0**power for power in range(8))  # 1 to 128
+LANDMARKS, APART = 128, 16  # so many training images, or one in 16 where that is more
+BLOCK = 2**24  # logits at a time
+FLAT = 1e-10  # of a kernel's largest eigenvalue: less is none
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,11 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
     form. F (N, e) are the training images, Y (N, C) their labels, z(f) = softmax(tau' f T^T) what
     zero-shot says with texts T (C, e), k(f, g) = exp(-beta (2 - 2 f.g)) and K = k(F, F) (N, N). s
     is ours: the scores are near 0 and 1, and a likelihood needs logits.
-    beta, lambda, tau' and s are chosen on val by likelihood; of each beta one eigendecomposition
-    serves the whole grid. Without val they are chosen by leave-one-out, which ridge regression has
-    in closed form; of a class with one image nothing would be left, and there they stay.
+    beta, lambda, tau' and s are chosen on val by likelihood. Of each beta one eigendecomposition
+    serves the whole grid: of the kernel as M landmarks among the training images know it (Williams
+    and Seeger 2000, Nystroem's method), which is exact up to 128 images. A is then solved exactly.
+    Without val they are chosen by leave-one-out, which ridge regression has in closed form; of a
+    class with one image nothing would be left, and there they stay.
     """
 
     Config: ClassVar[type[KernelRidgeConfig]] = KernelRidgeConfig
@@ -91,9 +97,9 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
             del hidden
             images = F.normalize(image_embeds.float(), dim=-1)
             known = (share * tau * product(images, texts.T)).softmax(1)
-            near = torch.exp(-beta * (2 - 2 * product(images, self.keys.T)))  # (B, N)
+            looked = torch.exp(-beta * (2 - 2 * product(images, self.keys.T)))  # (B, N)
             # The objective multiplies by tau.
-            return scale / tau * (known + product(near, self.answers))
+            return scale / tau * (known + product(looked, self.answers))
 
         return similarity
 
@@ -127,10 +133,10 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
             self.numbers.copy_(grid[number][[0, 2, 1, 3]])
         beta, penalty, share, _ = self.numbers.double()
         keys = unit(self.keys)
-        kernel = torch.exp(-beta * (2 - 2 * keys @ keys.T))
+        kernel = near(beta, keys, keys)
         kernel.diagonal().add_(penalty)
-        answers = torch.linalg.solve(kernel, self._wrong(texts, keys, float(share)))
-        self.answers.copy_(answers)
+        wrong = self._wrong(texts, keys, float(share))
+        self.answers.copy_(torch.cholesky_solve(wrong, torch.linalg.cholesky(kernel)))
         return None if val is None or crossed is None else (crossed / self.tau).cpu()
 
     def _known(self, texts: Tensor, images: Tensor, share: float) -> Tensor:
@@ -143,24 +149,31 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
 
     def _grid(self, texts: Tensor, images: Tensor | None) -> Iterator[Tensor]:
         """The logits of `images`, or where None those by leave-one-out of the training images, for
-        each beta, tau' and lambda with all scales: (S, n, C)."""
+        each beta, tau', lambda and scale, some at a time: (A, n, C)."""
         keys = unit(self.keys)
-        apart = 2 - 2 * keys @ keys.T
+        asked = keys if images is None else images
+        count = min(len(keys), max(LANDMARKS, len(keys) // APART))  # M
+        spread = torch.arange(count, device=keys.device) * len(keys) // count
+        marks = keys[self.labels.argsort(stable=True)[spread]]
         scales = torch.tensor(SCALES, device=keys.device)[:, None, None]
+        a_time = max(1, BLOCK // (len(asked) * len(texts) * len(SCALES)))
+        penalties = torch.tensor(PENALTIES, dtype=keys.dtype, device=keys.device).split(a_time)
+        starts = [(self._known(texts, asked, s), self._wrong(texts, keys, s)) for s in SHARES]
         for beta in BETAS:
-            values, vectors = torch.linalg.eigh(torch.exp(-beta * apart))  # (N,), (N, N)
-            values.clamp_(min=0)
-            if images is not None:
-                seen = torch.exp(-beta * (2 - 2 * images @ keys.T)) @ vectors  # (n, N)
-            for share in SHARES:
-                wrong = self._wrong(texts, keys, share)
-                turned = vectors.T @ wrong
-                for penalty in PENALTIES:
-                    weights = turned / (values + penalty)[:, None]
-                    if images is not None:
-                        scores = self._known(texts, images, share) + seen @ weights
-                    else:  # what the others say of an image: y - A_n / ((K + lambda I)^-1)_nn
-                        own = (vectors**2 / (values + penalty)).sum(1, keepdim=True)
-                        target = F.one_hot(self.labels, len(texts))
-                        scores = target - vectors @ weights / own
-                    yield scales * scores.float()
+            values, vectors = torch.linalg.eigh(near(beta, marks, marks))
+            root = vectors / values.clamp_min(FLAT * values[-1]).sqrt()
+            seen = near(beta, keys, marks) @ root  # (N, M), of which K is nearly the square
+            values, vectors = torch.linalg.eigh(seen.T @ seen)
+            seen, found = seen @ vectors, near(beta, asked, marks) @ root @ vectors
+            for (known, wrong), some in itertools.product(starts, penalties):
+                damped = values.clamp_min(0) + some[:, None]  # (L, M)
+                learned = found @ (seen.T @ wrong / damped[..., None])  # (L, n, C)
+                if images is None:  # what the others say of an image
+                    own = (1 / damped) @ seen.square().T
+                    learned = wrong - (wrong - learned) / (1 - own[..., None])
+                yield (scales * (known + learned).float()[:, None]).flatten(0, 1)
+
+
+def near(beta: float | Tensor, some: Tensor, others: Tensor) -> Tensor:
+    """k: (a, b) of unit vectors (a, e) and (b, e)."""
+    return torch.exp(-beta * (2 - 2 * some @ others.T))
