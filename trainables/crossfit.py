@@ -7,13 +7,14 @@ that it is the best on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 PARTS = 5  # of the images, each measured by what is chosen on the others
+BLOCK = 2**24  # logits at a time
 
 
 def parts(labels: Tensor) -> Tensor:
@@ -21,6 +22,13 @@ def parts(labels: Tensor) -> Tensor:
     part = torch.empty_like(labels)
     part[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % PARTS
     return part
+
+
+def blocks(numbers: Sequence[float], like: Tensor, each: int) -> tuple[Tensor, ...]:
+    """The numbers of a grid, of the kind of `like`, as many at a time as may be where each of them
+    gives `each` logits."""
+    every = torch.tensor(numbers, dtype=like.dtype, device=like.device)
+    return every.split(max(1, BLOCK // each))
 
 
 def choose(grid: Iterable[Tensor], labels: Tensor, accurate: bool = False) -> tuple[int, Tensor]:

@@ -16,7 +16,7 @@ from trainables.adapters.base import Adapter, Classifier, product
 from trainables.adapters.shared import unit
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.crossfit import choose, left_out, repeated
+from trainables.crossfit import blocks, choose, left_out, repeated
 from trainables.data import Tokens
 from trainables.features import SplitFeatures
 
@@ -119,21 +119,22 @@ class Gda(Adapter[GdaConfig]):
         device = texts.device
         images, labels = unit(self.shown.image_embeds.to(device)), self.shown.labels.to(device)
 
-        def logits(known: Tensor, classes: Tensor, asked: Tensor) -> Tensor:
+        def parts(known: Tensor, classes: Tensor, asked: Tensor) -> Tensor:
+            """What zero-shot and the Gaussians say: (2, n, C)."""
             weight, bias = gaussians(known, classes, len(texts))
-            gauss = asked @ weight.T + bias  # (n, C)
-            alphas = torch.tensor(ALPHAS, device=device)[:, None, None]
-            return (self.tau * asked @ texts.T + alphas * gauss).float()  # (A, n, C)
+            return torch.stack([self.tau * asked @ texts.T, asked @ weight.T + bias]).float()
 
         if val is None:
-            found = left_out(logits, images, labels)
+            found = left_out(parts, images, labels)
         else:
             assert val.labels is not None
-            found = logits(images, labels, unit(val.image_embeds.to(device)))
+            found = parts(images, labels, unit(val.image_embeds.to(device)))
             labels = val.labels.to(device)
         if found is None:
             return None
-        number, crossed = choose([found], labels)
+        known, gauss = found
+        alphas = blocks(ALPHAS, known, known.numel())
+        number, crossed = choose((known + a[:, None, None] * gauss for a in alphas), labels)
         self.alpha.fill_(ALPHAS[number])
         return None if val is None else (crossed / self.tau).cpu()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +15,7 @@ from trainables.adapters.base import Adapter, Classifier, product
 from trainables.adapters.shared import unit
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.crossfit import choose, repeated
+from trainables.crossfit import blocks, choose, repeated
 from trainables.data import Tokens
 from trainables.features import SplitFeatures
 
@@ -25,7 +24,6 @@ PENALTIES = tuple(10.0 ** (half / 2) for half in range(-6, 3))  # lambda: 0.001 
 SHARES = (0.25, 0.5, 1.0)  # tau', of tau
 SCALES = tuple(2.0**power for power in range(8))  # 1 to 128
 LANDMARKS, APART = 128, 16  # so many training images, or one in 16 where that is more
-BLOCK = 2**24  # logits at a time
 FLAT = 1e-10  # of a kernel's largest eigenvalue: less is none
 
 
@@ -156,8 +154,7 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
         spread = torch.arange(count, device=keys.device) * len(keys) // count
         marks = keys[self.labels.argsort(stable=True)[spread]]
         scales = torch.tensor(SCALES, device=keys.device)[:, None, None]
-        a_time = max(1, BLOCK // (len(asked) * len(texts) * len(SCALES)))
-        penalties = torch.tensor(PENALTIES, dtype=keys.dtype, device=keys.device).split(a_time)
+        penalties = blocks(PENALTIES, keys, len(asked) * len(texts) * len(SCALES))
         starts = [(self._known(texts, asked, s), self._wrong(texts, keys, s)) for s in SHARES]
         for beta in BETAS:
             values, vectors = torch.linalg.eigh(near(beta, marks, marks))
@@ -165,13 +162,15 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
             seen = near(beta, keys, marks) @ root  # (N, M), of which K is nearly the square
             values, vectors = torch.linalg.eigh(seen.T @ seen)
             seen, found = seen @ vectors, near(beta, asked, marks) @ root @ vectors
-            for (known, wrong), some in itertools.product(starts, penalties):
-                damped = values.clamp_min(0) + some[:, None]  # (L, M)
-                learned = found @ (seen.T @ wrong / damped[..., None])  # (L, n, C)
-                if images is None:  # what the others say of an image
-                    own = (1 / damped) @ seen.square().T
-                    learned = wrong - (wrong - learned) / (1 - own[..., None])
-                yield (scales * (known + learned).float()[:, None]).flatten(0, 1)
+            for known, wrong in starts:
+                turned = seen.T @ wrong  # (M, C)
+                for some in penalties:
+                    damped = values.clamp_min(0) + some[:, None]  # (L, M)
+                    learned = found @ (turned / damped[..., None])  # (L, n, C)
+                    if images is None:  # what the others say of an image
+                        own = (1 / damped) @ seen.square().T
+                        learned = wrong - (wrong - learned) / (1 - own[..., None])
+                    yield (scales * (known + learned).float()[:, None]).flatten(0, 1)
 
 
 def near(beta: float | Tensor, some: Tensor, others: Tensor) -> Tensor:

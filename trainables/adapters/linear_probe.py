@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ class LinearProbe(Adapter[LinearProbeConfig]):
     then pulled (CLAP's penalty, Silva-Rodriguez et al. 2024, arXiv:2312.12730, alike for all
     classes). L-BFGS goes along a path of 11 lambdas, each from the last one's end, roughly and in
     single precision; lambda is chosen there, on val by likelihood, without val of each part of the
-    training images by what the others fit. The one that is chosen is fitted exactly.
+    training images by what the others fit. From there the one that is chosen goes on to its
+    minimum.
     """
 
     Config: ClassVar[type[LinearProbeConfig]] = LinearProbeConfig
@@ -123,20 +124,25 @@ class LinearProbe(Adapter[LinearProbeConfig]):
             assert self.shown.classes is not None
             centre = self.shown.classes.text_embeds(self.backbone).double()
 
-        def fit(known: Tensor, classes: Tensor, asked: Tensor) -> Tensor:
-            """The logits of each lambda: (L, n, C)."""
-            path = self._path(known.float(), classes, centre.float(), PENALTIES, ROUGH)
-            return torch.stack([self.tau * (asked.float() @ w.T + b) for w, b in path])
+        def path(known: Tensor, classes: Tensor) -> list[Linear]:
+            return list(self._path(known.float(), classes, centre.float(), PENALTIES, ROUGH))
 
-        penalty, crossed = self.config.penalty, None
+        def logits(ends: list[Linear], asked: Tensor) -> Tensor:
+            """Of each lambda: (L, n, C)."""
+            return torch.stack([self.tau * (asked.float() @ w.T + b) for w, b in ends])
+
+        penalty, start, crossed = self.config.penalty, None, None
         if val is not None:
             assert val.labels is not None
-            grid = fit(images, labels, unit(val.image_embeds.to(device)))
+            ends = path(images, labels)
+            grid = logits(ends, unit(val.image_embeds.to(device)))
             number, crossed = choose([grid], val.labels.to(device))
-            penalty = PENALTIES[number]
-        elif (found := left_out(fit, images, labels)) is not None:
-            penalty = PENALTIES[choose([found], labels)[0]]
-        [(weight, bias)] = self._path(images, labels, centre, [penalty], EXACT)
+            penalty, start = PENALTIES[number], ends[number]
+        else:
+            found = left_out(lambda *of: logits(path(*of[:2]), of[2]), images, labels)
+            if found is not None:
+                penalty = PENALTIES[choose([found], labels)[0]]
+        [(weight, bias)] = self._path(images, labels, centre, [penalty], EXACT, start)
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         return None if crossed is None else (crossed / self.tau).cpu()
@@ -148,11 +154,12 @@ class LinearProbe(Adapter[LinearProbeConfig]):
         centre: Tensor,
         penalties: Sequence[float],
         gradient: float,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """W (C, e) and b (C,) for each penalty, the strongest first: where no element of the
-        gradient is above `gradient`, in the precision of `images` and `centre`."""
-        weight = centre.clone().requires_grad_()
-        bias = centre.new_zeros(len(centre)).requires_grad_()
+        start: Linear | None = None,
+    ) -> Iterator[Linear]:
+        """The minimum for each penalty, the strongest first, each from the last one's: where no
+        element of the gradient is above `gradient`, in the precision of `images` and `centre`."""
+        first = start or Linear(centre, centre.new_zeros(len(centre)))
+        weight, bias = (one.to(centre, copy=True).requires_grad_() for one in first)
 
         def loss(penalty: float) -> Tensor:
             found = F.cross_entropy(self.tau * (images @ weight.T + bias), labels)
@@ -160,7 +167,14 @@ class LinearProbe(Adapter[LinearProbeConfig]):
 
         for penalty in penalties:
             minimise(partial(loss, penalty), [weight, bias], gradient)
-            yield weight.detach().clone(), bias.detach().clone()
+            yield Linear(weight.detach().clone(), bias.detach().clone())
+
+
+class Linear(NamedTuple):
+    """A linear classifier."""
+
+    weight: Tensor  # (C, e)
+    bias: Tensor  # (C,)
 
 
 @torch.enable_grad()

@@ -140,13 +140,14 @@ class TipAdapter(Adapter[TipAdapterConfig]):
             images, labels = self.keys, self.labels
         assert classes is not None
         texts = classes.text_embeds(self.backbone)
-        plain, affinity = self.tau * images @ texts.T, images @ self.keys.T  # (n, C), (n, N)
+        plain, affinity = self.tau * images @ texts.T, self.keys @ images.T  # (n, C), (N, n)
         if val is None:
             affinity.fill_diagonal_(-torch.inf)  # an image is not near itself
-        values = F.one_hot(self.labels, len(texts)).to(texts.dtype)
         betas, alphas = self._grid(device)
         weight = self.tau / float(self.objective.start)  # 1, unless tau has moved
-        caches = (weight * torch.exp(-beta * (1 - affinity)) @ values for beta in betas)  # (n, C)
+        none = torch.zeros_like(plain.T)
+        near = (weight * torch.exp(-beta * (1 - affinity)) for beta in betas)
+        caches = (none.index_add(0, self.labels, one).T for one in near)  # (n, C)
         grid = (plain + alphas[:, None, None] * cache for cache in caches)
         number, crossed = choose(grid, labels, accurate=True)
         self.alpha.copy_(alphas[number % len(alphas)])
