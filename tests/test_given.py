@@ -47,12 +47,12 @@ def vectors(rows: int, seed: int) -> np.ndarray[Any, Any]:
 
 
 def table(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def save(path: Path, array: np.ndarray[Any, Any], **how: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, array, **how)
 
 
@@ -173,6 +173,68 @@ def _torch(folder: Path) -> None:
     (folder / "img_emb/img_emb_2.npy").rename(folder / "img_emb/img_emb_2.pt")
 
 
+def _set(at: tuple[int, ...], value: float, kind: type = np.float16) -> Callable[[Path], None]:
+    """A number somewhere in a part of the images."""
+
+    def spoil(folder: Path) -> None:
+        array = vectors(ROWS, 1).astype(kind)
+        array[at] = value
+        save(folder / "img_emb/img_emb_2.npy", array)
+
+    return spoil
+
+
+def _array(array: np.ndarray[Any, Any]) -> Callable[[Path], None]:
+    return lambda folder: save(folder / "img_emb/img_emb_2.npy", array)
+
+
+def _pickle(folder: Path) -> None:
+    (folder / "img_emb/img_emb_2.npy").rename(folder / "img_emb/img_emb_2.pkl")
+
+
+def _text_nan(folder: Path) -> None:
+    array = vectors(6, 9)
+    array[4, 2] = np.nan
+    save(folder / "text_emb/text_emb_0.npy", array)
+
+
+def _fewer(folder: Path) -> None:
+    table(folder / "metadata/metadata_2.parquet", [{"class_name": "pond"}] * (ROWS - 5))
+
+
+def _no_part(folder: Path) -> None:
+    (folder / "metadata/metadata_2.parquet").unlink()
+
+
+def _other_number(folder: Path) -> None:
+    """As where a part failed on one side, and another on the other side."""
+    for name in ("img_emb/img_emb_10.npy", "metadata/metadata_2.parquet"):
+        (folder / name).unlink()
+
+
+def _no_words(folder: Path) -> None:
+    """Captions, of which one is empty."""
+    for name in ("text_emb/text_emb_0.npy", "text_metadata/text_metadata_0.parquet"):
+        (folder / name).unlink()
+    rows = [{"caption": " " if n == 7 else "a pond"} for n in range(ROWS)]
+    table(folder / "metadata/metadata_2.parquet", rows)
+
+
+def _twice(folder: Path) -> None:
+    texts = [{"template": TEMPLATES[0], "class_name": n} for _ in TEMPLATES for n in NAMES]
+    table(folder / "text_metadata/text_metadata_0.parquet", texts)
+
+
+def _columns_of(**columns: list[Any]) -> Callable[[Path], None]:
+    return lambda folder: pq.write_table(pa.table(columns), folder / "metadata/metadata_2.parquet")
+
+
+def _train_alone(folder: Path) -> None:
+    for part in (0, 2, 10):
+        rows = [{"key": f"{part}-{n}", "class_name": "pond", "split": "train"} for n in range(ROWS)]
+        table(folder / f"metadata/metadata_{part}.parquet", rows)
+
+
 def _other_classes(folder: Path) -> None:
     texts = [{"template": t, "class_name": n} for t in TEMPLATES for n in ("cat", "dog", "pond")]
     table(folder / "text_metadata/text_metadata_0.parquet", texts)
@@ -249,6 +311,38 @@ def _loose(data: bytes) -> Callable[[Path], None]:
         (
             _said("class_name", None),
             r"row 5: image `65` must have a caption or a class name: `class_",
+        ),
+        (_set((4, 2), np.inf), r"img_emb_2.npy`, row 4: the vector is infinite"),
+        (_set((4, 2), 1e200, np.float64), r"img_emb_2.npy`, row 4: the vector is too large"),
+        (_set((4,), 1e-30, np.float32), r"img_emb_2.npy`, row 4: the vector is too small"),
+        (_array(np.ones(ROWS, np.float16)), r"must hold a matrix of floats.*shape \(60,\)"),
+        (_array(np.ones((0, WIDTH), np.float16)), r"img_emb_2.npy` must hold.*shape \(0, 16\)"),
+        (_array(np.ones((ROWS, WIDTH), np.int8)), r"img_emb_2.npy` must hold.*of int8"),
+        (_pickle, r"img_emb_2.pkl` is refused.*class Arrays\(pickle.Unpickler\)"),
+        (_text_nan, r"text_emb_0.npy`, row 4: the vector has NaN"),
+        (_fewer, r"metadata_2.parquet` must have 60 rows, as `img_emb_2.npy` has, got 55"),
+        (_no_part, r"metadata` must have a part for each of the 3 in `img_emb`, got 2"),
+        (_other_number, r"metadata_10.parquet` must have the number of `img_emb/img_emb_2.npy`"),
+        (_no_words, r"metadata_2.parquet`, row 7: a caption of image `67` is empty"),
+        (_twice, r"text_metadata_0.parquet`, row 3: `pond` in `a photo of a {}.` is in row 0 too"),
+        (_said("class_name", "POND"), r"row 5: what differs in case alone must be one class"),
+        (_said("label", 2**40), r"row 5: `label` must be below 2,147,483,648"),
+        (
+            _columns_of(class_name=["pond"] * ROWS, label=[3] * ROWS),
+            r"metadata_2.parquet`, row 0: class `pond` must have one label, got None and 3",
+        ),
+        (
+            _columns_of(class_name=["lake"] * ROWS, label=[3] * ROWS),
+            r"row 0: all classes must have a label, or none, got 3 for `lake`",
+        ),
+        (
+            _columns_of(class_name=["pond"] * ROWS, category=["river"] * ROWS),
+            r"metadata_2.parquet`: `class_name` and `category` both name the class_name",
+        ),
+        (_train_alone, r"must have rows in `val`, got `train` alone: `--split hash` divides"),
+        (
+            _loose(save_tensors({"text_embeds": torch.ones(60, WIDTH)})),
+            r"has no image vectors: .* that is called `image_embeds`",
         ),
         (_loose(b"garbage here and there"), r"v.safetensors` is no valid .* its header must be"),
         (_loose(CUT), r"v.safetensors` is no valid `.safetensors` file: it is cut short"),

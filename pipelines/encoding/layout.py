@@ -7,81 +7,21 @@ Flows in: the folder, in clip-retrieval's layout: `img_emb/` and `metadata/` in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.sources.base import Options, split_of_name, splits_of_files
-from pipelines.sources.containers import batches, is_vector, rows_of, schema
-from pipelines.sources.fields import field_of
+from pipelines.encoding.metadata import Rows, Table, where
+from pipelines.sources.base import Options
+from pipelines.sources.containers import ANY, SIDES, rows_of
 from pipelines.sources.gather import Gather
 from pipelines.sources.registry import SOURCES, source_format
-from pipelines.sources.vectors import CHUNK, PICKLES, SUFFIXES, Vectors, natural, open_vectors
+from pipelines.sources.vectors import PICKLES, SUFFIXES, Vectors, natural, open_vectors
 from trainables.errors import DataError
-
-Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Parquet files of metadata, a row for each vector."""
-
-    paths: tuple[Path, ...]
-    said: Gather | None = None  # captions by the image's file name, instead of its own
-
-    @property
-    def rows(self) -> int:
-        return sum(rows_of(path) for path in self.paths)
-
-    def where(self, number: int) -> str:
-        """The file and the row in it of row `number` of all."""
-        return _where([(path, rows_of(path)) for path in self.paths], number)
-
-    def chunks(self, size: int = CHUNK) -> Iterator[Rows]:
-        """All rows in order, `size` at a time, by the names of the fields that they mean."""
-        for rows in self._chunks(size):
-            if self.said is not None:
-                for row in rows:
-                    row["caption"] = self._captions(row)
-            yield rows
-
-    def _split_of(self, path: Path) -> str | None:
-        """As the folder of a saved data set says, or the file's name."""
-        own = split_of_name(path.parent.name) if path.suffix == ".arrow" else None
-        return own or dict(zip(self.paths, self.splits, strict=True))[path]
-
-    @property
-    def splits(self) -> list[str | None]:
-        return splits_of_files([path.name for path in self.paths])
-
-    def _captions(self, row: dict[str, Any]) -> list[str]:
-        assert self.said is not None
-        name = Path(str(row.get("image") or row.get("id"))).name
-        return [text.decode() for text in self.said[name]]
-
-    def _chunks(self, size: int) -> Iterator[Rows]:
-        kept: Rows = []
-        for path in self.paths:
-            fields = {f.name: field_of(f.name) for f in schema(path) if not is_vector(f.type)}
-            wanted = [name for name, field in fields.items() if field]
-            split = self._split_of(path)
-            for batch in batches(path, wanted, size):
-                columns = {str(fields[name]): batch[name].to_pylist() for name in wanted}
-                if split and "split" not in columns:
-                    columns["split"] = [split] * batch.num_rows
-                kept += [
-                    dict(zip(columns, row, strict=True))
-                    for row in zip(*columns.values(), strict=True)
-                ]
-                while len(kept) >= size:
-                    yield kept[:size]
-                    kept = kept[size:]
-        if kept:
-            yield kept
 
 
 @dataclass(frozen=True)
@@ -106,18 +46,10 @@ class Given:
         """The file and the row in it of image `number`, as metadata has it if there are any."""
         if self.table is not None:
             return self.table.where(number)
-        return _where([(part.path, part.rows) for part in self.images.parts], number)
+        return where([(part.path, part.rows) for part in self.images.parts], number)
 
     def _class_tables(self) -> list[Path]:
         return _files(self.folder, "text_metadata", "*.parquet")
-
-
-def _where(parts: Iterable[tuple[Path, int]], number: int) -> str:
-    for path, rows in parts:
-        if number < rows:
-            return f"`{path}`, row {number}"
-        number -= rows
-    raise IndexError(number)
 
 
 def read_layout(folder: Path, captions: Path | None = None) -> Given:
@@ -127,7 +59,11 @@ def read_layout(folder: Path, captions: Path | None = None) -> Given:
     paths = _files(folder, "img_emb", "*") or loose(folder)
     images = open_vectors(paths, "image") if paths else None
     if images is None:
-        raise DataError(f"`{folder}` has no image vectors: no `img_emb/`, no file or column.")
+        known = ", ".join(f"`{name}`" for name in (*SIDES["image"], *ANY))
+        raise DataError(
+            f"`{folder}` has no image vectors: no `img_emb/`, and no file with a single matrix of "
+            f"floats, or with one (or a column of lists of floats) that is called {known}."
+        )
     columns = all(path.suffix in (".parquet", ".arrow") for path in paths)
     tables = _tables(folder, "metadata") or (paths if columns else [])
     table = Table(tuple(tables)) if tables else None
@@ -201,6 +137,7 @@ def _check_parts(vectors: Vectors, tables: list[Path]) -> None:
             f"`{tables[0].parent}` must have a part for each of the {len(vectors.parts)} in "
             f"`{vectors.parts[0].path.parent.name}`, got {len(tables)}."
         )
+    _check_numbers([part.path for part in vectors.parts], tables)
     for part, path in zip(vectors.parts, tables, strict=True):
         rows = rows_of(path)
         if rows != part.rows:
@@ -209,7 +146,21 @@ def _check_parts(vectors: Vectors, tables: list[Path]) -> None:
             )
 
 
+def _check_numbers(paths: Sequence[Path], beside: Sequence[Path]) -> None:
+    """Parts go together by their numbers, where each name has one."""
+    numbers = [[re.findall(r"\d+", path.stem) for path in some] for some in (paths, beside)]
+    if any(len(found) != 1 for some in numbers for found in some):
+        return
+    for one, other, of_one, of_other in zip(paths, beside, *numbers, strict=False):
+        if int(of_one[0]) != int(of_other[0]):
+            raise DataError(
+                f"`{other}` must have the number of `{one.parent.name}/{one.name}`, beside which "
+                f"it comes in order, got {of_other[0]}: a part is missing."
+            )
+
+
 def _check_pairs(images: Vectors, texts: Vectors) -> None:
+    _check_numbers(*([part.path for part in one.parts] for one in (images, texts)))
     for one, other in zip(images.parts, texts.parts, strict=False):
         if one.rows != other.rows:
             raise DataError(
@@ -225,6 +176,7 @@ def _check_pairs(images: Vectors, texts: Vectors) -> None:
 
 def _class_rows(paths: list[Path]) -> Rows:
     rows: Rows = []
+    seen: dict[tuple[str, str], str] = {}
     for path in paths:
         for number, row in enumerate(pq.read_table(path).to_pylist()):
             name, template = row.get("class_name"), row.get("template", "{}")
@@ -232,6 +184,12 @@ def _class_rows(paths: list[Path]) -> Rows:
                 raise DataError(
                     f"`{path}`, row {number}: `class_name` and a `template` with {{}} must be "
                     f"text, got {name!r} and {template!r}."
+                )
+            here = f"row {number}" if len(paths) == 1 else f"`{path.name}`, row {number}"
+            before = seen.setdefault((template, name), here)
+            if before != here:
+                raise DataError(
+                    f"`{path}`, row {number}: `{name}` in `{template}` is in {before} too."
                 )
             rows.append({"class_name": name, "template": template})
     return rows

@@ -16,7 +16,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.encoding.layout import Given, Rows
+from pipelines.encoding.layout import Given
+from pipelines.encoding.metadata import Rows, labels_of
 from pipelines.sources.base import split_name
 from pipelines.sources.vectors import CHUNK
 from trainables.data import Tokens
@@ -114,7 +115,7 @@ def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
     split, keys = np.zeros(total, np.uint8), np.zeros(total, np.uint64)
     ids, counts = np.zeros(total, np.uint64), np.zeros(total, np.int32)
     words = {name: Words(kept.enter_context(spool())) for name in NAMES}
-    labels, number = _labels(given), 0
+    labels, number = labels_of(given.table), 0
     bar = tqdm(total=total, unit="row", desc="check")
     for vectors, rows in zip(given.images.chunks(), records(given), strict=True):
         texts: dict[str, list[str]] = {name: [] for name in NAMES}
@@ -143,7 +144,11 @@ def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
     found = Scan(split, groups, counts, labels, words)
     for name in () if rule == "draw" else ("train", "val"):
         if name not in found.splits:
-            raise DataError(f"`{given.folder}` must have rows in `{name}`, got none.")
+            there = " and ".join(f"`{split}`" for split in found.splits)
+            raise DataError(
+                f"`{given.folder}` must have rows in `{name}`, got {there} alone: `--split hash` "
+                "divides all rows anew, with `--split draw` every draw does."
+            )
     return found
 
 
@@ -151,43 +156,15 @@ def captions(one: Mapping[str, Any], number: int, paired: bool) -> list[str]:
     """The captions of a record. A text of which there is only the embedding is called by its
     number."""
     if paired:
-        return list(one["captions"][:1]) or [f"text {number}"]
+        return [text for text in one["captions"] if text.strip()][:1] or [f"text {number}"]
     return captions_of(one)
-
-
-def _labels(given: Given) -> dict[str, int]:
-    """A number for each class name, where the metadata has none: in the order of the alphabet."""
-    if given.table is None:
-        return {}
-    numbers: dict[str, int | None] = {}
-    every = (row for rows in given.table.chunks() for row in rows)
-    for number, row in enumerate(every):
-        wrong = _wrong(row)
-        name, label = row.get("class_name"), row.get("label")
-        if not wrong and name is not None and numbers.setdefault(name, label) != label:
-            wrong = f"class `{name}` must have one label, got {numbers[name]} and {label}"
-        if wrong:
-            raise DataError(f"{given.table.where(number)}: {wrong}.")
-    own = {name: place for place, name in enumerate(sorted(numbers))}
-    found = {name: own[name] if label is None else label for name, label in numbers.items()}
-    return dict(sorted(found.items(), key=lambda pair: pair[1]))
-
-
-def _wrong(row: Mapping[str, Any]) -> str:
-    """What in a row of metadata is of another type than it must be; "": nothing."""
-    name, label, said = row.get("class_name"), row.get("label"), row.get("caption")
-    if name is not None and not isinstance(name, str):
-        return f"`class_name` must be text, got {name!r:.40}"
-    if label is not None and (not isinstance(label, int) or isinstance(label, bool)):
-        return f"`label` must be a whole number, got {label!r:.40}"
-    texts = said if isinstance(said, list) else [] if said is None else [said]
-    odd = [text for text in texts if not isinstance(text, str)]
-    return f"`caption` must be text, got {odd[0]!r:.40}" if odd else ""
 
 
 def _said(given: Given, one: Mapping[str, Any], number: int) -> list[str]:
     """The captions of a record, which must have some."""
     paired = given.pairs is not None
+    if not paired and not all(text.strip() for text in one["captions"]):
+        raise DataError(f"{given.where(number)}: a caption of image `{one['id']}` is empty.")
     if paired or one["captions"] or one["class_name"]:
         return captions(one, number, paired)
     needs = "`class_name` or `caption` in metadata, `text_emb/` with a text for each, `--captions`"

@@ -34,7 +34,7 @@ def pick(path: Path, names: Sequence[str], side: str) -> str | None:
     own = [name for name in names if name.lower() in SIDES[side]]
     if side == "image" and not own:
         own = [name for name in names if name.lower() in ANY] or (
-            list(names) if len(names) == 1 else []
+            [name for name in names if len(names) == 1 and name.lower() not in SIDES["text"]]
         )
     if len(own) > 1:
         raise DataError(f"`{path}` must have one matrix of {side} vectors, got {', '.join(own)}.")
@@ -89,7 +89,10 @@ def safetensors(path: Path, side: str, chunk: int) -> Found | None:
     if name is None:
         return None
     about = header[name]
-    kinds: Mapping[str, Any] = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+    kinds: Mapping[str, Any] = {
+        **{"F16": np.float16, "F32": np.float32, "F64": np.float64},
+        "BF16": np.uint16,  # the upper half of a float32, which NumPy has no name for
+    }
     if about["dtype"] not in kinds:
         rule = f"one of {', '.join(kinds)}, got {about['dtype']}"
         raise DataError(f"`{path}`: the type of `{name}` must be {rule}.")
@@ -102,9 +105,11 @@ def safetensors(path: Path, side: str, chunk: int) -> Found | None:
         for row in range(0, shape[0], chunk):  # mapped anew, or all of it would stay resident
             rows = (min(chunk, shape[0] - row), *shape[1:])
             at = start + row * int(np.prod(shape[1:])) * dtype.itemsize
-            yield np.array(np.memmap(path, dtype, "r", at, rows))
+            some = np.array(np.memmap(path, dtype, "r", at, rows))
+            yield (some.astype(np.uint32) << 16).view(np.float32) if upper else some
 
-    return shape, dtype, chunks
+    upper = about["dtype"] == "BF16"
+    return shape, np.dtype(np.float32) if upper else dtype, chunks
 
 
 def batches(path: Path, columns: Sequence[str], chunk: int) -> Iterator[pa.RecordBatch]:
@@ -132,6 +137,13 @@ def rows_of(path: Path) -> int:
         return pq.read_metadata(path).num_rows
     with pa.memory_map(str(path)) as file:
         return sum(batch.num_rows for batch in pa.ipc.open_stream(file))
+
+
+def class_names(about: pa.Schema, column: str) -> list[str] | None:
+    """What the numbers of a column are called, where a Hugging Face data set says it."""
+    said = json.loads((about.metadata or {}).get(b"huggingface", b"{}"))
+    kind = said.get("info", {}).get("features", {}).get(column, {})
+    return kind.get("names") if isinstance(kind, dict) else None
 
 
 def is_vector(kind: pa.DataType) -> bool:

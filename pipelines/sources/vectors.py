@@ -23,11 +23,21 @@ from trainables.tensor_file import Array
 
 CHUNK = 8192  # rows
 SUFFIXES = (".npy", *CONTAINERS)
-PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".joblib")
-CONVERT = (
-    "it can run code when it is loaded. Where you trust it, convert it once: `x = "
-    'torch.load("{}", weights_only=True)` and `numpy.save("{}", x.numpy())`.'
+# What turns such a file into an array without running what is in it; for joblib there is no way.
+TORCH = (
+    """`x = torch.load("{}", weights_only=True)` and """
+    """`numpy.save("{}", x.detach().float().numpy())`"""
 )
+PICKLE = (  # anything but an array's own parts is taken for a part, and fails
+    """`class Arrays(pickle.Unpickler): find_class = lambda *a: {{"ndarray": numpy.ndarray, """
+    """"dtype": numpy.dtype}}.get(a[2], numpy.zeros(0).__reduce__()[0])` and """
+    """`numpy.save("{1}", Arrays(open("{0}", "rb")).load())`"""
+)
+PICKLES = {
+    **dict.fromkeys((".pt", ".pth", ".bin"), TORCH),
+    **dict.fromkeys((".pkl", ".pickle"), PICKLE),
+    ".joblib": """where you trust it, `numpy.save("{1}", joblib.load("{0}"))`""",
+}
 
 
 @dataclass(frozen=True)
@@ -96,10 +106,10 @@ def _check_rows(path: Path, first: int, chunk: Array) -> None:
         bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
         if not len(bad):
             return
-        row = chunk[bad[0]].astype(np.float32)
-    wrong = "is zero" if not row.any() else "is too large" if np.isfinite(row).all() else "has NaN"
-    if np.isinf(row).any():
-        wrong = "is infinite"
+        row, norm = chunk[bad[0]], norms[bad[0]]
+    wrong = "has NaN" if np.isnan(row).any() else "is too large" if norm else "is too small"
+    if np.isinf(row).any() or not row.any():
+        wrong = "is infinite" if row.any() else "is zero"
     raise DataError(f"`{path}`, row {first + int(bad[0])}: the vector {wrong}.")
 
 
@@ -128,7 +138,11 @@ def natural(path: Path) -> list[tuple[int, str]]:
 
 def _open(path: Path, side: str) -> Part | None:
     if path.suffix in PICKLES:
-        raise DataError(f"`{path}` is refused: " + CONVERT.format(path.name, path.stem + ".npy"))
+        convert = PICKLES[path.suffix].format(path.name, path.stem + ".npy")
+        raise DataError(
+            f"`{path}` is refused: it can run code when it is loaded. Convert it once, and move it "
+            f"away: {convert}."
+        )
     if path.suffix == ".npy":
         return _npy(path) if side == "image" else None  # one matrix, of what its folder says
     if path.suffix not in CONTAINERS:
