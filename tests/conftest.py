@@ -37,10 +37,10 @@ def features(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
 
 @pytest.fixture
 def bf16_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that has bf16 of its own. Where it has not, the numbers are the same, only later."""
+    """A CPU for which bf16 pays. Where it does not, the numbers are the same, only later."""
     from trainables import hardware
 
-    (tmp_path / "cpuinfo").write_text("flags : fpu avx512_bf16\n")
+    (tmp_path / "cpuinfo").write_text("flags : fpu amx_bf16\n")
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
 
 

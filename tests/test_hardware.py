@@ -69,6 +69,15 @@ def test_auto_looks_at_the_cpu(bf16_cpu: None) -> None:
     assert of_store("bf16", "cpu") == "bf16"
 
 
+def test_auto_leaves_bf16_without_a_matrix_unit_to_who_asks_for_it(bf16_cpu: None) -> None:
+    """Computed by AVX-512, it takes longer than fp32."""
+    hardware.CPUINFO.write_text("flags : fpu avx512f avx512_bf16\n")
+    assert not bf16_pays("cpu")
+    assert resolved("auto", "cpu") == "fp32"
+    assert resolved("bf16", "cpu") == of_store("bf16", "cpu") == "bf16"
+    check_precision("bf16", "cpu", "precision")
+
+
 def test_auto_on_a_cpu_without_bf16(old_cpu: None) -> None:
     assert resolved("auto", "cpu") == of_store("auto", "cpu") == "fp32"
 
@@ -286,7 +295,7 @@ def test_scores_are_multiplied_in_fp32(
     assert set(multiplied) == {("ieee", False)}
 
 
-@pytest.mark.parametrize(("then", "now"), [("avx512_bf16", "avx2"), ("avx2", "avx512_bf16")])
+@pytest.mark.parametrize(("then", "now"), [("amx_bf16", "avx2"), ("avx2", "amx_bf16")])
 def test_a_run_is_used_in_the_precision_it_was_chosen_in(
     then: str, now: str, backbone: Backbone, features: Path, bf16_cpu: None, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ from trainables.classes import Classes
 from trainables.data import Batch
 from trainables.derived import Derived
 from trainables.features import SplitFeatures
-from trainables.hardware import Resolved, autocast, bf16_pays
+from trainables.hardware import Resolved, autocast, has_bf16
 from trainables.metrics.retrieval import mutual_ranks, retrieval_metrics
 from trainables.predict import predict, score
 
@@ -217,7 +217,7 @@ def plain(drawn: Drawn) -> Callable[[str], Made]:
 
 @pytest.fixture(scope="module")
 def bf16(drawn: Drawn) -> Stage:
-    if not bf16_pays("cpu"):
+    if not has_bf16("cpu"):
         pytest.skip("this CPU has no bf16 of its own: what it emulates rounds elsewhere")
     return stage_of(drawn, "bf16")
 

@@ -12,7 +12,7 @@ from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.trials import Trials, text_only, trials
 from trainables.fused import Fleet
-from trainables.hardware import bf16_pays
+from trainables.hardware import has_bf16
 from trainables.loop import Run
 
 ADAPTERS = ("soft_prompt", "lora", "projection", "coop")
@@ -34,7 +34,7 @@ def equal(scale: Scale, make: Trials, name: str) -> Iterator[Line]:
         return make.make(name, MEMBERS, kind, batch_size=batch, precision=precision)
 
     bounds = {"fp32": MOST}
-    if bf16_pays(scale.device):
+    if has_bf16(scale.device):
         single = runs("single", "bf16")
         gap = farthest(runs("exact", "fp32"), single, each(single), steps)
         yield Line(f"{name}: single trials in bf16 against fp32", gap)

@@ -18,7 +18,7 @@ from pipelines.demo.stage import BACKBONE
 from pipelines.demo.words import captions
 from trainables.backbone import load_backbone
 from trainables.data import Predictions, Tokens
-from trainables.hardware import autocast, bf16_pays
+from trainables.hardware import autocast, has_bf16
 from trainables.measure import measure as val
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.text_tower import embed_text
@@ -28,7 +28,7 @@ RECALL = 1.0  # percentage points, at most
 
 
 def measure(scale: Scale) -> Iterator[Line]:
-    if not bf16_pays(scale.device):
+    if not has_bf16(scale.device):
         yield Line("bf16 against fp32", why="no bf16 on this device")
         return
     yield from embeddings(scale)

@@ -14,7 +14,7 @@ from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.trials import clip
 from benchmarks.models import SHAPES, pictures
 from trainables.backbone import Backbone
-from trainables.hardware import Precision, autocast, bf16_pays
+from trainables.hardware import Precision, autocast, has_bf16
 
 # NVIDIA's data sheets of the H100 SXM and of the H200 SXM: bf16, dense.
 VENDOR = 989.4  # TFLOP/s
@@ -33,7 +33,7 @@ def measure(scale: Scale) -> Iterator[Line]:
             if precision == "tf32" and scale.small:
                 yield Line(f"{shape} tf32", why="no card")
                 continue
-            if precision == "bf16" and not bf16_pays(scale.device):
+            if precision == "bf16" and not has_bf16(scale.device):
                 yield Line(f"{shape} bf16", why="no bf16 on this device")
                 continue
             rate, batch, why = fastest(scale, tower, precision)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.demo.scenes import Domain
-from trainables.hardware import bf16_pays
+from trainables.hardware import resolved
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def model_card(run: Measured) -> str:
         f"| {domain} | {' | '.join(f'{recalls[key]:.1f}' for key in _KEYS)} |"
         for domain, recalls in run.recalls.items()
     )
-    return _TEMPLATE.format(run=run, rows=rows, precision="bf16" if bf16_pays("cpu") else "fp32")
+    return _TEMPLATE.format(run=run, rows=rows, precision=resolved("auto", "cpu"))
 
 
 _KEYS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10")

@@ -144,7 +144,7 @@ def _contrast(
 ) -> tuple[Tensor, float]:
     """CLIP's loss on a batch, and the share of its texts that find their image in it."""
     ids = examples.ids[rows, picks][:, : int(examples.lengths[rows, picks].max())]  # (B, T)
-    with autocast("auto", "cpu"):  # bf16 where the CPU has it
+    with autocast("auto", "cpu"):  # bf16 where it pays
         seen = model.get_image_features(pixel_values=normalise(examples.pixels[rows]))
         read = model.get_text_features(input_ids=ids)  # causal: padding cannot reach the end mark
     images = normalize(seen.pooler_output.float(), dim=-1)  # (B, D)
