@@ -34,6 +34,7 @@ from trainables.classes import Classes
 from trainables.draws import check_divided
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.features import backbone_of, embed_split, open_features
+from trainables.files import write_json
 from trainables.predict import predict
 from trainables.shards import Seal, ShardSet
 
@@ -303,10 +304,14 @@ def _loose(data: bytes) -> Callable[[Path], None]:
             r"metadata_2.parquet`, row 3: the vector is in val, and again in train \(`.*row 1\)",
         ),
         (_torn, r"metadata_2.parquet` is no valid Parquet file"),
-        (_said("class_name", 7), r"metadata_2.parquet`, row 5: `class_name` must be text, got 7"),
+        (_said("class_name", 7), r"metadata_2.parquet`, row 5: class name is not text \(int\)"),
+        (_said("class_name", " "), r"metadata_2.parquet`, row 5: class name is empty"),
         (_said("label", "one"), r"row 5: `label` must be a whole number, got 'one'"),
         (_said("label", 3), r"row 5: class `river` must have one label, got None and 3"),
-        (_said("caption", 7), r"row 5: `caption` must be text, got 7"),
+        (_said("caption", 7), r"row 5: caption 1 is not text \(int\)"),
+        (_said("caption", ""), r"metadata_2.parquet`, row 5: caption 1 is empty"),
+        (_said("caption", ["a pond", " \n"]), r"metadata_2.parquet`, row 5: caption 2 is empty"),
+        (_said("caption", "a \0"), r"row 5: caption 1 holds a NUL byte"),
         (_said("split", "trian"), r"metadata_2.parquet`, row 5: unknown split 'trian'"),
         (
             _said("class_name", None),
@@ -437,23 +442,66 @@ def test_pairs_in_any_format(tmp_path: Path, write: Callable[..., None]) -> None
     assert torch.allclose(found.text_embeds, expected, atol=1e-6)
 
 
-def test_captions_come_from_a_source_of_their_own(tmp_path: Path) -> None:
-    folder = tmp_path / "given"
+@pytest.fixture
+def named(tmp_path: Path) -> Path:
+    """Vectors of images that have file names and nothing else."""
+    folder = tmp_path / "named"
     folder.mkdir()
     save(folder / "img_emb/img_emb_0.npy", vectors(ROWS, 1))
     names = [{"image_path": f"{n}.jpg"} for n in range(ROWS)]
     table(folder / "metadata/metadata_0.parquet", names)
+    return folder
+
+
+def test_captions_come_from_a_source_of_their_own(named: Path, tmp_path: Path) -> None:
     lines = [
         "image,caption",
         *(f"{n}.jpg,a {word} {n}" for n in range(ROWS) for word in ("b", "c")),
     ]
     (tmp_path / "said.csv").write_text("\n".join(lines))
-    store = encode(folder, captions=tmp_path / "said.csv")
+    store = encode(named, captions=tmp_path / "said.csv")
     train = open_features(store, "train", backbone_of(store))
     names_of = [id_.removesuffix(".jpg") for id_ in train.ids]
     assert train.texts_of_images() == [[f"a b {n}", f"a c {n}"] for n in names_of]
     with pytest.raises(DataError, match="no embeddings of these texts"):
         train.text_embeds()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'7.jpg,""', r"said.csv`, `7.jpg`: caption 1 is empty"),
+        (b"7.jpg,caf\xe9", r"said.csv`, `7.jpg`: caption 1 is not UTF-8"),
+        (b"7.jpg,a pond,8", r"said.csv`, `row 62`: 3 cells where the header has 2"),
+    ],
+)
+def test_a_bad_caption_of_a_source_is_named(
+    named: Path, tmp_path: Path, line: bytes, said: str
+) -> None:
+    lines = [b"image,caption", *(f"{n}.jpg,a pond {n}".encode() for n in range(ROWS)), line]
+    (tmp_path / "said.csv").write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError, match=said):
+        encode(named, captions=tmp_path / "said.csv")
+
+
+def test_a_folder_read_as_classes_is_no_source_of_captions(named: Path, tmp_path: Path) -> None:
+    """Karpathy's JSON beside the folder of its images."""
+    (tmp_path / "flickr/images").mkdir(parents=True)
+    for n in range(ROWS):
+        (tmp_path / f"flickr/images/{n}.jpg").write_bytes(b"")
+    write_json(
+        tmp_path / "flickr/dataset.json",
+        {
+            "images": [
+                {"filename": f"{n}.jpg", "split": "train", "sentences": [{"raw": f"a  pond {n}"}]}
+                for n in range(ROWS)
+            ]
+        },
+    )
+    with pytest.raises(DataError, match=r"no captions, read as `folder`.*flickr/dataset\.json`"):
+        encode(named, captions=tmp_path / "flickr")
+    store = encode(named, captions=tmp_path / "flickr/dataset.json")
+    assert "a pond 0" in open_features(store, "train", backbone_of(store)).texts()
 
 
 def test_an_arena_of_a_store_leaves_each_draw_its_own_test(folder: Path, tmp_path: Path) -> None:

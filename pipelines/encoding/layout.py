@@ -16,10 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.encoding.metadata import Rows, Table, where
-from pipelines.sources.base import Options
+from pipelines.encoding.said import read_said
 from pipelines.sources.containers import ANY, SIDES, rows_of
-from pipelines.sources.gather import Gather
-from pipelines.sources.registry import SOURCES, source_format
 from pipelines.sources.vectors import PICKLES, SUFFIXES, Vectors, natural, open_vectors
 from trainables.errors import DataError
 
@@ -70,7 +68,7 @@ def read_layout(folder: Path, captions: Path | None = None) -> Given:
     if captions is not None:
         if table is None:
             raise DataError(f"`{folder}` has no `metadata/`: captions are found by file names.")
-        table = replace(table, said=_said(captions))
+        table = replace(table, said=read_said(captions))
     if table is not None:
         _check_parts(images, tables)
     texts, about = _vectors(folder, "text_emb"), _tables(folder, "text_metadata")
@@ -88,15 +86,6 @@ def read_layout(folder: Path, captions: Path | None = None) -> Given:
         return Given(folder, images, table, texts, None, [])
     _check_parts(texts, about)
     return Given(folder, images, table, None, texts, _class_rows(about))
-
-
-def _said(source: Path) -> Gather:
-    read = SOURCES[source_format(str(source), None)]
-    return Gather(
-        (Path(record.id).name, text)
-        for record in read(str(source), Options())
-        for text in record.captions
-    )
 
 
 def _vectors(folder: Path, name: str) -> Vectors | None:

@@ -18,6 +18,7 @@ from pipelines.sources.base import split_of_name, splits_of_files
 from pipelines.sources.containers import batches, class_names, is_vector, rows_of, schema
 from pipelines.sources.fields import field_of
 from pipelines.sources.gather import Gather
+from pipelines.sources.texts import Refused, caption, check_text
 from pipelines.sources.vectors import CHUNK
 from trainables.errors import DataError
 
@@ -153,15 +154,24 @@ def _unlike(name: str, label: int | None, names: dict[int | str, str]) -> str:
     return ""
 
 
+def texts_of(row: Mapping[str, Any]) -> list[Any]:
+    """What a row of metadata has as captions, unchecked."""
+    said = row.get("caption")
+    return said if isinstance(said, list) else [] if said is None else [said]
+
+
 def _wrong(row: Mapping[str, Any]) -> str:
-    """What in a row of metadata is of another type than it must be; "": nothing."""
-    name, label, said = row.get("class_name"), row.get("label"), row.get("caption")
-    if name is not None and not isinstance(name, str):
-        return f"`class_name` must be text, got {name!r:.40}"
+    """What in a row of metadata is not as it must be; "": nothing."""
+    name, label = row.get("class_name"), row.get("label")
     if label is not None and (not isinstance(label, int) or isinstance(label, bool)):
         return f"`label` must be a whole number, got {label!r:.40}"
     if label is not None and abs(label) >= 2**31:
         return f"`label` must be below 2,147,483,648, got {label}"
-    texts = said if isinstance(said, list) else [] if said is None else [said]
-    odd = [text for text in texts if not isinstance(text, str)]
-    return f"`caption` must be text, got {odd[0]!r:.40}" if odd else ""
+    try:
+        if name is not None:
+            check_text("class name", name)
+        for n, text in enumerate(texts_of(row), 1):
+            caption(text, n)
+    except Refused as error:
+        return str(error)
+    return ""

@@ -17,8 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.encoding.layout import Given
-from pipelines.encoding.metadata import Rows, labels_of
+from pipelines.encoding.metadata import Rows, labels_of, texts_of
 from pipelines.sources.base import split_name
+from pipelines.sources.texts import caption
 from pipelines.sources.vectors import CHUNK
 from trainables.data import Tokens
 from trainables.errors import DataError
@@ -88,13 +89,12 @@ def records(given: Given) -> Iterator[Rows]:
 
 def record(row: Mapping[str, Any], number: int, labels: Mapping[str, int]) -> dict[str, Any]:
     """Row `number` as a shard has it, without what is made of its vector."""
-    said = row.get("caption")
     name, label = row.get("class_name"), row.get("label")
     if label is None and name is not None:
         label = labels.get(name)
     return {
         "id": str(row.get("id") or row.get("image") or number),
-        "captions": [said] if isinstance(said, str) else list(said or []),
+        "captions": [caption(text, n) for n, text in enumerate(texts_of(row), 1)],
         "class_name": name,
         "label": label,
     }

@@ -7,12 +7,12 @@ other records.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.sources.base import BadRecord, RawRecord, split_name
+from pipelines.sources.texts import Refused, caption, check_text
 from trainables.clips import Clip, is_clip
 from trainables.errors import DataError
 from trainables.files import sha256_bytes
@@ -21,12 +21,7 @@ from trainables.image_headers import read_file
 from trainables.images import decode, probe
 from trainables.shards import SPLITS
 
-_LONGEST_CAPTION = 100_000  # characters
 _SPECIAL_TOKENS = ("<|endoftext|>", "<|startoftext|>")
-
-
-class Refused(DataError):
-    """A record breaks a rule; the message is the reason alone."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +37,17 @@ def check(record: RawRecord, split_rule: str) -> Checked | BadRecord:
     if isinstance(record.image, BadRecord):
         return record.image
     try:
-        _check_text("id", record.id)
-        captions = [_caption(text, n) for n, text in enumerate(record.captions, 1)]
+        check_text("id", record.id)
+        captions = [caption(text, n) for n, text in enumerate(record.captions, 1)]
         if record.class_name is not None:
-            _check_text("class name", record.class_name)
+            check_text("class name", record.class_name)
         elif not captions:
             raise Refused("no caption and no class name")
         if record.label is not None and not 0 <= record.label < 2**31:
             raise Refused(f"label {record.label} is outside 0 to 2147483647")
         split = record.split
         if split is not None:
-            _check_text("split", split)
+            check_text("split", split)
             split = split_name(split)
             if split not in SPLITS:
                 raise Refused(f"unknown split {split!r:.40}")
@@ -102,29 +97,3 @@ def _split(split: str | None, rule: str, digest: str) -> str:
 
 def _read(path: Path) -> bytes:
     return pack(path) if path.is_dir() else read_file(path)
-
-
-def _caption(text: str | bytes, number: int) -> str:
-    """The caption in Unicode's normal form C, with single blanks."""
-    if isinstance(text, bytes):
-        try:
-            text = text.decode()
-        except UnicodeDecodeError as error:
-            raise Refused(f"caption {number} is not UTF-8") from error
-    _check_text(f"caption {number}", text)
-    if len(text) > _LONGEST_CAPTION:
-        raise Refused(f"caption {number} has {len(text):,} characters, above {_LONGEST_CAPTION:,}")
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _check_text(what: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise Refused(f"{what} is not text ({type(text).__name__})")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # a lone surrogate stands for a byte that was not UTF-8
-        raise Refused(f"{what} is not UTF-8") from error
-    if "\0" in text:
-        raise Refused(f"{what} holds a NUL byte")
-    if not text.strip():
-        raise Refused(f"{what} is empty")
