@@ -328,7 +328,7 @@ def _loose(data: bytes) -> Callable[[Path], None]:
         (_fewer, r"metadata_2.parquet` must have 60 rows, as `img_emb_2.npy` has, got 55"),
         (_no_part, r"metadata` must have a part for each of the 3 in `img_emb`, got 2"),
         (_other_number, r"metadata_10.parquet` must have the number of `img_emb/img_emb_2.npy`"),
-        (_no_words, r"metadata_2.parquet`, row 7: a caption of image `67` is empty"),
+        (_no_words, r"metadata_2.parquet`, row 7: caption 1 is empty"),
         (_twice, r"text_metadata_0.parquet`, row 3: `pond` in `a photo of a {}.` is in row 0 too"),
         (_said("class_name", "POND"), r"row 5: what differs in case alone must be one class"),
         (_said("label", 2**40), r"row 5: `label` must be below 2,147,483,648"),

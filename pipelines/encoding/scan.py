@@ -163,8 +163,6 @@ def captions(one: Mapping[str, Any], number: int, paired: bool) -> list[str]:
 def _said(given: Given, one: Mapping[str, Any], number: int) -> list[str]:
     """The captions of a record, which must have some."""
     paired = given.pairs is not None
-    if not paired and not all(text.strip() for text in one["captions"]):
-        raise DataError(f"{given.where(number)}: a caption of image `{one['id']}` is empty.")
     if paired or one["captions"] or one["class_name"]:
         return captions(one, number, paired)
     needs = "`class_name` or `caption` in metadata, `text_emb/` with a text for each, `--captions`"
