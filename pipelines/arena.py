@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -90,7 +90,9 @@ def _plan(args: Args) -> Plan:
     """What the flags ask for; all that can be wrong with them."""
     from pipelines.comparing.plan import Plan, Source
     from pipelines.drawing.words import DEFAULT, shipped
-    from trainables.adapters.registry import adapters_for, check_towers, has_all, make_config
+    from pipelines.searching.space import on_store, possible
+    from search_spaces.registry import SPACES
+    from trainables.adapters.registry import adapters_for, make_config
     from trainables.features import towers_of
     from trainables.files import read_json
 
@@ -99,11 +101,15 @@ def _plan(args: Args) -> Plan:
         raise CliptuneError(f"`--words` names `{min(unknown_names)}`, which `--data` does not.")
     store = _store(args, list(data.values()))
     adapters = args.adapter or tuple(adapters_for("classification"))
-    configs = [make_config(name, {"task": "classification"}) for name in adapters]
-    if store is not None and args.adapter:
-        check_towers(store, configs)
-    elif store is not None:
-        adapters = tuple(one.name for one in configs if has_all(towers_of(store), one))
+    task: Mapping[str, Any] = {"task": "classification"}
+    for name in adapters:
+        make_config(name, task)
+    if store is not None:
+        spaces = {name: SPACES[name]["classification"] for name in adapters}
+        if not args.adapter:
+            have = towers_of(store)
+            adapters = tuple(n for n in adapters if possible(have, n, spaces[n], task))
+        on_store(store, {name: spaces[name] for name in adapters}, task)  # or a `ConfigError`
     for flag, values in (
         *(("--adapter", adapters), ("--shots", args.shots), ("--seed", args.seed)),
         ("--protocol", args.protocol),

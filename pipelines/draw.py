@@ -11,6 +11,7 @@ from trainables.errors import DataError
 
 if TYPE_CHECKING:
     from trainables.draws import Draw
+    from trainables.shards import ShardSet
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,15 @@ class Args:
 def run(args: Args) -> None:
     from pipelines import console
     from trainables.draws import read_draw, write_draw
+    from trainables.shards import ShardSet
 
-    draw = _draw(args)
+    shards = ShardSet.open(args.shards)
+    draw = _draw(args, shards)
     half = "" if draw.part == "all" else f"-{draw.part}"
     out = args.out or Path("draws") / f"{draw.dataset}-{draw.shots}-{draw.seed}{half}.json"
     then = f"cliptune tune --features features/<key> --draw {out} --adapter coop"
+    if shards.embedded:
+        then = f"cliptune tune --features {args.shards} --draw {out} --adapter auto"
     if out.exists():
         _refuse_another(out, read_draw(out), draw)
         console.nothing_to_do(out, then)
@@ -59,15 +64,13 @@ def run(args: Args) -> None:
     console.done([out], then)
 
 
-def _draw(args: Args) -> Draw:
+def _draw(args: Args, shards: ShardSet) -> Draw:
     from pipelines import console
     from pipelines.drawing.index_json import index_draw
     from pipelines.drawing.labelled import read_labelled
     from pipelines.drawing.make import Task, make_draw
     from pipelines.drawing.words import read_words
-    from trainables.shards import ShardSet
 
-    shards = ShardSet.open(args.shards)
     words = read_words(args.words).fitted(shards.templates)
     dataset = args.dataset or shards.name
     task = Task(dataset, args.shots, args.seed, args.part, words, args.fewer)

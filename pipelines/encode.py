@@ -111,13 +111,19 @@ def run(args: Args) -> None:
     from pipelines import console
 
     if args.embeddings is not None:
-        from pipelines.encoding.given import encode_given as encode
+        from pipelines.encoding.given import encode_given
+        from pipelines.encoding.summary import summary
+        from pipelines.encoding.summary import then as after
+
+        folder, fresh = encode_given(args)
+        for line in summary(folder) if fresh else ():
+            console.say(line)
+        then = after(folder)
     else:
         from pipelines.encoding.store import encode
-    folder, fresh = encode(args)
-    then = f"cliptune tune --features {folder}"
-    if args.split == "draw":
-        then = f"cliptune draw --shards {folder} --shots 16"
+
+        folder, fresh = encode(args)
+        then = f"cliptune tune --features {folder}"
     if fresh:
         console.done(wrote=[folder], then=then)
     else:

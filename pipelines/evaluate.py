@@ -177,7 +177,8 @@ def _measure(
 
     seal = Seal(f"cliptune evaluate --run {args.run}")
     pixels = any(adapter.image_block is not None for adapter in adapters)
-    say(f"embedding the {shards.splits['test']['images']:,} images of test ...")
+    doing = "reading" if shards.embedded else "embedding"
+    say(f"{doing} the {shards.splits['test']['images']:,} images of test ...")
     data = embed_split(
         backbone,
         shards,

@@ -70,6 +70,7 @@ def run(args: Args) -> None:
 
     from trainables.adapters.registry import check_towers  # torch, too late for a slip
     from trainables.draws import check_divided, check_draw, check_retain
+    from trainables.given import check_texts
     from trainables.loop import METRICS, check_metric
 
     config, place = _configure(args)
@@ -85,6 +86,7 @@ def run(args: Args) -> None:
         _check_without_val(asked, config)
     check_towers(args.features, [config])
     check_divided(args.features, args.draw)
+    check_texts(args.features, task)
     draw = check_draw(args.features, args.draw) if args.draw else None
     check_retain(args.features, args.retain, draw, task)
     check_here(config.precision, args.gpus)

@@ -271,6 +271,15 @@ def test_zero_shot_with_a_searched_template_is_measured_against_the_baseline(
     assert f"{name} beats zero-shot by 5.0 points" in html
 
 
+def test_zero_shot_stands_beside_trials_as_they_were_measured(tmp_path: Path) -> None:
+    """With folds, what `evaluate` measures, on val alone, is of fewer images than their values."""
+    run, result = make_study(tmp_path / "x", usual()), make_result()
+    result["rows"][0]["val"] = {"t2i_r1": 0.9876}
+    (run / "result.json").write_text(json.dumps(result))
+    html, _ = reported(run)
+    assert "98.8 %" not in html
+
+
 def test_a_lower_rank_is_better() -> None:
     from pipelines.reporting.numbers import Metric
     from pipelines.reporting.result import Estimate

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from trainables.data import Tokens
-from trainables.errors import DataError
+from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, write_bytes, write_json
 
 KIND = "embeddings"  # the model type of such a folder
@@ -62,8 +62,8 @@ class GivenWords:
         found = self.rows.get(text, self.folded.get(_fold(text)))
         if not self.rows:
             raise DataError(
-                f"`{text}` has no embedding: the store was made without texts of classes and "
-                "without a text tower, `encode --backbone`."
+                f"`{text}` has no embedding: the store was made without texts of classes "
+                "(`text_emb/` beside `text_metadata/`) and without a text tower (`--backbone`)."
             )
         if found is None:
             near = difflib.get_close_matches(text, list(self.rows), n=1, cutoff=0.0)
@@ -77,6 +77,23 @@ class GivenWords:
 
 def _fold(text: str) -> str:
     return "".join(letter for letter in text.casefold() if letter.isalnum())
+
+
+def check_texts(folder: Path, task: str) -> None:
+    """Raise `ConfigError` where retrieval is asked of finished embeddings that have none of
+    captions."""
+    path = folder / "manifest.json"
+    texts = read_json(path).get("texts") if path.is_file() else None  # refused where it is opened
+    if task != "retrieval" or texts not in ("classes", "none"):
+        return
+    other = "its texts are of classes, which need a `--draw`"
+    if texts == "none":
+        other = "without any there is `--adapter prefix_captioner`"
+    raise ConfigError(
+        f"`{folder}` has no embeddings of captions, which retrieval ranks images by: {other}. "
+        "`encode --embeddings` takes them from `text_emb/`, a text for each image, or makes them "
+        "with `--backbone`."
+    )
 
 
 def write_given(folder: Path, texts: Sequence[str], embeds: Tensor, scale: float) -> None:

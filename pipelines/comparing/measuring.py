@@ -83,7 +83,8 @@ class Tests:
             shards, made_of = ShardSet.open(source.shards), read_json(store / "manifest.json")
             if shards.digest != made_of["shards_sha256"]:
                 raise DataError(f"`{shards.folder}` changed since `{store}` was made of it.")
-            say(f"embedding the {shards.splits['test']['images']:,} test images of {source.name}")
+            doing = "reading" if shards.embedded else "embedding"
+            say(f"{doing} the {shards.splits['test']['images']:,} test images of {source.name}")
             own = replace(self.backbone, precision=precision_of(store))
             if shards.pooled:
                 self.pooled.add(source.name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipelines.encode import Args
 from pipelines.encoding.layout import Given, read_layout
 from pipelines.encoding.scan import NAMES, Scan, captions, digest, numbered, record, records, scan
 from pipelines.hold import hold
+from pipelines.sources.vectors import Vectors
 from trainables.backbone import Backbone, load_backbone
 from trainables.cleaning import versions
 from trainables.data import Tokens
@@ -65,7 +66,10 @@ def encode_given(args: Args) -> tuple[Path, bool]:
     folder = args.out.absolute() / key
     if _complete(folder):
         return folder, False
-    texts = _texts(given, backbone)
+    texts = None if backbone else ClassTexts(given)
+    if backbone is not None and (given.class_texts is not None or given.pairs is not None):
+        console.say("`--backbone` makes the embeddings of texts; those given are left alone.")
+        given = replace(given, class_texts=None, pairs=None)
     with ExitStack() as kept:
         found = scan(given, args.split, _tokenizer(backbone, texts), kept)
         _check_classes(given, texts, found)
@@ -128,15 +132,6 @@ class ClassTexts:
         return F.normalize(sums, dim=-1)
 
 
-def _texts(given: Given, backbone: Backbone | None) -> ClassTexts | None:
-    """None: the text tower makes them."""
-    if backbone is None:
-        return ClassTexts(given)
-    if given.class_texts is not None or given.pairs is not None:
-        console.say("`--backbone` makes the embeddings of texts; those given are left alone.")
-    return None
-
-
 class _Numbers:
     """Captions without a text tower: the class text that they name, or a number of their own."""
 
@@ -189,11 +184,12 @@ def _write(
         write_given(folder / "backbone", texts.texts, texts.embeds, args.logit_scale)
         backbone = load_backbone(str(folder / "backbone"))
     assert backbone is not None
-    pairs = given.pairs if texts is not None else None
+    pairs = given.pairs
     files = {name: _SplitFile(folder, name, found, given, bool(pairs)) for name in found.splits}
     every = pairs.chunks() if pairs else iter(())
     number = 0
-    for vectors, rows in tqdm(zip(given.images.chunks(), records(given), strict=True), "write"):
+    bar = tqdm(total=len(found.split), unit="row", desc="write")
+    for vectors, rows in zip(given.images.chunks(), records(given), strict=True):
         beside = next(every) if pairs else None
         split = found.split[number : number + len(rows)]
         for name, file in files.items():
@@ -202,6 +198,8 @@ def _write(
                 file.put(vectors[mine], None if beside is None else beside[mine])
                 file.note([(number + n, rows[n], vectors[n]) for n in mine.tolist()])
         number += len(rows)
+        bar.update(len(rows))
+    bar.close()
     entries = {name: file.close() for name, file in files.items()}
     shards = [file.shard() for file in files.values()]
     counts = {n: {"images": e["images"], "captions": e["captions"]} for n, e in entries.items()}
@@ -212,6 +210,10 @@ def _write(
             **{"shards": shards, "classes": found.labels, "quarantined": {}, "notes": {}},
             **{"embedded": True, "name": given.folder.name, "created": now()},
             "templates": texts.templates if texts is not None else [],
+            "vectors": {
+                **{"rows": given.images.rows, "width": given.images.width},
+                **{"half": given.images.half, "parts": len(given.images.parts)},
+            },
         },
     )
     made_with = {"name": backbone.name, "revision": backbone.revision}
@@ -222,7 +224,7 @@ def _write(
         {
             **{"format": FORMAT, "key": key, "embeddings": str(given.folder)},
             **{"shards": str(folder / RECORDS), "shards_sha256": sha256_json(shards)},
-            "text_tower": texts is None,
+            **{"text_tower": texts is None, "texts": _kind(pairs, texts)},
             "backbone": made_with | {"fingerprint": backbone.fingerprint},
             **{"preprocess": asdict(backbone.preprocess), "decoder": decoder_versions()},
             **({"cleaning": cleaning} if (cleaning := versions(backbone.cleaning)) else {}),
@@ -230,6 +232,13 @@ def _write(
             **{"splits": opened, "truncated_captions": truncated, "created": now()},
         },
     )
+
+
+def _kind(pairs: Vectors | None, texts: ClassTexts | None) -> str:
+    """Where the embeddings of texts are from."""
+    if texts is None:
+        return "tower"
+    return "pairs" if pairs is not None else "classes" if texts.names else "none"
 
 
 class _SplitFile:

@@ -116,7 +116,7 @@ def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
     ids, counts = np.zeros(total, np.uint64), np.zeros(total, np.int32)
     words = {name: Words(kept.enter_context(spool())) for name in NAMES}
     labels, number = labels_of(given.table), 0
-    bar = tqdm(total=total, unit="row", desc="check")
+    bar = kept.enter_context(tqdm(total=total, unit="row", desc="check"))
     for vectors, rows in zip(given.images.chunks(), records(given), strict=True):
         texts: dict[str, list[str]] = {name: [] for name in NAMES}
         for vector, row in zip(vectors, rows, strict=True):
@@ -141,13 +141,18 @@ def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
     groups = numbered(keys)
     del keys
     _check_leaks(split, groups, given)
+    if rule == "draw" and not labels:
+        raise DataError(
+            f"`{given.folder}` must have class names for `--split draw`, got none: a draw takes "
+            "some images of each class; `--split hash` divides all."
+        )
     found = Scan(split, groups, counts, labels, words)
     for name in () if rule == "draw" else ("train", "val"):
         if name not in found.splits:
             there = " and ".join(f"`{split}`" for split in found.splits)
             raise DataError(
                 f"`{given.folder}` must have rows in `{name}`, got {there} alone: `--split hash` "
-                "divides all rows anew, with `--split draw` every draw does."
+                f"divides all rows anew{', with `--split draw` every draw does' if labels else ''}."
             )
     return found
 

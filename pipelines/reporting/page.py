@@ -192,7 +192,9 @@ def _board(result: Result, metric: Metric, baseline_val: float | None) -> Board:
         word = statements.verdict(gain, metric) if gain else ""
         span = place(value.low), round(place(value.high) - place(value.low), 2)
         name = result.key.partition("@")[0]
-        val = row.val.get(name, baseline_val if row.is_baseline else None)
+        val = row.val.get(name)
+        if row.is_baseline and baseline_val is not None:  # measured as the trials were: by folds
+            val = baseline_val
         lines.append(Line(row, value, gain, word, val, *span, place(value.value)))
     lines.sort(key=lambda line: line.value.value, reverse=metric.higher_is_better)
     baseline = next((line.dot for line in lines if line.row.is_baseline), None)

@@ -36,6 +36,7 @@ from trainables.draws import Draw, check_divided, check_draw, check_folds, check
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import backbone_of, embedded, open_features, towers_of
 from trainables.files import read_json
+from trainables.given import check_texts
 from trainables.loop import METRICS, check_metric
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def check(args: Args) -> Search:
     check_first(args)
     file = read_file(args.space) if args.space else {}
     adapters = args.adapter or tuple(file) or ("coop" if args.draw else "soft_prompt", "lora")
+    check_divided(args.features, args.draw)
     if adapters == ("auto",):
+        check_texts(args.features, "classification" if args.draw else "retrieval")
         adapters = _possible(args.features, "classification" if args.draw else "retrieval")
     task = task_of([name for name in adapters if name in ADAPTERS], bool(args.draw))
     for name in adapters:
@@ -58,7 +61,7 @@ def check(args: Args) -> Search:
     metric = args.metric or METRICS[task][0]
     check_metric(metric, task)
     draw = check_draw(args.features, args.draw) if args.draw else None
-    check_divided(args.features, args.draw)
+    check_texts(args.features, task)
     check_retain(args.features, args.retain, draw, task)
     if args.retain and metric.endswith("log_likelihood"):
         raise CliptuneError(f"`--metric` must be a share beside `--retain`, got `{metric}`.")
