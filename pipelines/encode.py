@@ -64,7 +64,8 @@ class Args:
     """Of embeddings without `--backbone`: what their model multiplies similarities by."""
     clean_text: bool = True
     """Mend captions for a CLIP as its own tokenizer does: HTML entities, curly quotes, characters
-    decoded wrongly. It is part of the store's key."""
+    decoded wrongly; for open_clip's SigLIP also without capitals and punctuation, as it asks. It is
+    part of the store's key."""
 
     def __post_init__(self) -> None:
         self._check_source()

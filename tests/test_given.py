@@ -467,6 +467,27 @@ def test_captions_come_from_a_source_of_their_own(named: Path, tmp_path: Path) -
         train.text_embeds()
 
 
+def test_captions_that_were_mended_or_cut_are_counted_and_told(
+    named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.tiny import tiny_clip
+
+    clip = str(tiny_clip(tmp_path / "clip", joint=WIDTH))
+    said = ["a dog&#39;s ball", "\u201ca dog\u201d", "a dog " * 90, *["a dog"] * (ROWS - 3)]
+    lines = ["image,caption", *(f"{n}.jpg,{text}" for n, text in enumerate(said))]
+    (tmp_path / "said.csv").write_text("\n".join(lines))
+    stores = []
+    for cleans, told in ((True, "2 captions were mended"), (False, "1 captions were cut to 77")):
+        flags = {"backbone": clip, "captions": tmp_path / "said.csv", "clean_text": cleans}
+        stores.append(encode(named, **flags))
+        out = capsys.readouterr().out
+        assert told in out
+        assert ("mended" in out) is cleans
+    assert stores[0] != stores[1]
+    one, other = (open_features(store, "train", backbone_of(store)) for store in stores)
+    assert len(one.tokens.ids) < len(other.tokens.ids)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -136,7 +136,7 @@ def load_backbone(
 ) -> Backbone:
     """The model in directory `name`, or on the Hub under that id at commit `revision`.
 
-    `clean_text`: texts for a CLIP are mended as its own tokenizer does (`cleaning.py`).
+    `clean_text`: texts are mended as the model's own tokenizer does (`cleaning.py`).
     """
     folder = locate(name, revision)
     if is_given(folder):
@@ -152,6 +152,7 @@ def load_backbone(
         )
     check_fits(tokenizer, text.vocab_size, folder)
     clip = kind == "clip"
+    own_cleaning: Cleaning = "openai" if clip else cleaning_of(folder)
     if kind == "dual":
         start, end = dual.ends(tokenizer, name)
         length = dual.positions(model, tokenizer)
@@ -177,7 +178,7 @@ def load_backbone(
         device=torch.device(device),
         precision=precision,
         pads_left=kind == "siglip" and tokenizer.padding_side == "left",
-        cleaning="openai" if clip and clean_text else cleaning_of(folder),
+        cleaning=own_cleaning if clean_text else "none",
     )
 
 

@@ -26,10 +26,11 @@ from pipelines import console
 from pipelines.encode import Args
 from pipelines.encoding.layout import Given, read_layout
 from pipelines.encoding.scan import NAMES, Scan, captions, digest, numbered, record, records, scan
+from pipelines.encoding.writer import tell_captions
 from pipelines.hold import hold
 from pipelines.sources.vectors import Vectors
 from trainables.backbone import Backbone, load_backbone
-from trainables.cleaning import versions
+from trainables.cleaning import repairs, versions
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.features import FORMAT
@@ -139,17 +140,17 @@ class _Numbers:
         self.known = GivenWords({text: row for row, text in enumerate(texts.texts)})
         self.first = len(texts.texts) + 1
 
-    def __call__(self, texts: list[str], first: int) -> tuple[Tokens, int]:
+    def __call__(self, texts: list[str], first: int) -> tuple[Tokens, int, int]:
         ids = torch.full((len(texts), 2), END, dtype=torch.int64)
         ids[:, 0] = torch.arange(len(texts)) + self.first + first
-        return Tokens(ids.flatten(), torch.arange(len(texts) + 1) * 2), 0
+        return Tokens(ids.flatten(), torch.arange(len(texts) + 1) * 2), 0, 0
 
 
 def _tokenizer(backbone: Backbone | None, texts: ClassTexts | None) -> Any:
     if texts is not None:
         return _Numbers(texts)
     assert backbone is not None
-    return lambda some, _: backbone.tokenize(some)
+    return lambda some, _: (*backbone.tokenize(some), repairs(some, backbone.cleaning))
 
 
 def _check_classes(given: Given, texts: ClassTexts | None, found: Scan) -> None:
@@ -232,6 +233,7 @@ def _write(
             **{"splits": opened, "truncated_captions": truncated, "created": now()},
         },
     )
+    tell_captions(entries, backbone.context_length)
 
 
 def _kind(pairs: Vectors | None, texts: ClassTexts | None) -> str:
@@ -318,6 +320,7 @@ class _SplitFile:
             "images": self.images,
             "captions": self.words.captions,
             "truncated_captions": self.words.truncated,
+            "repaired_captions": self.words.repaired,
             "bytes": self.path.stat().st_size,
             "sha256": sha256_file(self.path),
         }

@@ -30,8 +30,8 @@ NAMES = (*SPLITS, POOL)
 
 
 class Tokenize(Protocol):
-    def __call__(self, texts: list[str], first: int) -> tuple[Tokens, int]:
-        """Captions from number `first` of a split on, and how many of them were cut."""
+    def __call__(self, texts: list[str], first: int) -> tuple[Tokens, int, int]:
+        """Captions from number `first` of a split on, and how many were cut and mended."""
 
 
 @dataclass
@@ -42,13 +42,15 @@ class Words:
     lengths: list[Array] = field(default_factory=list)
     captions: int = 0
     truncated: int = 0
+    repaired: int = 0
 
     def add(self, texts: list[str], tokenize: Tokenize) -> None:
-        tokens, cut = tokenize(texts, self.captions)
+        tokens, cut, repaired = tokenize(texts, self.captions)
         self.ids.write(tokens.ids.numpy().astype(np.int32).tobytes())
         self.lengths.append(tokens.lengths.numpy().astype(np.int32))
         self.captions += len(texts)
         self.truncated += cut
+        self.repaired += repaired
 
     def offsets(self) -> Array:
         lengths = np.concatenate([np.zeros(1, np.int32), *self.lengths])

@@ -19,7 +19,7 @@ from pipelines import console
 from pipelines.encode import Args
 from pipelines.encoding.precision import settle
 from pipelines.encoding.towers import Job, Unit, embed_units
-from pipelines.encoding.writer import SplitWriter
+from pipelines.encoding.writer import SplitWriter, tell_captions
 from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
 from trainables.cleaning import versions
@@ -165,13 +165,7 @@ def encode(args: Args) -> tuple[Path, bool]:
             **{"splits": splits, "truncated_captions": truncated, "created": now()},
         }
         write_json(folder / "manifest.json", manifest)
-    if truncated:
-        console.say(f"{truncated:,} captions were cut to {backbone.context_length} positions.")
-    if repaired := sum(split["repaired_captions"] for split in splits.values()):
-        console.say(
-            f"{repaired:,} captions were mended as CLIP's own tokenizer does (HTML entities, curly "
-            "quotes, characters decoded wrongly); `--no-clean-text` leaves them."
-        )
+    tell_captions(splits, backbone.context_length)
     return folder, True
 
 

@@ -9,11 +9,13 @@ batch is in memory.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipelines import console
 from trainables.errors import DataError
 from trainables.files import append_jsonl, read_jsonl, sha256_file, write_json
 from trainables.tensor_file import Array, Layout, TensorFile
@@ -115,3 +117,14 @@ class SplitWriter:
             "bytes": self.path.stat().st_size,
             "sha256": sha256_file(self.path),
         }
+
+
+def tell_captions(splits: Mapping[str, Mapping[str, Any]], positions: int) -> None:
+    """What was done to captions of a store with these entries, so that each became tokens."""
+    if truncated := sum(split["truncated_captions"] for split in splits.values()):
+        console.say(f"{truncated:,} captions were cut to {positions} positions.")
+    if repaired := sum(split["repaired_captions"] for split in splits.values()):
+        console.say(
+            f"{repaired:,} captions were mended as CLIP's own tokenizer does (HTML entities, curly "
+            "quotes, characters decoded wrongly); `--no-clean-text` leaves them."
+        )
