@@ -81,8 +81,8 @@ def measure(data: Path, args: Args) -> list[Reached]:
     }
     found = []
     for block, cells in read_cells(read_json(arena / "arena.json")).items():
-        for adapter, own in itertools.groupby(cells, lambda cell: cell.adapter):
-            every = list(own)
+        for adapter in dict.fromkeys(cell.adapter for cell in cells):
+            every = [cell for cell in cells if cell.adapter == adapter]
             right = {
                 cell.seed: torch.tensor([float(one) for one in cell.correct["all"]])
                 for cell in every
