@@ -478,6 +478,8 @@ def test_importance_tells_signal_from_chance() -> None:
     by_lr = {i.field: i.stands_out for i in importances(trials([-abs(x - 0.5) for x in lr]))}
     assert by_lr == {"lr": True, "noise": False}
     assert importances(trials([0.1] * 7)) == []
+    few = importances(trials([float(n) for n in range(8)]))
+    assert [i.chance for i in few] == [1, 1]  # chance finds more than all that is there
 
 
 def test_equal_inputs_give_equal_bytes_and_a_second_call_does_nothing(

@@ -58,7 +58,8 @@ def importances(trials: list[Trial]) -> list[Importance]:
     made = []
     for field in _varied(order):
         chance = float(np.quantile([each.get(field, 0.0) for each in by_chance], 0.95))
-        made.append(Importance(field, found.get(field, 0.0) / total, chance / total))
+        # Chance may find more than all that is there, but a share is 1 at most.
+        made.append(Importance(field, found.get(field, 0.0) / total, min(chance / total, 1.0)))
     return sorted(made, key=lambda i: (-i.share, i.field))
 
 
