@@ -114,6 +114,17 @@ def test_texts_of_classes_are_not_for_retrieval(
         flags.check(tune.Args(Path(store), adapter=("projection",)))
 
 
+def test_a_class_that_no_split_has_enough_of(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"class_name": NAMES[n % 3 if n < 6 else 0], "key": n} for n in range(ROWS)]
+    table(folder / "metadata/metadata_0.parquet", rows)
+    lines = encoded(capsys, folder)
+    with pytest.raises(SystemExit):
+        said(capsys, "draw", *next_of(lines, "draw"))
+    assert "With `encode --split draw`, draws divide the rows." in capsys.readouterr().err
+
+
 def test_a_draw_needs_classes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     _pairs(folder)

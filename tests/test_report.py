@@ -280,6 +280,16 @@ def test_zero_shot_stands_beside_trials_as_they_were_measured(tmp_path: Path) ->
     assert "98.8 %" not in html
 
 
+def test_an_epoch_is_a_whole_number(tmp_path: Path) -> None:
+    """Adapters in closed form have one."""
+    trials = [(sorted(SPACES)[0], TrialState.COMPLETE, 1)] * 2
+    html, _ = reported(make_study(tmp_path / "x", trials))
+    figure = html[html.index("on val by epoch,") :]
+    ticks = re.findall(r">(\d+(?:\.\d+)?)</text>", figure[: figure.index("</svg>")])
+    assert "1" in ticks
+    assert not [tick for tick in ticks if tick.startswith("0.")]
+
+
 def test_a_lower_rank_is_better() -> None:
     from pipelines.reporting.numbers import Metric
     from pipelines.reporting.result import Estimate

@@ -71,12 +71,13 @@ def read_labelled(shards: ShardSet) -> Labelled:
     if len(classes) < 2:
         only = ", ".join(f"`{name}` (label {label})" for label, name in classes.items())
         raise DataError(f"`{shards.folder}` has a single class, {only}: there is no task.")
+    hint = " With `encode --split draw`, draws divide the rows." if shards.embedded else ""
     for split in SPLITS:
         if missing := sorted(classes.keys() - {m.label for m in members[split]}):
             label = missing[0]
             raise DataError(
                 f"class `{classes[label]}` (label {label}, as in row `{first[label]['id']}`) "
-                f"has no image in `{split}`{_more(missing)}."
+                f"has no image in `{split}`{_more(missing)}.{hint}"
             )
     return Labelled(shards.digest, classes, members, shards.pooled)
 

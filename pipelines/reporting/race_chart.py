@@ -44,7 +44,7 @@ def race(study: Study, found: Sequence[Lane], metric: Metric, hues: Hues) -> Mar
     ax.set_ylim(limits(study, metric))
     ax.margins(x=0.06)
     ax.set_xlim(left=0)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=10))
     ax.set_xlabel("epochs spent on the adapter")
     label = f"the best {metric.label} on val of each adapter, by the epochs spent on it"
     return svg.markup(ax, "race", label)

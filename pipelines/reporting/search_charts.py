@@ -40,7 +40,7 @@ def curves(study: Study, adapter: str, metric: Metric, hues: Hues) -> Markup | N
     baseline(ax, study, metric)
     ax.set_ylim(limits(study, metric))
     ax.set_xlim(left=0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
     ax.set_xlabel("epoch")
     return svg.markup(ax, f"curves-{adapter}", f"{metric.label} on val by epoch, {adapter}")
 
@@ -89,7 +89,7 @@ def history(study: Study, metric: Metric, hues: Hues) -> Markup | None:
     ax.step([t.number for t in study.trials], steps, where="post", color=svg.INK, linewidth=1.4)
     baseline(ax, study, metric)
     ax.set_ylim(low, high)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=10))
     ax.set_xlabel("trial")
     return svg.markup(ax, "history", f"{metric.label} on val by trial, and the best so far")
 
