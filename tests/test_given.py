@@ -525,6 +525,15 @@ def test_a_folder_read_as_classes_is_no_source_of_captions(named: Path, tmp_path
     assert "a pond 0" in open_features(store, "train", backbone_of(store)).texts()
 
 
+def test_captions_of_another_image_of_that_name_are_not_taken(tmp_path: Path) -> None:
+    save(tmp_path / "given/img_emb/img_emb_0.npy", vectors(2, 1))
+    names = [{"image_path": f"a/{n}.jpg"} for n in range(2)]
+    table(tmp_path / "given/metadata/metadata_0.parquet", names)
+    (tmp_path / "said.csv").write_text("image,caption\na/0.jpg,b\na/1.jpg,c\nd/1.jpg,e\n")
+    with pytest.raises(DataError, match=r"one image called `1.jpg`, got `a/1.jpg` and `d/1.jpg`"):
+        encode(tmp_path / "given", captions=tmp_path / "said.csv")
+
+
 def test_an_arena_of_a_store_leaves_each_draw_its_own_test(folder: Path, tmp_path: Path) -> None:
     """Its stages one by one, without the workers between."""
     store = encode(folder, split="draw")

@@ -30,7 +30,7 @@ class Table:
     """Parquet files of metadata, a row for each vector."""
 
     paths: tuple[Path, ...]
-    said: Gather | None = None  # captions by the image's file name, instead of its own
+    said: Gather | None = None  # what `read_said` gathered, instead of its own captions
 
     @property
     def rows(self) -> int:
@@ -60,7 +60,11 @@ class Table:
     def _captions(self, row: dict[str, Any]) -> list[str]:
         assert self.said is not None
         name = Path(str(row.get("image") or row.get("id"))).name
-        return [text.decode() for text in self.said[name]]
+        found = [value.decode().split("\0", 1) for value in self.said[name]]
+        if len(images := list(dict.fromkeys(id_ for id_, _ in found))) > 1:
+            both = f"`{images[0]}` and `{images[1]}`"
+            raise DataError(f"`--captions` must have one image called `{name}`, got {both}.")
+        return [text for _, text in found]
 
     def _chunks(self, size: int) -> Iterator[Rows]:
         kept: Rows = []

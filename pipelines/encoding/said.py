@@ -18,7 +18,7 @@ from trainables.errors import DataError
 
 
 def read_said(source: Path) -> Gather:
-    """The captions in `source` by their image's file name."""
+    """The captions in `source` by their image's file name, each behind the image's id and NUL."""
     how = source_format(str(source), None)
     said = Gather(_captions(source, how))
     if next(iter(said), None) is None:
@@ -39,4 +39,4 @@ def _captions(source: Path, how: str) -> Iterator[tuple[str, str]]:
             every = [caption(text, n) for n, text in enumerate(record.captions, 1)]
         except Refused as error:
             raise DataError(f"`{source}`, `{record.id}`: {error}.") from error
-        yield from ((Path(record.id).name, text) for text in every)
+        yield from ((Path(record.id).name, f"{record.id}\0{text}") for text in every)
