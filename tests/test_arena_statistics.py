@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pipelines.comparing.cells import read_cells
+from pipelines.comparing.pairs import Answers, paired
 from pipelines.comparing.ranks import Point, critical_difference, points, rank_tables, ranks
-from pipelines.comparing.statistics import Table, paired, pareto, standings
+from pipelines.comparing.statistics import Table, pareto, standings
 from tests.arena import answers, arena, cell, failed, large, share
 from trainables.errors import DataError
 
@@ -121,36 +122,68 @@ def test_the_gap_of_harmonic_means_is_the_gap_of_the_means_in_the_table() -> Non
     assert first.next.gap.difference == pytest.approx(first.accuracy - second.accuracy)
 
 
-# -- the paired bootstrap ---------------------------------------------------------------------
+# -- pairs ------------------------------------------------------------------------------------
+
+
+def run(*parts: np.ndarray, clusters: Any = None) -> list[Answers]:
+    return [Answers(one, np.arange(len(one)) if clusters is None else clusters) for one in parts]
 
 
 def test_the_interval_is_as_wide_as_the_paired_differences_allow() -> None:
     ours, theirs = (numbers(answers(skill, 900, seed)) for skill, seed in ((0.6, 1), (0.5, 2)))
-    gap = paired([[ours]], [[theirs]])
+    gap = paired([run(ours)], [run(theirs)])
     differences = ours - theirs
     error = differences.std(ddof=1) / math.sqrt(len(differences))
     assert gap.difference == pytest.approx(differences.mean())
     assert gap.high - gap.low == pytest.approx(2 * 1.96 * error, rel=0.08)
 
 
+def test_an_image_that_stands_in_four_rows_is_one_image() -> None:
+    ours, theirs = (numbers(answers(skill, 300, seed)) for skill, seed in ((0.6, 1), (0.5, 2)))
+    once = paired([run(ours)], [run(theirs)])
+    rows = np.repeat(np.arange(300), 4)
+    often = paired([run(ours[rows], clusters=rows)], [run(theirs[rows], clusters=rows)])
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    alone = paired([run(ours[rows])], [run(theirs[rows])])
+    assert alone.high - alone.low < 0.6 * (once.high - once.low)
+
+
+def test_three_seeds_that_differ_widen_the_interval() -> None:
+    """The same mean, once from equal seeds and once from ones that are far apart."""
+    images, none = 400, np.zeros(400)
+    same = [run(np.arange(images) < 240.0) for _ in range(3)]
+    apart = [run(np.arange(images) < right) for right in (200.0, 240.0, 280.0)]
+    base = [run(none) for _ in range(3)]
+    still, moved = paired(same, base), paired(apart, base)
+    assert still.difference == pytest.approx(moved.difference)
+    # Student's factor for two degrees of freedom times the error of three means, 0.1 apart.
+    assert moved.high - moved.difference > 4.3 * 0.1 / math.sqrt(3)
+    assert still.high - still.difference < 2 * math.sqrt(0.24 / images)
+
+
 def test_equal_answers_differ_by_nothing() -> None:
     text = numbers("110100")
-    gap = paired([[text]], [[text]])
+    gap = paired([run(text)], [run(text)])
     assert (gap.difference, gap.low, gap.high, gap.p) == (0, 0, 0, 1)
+
+
+def test_one_image_and_a_lead_without_any_spread_claim_no_certainty() -> None:
+    one, other = np.ones(1), np.zeros(1)
+    assert paired([run(one)], [run(other)]).p == pytest.approx(2 / 2001)
 
 
 def test_base_and_new_images_are_drawn_independently() -> None:
     """Were they drawn alike, opposite answers would cancel in each resample's sum."""
     text = numbers("10" * 200)
     none = np.zeros(400)
-    gap = paired([[text, 1 - text]], [[none, none]])
+    gap = paired([run(text, 1 - text)], [run(none, none)])
     error = 0.5 / math.sqrt(400) / math.sqrt(2)  # of the mean of two independent halves
     assert gap.high - gap.low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
 def test_two_adapters_that_are_never_right_have_a_harmonic_mean_of_0() -> None:
     none = np.zeros(10)
-    assert paired([[none, none]], [[none, none]]).difference == 0
+    assert paired([run(none, none)], [run(none, none)]).difference == 0
 
 
 # -- ranks ------------------------------------------------------------------------------------
@@ -160,18 +193,33 @@ def block(dataset: str, **accuracies: str) -> list[Any]:
     return [cell(name, dataset, correct=text) for name, text in accuracies.items()]
 
 
-def four_blocks() -> list[Any]:
+def five_blocks() -> list[Any]:
     cells = block("w", a="1111", b="1100", c="1000")
     cells += block("x", a="1110", b="1100", c="1100")  # b and c are tied
     cells += block("y", a="1000", b="1110", c="0000")
+    cells += block("s", a="1111", b="1110", c="1000")
     return cells + block("z", a="1111", b="1110", c="1100")
 
 
 def test_average_ranks_share_ties() -> None:
-    found = ranks(arena(four_blocks()))
-    assert found.average == {"a": 5 / 4, "b": pytest.approx(7.5 / 4), "c": pytest.approx(11.5 / 4)}
-    assert len(found.blocks) == 4
+    found = ranks(arena(five_blocks()))
+    assert found.average == pytest.approx({"a": 6 / 5, "b": 9.5 / 5, "c": 14.5 / 5})
+    assert len(found.blocks) == 5
     assert found.left_out == []
+
+
+def test_shots_of_one_data_set_are_one_rank() -> None:
+    """Of three comparisons on w the ranks 1, 1, 3 of a make 5/3, below b's 6/3: it is first."""
+    cells = five_blocks()
+    for shots, (a, b, c) in {1: ("11", "10", "00"), 4: ("00", "10", "11")}.items():
+        cells += [
+            cell(name, "w", correct=text, shots=shots)
+            for name, text in {"a": a, "b": b, "c": c}.items()
+        ]
+    found = ranks(arena(cells))
+    assert len(found.blocks) == 7
+    assert found.datasets == ["s", "w", "x", "y", "z"]
+    assert found.average == pytest.approx({"a": 6 / 5, "b": 9.5 / 5, "c": 14.5 / 5})
 
 
 def test_friedman_without_ties_is_demsars_formula() -> None:
@@ -221,17 +269,17 @@ def test_groups_join_all_that_are_within_the_critical_difference() -> None:
 
 
 def test_without_any_difference_nobody_is_told_apart() -> None:
-    cells = [each for i in range(4) for each in block(f"d{i}", a="10", b="10", c="01")]
+    cells = [each for i in range(5) for each in block(f"d{i}", a="10", b="10", c="01")]
     found = ranks(arena(cells))
     assert (found.statistic, found.p, found.differ) == (0, 1, False)
     assert found.groups == [["a", "b", "c"]]
 
 
 def test_incomplete_blocks_are_left_out_by_name() -> None:
-    cells = four_blocks() + block("v", a="10", b="11")
+    cells = five_blocks() + block("v", a="10", b="11")
     cells += [*block("u", a="10", b="11"), failed("c", "Diverged: inf.", "u")]
     found = ranks(arena(cells))
-    assert {b.dataset for b in found.blocks} == {"w", "x", "y", "z"}
+    assert {b.dataset for b in found.blocks} == {"s", "w", "x", "y", "z"}
     assert [(b.name, why) for b, why in found.left_out] == [
         ("u, 16 shots", "c: failed, Diverged: inf."),
         ("v, 16 shots", "c: not run"),
@@ -239,7 +287,7 @@ def test_incomplete_blocks_are_left_out_by_name() -> None:
 
 
 def test_an_adapter_without_any_number_does_not_empty_the_ranks() -> None:
-    cells = four_blocks() + [failed("d", "OutOfMemory", dataset) for dataset in "wxyz"]
+    cells = five_blocks() + [failed("d", "OutOfMemory", dataset) for dataset in "swxyz"]
     found = ranks(arena(cells))
     assert list(found.average) == ["a", "b", "c"]
     assert found.absent == {"d": "failed, OutOfMemory"}
@@ -259,12 +307,9 @@ def test_what_cannot_name_new_classes_is_absent_from_base_to_new() -> None:
 @pytest.mark.parametrize(
     ("cells", "sentence"),
     [
-        (block("x", a="1", b="0", c="0"), "with 1 complete comparison; 3 are needed."),
-        (
-            [c for d in "xyz" for c in block(d, a="1", b="0")],
-            "with 2 adapters; 3 are needed.",
-        ),
-        ([failed("a", "Diverged")], "with 0 complete comparisons and 0 adapters; 3 are needed."),
+        (block("x", a="1", b="0", c="0"), "with 1 data set; 5 are needed."),
+        ([c for d in "vwxyz" for c in block(d, a="1", b="0")], "with 2 adapters; 3 are needed."),
+        ([failed("a", "Diverged")], "with 0 data sets and 0 adapters; 5 and 3 are needed."),
     ],
 )
 def test_too_little_for_a_test_is_said(cells: list[Any], sentence: str) -> None:
@@ -302,10 +347,10 @@ def test_pareto_takes_standings() -> None:
 
 
 def test_points_average_the_blocks_of_the_ranks() -> None:
-    cells = four_blocks() + block("v", a="0000", b="0000")  # c is missing
+    cells = five_blocks() + block("v", a="0000", b="0000")  # c is missing
     tables = standings(arena(cells))
     made = {p.adapter: p for p in points(tables, rank_tables(tables))}
-    assert made["a"].accuracy == pytest.approx((1 + 0.75 + 0.25 + 1) / 4)
+    assert made["a"].accuracy == pytest.approx((1 + 0.75 + 0.25 + 1 + 1) / 5)
     assert made["a"].seconds == 12.5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+import unicodedata
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -87,6 +88,23 @@ def test_words_are_those_of_the_penn_treebank_tokenizer() -> None:
 def test_words_know_composed_and_decomposed_letters_and_no_emoji() -> None:
     assert words("Cafe\u0301 \U0001f436") == words("caf\u00e9") == ["caf\u00e9"]
     assert words("") == words(" \n") == words("... !") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "बच्चा दौड़ रहा है",  # Hindi
+        "বাচ্চা দৌড়াচ্ছে",  # Bengali
+        "குழந்தை ஓடுகிறது",  # Tamil
+        "كِتَاب جديد",  # Arabic with its vowels
+        "שָׁלוֹם עולם",  # Hebrew with its vowels
+        "เด็กวิ่ง เร็ว",  # Thai
+        "ខ្មែរ ស្អាត",  # Khmer
+        "می‌خواهم بروم",  # Persian, with a joiner within a word
+    ],
+)
+def test_words_of_scripts_with_vowel_signs_come_out_whole(text: str) -> None:
+    assert words(text) == unicodedata.normalize("NFC", text).split()
 
 
 @pytest.mark.parametrize("metric", ["cider_d", "rouge_l"])

@@ -492,6 +492,34 @@ def test_importance_tells_signal_from_chance() -> None:
     assert [i.chance for i in few] == [1, 1]  # chance finds more than all that is there
 
 
+def test_where_all_trials_tie_no_field_stands_out_by_when_they_ran() -> None:
+    """A search narrows: later trials have smaller values. Were ties told apart by number, the
+    latest would be the best and that field the cause."""
+    from pipelines.reporting.importance import importances, ranked
+    from pipelines.reporting.study import Trial
+
+    spaces = {"narrowed": FloatDistribution(0, 1), "free": FloatDistribution(0, 1)}
+    claimed = 0
+    for seed in range(4):
+        draw = random.Random(seed)
+        made = [
+            Trial(
+                *(i, "lora", "complete", 0.5, {}),
+                {"narrowed": (23 - i) / 24 + 0.01 * draw.random(), "free": draw.random()},
+                *(spaces,),
+                recipe=False,
+                epochs=1,
+                seconds=1.0,
+                trainable_parameters=1,
+                reason="",
+            )
+            for i in range(24)
+        ]
+        assert {trial.number for trial in ranked(made)} == set(range(24))
+        claimed += any(found.stands_out for found in importances(made))
+    assert claimed <= 1
+
+
 def test_equal_inputs_give_equal_bytes_and_a_second_call_does_nothing(
     finished: Path,
     tmp_path: Path,

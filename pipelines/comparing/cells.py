@@ -6,7 +6,7 @@ on the same data, shots and protocol.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Cell:
-    """One adapter's run with one seed; `correct` has one character a test image, 1 = right."""
+    """One adapter's run with one seed; `correct` has one character a test image, 1 = right,
+    `images` a number, equal where the bytes are, and `labels` its class."""
 
     adapter: str
     seed: int
@@ -54,6 +55,9 @@ class Cell:
     accuracy: Mapping[str, float]  # without the keys that the adapter cannot have
     per_class: Mapping[str, Mapping[str, float]]
     correct: Mapping[str, str]
+    images: Mapping[str, Sequence[int]]
+    labels: Mapping[str, Sequence[int]]  # without the keys of which an older arena holds none
+    tests: Mapping[str, str]  # the name of the images that were measured on, by key
     seconds: float | None
     parameters: int | None
 
@@ -76,7 +80,7 @@ def read_cells(arena: Mapping[str, Any]) -> dict[Block, list[Cell]]:
                 f"on `{block.name}` twice."
             )
         seen.add(key)
-        blocks.setdefault(block, []).append(_cell(row))
+        blocks.setdefault(block, []).append(_cell(row, arena.get("tests") or {}))
     for block, cells in blocks.items():
         _same_images(block, cells)
     order = list(PROTOCOLS)
@@ -93,7 +97,7 @@ def _known(kind: str, name: str, choices: Any) -> None:
         raise DataError(unknown(kind, name, choices))
 
 
-def _cell(row: Mapping[str, Any]) -> Cell:
+def _cell(row: Mapping[str, Any], tests: Mapping[str, Any]) -> Cell:
     done = row["state"] == "done"
     accuracy = (row.get("accuracy") or {}) if done else {}
     if done and not any(value is not None for value in accuracy.values()):
@@ -101,6 +105,9 @@ def _cell(row: Mapping[str, Any]) -> Cell:
             f"`accuracy` of a run that is done must hold a number, got {row.get('accuracy')!r} "
             f"for `{row['adapter']}` on `{row['dataset']}`, seed {row['seed']}."
         )
+    correct = {k: v for k, v in (row.get("correct") or {}).items() if v}
+    named = {key: name for key, name in (row.get("tests") or {}).items() if key in correct}
+    plain = {key: range(len(answers)) for key, answers in correct.items()}
     return Cell(
         adapter=row["adapter"],
         seed=row["seed"],
@@ -108,7 +115,10 @@ def _cell(row: Mapping[str, Any]) -> Cell:
         reason=row.get("reason") or "no reason was recorded",
         accuracy={key: float(value) for key, value in accuracy.items() if value is not None},
         per_class={k: v for k, v in (row.get("per_class") or {}).items() if v},
-        correct={k: v for k, v in (row.get("correct") or {}).items() if v},
+        correct=correct,
+        images=plain | {key: tests[name]["images"] for key, name in named.items()},
+        labels={key: tests[name]["labels"] for key, name in named.items()},
+        tests=named,
         seconds=row.get("seconds"),
         parameters=row.get("trainable_parameters"),
     )
@@ -116,7 +126,7 @@ def _cell(row: Mapping[str, Any]) -> Cell:
 
 def _same_images(block: Block, cells: list[Cell]) -> None:
     """Answers can be paired only where all are on the same images."""
-    images: dict[str, int] = {}
+    images: dict[tuple[str, str], int] = {}
     for cell in cells:
         for key, answers in cell.correct.items():
             if not set(answers) <= {"0", "1"}:
@@ -125,9 +135,11 @@ def _same_images(block: Block, cells: list[Cell]) -> None:
                     f"`correct` must be made of 0 and 1, got {found!r} for `{cell.adapter}` "
                     f"on `{block.name}`, seed {cell.seed}."
                 )
-            if images.setdefault(key, len(answers)) != len(answers):
+            test = (key, cell.tests.get(key, ""))
+            least = images.setdefault(test, len(cell.images[key]))
+            if least != len(answers):
                 raise DataError(
-                    f"`correct` must have one character for each of the {images[key]:,} test "
+                    f"`correct` must have one character for each of the {least:,} test "
                     f"images of `{block.name}`, got {len(answers):,} for `{cell.adapter}`, "
                     f"seed {cell.seed}."
                 )

@@ -46,6 +46,7 @@ from trainables.shards import Seal, ShardSet
 from trainables.store import find_store
 
 Entry = dict[str, Any]
+FOUND = ("accuracy", "per_class", "correct", "tests")  # of a run, by the name of the accuracy
 
 
 def identity(folder: Path) -> str:
@@ -74,7 +75,7 @@ class Tests:
         self.folder, self.plan, self.backbone, self.seal = folder, plan, backbone, seal
         self.pixels = any(_needs_pixels(folder, cell, backbone) for cell in plan.cells())
         self.splits: dict[str, tuple[SplitFeatures, list[Any]]] = {}
-        self.parts: dict[tuple[str, str], SplitFeatures] = {}
+        self.parts: dict[str, SplitFeatures] = {}
         self.pooled: set[str] = set()  # data of which each draw leaves another test
 
     def whole(self, source: Source) -> tuple[SplitFeatures, list[Any]]:
@@ -93,18 +94,26 @@ class Tests:
             self.splits[source.name] = (data, rows)
         return self.splits[source.name]
 
-    def of(self, source: Source, part: str, cell: Cell) -> SplitFeatures:
-        """The test images of a part's classes for a cell; names and template are the same for all
-        draws, and the images too, unless draws alone divide them."""
+    def of(self, source: Source, part: str, cell: Cell) -> tuple[str, SplitFeatures]:
+        """The test images of a part's classes for a cell, and what they are called; names and
+        template are the same for all draws, and the images too, unless draws alone divide them."""
         whole = self.whole(source)
         shots, seed = self.plan.shots[0], self.plan.seeds[0]
         if source.name in self.pooled:
             shots, seed = cell.shots, cell.seed
         name = f"{source.name}-{shots}-{seed}-{part}"
-        if (source.name, name) not in self.parts:
-            draw = draw_of(self.folder, name)
-            self.parts[source.name, name] = draw.among(*whole)
-        return self.parts[source.name, name]
+        if name not in self.parts:
+            found = draw_of(self.folder, name).among(*whole)
+            assert found.labels is not None
+            about = {"images": found.groups.tolist(), "labels": found.labels.tolist()}
+            write_json(_test_path(self.folder, name), about)
+            self.parts[name] = found
+        return name, self.parts[name]
+
+
+def _test_path(folder: Path, name: str) -> Path:
+    """Which images were measured on: equal numbers are equal bytes."""
+    return folder / "tests" / f"{name}.json"
 
 
 def _needs_pixels(folder: Path, cell: Cell, backbone: Backbone) -> bool:
@@ -143,6 +152,10 @@ def measure_arena(folder: Path, seal: Seal) -> Entry:
         "budget": {"trials": plan.trials, "seconds": plan.seconds or None, "epochs": plan.epochs},
         "adapters": list(plan.adapters),
         "cells": entries,
+        "tests": {
+            name: read_json(_test_path(folder, name))
+            for name in sorted({name for one in entries for name in one["tests"].values()})
+        },
         "literature": [one for one in LITERATURE if one["dataset"] in names],
     }
 
@@ -162,19 +175,19 @@ def _entries(folder: Path, plan: Plan, cell: Cell, tests: Tests) -> Iterator[Ent
     wanted = list(_wanted(folder, plan, source, cell))
     if state != "done":
         for protocol, target, _ in wanted:
-            empty: Entry = {"accuracy": {}, "per_class": {}, "correct": {}}
+            empty: Entry = {name: {} for name in FOUND}
             yield row | {"protocol": protocol, "target": target} | empty
         return
     kept = read_json(own / "test.json") if (own / "test.json").exists() else {}
     adapter: Adapter[Any] | None = None
     for protocol, target, parts in wanted:
         key = f"{protocol}/{target or cell.dataset}"
-        if kept.get(key, {}).get("digest") != detail:
+        if kept.get(key, {}).get("digest") != detail or "tests" not in kept[key]:
             if adapter is None:
                 adapter = load_adapter(_winner(folder, cell), tests.backbone)
             kept[key] = _measure(adapter, parts, tests, cell) | {"digest": detail}
             write_json(own / "test.json", kept)
-        found = {name: kept[key][name] for name in ("accuracy", "per_class", "correct")}
+        found = {name: kept[key][name] for name in FOUND}
         if target and found["accuracy"]["all"] is None:
             continue  # it cannot name the other classes
         yield row | {"protocol": protocol, "target": target} | found
@@ -204,9 +217,9 @@ def _wanted(
 
 def _measure(adapter: Adapter[Any], parts: Parts, tests: Tests, cell: Cell) -> Entry:
     accuracy: dict[str, float | None] = {}
-    per_class, correct = {}, {}
+    per_class, correct, measured = {}, {}, {}
     for name, (source, part) in parts.items():
-        data = tests.of(source, part, cell)
+        test, data = tests.of(source, part, cell)
         assert data.classes is not None
         assert data.labels is not None
         own = adapter.classes is not None and adapter.classes.names == data.classes.names
@@ -218,9 +231,10 @@ def _measure(adapter: Adapter[Any], parts: Parts, tests: Tests, cell: Cell) -> E
         means = by_class(right, data.labels, len(data.classes)).tolist()
         per_class[name] = dict(zip(data.classes.names, means, strict=True))
         correct[name] = "".join("01"[int(value == 1)] for value in right.tolist())
+        measured[name] = test
     if "new" in parts:
         base, new = accuracy["base"], accuracy["new"]
         accuracy["harmonic"] = None
         if base is not None and new is not None:
             accuracy["harmonic"] = harmonic(base, new)
-    return {"accuracy": accuracy, "per_class": per_class, "correct": correct}
+    return dict(zip(FOUND, (accuracy, per_class, correct, measured), strict=True))

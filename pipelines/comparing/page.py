@@ -25,15 +25,17 @@ from trainables.files import write_bytes
 METHOD = (
     "Every number is of the test images; ± is the sample standard deviation over the seeds that "
     "are done. A run that failed is missing from its adapter's mean, so the mean may flatter.",
-    "Rows are compared with the next by a paired bootstrap over test images: each image's answers "
-    "are averaged over the seeds that both rows have, and 2,000 resamples give the 95 % interval "
-    "and the two-sided p. It covers the chance in the test images, not in the seeds, and is not "
-    "corrected for the number of rows.",
+    "Rows are compared with the next, paired: the answers to the same images with the same seeds. "
+    "The 95 % interval and the two-sided p take images and seeds as drawn: the bootstrap over "
+    "images (2,000 resamples; rows with the same bytes are one image) and the spread of the seeds "
+    "have Student's factor each. They hold for other images of these classes; beside them stands "
+    "the interval for other classes, for which whole classes are drawn. p is not corrected for the "
+    "number of rows.",
     "Base and new classes have images of their own, drawn independently; their harmonic mean is "
     "taken seed by seed.",
     "An adapter that cannot name new classes is ranked by its base accuracy, below all that can.",
     "Ranks: Friedman's test, then Nemenyi's critical difference at the 5 % level (Demsar, JMLR 7, "
-    "2006). Both take comparisons as independent; several shots of one data set are not quite so.",
+    "2006). Both take what they rank as independent, so all that is on a data set is one rank.",
     "Published numbers are quoted from their source for orientation. They were not measured here, "
     "and enter no mean, rank or chart.",
 )

@@ -19,22 +19,25 @@ from pipelines.comparing.statistics import Standing, Table, standings
 from trainables.metrics.bootstrap import Array
 
 LEVEL = 0.05
-FEWEST = 3  # blocks, and adapters: with fewer, Friedman's test says nothing
+FEWEST = {"data set": 5, "adapter": 3}  # with fewer, Friedman's test says nothing
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Average ranks over complete blocks, best (1) first (Demsar, JMLR 7, 2006).
+    """Average ranks over data sets, best (1) first (Demsar, JMLR 7, 2006).
 
-    Friedman's test asks whether the ranks differ at all; if so, two adapters differ whose average
-    ranks are more than Nemenyi's critical difference apart. `groups` are the largest sets of
+    Shots and protocols of one data set are not independent of each other, so an adapter has one
+    rank in each: that of its average rank over the complete blocks there. Friedman's test asks
+    whether the ranks differ at all; if so, two adapters differ whose average ranks are more than
+    Nemenyi's critical difference apart. `groups` are the largest sets of
     neighbours that are not told apart. `problem` says why there is no test, and is then all there
     is besides the ranks.
     """
 
     protocol: str | None  # None: all protocols together
     average: Mapping[str, float]
-    blocks: list[Block]
+    blocks: list[Block]  # the complete ones
+    datasets: list[str]  # of these
     left_out: list[tuple[Block, str]]
     absent: Mapping[str, str]  # adapters that have a number in no block, and why
     statistic: float | None
@@ -77,18 +80,20 @@ def rank_tables(tables: Sequence[Table], protocol: str | None = None) -> Ranks:
     adapters, absent = _present(mine)
     whole, left_out = _complete(mine, adapters)
     values = np.array([[_value(t, a) for a in adapters] for t in whole])  # (N, k)
-    ranked = stats.rankdata(-values.round(12), axis=1) if len(whole) else np.empty((0, 0))
+    datasets = list(dict.fromkeys(t.block.dataset for t in whole))
+    ranked = _ranked(values, [datasets.index(t.block.dataset) for t in whole])
     means = ranked.mean(0) if len(whole) else []
     pairs = zip(adapters, map(float, means), strict=False)
     average = dict(sorted(pairs, key=lambda pair: pair[1]))
-    problem = _problem(len(whole), len(adapters))
+    problem = _problem(len(datasets), len(adapters))
     statistic, p = (None, None) if problem else _friedman(ranked)
-    critical = None if problem else critical_difference(len(adapters), len(whole))
+    critical = None if problem else critical_difference(len(adapters), len(datasets))
     differ = p is not None and p < LEVEL
     return Ranks(
         protocol=protocol,
         average=average,
         blocks=[t.block for t in whole],
+        datasets=datasets,
         left_out=left_out,
         absent=absent,
         statistic=statistic,
@@ -116,10 +121,20 @@ def _mean(rows: Sequence[Standing], name: str) -> float | None:
     return None if any(v is None for v in values) else float(np.mean(values))
 
 
-def critical_difference(adapters: int, blocks: int) -> float:
+def _ranked(values: Array, dataset: Sequence[int]) -> Array:
+    """Ranks in each data set (D, k), of accuracies (N, k) in blocks that lie in these."""
+    if not len(values):
+        return np.empty((0, 0))
+    each = stats.rankdata(-values.round(12), axis=1)
+    own = np.array(dataset)
+    means = np.stack([each[own == number].mean(0) for number in range(max(dataset) + 1)])
+    return stats.rankdata(means.round(12), axis=1)
+
+
+def critical_difference(adapters: int, datasets: int) -> float:
     """Nemenyi's: average ranks further apart than this differ, at the 5 % level."""
     q = float(stats.studentized_range.ppf(1 - LEVEL, adapters, math.inf)) / math.sqrt(2)
-    return q * math.sqrt(adapters * (adapters + 1) / (6 * blocks))
+    return q * math.sqrt(adapters * (adapters + 1) / (6 * datasets))
 
 
 def _friedman(ranked: Array) -> tuple[float, float]:
@@ -130,13 +145,14 @@ def _friedman(ranked: Array) -> tuple[float, float]:
     return float(found.statistic), float(found.pvalue)
 
 
-def _problem(blocks: int, adapters: int) -> str | None:
-    few = [
-        f"{number} {word}{'' if number == 1 else 's'}"
-        for number, word in ((blocks, "complete comparison"), (adapters, "adapter"))
-        if number < FEWEST
-    ]
-    return f"Ranks are not tested with {' and '.join(few)}; {FEWEST} are needed." if few else None
+def _problem(datasets: int, adapters: int) -> str | None:
+    few = {
+        f"{number} {word}{'' if number == 1 else 's'}": str(FEWEST[word])
+        for number, word in ((datasets, "data set"), (adapters, "adapter"))
+        if number < FEWEST[word]
+    }
+    needed = f"{' and '.join(few.values())} are needed."
+    return f"Ranks are not tested with {' and '.join(few)}; {needed}" if few else None
 
 
 def _groups(average: Mapping[str, float], critical: float) -> list[list[str]]:

@@ -5,28 +5,29 @@ Flows in: the parsed `arena.json`. Flows out: frozen rows, best first. Nothing i
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from pipelines.comparing.cells import Block, Cell, read_cells
-from trainables.metrics.bootstrap import Array, Bootstrap, Difference, difference
+from pipelines.comparing.pairs import Answers, paired
+from trainables.metrics.bootstrap import Array, Difference
 
 KEYS = ("all", "harmonic", "base")  # an adapter is ranked by the first of them that it has
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A row against the next one: the difference of their accuracy `key` over shared `seeds`."""
+    """A row against the next one: the difference of their accuracy `key` over shared `seeds`, for
+    other images of these classes (`gap`) and for other classes."""
 
     other: str
     key: str
     seeds: list[int]
     gap: Difference
+    classes: Difference | None = None  # not known of arenas that hold no labels
 
     @property
     def shown(self) -> bool:
@@ -166,60 +167,35 @@ def _compared(rows: list[Standing], cells: list[Cell]) -> list[Standing]:
 
 
 def _pair(row: Standing, other: Standing, cells: Mapping[str, Mapping[int, Cell]]) -> Pair | None:
-    """The paired bootstrap of two rows, where both have answers to the same images."""
+    """The paired comparison of two rows, where both have answers to the same images."""
     seeds = sorted(set(row.seeds) & set(other.seeds))
     sides = [[cells[each.adapter][seed] for seed in seeds] for each in (row, other)]
     for key in KEYS:
         parts = ("base", "new") if key == "harmonic" else (key,)
         named = all(part in each.mean for each in (row, other) for part in parts)
-        if seeds and named and all(p in c.correct for side in sides for c in side for p in parts):
-            ours, theirs = (_answers(side, parts) for side in sides)
-            return Pair(other.adapter, key, seeds, paired(ours, theirs))
+        every = [cell for side in sides for cell in side]
+        if not (seeds and named and all(p in cell.correct for cell in every for p in parts)):
+            continue
+        over_images, over_classes = (
+            paired(*([_answers(cell, parts, by) for cell in side] for side in sides))
+            if all(p in getattr(cell, by) for cell in every for p in parts)
+            else None
+            for by in ("images", "labels")
+        )
+        assert over_images is not None
+        return Pair(other.adapter, key, seeds, over_images, over_classes)
     return None
 
 
-def _answers(cells: Sequence[Cell], parts: Sequence[str]) -> list[list[Array]]:
-    """Each run's answers (N,) to the images of each part; one part alone is averaged over runs."""
-    runs = [[_numbers(cell.correct[part]) for part in parts] for cell in cells]
-    return runs if len(parts) > 1 else [[np.mean(runs, axis=0)[0]]]
+def _answers(cell: Cell, parts: Sequence[str], by: str) -> list[Answers]:
+    """A run's answers to each part, of which `by` says what is drawn as one."""
+    return [
+        Answers(_numbers(cell.correct[part]), np.array(getattr(cell, by)[part])) for part in parts
+    ]
 
 
 def _numbers(text: str) -> Array:
     return np.frombuffer(text.encode(), np.uint8).astype(np.float64) - ord("0")
-
-
-def paired(ours: Sequence[Sequence[Array]], theirs: Sequence[Sequence[Array]]) -> Difference:
-    """The difference of two accuracies, each a mean over its runs, over resampled images.
-
-    A run has one array of answers (N,); or two, base and new, of which the harmonic mean is
-    compared and whose images are drawn independently of each other.
-    """
-    sides = []
-    for runs in (ours, theirs):
-        value = np.mean([_harmonic(*(part.mean() for part in parts)) for parts in runs])
-        drawn = np.mean([_harmonic(*map(_resampled, parts, (0, 1))) for parts in runs], axis=0)
-        sides.append((float(value), drawn))
-    (value, resamples), (other, others) = sides
-    return difference(value - other, resamples, others)
-
-
-def _resampled(answers: Array, seed: int) -> Array:
-    """The mean of `answers` (N,) in each resample, (R,)."""
-    images = torch.arange(len(answers))
-    return _bootstrap(len(answers), seed).mean(torch.from_numpy(answers), images)
-
-
-def _harmonic(first: Any, second: Any = None) -> Any:
-    """The harmonic mean, 0 where both are 0; of one number, that number."""
-    if second is None:
-        return first
-    return 2 * first * second / np.maximum(first + second, np.finfo(np.float64).tiny)
-
-
-@functools.lru_cache(maxsize=4)
-def _bootstrap(images: int, seed: int) -> Bootstrap:
-    """Kept for the pairs of a table, which must see the same resamples."""
-    return Bootstrap(images, seed=seed)
 
 
 def pareto(rows: Sequence[Costed]) -> dict[str, list[str]]:

@@ -91,7 +91,7 @@ def _ranked(found: Ranks, measured: int) -> str:
     """The sentence of a tested ranking."""
     first, *others = found.average
     few = "" if len(found.blocks) == measured else f" of {measured}"
-    where = f"{len(found.blocks)}{few} comparisons"
+    where = f"{len(found.datasets)} data sets ({len(found.blocks)}{few} comparisons)"
     if not found.differ:
         return f"No adapter is shown to be better than another over {where}."
     beaten = [name for name in others if found.apart(first, name)]

@@ -51,7 +51,9 @@ class ClassProtocol:
             "log_likelihood": log_likelihood(scores, self.labels, scale),
         }
         replicates = {
-            name: self.bootstrap.replicates(name, value, self.clusters)
+            name: self.bootstrap.class_mean(right, self.clusters, self.labels)
+            if name == "class_accuracy"
+            else self.bootstrap.replicates(name, value, self.clusters)
             for name, value in values.items()
         }
         return Measured(values, {n: float(v.mean()) for n, v in values.items()}, replicates)

@@ -36,8 +36,12 @@ class Importance:
 
 
 def ranked(trials: list[Trial]) -> list[Trial]:
-    """The trials that ended with a value, worst first."""
-    return sorted((t for t in trials if t.value is not None), key=lambda t: (t.value, t.number))
+    """The trials that ended with a value, worst first. Equal ones stand in an order that is drawn:
+    a search draws later trials elsewhere, and by their numbers that would look like a cause."""
+    ended = [t for t in trials if t.value is not None]
+    lots = np.random.default_rng(0).permutation(len(ended)).tolist()
+    order = sorted(zip(ended, lots, strict=True), key=lambda pair: (pair[0].value, pair[1]))
+    return [trial for trial, _ in order]
 
 
 def importances(trials: list[Trial]) -> list[Importance]:

@@ -58,10 +58,28 @@ class Bootstrap:
     def mean(self, values: Tensor, clusters: Tensor) -> Array:
         """The mean of `values` (Q,) in each resample, (R,); `clusters` (Q,) number the images."""
         groups = clusters.numpy()
-        sums = np.bincount(groups, values.numpy(), self.counts.shape[1])
+        sums = np.bincount(groups, values.numpy(), self.counts.shape[1]).astype(np.float64)
         sizes = np.bincount(groups, minlength=self.counts.shape[1]).astype(np.float64)
-        parts = [(counts @ sums) / (counts @ sizes) for counts in self._chunks()]
-        return np.concatenate(parts)
+        return self.means(sums[:, None], sizes[:, None])[:, 0]
+
+    def means(self, sums: Array, sizes: Array) -> Array:
+        """K means in each resample, (R, K), of which an image adds `sums` (G, K) to what is added
+        up and `sizes` (G, K) to their number; NaN where no image of a resample adds any."""
+        with np.errstate(invalid="ignore"):
+            return np.concatenate([(n @ sums) / (n @ sizes) for n in self._chunks()])
+
+    def class_mean(self, values: Tensor, clusters: Tensor, labels: Tensor) -> Array:
+        """The mean over classes of the mean of `values` (Q,) in each, in each resample, (R,); of
+        the classes that a resample has. How many images a class has is chance too."""
+        total, present = np.zeros(len(self.counts)), np.zeros(len(self.counts))
+        for label in labels.unique():
+            own = labels == label
+            drawn = self.counts[:, clusters[own].numpy()].astype(np.float64)  # (R, n)
+            sizes = drawn.sum(1)
+            total += np.divide(drawn @ values[own].numpy(), sizes, where=sizes > 0, out=0 * sizes)
+            present += sizes > 0
+        found: Array = total / present
+        return found
 
     def sums(self, values: Tensor, clusters: Tensor) -> Array:
         """The sums of `values` (Q, K) in each resample, (R, K): for a metric of sums over images,

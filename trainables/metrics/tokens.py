@@ -3,14 +3,16 @@
 coco-caption tokenises with Stanford's PTBTokenizer (Java) in lower case and takes 17 marks of
 punctuation out; published BLEU, ROUGE-L and CIDEr are of those words. Here are the rules of it that
 captions meet, as one pattern. They are rules for English; words of other languages with spaces
-between them come out whole.
+between them come out whole, and where a language writes none (Thai, Chinese) what stands together
+does.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 import unicodedata
+
+import regex  # whose \w has vowel signs and joiners too: without them Hindi falls into letters
 
 # Typographic marks that the Penn Treebank writes in ASCII.
 ASCII = str.maketrans(
@@ -39,7 +41,7 @@ PARTED = {
     "'tis": ("'t", "is"),
     "'twas": ("'t", "was"),
 }
-TOKEN = re.compile(
+TOKEN = regex.compile(
     r"""
       (?:https?://|www\.)\S*[^\s.,;:!?'")]           # an address
     | [\w.]+@\w+(?:\.\w+)+
@@ -58,7 +60,7 @@ TOKEN = re.compile(
     | [?!]+ | \*+ | _+                               # a run is one token
     | [^\s\U00010000-\U0010ffff]                    # other signs; emoji are left out
     """,
-    re.VERBOSE | re.IGNORECASE,
+    regex.VERBOSE | regex.IGNORECASE,
 )
 
 

@@ -1,0 +1,109 @@
+"""How far one adapter is ahead of another, and how surely, over images and seeds.
+
+Flows in: each run's answers to its test images. Flows out: the difference of the two means with a
+95 % interval that holds for other images and for other seeds.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, stats
+
+from trainables.metrics.bootstrap import Array, Bootstrap, Difference
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one run says of the images of one part."""
+
+    right: Array  # (N,) 1 where it is
+    clusters: npt.NDArray[np.int64]  # (N,): what is drawn as one: rows of an image, or a class's
+
+
+Run = Sequence[Answers]  # one part; or base and new, of which the harmonic mean is compared
+
+
+def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> Difference:
+    """The difference of two accuracies, each a mean over S runs, one a seed.
+
+    Two things vary: the images, which all runs share or partly share, and the seeds. The variance
+    of the mean of S differences is then that of the S themselves, `between`, and what all of them
+    have in common from the images: the bootstrap's variance of their mean, `together`, less what
+    each has for itself, which `between` holds already (known from that of each, `alone`). Each of
+    the two has Student's factor for as many seeds, or images, as it was estimated from; the squares
+    are added. So the interval holds in 95 % of cases where seeds vary, and in up to 98 where they
+    do not. Base and new have images of their own, drawn independently.
+    """
+    parts, sizes = _numbered([*ours, *theirs])
+    seeds, few = len(ours), min(sizes)
+    values = _harmonic(*(np.array([one.right.mean() for one in own]) for own in parts))  # (2 S,)
+    drawn = _harmonic(*(_drawn(*of) for of in zip(parts, sizes, range(len(parts)), strict=True)))
+    gaps, each = values[:seeds] - values[seeds:], drawn[:, :seeds] - drawn[:, seeds:]  # (R, S)
+    unbiased = few / (few - 1) if few > 1 else 1.0
+    together, alone = unbiased * each.mean(1).var(), unbiased * each.var(0).mean()
+    variances = [(together, few - 1)]
+    if seeds > 1:
+        apart = (alone - together) / (seeds - 1)
+        between = float(np.var(gaps, ddof=1)) / seeds
+        variances = [(max(together - apart, 0.0), few - 1), (between, seeds - 1)]
+    return _student(float(np.mean(gaps)), variances, 2 / (len(each) + 1))
+
+
+def _student(value: float, parts: Sequence[tuple[float, int]], least: float) -> Difference:
+    """`value` with the sum of variances, each with its degrees of freedom and so with Student's
+    factor of its own; p is `least` at least: a chance of exactly zero is never claimed."""
+
+    def half(p: float) -> float:
+        factors = [stats.t.isf(p / 2, max(freedom, 1)) for _, freedom in parts]
+        squares = (one**2 * part for one, (part, _) in zip(factors, parts, strict=True))
+        return math.sqrt(sum(squares))
+
+    width = half(0.05)
+    if value == 0 or width == 0:
+        p = 1.0 if value == 0 else least
+    elif half(least) < abs(value):
+        p = least
+    else:
+        p = float(optimize.brentq(lambda q: half(q) - abs(value), least, 1.0))
+    return Difference(value, value - width, value + width, p)
+
+
+def _numbered(runs: Sequence[Run]) -> tuple[list[list[Answers]], list[int]]:
+    """Each part of all runs, its clusters numbered from 0 on; and how many there are in each."""
+    parts, sizes = [], []
+    for own in zip(*runs, strict=True):
+        known, number = np.unique(
+            np.concatenate([one.clusters for one in own]), return_inverse=True
+        )
+        ends = np.cumsum([len(one.clusters) for one in own])[:-1]
+        pieces = zip(own, np.split(number, ends), strict=True)
+        parts.append([Answers(one.right, piece) for one, piece in pieces])
+        sizes.append(len(known))
+    return parts, sizes
+
+
+def _drawn(runs: Sequence[Answers], size: int, seed: int) -> Array:
+    """The accuracy of each run on one part in each resample: (R, runs)."""
+    sums = np.stack([np.bincount(one.clusters, one.right, size) for one in runs], 1)
+    counts = np.stack([np.bincount(one.clusters, minlength=size) for one in runs], 1)
+    return _bootstrap(size, seed).means(sums.astype(np.float64), counts.astype(np.float64))
+
+
+def _harmonic(first: Any, second: Any = None) -> Any:
+    """The harmonic mean, 0 where both are 0; of one number, that number."""
+    if second is None:
+        return first
+    return 2 * first * second / np.maximum(first + second, np.finfo(np.float64).tiny)
+
+
+@functools.lru_cache(maxsize=8)
+def _bootstrap(clusters: int, seed: int) -> Bootstrap:
+    """Kept for the pairs of a table, which must see the same resamples."""
+    return Bootstrap(clusters, seed=seed)
