@@ -18,7 +18,7 @@ from pipelines import evaluate
 from pipelines.evaluate import Args
 from pipelines.measuring import gallery
 from pipelines.measuring.protocol import Protocol
-from pipelines.measuring.standings import verdict
+from pipelines.measuring.standings import correct, verdict
 from pipelines.reporting.result import read_result
 from tests.tiny import caption, picture, tiny_features
 from trainables.adapters.registry import make_config
@@ -292,11 +292,27 @@ def test_the_table_says_value_interval_difference_and_verdict(
     assert "1 of 18 image rows repeat" in out
 
 
+def gap(low: float, high: float, p: float, among: float) -> dict[str, float]:
+    return {"low": low, "high": high, "p": p, "p_holm": among}
+
+
 def test_a_difference_whose_interval_holds_zero_shows_nothing() -> None:
-    assert verdict({"low": -0.01, "high": 0.03, "p": 0.2}) == "not shown to beat zero-shot"
-    assert verdict({"low": 0.0, "high": 0.03, "p": 0.05}) == "not shown to beat zero-shot"
-    assert verdict({"low": 0.01, "high": 0.03, "p": 0.001}).startswith("beats")
-    assert verdict({"low": -0.03, "high": -0.01, "p": 0.001}).startswith("worse")
+    open_ = "not shown to beat zero-shot (p = "
+    assert verdict(gap(-0.01, 0.03, 0.2, 0.2)).startswith(open_)
+    assert verdict(gap(0.0, 0.03, 0.05, 0.05)) == f"{open_}0.0500, Holm 0.0500)"
+    assert verdict(gap(0.01, 0.03, 0.001, 0.001)).startswith("beats")
+    assert verdict(gap(-0.03, -0.01, 0.001, 0.001)).startswith("worse")
+
+
+def test_the_best_of_five_rows_needs_a_fifth_of_the_p() -> None:
+    rows = [{"accuracy@3": gap(0.01, 0.03, p, 0)} for p in (0.02, 0.3, 0.5, 0.004, 0.04)]
+    for row in rows:
+        del row["accuracy@3"]["p_holm"]
+    correct(rows)
+    found = [row["accuracy@3"] for row in rows]
+    assert [one["p_holm"] for one in found] == pytest.approx([0.08, 0.6, 0.6, 0.02, 0.12])
+    assert [verdict(one)[:5] for one in found] == ["not s", "not s", "not s", "beats", "not s"]
+    correct([])
 
 
 # -- the lint and the gallery -----------------------------------------------------------------

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
 from pipelines.comparing import ranks
 from pipelines.comparing.pairs import Answers, paired
-from trainables.metrics.bootstrap import Bootstrap, interval
+from pipelines.measuring.standings import correct, verdict
+from trainables.metrics.bootstrap import Bootstrap, difference, interval
 
 Run = list[Answers]
 
@@ -101,3 +104,21 @@ def test_accuracy_and_class_accuracy_lie_in_their_intervals(shape: str) -> None:
             found = interval(0.0, replicates)
             held[name] += found.low <= truth[name] <= found.high
     assert all(0.93 <= count / 400 <= 0.97 for count in held.values()), held
+
+
+@pytest.mark.parametrize("adapters", [1, 5, 11])
+def test_one_of_equal_adapters_beats_zero_shot_in_one_of_twenty_studies(adapters: int) -> None:
+    images, studies, random = 250, 300, np.random.default_rng(1)
+    bootstrap, claimed = Bootstrap(images, resamples=1000), 0
+    ones = np.ones((images, adapters + 1))
+    for _ in range(studies):
+        hard = random.normal(size=(images, 1))
+        right = (0.5 + hard + 0.6 * random.normal(size=ones.shape) > 0).astype(float)
+        drawn, value = bootstrap.means(right, ones), right.mean(0)
+        rows = [
+            {"accuracy": asdict(difference(value[n] - value[0], drawn[:, n], drawn[:, 0]))}
+            for n in range(1, adapters + 1)
+        ]
+        correct(rows)
+        claimed += any(verdict(row["accuracy"]).startswith("beats") for row in rows)
+    assert claimed / studies <= 0.06

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.measuring.protocol import Measured, duplicates, metrics, versus
+from pipelines.measuring.protocol import Measured, differences, duplicates, metrics, versus
 from trainables.adapters.base import Adapter
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap
@@ -85,8 +85,7 @@ class ClassProtocol:
             "that of the true class.",
             f"Intervals are 95 % percentile bootstrap intervals over images, "
             f"{len(self.bootstrap.counts):,} resamples, seed 0.",
-            "Differences to zero-shot are paired: the same resamples. p is twice the smaller share "
-            "of resamples on one side of zero, not corrected for the number of rows.",
+            differences("zero-shot"),
             f"All choices were made on val, by {metric}; nothing was chosen on test. Zero-shot is "
             f"the frozen backbone with `{self.classes.template}`.",
         ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.baselines import WORDS
-from pipelines.measuring.protocol import Measured, duplicates, metrics, versus
+from pipelines.measuring.protocol import Measured, differences, duplicates, metrics, versus
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES
 from trainables.backbone import Backbone
@@ -120,8 +120,7 @@ class CaptionProtocol:
             self._seen(),
             f"Intervals are 95 % percentile bootstrap intervals over images, "
             f"{len(self.bootstrap.counts):,} resamples, seed 0; CIDEr's weights stay fixed.",
-            "Differences are paired: the same resamples. p is twice the smaller share of resamples "
-            "on one side of zero, not corrected for the number of rows or metrics.",
+            differences("the baseline"),
             f"All choices were made on val, by {metric}; nothing was chosen on test. What "
             f"{baseline} says is the first caption of the training image with the highest cosine "
             "similarity.",

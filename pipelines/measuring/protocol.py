@@ -53,6 +53,15 @@ def versus(
     }
 
 
+def differences(baseline: str) -> str:
+    """What p means, in a sentence."""
+    return (
+        f"Differences to {baseline} are paired: the same resamples. p is twice the smaller share "
+        "of resamples on one side of zero; Holm's is that for the best of as many rows, of one "
+        f"metric, and only where it is below 0.05 a row is said to beat {baseline}, or be worse."
+    )
+
+
 def duplicates(groups: Tensor, ids: Sequence[str]) -> dict[str, Any]:
     """The lint: rows that repeat an earlier row's image, and groups of ids that are equal."""
     _, numbers, counts = groups.unique(return_inverse=True, return_counts=True)
@@ -130,8 +139,7 @@ class Protocol:
             f"Intervals are 95 % percentile bootstrap intervals over {self.distinct:,} images "
             f"with all their captions, {len(self.bootstrap.counts):,} resamples, seed 0; the pool "
             "of candidates stays fixed.",
-            "Differences to zero-shot are paired: the same resamples. p is twice the smaller share "
-            "of resamples on one side of zero, not corrected for the number of rows.",
+            differences("zero-shot"),
             f"All choices were made on val, by {metric}; nothing was chosen on test. Zero-shot is "
             "the frozen backbone with the captions as they are.",
         ]

@@ -16,6 +16,9 @@ from trainables.config import to_json
 from trainables.draws import measured
 from trainables.features import open_features
 from trainables.measure import measure
+from trainables.metrics.bootstrap import holm
+
+LEVEL = 0.05
 
 AnyProtocol: TypeAlias = Protocol | ClassProtocol | CaptionProtocol
 
@@ -33,7 +36,17 @@ def standings(
     ]
     val = open_features(contest.features, "val", adapters[0].backbone)
     rows[0]["val"] = measure(adapters[0], measured(val, contest.draw, contest.retain))
+    correct([row["vs_baseline"] for row in rows[1:]])
     return rows
+
+
+def correct(gaps: Sequence[dict[str, dict[str, float]]]) -> None:
+    """Beside each row's p of each metric the one that holds for a claim of whichever row is best,
+    `p_holm`."""
+    for metric in gaps[0] if gaps else ():
+        own = [row[metric] for row in gaps]
+        for gap, p in zip(own, holm([gap["p"] for gap in own]), strict=True):
+            gap["p_holm"] = p
 
 
 def _row(
@@ -86,12 +99,14 @@ def retention(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def verdict(gap: dict[str, float], than: str = "zero-shot") -> str:
-    """What a difference's interval allows to say, of a metric that is better when higher."""
-    if gap["low"] > 0:
-        return f"beats {than} (p = {gap['p']:.4f})"
-    if gap["high"] < 0:
-        return f"worse than {than} (p = {gap['p']:.4f})"
-    return f"not shown to beat {than}"
+    """What a difference's interval, and its p among as many rows, allow to say of a metric that is
+    better when higher."""
+    p = f"p = {gap['p']:.4f}, Holm {gap['p_holm']:.4f}"
+    if gap["p_holm"] < LEVEL and gap["low"] > 0:
+        return f"beats {than} ({p})"
+    if gap["p_holm"] < LEVEL and gap["high"] < 0:
+        return f"worse than {than} ({p})"
+    return f"not shown to beat {than} ({p})"
 
 
 def pairs(

@@ -137,7 +137,7 @@ def environment(escape: bool) -> Environment:
         keep_trailing_newline=True,
     )
     made.globals.update(Metric=Metric, between=statements.between, verdict=statements.verdict)
-    made.globals.update(glyph=svg.glyph, shades=svg.HUES)
+    made.globals.update(chance=statements.chance, glyph=svg.glyph, shades=svg.HUES)
     for use in (
         numbers.count,
         numbers.duration,

@@ -23,12 +23,14 @@ DATA += ["duplicated_image_rows", "truncated_captions"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; a difference also has its p."""
+    """A value with its 95 % interval; a difference also has its p, and one to the baseline the p
+    among as many rows."""
 
     value: float
     low: float
     high: float
     p: float | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ def _pair(raw: Mapping[str, Any], rows: Collection[str]) -> Pair:
 
 def _differences(raw: Mapping[str, Any]) -> dict[str, Estimate]:
     return {
-        key: Estimate(found["difference"], found["low"], found["high"], found.get("p"))
+        key: Estimate(
+            *(found["difference"], found["low"], found["high"]), found.get("p"), found.get("p_holm")
+        )
         for key, found in raw.items()
     }

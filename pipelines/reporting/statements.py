@@ -15,6 +15,7 @@ from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.result import Estimate, Result, Row
 from pipelines.reporting.study import Study
 
+LEVEL = 0.05
 RETAINED = Metric.of("accuracy")
 
 
@@ -32,9 +33,18 @@ def metric_of(study: Study, result: Result | None) -> Metric:
 
 
 def verdict(gain: Estimate, metric: Metric) -> str:
-    """`better` or `worse` when the interval excludes no difference at all, else `open`."""
+    """`better` or `worse` when the interval excludes no difference at all, and Holm's p does where
+    there is one; else `open`."""
+    if gain.p_holm is not None and gain.p_holm >= LEVEL:
+        return "open"
     low, high = (gain.low, gain.high) if metric.higher_is_better else (-gain.high, -gain.low)
     return "better" if low > 0 else "worse" if high < 0 else "open"
+
+
+def chance(gain: Estimate) -> str:
+    """p alone, and among as many rows as there are."""
+    alone = numbers.probability(gain.p)
+    return alone if gain.p_holm is None else f"{alone}, Holm {numbers.probability(gain.p_holm)}"
 
 
 def headline(study: Study, result: Result | None) -> str:
@@ -206,7 +216,7 @@ def _test_tiles(result: Result, metric: Metric) -> list[Tile]:
             made.append(Tile(metric.show(value.value), each.name, between(value, metric)))
     if row and result.key in row.gains:
         gain = row.gains[result.key]
-        made.append(Tile(metric.gain(gain.value), "difference", numbers.probability(gain.p)))
+        made.append(Tile(metric.gain(gain.value), "difference", chance(gain)))
     if row:
         made.append(Tile(numbers.count(row.trainable_parameters), "trainable parameters", row.name))
     return made

@@ -8,7 +8,7 @@ which is what makes their difference a paired one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,3 +122,14 @@ def difference(value: float, ours: Array, theirs: Array) -> Difference:
     flips = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
     p = min(1.0, 2 * (flips + 1) / (len(gaps) + 1))  # + 1: never claim a chance of exactly zero
     return Difference(value, float(low), float(high), p)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each p for a claim of whichever is small: at a level, in so many of families of true null
+    hypotheses is any of these below it (Holm, Scand. J. Statist. 6, 1979). `holm([0.01, 0.04])` is
+    `[0.02, 0.04]`."""
+    found, largest = [0.0] * len(ps), 0.0
+    for place, number in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - place) * ps[number]))
+        found[number] = largest
+    return found
