@@ -378,6 +378,12 @@ def test_a_whole_arena_and_again(
         for key, answers in one["correct"].items():
             assert len(answers) == (30 if key == "all" else 15)
             assert one["accuracy"][key] == pytest.approx(answers.count("1") / len(answers))
+            test = arena["tests"][one["tests"][key]]
+            assert len(test["images"]) == len(test["labels"]) == len(answers)
+            right = [label for label, a in zip(test["labels"], answers, strict=True) if a == "1"]
+            shares = [right.count(n) / test["labels"].count(n) for n in sorted({*test["labels"]})]
+            assert list(one["per_class"][key].values()) == pytest.approx(shares)
+    assert "other classes" in (out / "arena.html").read_text()
     assert "coop" in (out / "arena.html").read_text()
     assert len((out / "test_openings.jsonl").read_text().splitlines()) == 1
     before = identity(out)
