@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,11 +280,18 @@ def _said(field: str, value: Any) -> Callable[[Path], None]:
 CUT = save_tensors({"image_embeds": torch.ones(60, WIDTH)})[:-50]
 
 
+def _columnwise() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, image_embeds=np.asfortranarray(vectors(ROWS, 1)))
+    return stream.getvalue()
+
+
 def _loose(data: bytes) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
-        (folder / "v.safetensors").write_bytes(data)
+        kind = "npz" if data[:2] == b"PK" else "safetensors"
+        (folder / f"v.{kind}").write_bytes(data)
 
     return spoil
 
@@ -349,6 +357,7 @@ def _loose(data: bytes) -> Callable[[Path], None]:
             _loose(save_tensors({"text_embeds": torch.ones(60, WIDTH)})),
             r"has no image vectors: .* that is called `image_embeds`",
         ),
+        (_loose(_columnwise()), r"v.npz` is no valid `.npz` file: an array must lie row by row"),
         (_loose(b"garbage here and there"), r"v.safetensors` is no valid .* its header must be"),
         (_loose(CUT), r"v.safetensors` is no valid `.safetensors` file: it is cut short"),
     ],
