@@ -16,6 +16,9 @@ from optuna.distributions import (
 
 Space = dict[str, BaseDistribution]
 Spaces = dict[str, Space]  # by task: "retrieval", "classification"
+# By a field and its value, the fields that then have no effect: trials that differ in these alone
+# are one.
+Idle = dict[str, dict[str | int | float | bool | None, tuple[str, ...]]]
 
 
 def choice(*values: str | int | float | bool | None) -> CategoricalDistribution:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from search_spaces.common import Spaces, choice, log_float
+from search_spaces.common import Idle, Spaces, choice, log_float
 
 SPACES: Spaces = {
     "classification": {
@@ -13,3 +13,4 @@ SPACES: Spaces = {
         "adapter.solver": choice("optim", "lbfgs"),
     }
 }
+IDLE: Idle = {"adapter.solver": {"lbfgs": ("batch_size", "optim.lr", "optim.weight_decay")}}

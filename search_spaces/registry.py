@@ -26,7 +26,7 @@ from search_spaces import (
     two_stage,
     zero_shot,
 )
-from search_spaces.common import Spaces
+from search_spaces.common import Idle, Spaces
 
 SPACES: dict[str, Spaces] = {
     "zero_shot": zero_shot.SPACES,
@@ -52,3 +52,5 @@ SPACES: dict[str, Spaces] = {
     "nearest_caption": nearest_caption.SPACES,
     "prefix_captioner": prefix_captioner.SPACES,
 }
+
+IDLE: dict[str, Idle] = {"linear_probe": linear_probe.IDLE}

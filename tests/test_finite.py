@@ -207,3 +207,20 @@ def test_trials_that_train_together_are_as_many_as_their_shape_has_points(tmp_pa
     run(asks)
     points = tried(asks, "projection")
     assert len(points) == len(set(points)) == 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_trials_that_differ_in_what_has_no_effect_are_one(sampler: Sampler, tmp_path: Path) -> None:
+    """L-BFGS knows no learning rate, no weight decay and no batches: it leads, and is tried once
+    from each start."""
+    search = Search(("linear_probe",), "val/accuracy", 24, 9, 3, {}, "classification")
+    asks = searcher(tmp_path, dataclasses.replace(search, sampler=sampler))
+    solved = []
+    for count in range(24):
+        [job] = Job(**asks.suggest(f"ray{count}")).all
+        if job.values["adapter.solver"] == "lbfgs":
+            solved.append(job.values["adapter.init"])
+        best = 0.9 if job.values["adapter.solver"] == "lbfgs" else 0.5
+        one = row(job.number, best) | {"val/accuracy": best}
+        asks.on_trial_complete(f"ray{count}", one | {"members": [one]})
+    assert sorted(solved) == ["text", "zero"]

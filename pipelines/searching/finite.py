@@ -2,7 +2,8 @@
 
 Flows in: spaces whose fields are choices, whole numbers or steps, and a study's trials. Flows out:
 points, by number: 0 for the first value of each field, then the last field's second value, ... A
-space with a field of real numbers has no end of points, and nothing is said of it here.
+space with a field of real numbers has no end of points; of it only those are looked at of which a
+part has no effect.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Set
+from typing import TypeAlias
 
 from optuna.distributions import (
     BaseDistribution,
@@ -21,7 +23,10 @@ from optuna.trial import FrozenTrial
 
 from pipelines.searching.study import Search, adapter_of
 from search_spaces.common import Space
+from search_spaces.registry import IDLE
 from trainables.config import Value
+
+Counted: TypeAlias = frozenset[tuple[str, Value]]
 
 
 def size(space: Space) -> int | None:
@@ -61,25 +66,58 @@ def untried(
     return None
 
 
-class Tried:
-    """Of each adapter with a finite space, the points that its trials had, however they ended."""
+def counted(adapter: str, values: Mapping[str, Value]) -> Counted | None:
+    """Those of an adapter's values that have an effect. None: all have."""
+    every = IDLE.get(adapter, {}).items()
+    idle = {name for field, by in every for name in by.get(values.get(field), ())}
+    return frozenset((name, values[name]) for name in values.keys() - idle) if idle else None
 
-    def __init__(self, search: Search, points: Mapping[str, frozenset[int]] | None = None) -> None:
-        self.search = search
+
+def turned(adapter: str, space: Space, values: Mapping[str, Value]) -> dict[str, Value]:
+    """`values` with another choice where one leaves others without effect, so that they have."""
+    found = dict(values)
+    for field, by in IDLE.get(adapter, {}).items():
+        one = space.get(field)
+        if found.get(field) in by and isinstance(one, CategoricalDistribution):
+            found[field] = next((v for v in one.choices if v not in by), found[field])
+    return found
+
+
+class Tried:
+    """Of each adapter with a finite space, the points that its trials had, however they ended; of
+    others those of which a part has no effect (`alike`)."""
+
+    def __init__(
+        self,
+        search: Search,
+        points: Mapping[str, frozenset[int]] | None = None,
+        alike: frozenset[tuple[str, Counted]] = frozenset(),
+    ) -> None:
+        self.search, self.alike = search, alike
         few = (name for name in search.adapters if size(search.searched(name)) is not None)
         self.points = dict.fromkeys(few, frozenset[int]()) if points is None else dict(points)
 
     def add(self, trial: FrozenTrial) -> None:
         adapter = adapter_of(trial)
-        if adapter not in self.points:
+        if adapter not in self.points and adapter not in IDLE:
             return
         space = self.search.searched(adapter)
         values = {name: trial.params.get(f"{adapter}/{name}", ...) for name in space}
-        if ... not in values.values():  # else a driver was killed between two values
+        if ... in values.values():  # a driver was killed between two values
+            return
+        if adapter in self.points:
             self.points[adapter] |= {number_of(space, values)}
+        elif own := counted(adapter, values):
+            self.alike |= {(adapter, own)}
 
     def copy(self) -> Tried:
-        return Tried(self.search, self.points)
+        return Tried(self.search, self.points, self.alike)
+
+    def had(self, adapter: str, values: Mapping[str, Value]) -> bool:
+        """Whether a trial was the same."""
+        if adapter in self.points:
+            return number_of(self.search.searched(adapter), values) in self.points[adapter]
+        return (adapter, counted(adapter, values)) in self.alike
 
     @property
     def left(self) -> int | None:

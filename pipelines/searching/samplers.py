@@ -21,7 +21,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial
 
 from pipelines.searching.budget import Budget
-from pipelines.searching.finite import number_of, untried
+from pipelines.searching.finite import turned, untried
 from pipelines.searching.history import History, Notes
 from pipelines.searching.kinds import Sampler
 from pipelines.searching.ledger import Ledger
@@ -152,7 +152,7 @@ class LikeWithLike(BaseSampler):
                 if self._fresh(adapter, values):
                     break
             else:
-                values = self._untried(adapter, number) or values
+                values = self._other(adapter, number, values)
         if kind == "cmaes":
             self.notes[number] = storage.noted(study.study_name, trial.number)
         return values
@@ -172,13 +172,17 @@ class LikeWithLike(BaseSampler):
         return None
 
     def _fresh(self, adapter: str, values: Mapping[str, Value]) -> bool:
-        points = self.budget.tried.points
-        space = self.search.searched(adapter)
-        return adapter not in points or number_of(space, values) not in points[adapter]
+        return not self.budget.tried.had(adapter, values)
 
     def _untried(self, adapter: str, number: int) -> dict[str, Value] | None:
         space, tried = self.search.searched(adapter), self.budget.tried.points[adapter]
         return untried(space, self._shape, tried, f"{self.search.seed}/{number}")
+
+    def _other(self, adapter: str, number: int, values: dict[str, Value]) -> dict[str, Value]:
+        """A point that was not tried instead of `values`, which were, where there is one."""
+        if adapter in self.budget.tried.points:
+            return self._untried(adapter, number) or values
+        return turned(adapter, self.search.searched(adapter), values) | self._shape
 
     def left(self) -> bool:
         """Whether a trial of the shape that is asked for could be another than all before."""
