@@ -16,9 +16,8 @@ from scipy import stats
 
 from pipelines.comparing.cells import PROTOCOLS, Block
 from pipelines.comparing.statistics import Standing, Table, standings
-from trainables.metrics.bootstrap import Array
+from trainables.metrics.bootstrap import LEVEL, Array
 
-LEVEL = 0.05
 FEWEST = {"data set": 5, "adapter": 3}  # with fewer, Friedman's test says nothing
 
 

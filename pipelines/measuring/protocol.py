@@ -15,7 +15,7 @@ from torch import Tensor
 from trainables.adapters.base import Adapter
 from trainables.data import Predictions
 from trainables.features import SplitFeatures
-from trainables.metrics.bootstrap import Array, Bootstrap, difference, interval
+from trainables.metrics.bootstrap import LEVEL, Array, Bootstrap, difference, interval
 from trainables.metrics.retrieval import per_query, summarise
 from trainables.predict import predict
 
@@ -58,7 +58,7 @@ def differences(baseline: str) -> str:
     return (
         f"Differences to {baseline} are paired: the same resamples. p is twice the smaller share "
         "of resamples on one side of zero; Holm's is that for the best of as many rows, of one "
-        f"metric, and only where it is below 0.05 a row is said to beat {baseline}, or be worse."
+        f"metric, and only where it is below {LEVEL} a row is said to beat {baseline}, or be worse."
     )
 
 

@@ -16,9 +16,7 @@ from trainables.config import to_json
 from trainables.draws import measured
 from trainables.features import open_features
 from trainables.measure import measure
-from trainables.metrics.bootstrap import holm
-
-LEVEL = 0.05
+from trainables.metrics.bootstrap import LEVEL, holm
 
 AnyProtocol: TypeAlias = Protocol | ClassProtocol | CaptionProtocol
 

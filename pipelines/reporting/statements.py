@@ -14,8 +14,8 @@ from pipelines.reporting import numbers
 from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.result import Estimate, Result, Row
 from pipelines.reporting.study import Study
+from trainables.metrics.bootstrap import LEVEL
 
-LEVEL = 0.05
 RETAINED = Metric.of("accuracy")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 Array = npt.NDArray[np.float64]
 CHUNK = 64  # resamples at a time
+LEVEL = 0.05  # a difference is shown where its p is below
 
 
 @dataclass(frozen=True)
