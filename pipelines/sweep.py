@@ -171,15 +171,16 @@ def _write(one: Contestant, bench: Bench, share: float, out: Path) -> None:
     from trainables.checkpoint import save_checkpoint
     from trainables.config import to_json
     from trainables.knobs import at
-    from trainables.measure import measure
+    from trainables.measure import examine
 
     assert one.folder is not None
     adapter, start = bench.load(one)
     row = read_json(one.folder / "best" / "state.json")["row"]
     with at(adapter, share, start):
         row = {name: value for name, value in row.items() if not name.startswith("val/")}
-        row |= {f"val/{name}": value for name, value in measure(adapter, bench.val).items()}
-        save_checkpoint(out / "best", adapter, {"row": row})
+        found = examine(adapter, bench.val)
+        row |= {f"val/{name}": value for name, value in found.metrics.items()}
+        save_checkpoint(out / "best", adapter, {"row": row}, calibration=found.calibration())
     write_json(out / "config.json", to_json(adapter.train_config))
     write_bytes(out / "metrics.jsonl", (json.dumps(row) + "\n").encode())
 

@@ -2,8 +2,9 @@
 
 A checkpoint folder holds `adapter.safetensors` (exactly what was trained), `config.json` (the run's
 flat config), `classes.json` where it is about classes, optionally `optimizer.safetensors` and
-`val.safetensors` (what it reached on single val images), `state.json` (where the run stands), and
-`manifest.json`, written last, with the SHA-256 of each.
+`val.safetensors` (what it reached on single val images), `calibration.safetensors` (how its scores
+become probabilities), `state.json` (where the run stands), and `manifest.json`, written last, with
+the SHA-256 of each.
 safetensors has no checksum of its own: a flipped byte would load.
 """
 
@@ -23,6 +24,7 @@ from torch.nn.parameter import is_lazy
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone
+from trainables.calibration import Calibration
 from trainables.classes import Classes
 from trainables.config import TrainConfig, in_epoch, to_json
 from trainables.errors import CheckpointError, CliptuneError
@@ -57,6 +59,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     optimizer: Mapping[str, Tensor] | None = None,
     val: Mapping[str, Tensor] | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write `folder` whole; what stood there becomes `<folder>.old`, the one to fall back to."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
@@ -68,6 +71,8 @@ def save_checkpoint(
         files["optimizer.safetensors"] = save(dict(optimizer))
     if val:
         files["val.safetensors"] = save(dict(val))
+    if calibration is not None:
+        files["calibration.safetensors"] = save(calibration.tensors())
     for name, data in files.items():
         write_bytes(new / name, data)
     write_json(new / "config.json", config)
@@ -187,6 +192,9 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
     check_beside(folder, adapter)
     if (folder / "classes.json").is_file():
         adapter.classes = Classes.of_json(read_json(folder / "classes.json"))
+    if (folder / "calibration.safetensors").is_file():
+        stored = load_file(folder / "calibration.safetensors")
+        adapter.calibration = Calibration.of_tensors(stored)
     load_tensors(folder, adapter)
     return adapter.to(backbone.device).eval()
 

@@ -41,7 +41,7 @@ from trainables.errors import CheckpointError, CliptuneError, ConfigError, unkno
 from trainables.features import SplitFeatures
 from trainables.files import read_json, write_bytes, write_json
 from trainables.hardware import autocast, check_precision
-from trainables.measure import Values, examine, pooled
+from trainables.measure import Found, examine, pooled
 from trainables.sampler import Batches, CaptionBatches, ClassBatches, generator
 from trainables.schedules import coop_lr, lr_factor
 from trainables.transfer import Numbers
@@ -138,7 +138,7 @@ class Run:
         self.rows: list[Row] = []
         self.sums: dict[str, float] = {}  # of the current epoch's steps
         self.outstanding: tuple[Numbers, int] | None = None  # the last step's, and which are ours
-        self.values: Values = {}  # of single val images at this epoch, by worker 0
+        self.found: Found | None = None  # on val at this epoch, by worker 0
         self.warnings: list[str] = []
         self.saved = time.monotonic()  # when `last` was written
         if self.trained:
@@ -277,7 +277,7 @@ class Run:
         if self.worker.rank == 0:
             over = self.val is not None or self.finished
             if self.best is row and over:  # what is reported as best is on disk before
-                save_checkpoint(self.folder / "best", self.adapter, {"row": row}, val=self.values)
+                self._save_best(row)
             self._save_last()
             self._write_metrics()
         return row
@@ -326,11 +326,20 @@ class Run:
             found = examine(self.adapter, self.val, similarity)
             if self.folds:
                 found = pooled([found, *(examine(run.adapter, own) for run, own in self.folds)])
-            metrics, self.values = found.metrics, found.kept(self.metric.removeprefix("val/"))
+            metrics, self.found = found.metrics, found
         told: dict[str, float] = self.worker.tell(metrics)
         return told
 
     # -- disk -------------------------------------------------------------------------------
+
+    def _save_best(self, row: Row) -> None:
+        val, calibration = {}, None
+        if self.found is not None:
+            val = self.found.kept(self.metric.removeprefix("val/"))
+            calibration = self.found.calibration()
+        save_checkpoint(
+            self.folder / "best", self.adapter, {"row": row}, val=val, calibration=calibration
+        )
 
     def _save_last(self) -> None:
         self.settle()

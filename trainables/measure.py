@@ -6,14 +6,16 @@ that it is the mean of, from which a resample of the images tells how sure it is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainables.adapters.base import Adapter
+from trainables.calibration import Calibration, calibrate
 from trainables.features import SplitFeatures
 from trainables.metrics.captioning import score_captions
 from trainables.metrics.classification import (
@@ -37,6 +39,7 @@ class Found:
     metrics: dict[str, float]
     values: Values
     images: dict[str, Tensor]  # by the metric's name
+    calibration: Callable[[], Calibration | None] = lambda: None  # of classes, on this split
 
     def kept(self, metric: str) -> Values:
         """What a choice between checkpoints by `metric` needs, small enough to keep with each."""
@@ -70,7 +73,7 @@ def examine(adapter: Adapter[Any], data: SplitFeatures, similarity: Tensor | Non
 
 def pooled(parts: Sequence[Found]) -> Found:
     """Parts of one task of classes as one, in which every image counts alike; what the first alone
-    has measured stays."""
+    has measured stays, and so does its calibration: the others are of other models."""
     sizes = [len(one.values["accuracy"]) for one in parts]
     values = {name: torch.cat([one.values[name] for one in parts]) for name in parts[0].values}
     means = {
@@ -79,7 +82,12 @@ def pooled(parts: Sequence[Found]) -> Found:
         for name in parts[-1].metrics
     }
     images = torch.arange(sum(sizes))
-    return Found(parts[0].metrics | means, values, dict.fromkeys(values, images))
+    return replace(
+        parts[0],
+        metrics=parts[0].metrics | means,
+        values=values,
+        images=dict.fromkeys(values, images),
+    )
 
 
 def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
@@ -99,7 +107,10 @@ def _classes(adapter: Adapter[Any], data: SplitFeatures, scores: Tensor, labels:
         "log_likelihood": log_likelihood(scores, labels, adapter.tau),
         CALIBRATED: log_likelihood(scores, labels, scale),
     }
-    return Found(metrics, values, dict.fromkeys(values, data.groups))
+    found = Found(metrics, values, dict.fromkeys(values, data.groups))
+    if not scores.isfinite().all():  # of a run that diverged in its last step
+        return found
+    return replace(found, calibration=partial(calibrate, scores, labels, adapter.tau, scale))
 
 
 def _captions(adapter: Adapter[Any], data: SplitFeatures) -> Found:

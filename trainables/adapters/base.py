@@ -22,6 +22,7 @@ from trainables.losses import Objective
 from trainables.text_tower import embed_text
 
 if TYPE_CHECKING:
+    from trainables.calibration import Calibration
     from trainables.classes import Classes
     from trainables.features import SplitFeatures
 
@@ -62,6 +63,7 @@ class Adapter(nn.Module, Generic[C]):
         self.config: C = config.adapter
         self.objective = Objective(config.loss, config.temperature, backbone)
         self.classes: Classes | None = None  # those that it is or was trained on
+        self.calibration: Calibration | None = None  # what val said of its scores of them
         # A list hides the frozen backbone from `parameters()` and `state_dict()`.
         self._frozen = [backbone]
 

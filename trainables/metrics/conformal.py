@@ -1,0 +1,60 @@
+"""Conformal sets: how ill each class fits an image flows in, and with it a promise flows out.
+
+Of images that are like those of val (exchangeable with them), a set of classes at a confidence of
+90 % holds the right one in at least 90 %, whatever the model is worth: a poor one has larger sets
+(Vovk et al. 2005; Angelopoulos & Bates 2021, arXiv:2107.07511). That is over val and image drawn
+together; of one val set the share varies around it, the more the smaller val is.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+SLACK = 1e-9  # 0.9 x 10 images are 9, not 9.000000000000002
+
+
+def split_misfit(probabilities: Tensor) -> Tensor:
+    """1 - p, of each class (N, C): the sets of fewest classes on average (Sadinle, Lei & Wasserman
+    2019). They may be empty: then no class is likely enough.
+
+    >>> import torch
+    >>> split_misfit(torch.tensor([[0.75, 0.25]]))
+    tensor([[0.2500, 0.7500]])
+    """
+    return 1 - probabilities
+
+
+def adaptive_misfit(probabilities: Tensor) -> Tensor:
+    """The probability of all classes that are likelier, of each class (N, C), float64: sets that
+    grow where an image is hard, so that hard images are not the ones missed (Romano, Sesia & Candes
+    2020, arXiv:2006.02544, whose U is 0 here: equal images get equal sets, and never an empty one).
+
+    >>> import torch
+    >>> adaptive_misfit(torch.tensor([[0.25, 0.75]]))
+    tensor([[0.7500, 0.0000]], dtype=torch.float64)
+    """
+    ranked, order = probabilities.double().sort(dim=1, descending=True, stable=True)
+    return (ranked.cumsum(1) - ranked).gather(1, order.argsort(dim=1))
+
+
+def least(confidence: float) -> int:
+    """How many val images a set needs that leaves any class out.
+
+    >>> least(0.9), least(0.95)
+    (9, 19)
+    """
+    return math.ceil(confidence / (1 - confidence) - SLACK)
+
+
+def threshold(misfits: Tensor, confidence: float) -> float:
+    """The most that a class of a set may have: the smallest of val's own classes' (n,) that the
+    share of (n + 1) has; infinite, so that no class is left out, of fewer images than `least`.
+
+    >>> import torch
+    >>> threshold(torch.arange(9) / 8, 0.8), threshold(torch.arange(8) / 8, 0.9)
+    (0.875, inf)
+    """
+    rank = math.ceil((len(misfits) + 1) * confidence - SLACK)
+    return float(misfits.double().sort().values[rank - 1]) if rank <= len(misfits) else math.inf
