@@ -191,6 +191,7 @@ def _measure(
     if contest.measured is not None:
         rows = shards.rows("test", ["id", "label"], seal)
         data = contest.measured.among(data, rows, contest.draw)
+    whole, data = data, data.one_row_an_image()
     protocol = _protocol(args, contest, data, backbone)
     compared = contest.task == "captioning" or bool(args.beside)  # each with each
     models = [
@@ -199,10 +200,12 @@ def _measure(
     ]
     names = [one.name for one in contest.contestants]
     shown = _shown(args, contest, models, data, shards, seal)
+    about = _about(shards, whole, data)
+    warning = about["duplicated_image_rows"]["warning"]
     return {
         "format": FORMAT,
         "created": now(),
-        "data": _about(shards, data, protocol),
+        "data": about,
         "backbone": {
             "name": backbone.name,
             "revision": backbone.revision,
@@ -214,6 +217,7 @@ def _measure(
             *protocol.text(contest.metric),
             *contest.about_val(),
             *contest.about_others(),
+            *([warning] if warning else []),
             *shown.pop("rule", []),
         ],
         "rows": standings(contest, adapters, models, protocol),
@@ -264,7 +268,10 @@ def _shown(
     return {"rule": [RULE], "gallery": pictures}
 
 
-def _about(shards: ShardSet, data: SplitFeatures, protocol: AnyProtocol) -> dict[str, Any]:
+def _about(shards: ShardSet, whole: SplitFeatures, data: SplitFeatures) -> dict[str, Any]:
+    """What was measured, `data`, of the rows that the split has, `whole`."""
+    from pipelines.measuring.protocol import duplicates
+
     return {
         "shards": str(shards.folder),
         "digest": shards.digest,
@@ -273,7 +280,7 @@ def _about(shards: ShardSet, data: SplitFeatures, protocol: AnyProtocol) -> dict
         "captions": len(data.caption_rows),
         "quarantined": shards.manifest["quarantined"],
         "notes": shards.manifest["notes"],
-        "duplicated_image_rows": protocol.duplicates(),
+        "duplicated_image_rows": duplicates(whole),
         "truncated_captions": data.truncated,
     }
 

@@ -118,20 +118,6 @@ def test_a_resample_is_the_metric_of_the_images_drawn(protocol: CaptionProtocol)
         assert model.replicates["cider_d"][number] == pytest.approx(mean)
 
 
-def test_images_with_the_same_bytes_come_and_go_together(
-    data: SplitFeatures, backbone: Backbone
-) -> None:
-    groups = torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])
-    protocol = CaptionProtocol(replace(data, groups=groups), backbone, resamples=100)
-    assert protocol.bootstrap.counts.shape == (100, 7)
-    model = protocol.measure(SAID)
-    counts = torch.tensor(protocol.bootstrap.counts[3], dtype=torch.float64)[groups]
-    mean = float((model.values["rouge_l"] * counts).sum() / counts.sum())
-    assert model.replicates["rouge_l"][3] == pytest.approx(mean)
-    assert protocol.duplicates()["groups"] == [["test-000", "test-007"]]
-    assert protocol.duplicates()["rows"] == 1
-
-
 def test_differences_are_paired_and_turn_around(protocol: CaptionProtocol) -> None:
     one, other = protocol.measure(SAID), protocol.measure(OTHER)
     there, back = protocol.versus(one, other), protocol.versus(other, one)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from pipelines import evaluate
 from pipelines.evaluate import Args
 from pipelines.measuring import gallery
-from pipelines.measuring.protocol import Protocol
+from pipelines.measuring.protocol import duplicates
 from pipelines.measuring.standings import correct, verdict
 from pipelines.reporting.result import read_result
 from tests.tiny import caption, picture, tiny_features
@@ -33,7 +32,8 @@ from trainables.predict import predict
 from trainables.shards import SCHEMA, Seal, ShardSet
 
 METRIC = "val/t2i_r1"
-TEST = 18  # images of the test split; the last has the bytes of the first
+TEST = 18  # rows of the test split; the last has the bytes of the first
+IMAGES = TEST - 1
 
 
 def write_shards(folder: Path) -> ShardSet:
@@ -119,7 +119,7 @@ def test_the_result_holds_every_row_beside_zero_shot(study: Path) -> None:
     assert result["format"] == "cliptune-result-2"
     assert [row["name"] for row in result["rows"]] == ["zero_shot", "soft_prompt", "lora"]
     assert [row["selected"] for row in result["rows"]] == [False, True, False]
-    names = {f"t2i_{m}@{TEST}" for m in ("r1", "r5", "r10", "medr", "mrr")}
+    names = {f"t2i_{m}@{IMAGES}" for m in ("r1", "r5", "r10", "medr", "mrr")}
     names |= {f"i2t_{m}@{2 * TEST}" for m in ("r1", "r5", "r10", "medr", "mrr")}
     for row in result["rows"]:
         assert set(row["metrics"]) == names
@@ -128,9 +128,10 @@ def test_the_result_holds_every_row_beside_zero_shot(study: Path) -> None:
     zero, prompt, lora = result["rows"]
     assert zero["vs_baseline"] == {}
     assert zero["trainable_parameters"] == 0
-    gap = prompt["vs_baseline"][f"t2i_mrr@{TEST}"]
+    gap = prompt["vs_baseline"][f"t2i_mrr@{IMAGES}"]
     expected = (
-        prompt["metrics"][f"t2i_mrr@{TEST}"]["value"] - zero["metrics"][f"t2i_mrr@{TEST}"]["value"]
+        prompt["metrics"][f"t2i_mrr@{IMAGES}"]["value"]
+        - zero["metrics"][f"t2i_mrr@{IMAGES}"]["value"]
     )
     assert gap["difference"] == pytest.approx(expected)
     assert gap["low"] <= gap["difference"] <= gap["high"]
@@ -156,8 +157,9 @@ def test_zero_shot_is_the_frozen_backbone_on_the_test_images(
     with torch.no_grad():
         embeds = backbone.model.get_text_features(**encoded).pooler_output
     unit = torch.nn.functional.normalize
-    own = Predictions(unit(data.image_embeds, dim=1), unit(embeds, dim=1))
-    expected = retrieval_metrics(own, data.groups, data.groups[data.caption_rows])
+    own = Predictions(unit(data.image_embeds[:IMAGES], dim=1), unit(embeds, dim=1))
+    image = torch.tensor([*range(IMAGES), 0]).repeat_interleave(2)  # of each caption
+    expected = retrieval_metrics(own, torch.arange(IMAGES), image)
     found = {k.split("@")[0]: m["value"] for k, m in result["rows"][0]["metrics"].items()}
     assert found == pytest.approx(expected, abs=1e-6)
 
@@ -273,7 +275,7 @@ def test_the_report_can_read_the_result(study: Path) -> None:
     expected = measured(study)
     result = read_result(study / "result.json")
     assert result is not None
-    assert result.key == f"t2i_r1@{TEST}"
+    assert result.key == f"t2i_r1@{IMAGES}"
     assert result.baseline is not None
     assert result.selected is not None
     assert result.selected.name == "soft_prompt"
@@ -286,7 +288,7 @@ def test_the_table_says_value_interval_difference_and_verdict(
 ) -> None:
     measured(study)
     out = capsys.readouterr().out
-    assert f"t2i_r1@{TEST} on test" in out
+    assert f"t2i_r1@{IMAGES} on test" in out
     line = r"\* soft_prompt +0\.\d{4} \[0\.\d{4}, \d\.\d{4}\] +[+-]\d\.\d{4} \[[+-].*zero-shot"
     assert re.search(line, out)
     assert "1 of 18 image rows repeat" in out
@@ -323,21 +325,15 @@ def test_duplicated_rows_are_found_named_and_grouped(study: Path) -> None:
     found = result["data"]["duplicated_image_rows"]
     assert found["rows"] == 1
     assert found["groups"] == [["test-0", f"test-{TEST - 1}"]]
-    assert f"{17 / 18:.3f}" in found["warning"]
+    assert "1 of 18 image rows" in found["warning"]
+    assert "17 images, each with the captions of all its rows" in found["warning"]
     assert found["warning"] in result["protocol"]
+    assert (result["data"]["images"], result["data"]["captions"]) == (IMAGES, 2 * TEST)
 
 
 def test_without_duplicates_the_lint_is_silent(store: Path) -> None:
-    found = Protocol(open_features(store, "train"), 100).duplicates()
+    found = duplicates(open_features(store, "train"))
     assert found == {"rows": 0, "groups": [], "warning": None}
-
-
-def test_equal_rows_are_one_cluster_of_the_bootstrap(store: Path) -> None:
-    data = open_features(store, "train")
-    groups = data.groups.clone()
-    groups[-4:] = groups[:4]
-    protocol = Protocol(replace(data, groups=groups), 100)
-    assert protocol.bootstrap.counts.shape == (100, len(groups) - 4)
 
 
 def test_the_gallery_shows_gains_losses_and_what_stayed() -> None:
@@ -368,16 +364,15 @@ def test_gallery_entries_are_the_true_neighbours(
     data: SplitFeatures = embed_split(backbone, shards, "test", seal=Seal("a test"))
     plain = predict(_zero_shot(backbone), data)
     texts = [caption(100 + i, v) for i in range(TEST) for v in (0, 1)]
+    picture_of = {text: data.ids[place // 2 % IMAGES] for place, text in enumerate(texts)}
     for query in result["gallery"]:
-        row = data.ids.index(query["image_id"])
-        place = 2 * row + texts[2 * row : 2 * row + 2].index(query["query"])
-        scores = plain.image_embeds @ plain.text_embeds[place]
+        assert picture_of[query["query"]] == query["image_id"]
+        scores = plain.image_embeds @ plain.text_embeds[texts.index(query["query"])]
         assert query["before"][0]["score"] == pytest.approx(float(scores.max()), abs=1e-4)
         assert len(query["before"]) == len(query["after"]) == 5
-        twins = {"test-0", f"test-{TEST - 1}"}
-        right = twins if query["image_id"] in twins else {query["image_id"]}
         for shown in (*query["before"], *query["after"]):
-            assert shown["hit"] == (shown["id"] in right)
+            assert shown["hit"] == (shown["id"] == query["image_id"])
+            assert shown["id"] != f"test-{TEST - 1}"  # which is the first again
             assert shown["thumb"].startswith("data:image/jpeg;base64,")
     assert len(json.dumps(result["gallery"])) < 6 * 11 * 20_000
 

@@ -233,9 +233,9 @@ def about_draws(draw: Path | None, retain: Sequence[Path]) -> dict[str, Any]:
 
 
 def measured(whole: SplitFeatures, draw: Draw | None, retain: Iterable[Draw]) -> SplitFeatures:
-    """Val as each epoch measures it: the draw's images, or all where there is none, and beside them
-    the tasks of `retain`."""
-    own = whole if draw is None else draw.of(whole, "val")
+    """Val as each epoch measures it: the draw's images, or each image once where there is none, and
+    beside them the tasks of `retain`."""
+    own = whole.one_row_an_image() if draw is None else draw.of(whole, "val")
     return dataclasses.replace(own, others=tuple(one.of(whole, "val") for one in retain))
 
 

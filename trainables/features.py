@@ -9,8 +9,10 @@ written last.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,7 +47,8 @@ class SplitFeatures:
     """One split: N images and their M captions. View 0 of an image is the clean one, of which the
     store holds the embedding; all else is `derived` when it is asked for.
 
-    `take` makes a part of one a task of classification: its images then have labels.
+    `take` makes a part of one a task of classification: its images then have labels. What captions
+    are measured on has `one_row_an_image`.
     """
 
     ids: list[str]  # N
@@ -58,7 +61,9 @@ class SplitFeatures:
     views: int = 0  # augmented ones, which training shows in turn
     derived: Derived | None = None
     nearest: dict[int, Tensor] = field(default_factory=dict)  # what `neighbours` has found
+    whole: SplitFeatures | None = None  # what this is a part of
     source: Tensor | None = None  # (N,) int64: of a part, the rows of the whole
+    said: Tensor | None = None  # (M,) int64: of a part, the captions of the whole
     labels: Tensor | None = None  # (N,) int64
     classes: Classes | None = None  # C
     frame_embeds: Tensor | None = None  # (N, F, e) float32; `image_embeds` are then their means
@@ -71,21 +76,58 @@ class SplitFeatures:
         if len(rows) < len(examples):
             missing = sorted(examples.keys() - set(self.ids))[0]
             raise DataError(f"image `{missing}` of the draw is not in the feature store.")
-        ids = [self.ids[row] for row in rows.tolist()]
         captions = torch.isin(self.caption_rows, rows).nonzero()[:, 0]
+        part = self._part(rows, captions, torch.searchsorted(rows, self.caption_rows[captions]))
+        labels = torch.tensor([examples[id_] for id_ in part.ids])
+        return replace(part, labels=labels, classes=classes, others=())
+
+    def one_row_an_image(self) -> SplitFeatures:
+        """Each image once, by its first row, with the captions of all rows of its bytes. A caption
+        that an earlier row has is not taken again; what one row says twice stays twice.
+
+        Whether a source repeats an image for each caption is then without effect on what is
+        measured. Labelled images stay as they are.
+        """
+        if self.labels is not None or len(self.groups.unique()) == len(self.groups):
+            return self
+        rows: dict[int, int] = {}  # the first of each image, by its group
+        for row, group in enumerate(self.groups.tolist()):
+            rows.setdefault(group, row)
+        place = {group: number for number, group in enumerate(rows)}
+        image = [place[group] for group in self.groups.tolist()]  # N
+        texts = self._comparable()
+        known: list[Counter[Hashable]] = [Counter() for _ in rows]  # of each image, so far
+        own: list[Counter[Hashable]] = [Counter() for _ in image]  # of each row
+        kept = []
+        for caption, row in enumerate(self.caption_rows.tolist()):
+            text, said = texts[caption], known[image[row]]
+            own[row][text] += 1
+            if own[row][text] > said[text]:
+                said[text] += 1
+                kept.append((image[row], caption))
+        caption_rows, captions = torch.tensor(sorted(kept)).T
+        return self._part(torch.tensor(list(rows.values())), captions, caption_rows)
+
+    def _comparable(self) -> Sequence[Hashable]:
+        """Equal where captions are: embeddings given as such may have come without words."""
+        if self.given_texts is None:
+            return self.texts()
+        return [embed.numpy().tobytes() for embed in self.given_texts]
+
+    def _part(self, rows: Tensor, captions: Tensor, caption_rows: Tensor) -> SplitFeatures:
+        """Images `rows` (N,) with `captions` (M,), which are those of its images `caption_rows`."""
         return replace(
             self,
-            ids=ids,
+            ids=[self.ids[row] for row in rows.tolist()],
             image_embeds=self.image_embeds[rows].float(),
             frame_embeds=None if self.frame_embeds is None else self.frame_embeds[rows],
             tokens=self.tokens.select(captions),
-            caption_rows=torch.searchsorted(rows, self.caption_rows[captions]),
+            caption_rows=caption_rows,
             groups=self.groups[rows],
             nearest={},
+            whole=self.whole or self,
             source=rows if self.source is None else self.source[rows],
-            labels=torch.tensor([examples[id_] for id_ in ids]),
-            classes=classes,
-            others=(),
+            said=captions if self.said is None else self.said[captions],
             given_texts=None if self.given_texts is None else self.given_texts[captions].float(),
         )
 
@@ -103,15 +145,19 @@ class SplitFeatures:
         """The frozen text tower's outputs for all captions: (M, e)."""
         if self.given_texts is not None:
             return self.given_texts
+        if self.whole is not None and self.said is not None:
+            return self.whole.text_embeds()[self.said]
         return self._more.text_embeds(self.tokens)
 
     def texts(self) -> list[str]:
         """All captions as they were written: M."""
-        return self._more.texts()
+        texts = self._more.texts()
+        return texts if self.said is None else [texts[row] for row in self.said.tolist()]
 
     def words(self, lm: LanguageModel) -> Tokens:
         """All captions in a language model's own tokens, each with its end token: M."""
-        return self._more.words(lm)
+        words = self._more.words(lm)
+        return words if self.said is None else words.select(self.said)
 
     def texts_of_images(self) -> list[list[str]]:
         """The captions of each image, as they were written: N."""
@@ -120,13 +166,10 @@ class SplitFeatures:
             every[row].append(text)
         return every
 
-    @property
+    @cached_property
     def references(self) -> References:
         """What captions of a model are measured against: N."""
-        if "references" not in self._more.kept:
-            self._more.kept["references"] = References(self.texts_of_images())
-        found: References = self._more.kept["references"]
-        return found
+        return References(self.texts_of_images())
 
     def hidden(self, rows: Tensor, view: int, block: int) -> Tensor:
         """The image tower's states before block `block` for a view of `rows` (B,): (B, S, w)."""

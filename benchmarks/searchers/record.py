@@ -76,6 +76,7 @@ def load(args: Args) -> Data:
     shards, seal = ShardSet.open(args.shards), Seal("a surface for benchmarks")
     test = embed_split(backbone, shards, "test", seal=seal)
     if args.draw is None:
+        val, test = val.one_row_an_image(), test.one_row_an_image()
         return Data(backbone, train, val, test, "retrieval")
     draw = read_draw(args.draw)
     test = draw.among(test, shards.rows("test", ["id", "label"], seal))

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.measuring.contestants import Contest, Contestant, read_contest
 from trainables.backbone import Backbone
+from trainables.draws import measured
 from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures, open_features
 from trainables.files import read_json
@@ -76,7 +77,7 @@ def read_subjects(runs: Sequence[Path]) -> list[Subject]:
 def val_of(contest: Contest, backbone: Backbone) -> SplitFeatures:
     """The val images that the run's choices were made on."""
     val = open_features(contest.features, "val", backbone)
-    return contest.draw.of(val, "val") if contest.draw else val
+    return measured(val, contest.draw, ())
 
 
 def captioned_classes(contest: Contest, val: SplitFeatures) -> tuple[list[int], list[str]] | None:

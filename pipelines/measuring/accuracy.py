@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.measuring.protocol import Measured, differences, duplicates, metrics, versus
+from pipelines.measuring.protocol import Measured, differences, metrics, versus
 from trainables.adapters.base import Adapter
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap
@@ -72,9 +72,6 @@ class ClassProtocol:
 
     def about(self, model: Measured) -> dict[str, Any]:
         return {"per_class": self.per_class(model)}
-
-    def duplicates(self) -> dict[str, Any]:
-        return duplicates(self.data.groups, self.data.ids) | {"warning": None}
 
     def text(self, metric: str) -> list[str]:
         """The protocol in sentences."""

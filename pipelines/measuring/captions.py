@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.baselines import WORDS
-from pipelines.measuring.protocol import Measured, differences, duplicates, metrics, versus
+from pipelines.measuring.protocol import Measured, differences, metrics, versus
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES
 from trainables.backbone import Backbone
@@ -37,13 +38,13 @@ PART = 64  # images that a captioner speaks about at a time
 
 
 class CaptionProtocol:
-    """Measures captioners on the same images, on the same resamples of them."""
+    """Measures captioners on the same images, a row each, on the same resamples of them."""
 
     def __init__(self, data: SplitFeatures, backbone: Backbone, resamples: int) -> None:
         self.data, self.backbone = data, backbone
         self.texts = data.texts()
-        distinct, self.clusters = data.groups.unique(return_inverse=True)
-        self.bootstrap = Bootstrap(len(distinct), resamples)
+        self.clusters = torch.arange(len(data.ids))
+        self.bootstrap = Bootstrap(len(data.ids), resamples)
         self.sees = backbone.kind != "embeddings"  # else no text tower compares words and images
         self.references = self._embed(self.texts) if self.sees else None  # (M, e)
         self.no_spice = why_no_spice()
@@ -54,7 +55,7 @@ class CaptionProtocol:
 
     def named(self, metric: str) -> str:
         """`cider_d` with the images that it was measured on: their words weigh in it."""
-        return f"{metric}@{len(self.data.groups)}"
+        return f"{metric}@{len(self.data.ids)}"
 
     def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
         def shown(parts: Sequence[Tensor]) -> Iterable[Tensor]:
@@ -95,9 +96,6 @@ class CaptionProtocol:
     def about(self, model: Measured) -> dict[str, Any]:
         return {"diversity": diversity(model.said)}
 
-    def duplicates(self) -> dict[str, Any]:
-        return duplicates(self.data.groups, self.data.ids) | {"warning": None}
-
     def _seen(self) -> str:
         if not self.sees:
             return "clip_score was not computed: finished embeddings come without a text tower."
@@ -109,7 +107,7 @@ class CaptionProtocol:
 
     def text(self, metric: str) -> list[str]:
         """The protocol in sentences."""
-        images, baseline = len(self.data.groups), WORDS[BASELINES["captioning"]]
+        images, baseline = len(self.data.ids), WORDS[BASELINES["captioning"]]
         lines = [
             f"One caption for each of {images:,} images, the number after @, against all "
             f"{len(self.texts):,} captions that people wrote of them.",

@@ -19,12 +19,11 @@ from pipelines.measuring.protocol import Measured
 from trainables.clips import Clip, is_clip, sample
 from trainables.features import SplitFeatures
 from trainables.images import decode
-from trainables.shards import captions_of
 
 SIDE = 160  # longest side of a thumbnail, pixels
 SHOWN = 5
 STRIP = 4  # frames of a clip
-COLUMNS = ("id", "image", "captions", "class_name")
+COLUMNS = ("id", "image")
 RULE = (
     "Gallery: half are the captions whose 1/rank the selected adapter raised most, a quarter are "
     "evenly spaced among those it left as they were, a quarter those it lowered most; one an image."
@@ -72,21 +71,20 @@ def gallery(
     count: int,
 ) -> list[dict[str, Any]]:
     """`rows` are the split's, with the columns `COLUMNS`; they are read once."""
-    images = data.groups[data.caption_rows]  # (M,)
+    images, texts = data.caption_rows, data.texts()  # M
     captions = choose(before.values["t2i_mrr"], after.values["t2i_mrr"], images, count)
     nearest = {c: [_nearest(model, c) for model in (before, after)] for c in captions}
-    needed = {int(data.caption_rows[c]) for c in captions}
+    needed = {int(images[c]) for c in captions}
     needed |= {row for both in nearest.values() for one in both for row, _ in one}
-    thumbs, texts = _read(rows, {data.ids[row]: row for row in needed})
-    first = torch.searchsorted(data.caption_rows, data.caption_rows)  # of each caption's image
+    wanted = {data.ids[row]: row for row in needed}
+    thumbs = {wanted[r["id"]]: thumbnail(r["image"]) for r in rows if r["id"] in wanted}
 
     def shown(caption: int, found: list[tuple[int, float]]) -> list[dict[str, Any]]:
-        group = data.groups[data.caption_rows[caption]]
         return [
             {
                 "id": data.ids[row],
                 "score": score,
-                "hit": bool(data.groups[row] == group),
+                "hit": row == int(images[caption]),
                 "thumb": thumbs[row],
             }
             for row, score in found
@@ -94,14 +92,14 @@ def gallery(
 
     return [
         {
-            "query": texts[row][caption - int(first[caption])],
+            "query": texts[caption],
             "image_id": data.ids[row],
             "truth": thumbs[row],
             "before": shown(caption, nearest[caption][0]),
             "after": shown(caption, nearest[caption][1]),
         }
         for caption in captions
-        for row in [int(data.caption_rows[caption])]
+        for row in [int(images[caption])]
     ]
 
 
@@ -110,19 +108,6 @@ def _nearest(model: Measured, caption: int) -> list[tuple[int, float]]:
     scores = model.predictions.image_embeds @ model.predictions.text_embeds[caption]  # (N,)
     order = scores.argsort(descending=True, stable=True)[:SHOWN]
     return [(int(row), round(float(scores[row]), 4)) for row in order]
-
-
-def _read(
-    rows: Iterator[dict[str, Any]], needed: dict[str, int]
-) -> tuple[dict[int, str], dict[int, list[str]]]:
-    """Thumbnails and captions of the images `needed`, id to row, by row."""
-    thumbs, texts = {}, {}
-    for record in rows:
-        if record["id"] in needed:
-            row = needed[record["id"]]
-            thumbs[row] = thumbnail(record["image"])
-            texts[row] = captions_of(record)
-    return thumbs, texts
 
 
 def thumbnails(data: bytes) -> list[str]:

@@ -6,10 +6,11 @@ their pool's size in the name, their intervals, paired differences, and the prot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainables.adapters.base import Adapter
@@ -62,40 +63,42 @@ def differences(baseline: str) -> str:
     )
 
 
-def duplicates(groups: Tensor, ids: Sequence[str]) -> dict[str, Any]:
+def duplicates(whole: SplitFeatures) -> dict[str, Any]:
     """The lint: rows that repeat an earlier row's image, and groups of ids that are equal."""
-    _, numbers, counts = groups.unique(return_inverse=True, return_counts=True)
+    _, numbers, counts = whole.groups.unique(return_inverse=True, return_counts=True)
     repeated = (counts > 1).nonzero().flatten()  # (groups,)
     examples = [
-        [ids[row] for row in (numbers == group).nonzero().flatten().tolist()]
+        [whole.ids[row] for row in (numbers == group).nonzero().flatten().tolist()]
         for group in repeated[:5]
     ]
-    return {"rows": len(groups) - len(counts), "groups": examples}
+    rows, warning = len(numbers) - len(counts), None
+    if rows and whole.labels is None:
+        warning = (
+            f"{rows:,} of {len(numbers):,} image rows repeat an earlier row's bytes. Here they are "
+            f"{len(counts):,} images, each with the captions of all its rows: counted row by row, "
+            "copies of one wrong image would fill the first places."
+        )
+    return {"rows": rows, "groups": examples, "warning": warning}
 
 
 class Protocol:
-    """Measures models on one split, on the same resamples of its images."""
+    """Measures models on one split, a row an image, on the same resamples of its images."""
 
     def __init__(self, data: SplitFeatures, resamples: int) -> None:
         self.data = data
-        self.image_groups = data.groups  # (N,)
-        self.caption_groups = data.groups[data.caption_rows]  # (M,)
-        self.ids = data.ids
-        distinct, numbers = data.groups.unique(return_inverse=True)
-        self.clusters = {"i2t": numbers, "t2i": numbers[data.caption_rows]}
-        self.bootstrap = Bootstrap(len(distinct), resamples)
-        self.distinct = len(distinct)
+        # The image of each query.
+        self.clusters = {"i2t": torch.arange(len(data.ids)), "t2i": data.caption_rows}
+        self.bootstrap = Bootstrap(len(data.ids), resamples)
 
     def named(self, metric: str) -> str:
         """`t2i_r1` with its pool: captions search among N images, images among M captions."""
-        pool = self.image_groups if metric.startswith("t2i") else self.caption_groups
-        return f"{metric}@{len(pool)}"
+        return f"{metric}@{len(self.clusters['i2t' if metric.startswith('t2i') else 't2i'])}"
 
     def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
         return self.measure(predict(adapter, self.data, batch_size))
 
     def measure(self, predictions: Predictions) -> Measured:
-        values = per_query(predictions, self.image_groups, self.caption_groups)
+        values = per_query(predictions, self.clusters["i2t"], self.clusters["t2i"])
         replicates = {
             name: self.bootstrap.replicates(name, value, self.clusters[name[:3]])
             for name, value in values.items()
@@ -113,35 +116,20 @@ class Protocol:
         del model
         return {}
 
-    def duplicates(self) -> dict[str, Any]:
-        found = duplicates(self.image_groups, self.ids)
-        return found | {"warning": self._warning(found["rows"]) if found["rows"] else None}
-
-    def _warning(self, rows: int) -> str:
-        total = len(self.image_groups)
-        return (
-            f"{rows:,} of {total:,} image rows repeat an earlier row's bytes. Counted row by "
-            "row, where only a row's own captions are right, image-to-text R@1 could not exceed "
-            f"{self.distinct / total:.3f}, as equal rows share one nearest caption. Here equal "
-            "rows are one image: each may find the captions of all."
-        )
-
     def text(self, metric: str) -> list[str]:
         """The protocol in sentences, for whoever reads the numbers."""
-        images, captions = len(self.image_groups), len(self.caption_groups)
-        lines = [
+        images, captions = len(self.data.ids), len(self.data.caption_rows)
+        return [
             f"t2i: each of {captions:,} captions ranks all {images:,} images; i2t: each of "
             f"{images:,} images ranks all {captions:,} captions. The number after @ is the pool.",
             "Ranks are exact, of cosine similarity in fp32. Of several right candidates the best "
-            "counts; image rows with the same bytes are one image.",
+            "counts; rows with the same bytes are one image, with the captions of all.",
             "Ties are broken at random, in expectation: with `a` candidates above and `t` equal, "
             "rank = 1 + a + t/2 and R@K = (K - a)/(t + 1) within [0, 1].",
-            f"Intervals are 95 % percentile bootstrap intervals over {self.distinct:,} images "
+            f"Intervals are 95 % percentile bootstrap intervals over {images:,} images "
             f"with all their captions, {len(self.bootstrap.counts):,} resamples, seed 0; the pool "
             "of candidates stays fixed.",
             differences("zero-shot"),
             f"All choices were made on val, by {metric}; nothing was chosen on test. Zero-shot is "
             "the frozen backbone with the captions as they are.",
         ]
-        warning = self.duplicates()["warning"]
-        return [*lines, warning] if warning else lines

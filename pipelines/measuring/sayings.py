@@ -12,7 +12,6 @@ from typing import Any
 from pipelines.measuring.gallery import thumbnails
 from pipelines.measuring.protocol import Measured
 from trainables.features import SplitFeatures
-from trainables.shards import captions_of
 
 RULE = (
     "Captions shown: the images on which the selected captioner's CIDEr-D is highest, and those on "
@@ -36,6 +35,7 @@ def sayings(
     found: dict[int, dict[str, Any]] = {}
     kinds = dict.fromkeys(best, "best") | dict.fromkeys(worst, "worst")
     wanted = {data.ids[row]: row for row in kinds}
+    references = data.texts_of_images()
     for record in rows:
         if record["id"] in wanted:
             row = wanted[record["id"]]
@@ -43,7 +43,7 @@ def sayings(
                 "id": record["id"],
                 "kind": kinds[row],
                 "thumbs": thumbnails(record["image"]),
-                "references": captions_of(record),
+                "references": references[row],
                 "said": [
                     {
                         "name": name,
