@@ -61,6 +61,7 @@ def run(args: Args) -> None:
     if (args.run / "plan.json").is_file():
         _evaluate_arena(args)
         return
+    from pipelines.measuring import calibration
     from pipelines.measuring.contestants import check_open, join, read_contest
     from pipelines.measuring.standings import retention, table
     from trainables.features import backbone_of
@@ -80,11 +81,12 @@ def run(args: Args) -> None:
     backbone = backbone_of(contest.features, default_device())
     adapters = contest.load(backbone)
     check_open(contest, adapters)
+    calibration.calibrate_rest(contest, adapters)
     openings = _log_opening(args, contest, shards)
     result = _measure(args, contest, shards, backbone, adapters)
     result |= {"inputs": inputs, "test_openings": openings, "seconds": time.monotonic() - started}
     write_json(path, result)
-    for line in table(result["rows"], contest.metric):
+    for line in (*table(result["rows"], contest.metric), *calibration.table(result["rows"])):
         say(line)
     if kept := retention(result["rows"]):
         say(kept)
@@ -192,7 +194,7 @@ def _measure(
         rows = shards.rows("test", ["id", "label"], seal)
         data = contest.measured.among(data, rows, contest.draw)
     whole, data = data, data.one_row_an_image()
-    protocol = _protocol(args, contest, data, backbone)
+    protocol = _protocol(args, contest, data, backbone, adapters)
     compared = contest.task == "captioning" or bool(args.beside)  # each with each
     models = [
         protocol.of(adapter, args.batch_size)
@@ -228,7 +230,13 @@ def _measure(
     }
 
 
-def _protocol(args: Args, contest: Contest, data: SplitFeatures, backbone: Backbone) -> AnyProtocol:
+def _protocol(
+    args: Args,
+    contest: Contest,
+    data: SplitFeatures,
+    backbone: Backbone,
+    adapters: list[Adapter[Any]],
+) -> AnyProtocol:
     """How the task is measured."""
     if contest.task == "captioning":
         from pipelines.measuring.captions import CaptionProtocol
@@ -237,7 +245,10 @@ def _protocol(args: Args, contest: Contest, data: SplitFeatures, backbone: Backb
     if contest.measured is not None:
         from pipelines.measuring.accuracy import ClassProtocol
 
-        return ClassProtocol(data, args.bootstrap)
+        assert contest.draw is not None
+        calibrations = [adapter.calibration for adapter in adapters]
+        same = contest.measured.names == contest.draw.names
+        return ClassProtocol(data, args.bootstrap, calibrations, same)
     from pipelines.measuring.protocol import Protocol
 
     return Protocol(data, args.bootstrap)

@@ -30,6 +30,7 @@ from trainables.metrics.calibration import (
     brier,
     calibration_error,
     error_by_chance,
+    fit_scale,
     reliability,
 )
 from trainables.metrics.classification import calibrated_likelihood
@@ -48,7 +49,7 @@ def drawn(count: int, classes: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def of(scores: Tensor, labels: Tensor, own_scale: float = 100.0) -> Calibration:
-    return calibrate(scores, labels, own_scale, calibrated_likelihood(scores, labels)[1])
+    return calibrate(scores, labels, own_scale)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,42 @@ def test_true_probabilities_are_within_chance_in_19_of_20_cases() -> None:
         right = (torch.rand(80, generator=random) < confidences).double()
         within += calibration_error(confidences, right) <= error_by_chance(confidences)
     assert 0.91 <= within / 200 <= 0.98
+
+
+def test_the_scale_is_the_likeliest_of_what_is_missed_once_more() -> None:
+    scores, labels = drawn(60)
+    ranked = scores.double().sort(1, descending=True)
+    right = ranked.indices[:, 0] == labels
+    lead = (ranked.values[:, 0] - ranked.values[:, 1]).masked_fill(~right, math.inf)
+    unsure = int(lead.argmin())
+    rows = torch.cat([scores, scores[unsure, None]]).double()
+    truth = torch.cat([labels, ranked.indices[unsure, 1, None]])
+
+    def likelihood(scale: float) -> float:
+        return float((scale * rows).log_softmax(1).gather(1, truth[:, None]).mean())
+
+    found = fit_scale(scores, labels)
+    assert all(likelihood(scale) <= likelihood(found) for scale in np.geomspace(0.1, 1e4, 300))
+    assert fit_scale(10 * scores, labels) == pytest.approx(found / 10, rel=1e-4)
+
+
+def test_one_scale_serves_a_model_that_val_finds_no_fault_with() -> None:
+    """Where Platt's guard would make it doubt itself."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(19, (4076,), generator=random)
+    scores = torch.randn(4076, 19, generator=random)
+    scores[torch.arange(4076), labels] += 5
+    val, test = slice(76), slice(76, None)
+    found, platts = (
+        of(scores[val], labels[val]).scale,
+        calibrated_likelihood(scores[val], labels[val])[1],
+    )
+    errors = []
+    for scale in (found, platts):
+        confidences, chosen = (scale * scores[test]).softmax(1).max(1)
+        errors.append(calibration_error(confidences, chosen == labels[test]))
+    assert errors[0] < 0.02
+    assert errors[0] < errors[1]
 
 
 def test_a_temperature_of_val_makes_an_overconfident_model_believable() -> None:

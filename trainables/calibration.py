@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainables.errors import DataError
+from trainables.metrics.calibration import fit_scale
 from trainables.metrics.conformal import adaptive_misfit, least, split_misfit, threshold
 
 Kind = Literal["split", "adaptive", "class-wise"]
@@ -27,7 +28,7 @@ class Calibration:
     adapter's own, and the one that makes val's labels likeliest (temperature scaling).
 
     >>> scores = torch.eye(3).repeat(4, 1)
-    >>> found = calibrate(scores, torch.arange(3).repeat(4), own_scale=1.0, scale=5.0)
+    >>> found = calibrate(scores, torch.arange(3).repeat(4), own_scale=1.0)
     >>> found.sets(torch.tensor([[1.0, 0.0, 0.0]]), 0.9, "split").tolist()
     [[True, False, False]]
     """
@@ -93,9 +94,10 @@ class Calibration:
         return cls(own, fitted, *(stored[name] for name in TENSORS))
 
 
-def calibrate(scores: Tensor, labels: Tensor, own_scale: float, scale: float) -> Calibration:
-    """Of val's similarities (N, C) and its labels (N,), what conformal sets need; `scale` is the
-    fitted one (`calibrated_likelihood`)."""
+def calibrate(scores: Tensor, labels: Tensor, own_scale: float) -> Calibration:
+    """Fit the scale on val's similarities (N, C) and labels (N,), and keep what conformal sets
+    need."""
+    scale = fit_scale(scores, labels)
     both = [_probabilities(scores, one) for one in (own_scale, scale)]
     misfits = [
         torch.stack([misfit(one).gather(1, labels[:, None])[:, 0] for one in both])

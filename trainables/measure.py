@@ -110,7 +110,7 @@ def _classes(adapter: Adapter[Any], data: SplitFeatures, scores: Tensor, labels:
     found = Found(metrics, values, dict.fromkeys(values, data.groups))
     if not scores.isfinite().all():  # of a run that diverged in its last step
         return found
-    return replace(found, calibration=partial(calibrate, scores, labels, adapter.tau, scale))
+    return replace(found, calibration=partial(calibrate, scores, labels, adapter.tau))
 
 
 def _captions(adapter: Adapter[Any], data: SplitFeatures) -> Found:

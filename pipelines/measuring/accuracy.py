@@ -8,13 +8,17 @@ words.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipelines.measuring import calibration
 from pipelines.measuring.protocol import Measured, differences, metrics, versus
 from trainables.adapters.base import Adapter
+from trainables.calibration import Calibration
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.classification import by_class, hits, log_likelihood
@@ -24,12 +28,21 @@ from trainables.predict import score
 class ClassProtocol:
     """Measures models on labelled images, on the same resamples of them."""
 
-    def __init__(self, data: SplitFeatures, resamples: int) -> None:
+    def __init__(
+        self,
+        data: SplitFeatures,
+        resamples: int,
+        calibrations: Sequence[Calibration | None] = (),
+        same_classes: bool = True,
+    ) -> None:
+        """`calibrations`: what val showed of each adapter, on these classes or on others."""
         assert data.labels is not None
         assert data.classes is not None
         self.data, self.labels, self.classes = data, data.labels, data.classes
         distinct, self.clusters = data.groups.unique(return_inverse=True)
         self.bootstrap = Bootstrap(len(distinct), resamples)
+        self.images = calibration.Images(self.labels, self.clusters, self.bootstrap)
+        self.calibrations, self.same_classes = calibrations, same_classes
 
     def named(self, metric: str) -> str:
         """`accuracy` with its pool: among C classes."""
@@ -37,7 +50,11 @@ class ClassProtocol:
 
     def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
         scores = score(adapter, self.data, self.classes, batch_size)
-        return self.measure(scores, adapter.tau)
+        found = self.measure(scores, adapter.tau)
+        if adapter.calibration is None:
+            return found
+        about = calibration.about(scores, self.images, adapter.calibration, self.same_classes)
+        return replace(found, calibration=about)
 
     def measure(self, scores: Tensor, scale: float) -> Measured:
         """Of (N, C) similarities, which `scale` turns into logits."""
@@ -71,7 +88,8 @@ class ClassProtocol:
         return {name: value for name, value in named if not math.isnan(value)}
 
     def about(self, model: Measured) -> dict[str, Any]:
-        return {"per_class": self.per_class(model)}
+        found = {"calibration": model.calibration} if model.calibration else {}
+        return {"per_class": self.per_class(model)} | found
 
     def text(self, metric: str) -> list[str]:
         """The protocol in sentences."""
@@ -83,6 +101,7 @@ class ClassProtocol:
             f"Intervals are 95 % percentile bootstrap intervals over images, "
             f"{len(self.bootstrap.counts):,} resamples, seed 0.",
             differences("zero-shot"),
+            *calibration.text(self.calibrations, self.same_classes),
             f"All choices were made on val, by {metric}; nothing was chosen on test. Zero-shot is "
             f"the frozen backbone with `{self.classes.template}`.",
         ]

@@ -30,6 +30,7 @@ class Measured:
     replicates: dict[str, Array]  # by metric, of every resample
     predictions: Predictions | None = None  # of captions, for the gallery
     said: list[str] = field(default_factory=list)  # by a captioner, of each image
+    calibration: dict[str, Any] | None = None  # of classes: its probabilities and sets
 
 
 def metrics(model: Measured, named: Callable[[str], str]) -> dict[str, dict[str, float]]:
