@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -13,9 +13,17 @@ from pipelines.console import say
 from trainables.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipelines.using.files import Faults
     from pipelines.using.model import Model
+    from trainables.calibration import Calibration, Kind
     from trainables.classes import Classes
+
+
+SHOWN = 8  # classes of a set that are printed
+UNLIKE = "its best score is below that of every val image"
+UNLIKELY = "no class is likely enough"
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,12 @@ class Args:
     """What stands around a name of `--classes`. Default: the run's own, or "a photo of a {}."."""
     top: int = 3
     """Classes shown for each image."""
+    confidence: float | None = None
+    """Instead of the likeliest classes a set for each image, which holds the right one for at least
+    this share of images like val's: 0.9. For a run, among its own classes."""
+    sets: Literal["split", "adaptive", "class-wise"] = "split"
+    """How the sets of `--confidence` are made: `split` has the fewest classes on average and may
+    be empty, `adaptive` grows where an image is hard, `class-wise` holds for each class."""
     json: bool = False
     """Print JSON and nothing else."""
 
@@ -54,15 +68,30 @@ def run(args: Args) -> None:
     source, faults = Source(args.run, args.backbone, args.revision), Faults()
     model = open_model(source, "classification", "retrieval")
     classes = _classes(args, model)
-    rows = classify(model, find(args.images, faults), classes, args.top, faults)
+    calibration = None if args.classes else model.adapter.calibration
+    _check_sets(args, model, calibration)
+    how = (calibration, args.confidence, args.sets)
+    rows = classify(model, find(args.images, faults), classes, args.top, faults, *how)
     if args.json:
         say(json.dumps(rows + faults.as_json(), indent=1))
     else:
         for row in rows:
-            best = ", ".join(f"{one['name']} {one['probability']:.3f}" for one in row["classes"])
-            say(f"{row['path']}  {best}")
+            say(f"{row['path']}  {_line(row)}")
+        say(_meaning(args, calibration))
         say(f"next: {source.then}")
     faults.leave()
+
+
+def _check_sets(args: Args, model: Model, calibration: Calibration | None) -> None:
+    if args.confidence is None:
+        return
+    if not 0.5 <= args.confidence < 1:
+        raise ConfigError(f"`--confidence` must be from 0.5 to below 1, got {args.confidence:g}.")
+    if calibration is None:
+        raise ConfigError(
+            f"`--confidence` needs val images of the classes, which `{model.name}` does not have "
+            "here: give a run that was trained on classes with val, and no `--classes`."
+        )
 
 
 def _classes(args: Args, model: Model) -> Classes:
@@ -87,23 +116,78 @@ def _classes(args: Args, model: Model) -> Classes:
 
 
 def classify(
-    model: Model, paths: list[Path], classes: Classes, top: int, faults: Faults
+    model: Model,
+    paths: list[Path],
+    classes: Classes,
+    top: int,
+    faults: Faults,
+    calibration: Calibration | None = None,
+    confidence: float | None = None,
+    kind: Kind = "split",
 ) -> list[dict[str, Any]]:
-    """Each good image with its `top` likeliest classes."""
+    """Each good image with its `top` likeliest classes and, at a confidence, its set."""
     from pipelines.using.embedding import embed_files
     from trainables.predict import score
 
-    rows = []
+    rows: list[dict[str, Any]] = []
+    word = "probability" if calibration else "softmax"
+    scale = calibration.scale if calibration else model.adapter.tau
     for names, data in embed_files(model.adapter, paths, faults, "classify"):
-        logits = model.adapter.tau * score(model.adapter, data, classes)  # (N, C)
-        shares, labels = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-        for path, share, label in zip(names, shares[:, :top], labels[:, :top], strict=True):
-            found = [
-                {"name": classes.names[n], "probability": p}
-                for n, p in zip(label.tolist(), share.tolist(), strict=True)
-            ]
-            rows.append({"path": str(path), "classes": found})
+        scores = score(model.adapter, data, classes)  # (N, C)
+        shares, labels = (scale * scores).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        found = [
+            {"path": str(path), "classes": [{"name": classes.names[n], word: p} for n, p in best]}
+            for path, best in zip(names, _pairs(labels, shares, top), strict=True)
+        ]
+        if calibration is not None and confidence is not None:
+            sets = calibration.sets(scores, confidence, kind).gather(1, labels)
+            unlike = calibration.unlike_val(scores, confidence).tolist()
+            for row, label, inside, strange in zip(found, labels, sets, unlike, strict=True):
+                own = [] if strange else [classes.names[n] for n in label[inside].tolist()]
+                row |= {"set": own, "none": UNLIKE if strange else "" if own else UNLIKELY}
+        rows += found
     return rows
+
+
+def _pairs(labels: Tensor, shares: Tensor, top: int) -> list[list[tuple[int, float]]]:
+    """The first `top` of each row (N, C)."""
+    rows = zip(labels[:, :top].tolist(), shares[:, :top].tolist(), strict=True)
+    return [list(zip(*row, strict=True)) for row in rows]
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as it is printed."""
+    best = ", ".join(
+        f"{one['name']} {one.get('probability', one.get('softmax')):.3f}" for one in row["classes"]
+    )
+    if "set" not in row:
+        return best
+    if row["none"]:
+        return f"none of these: {row['none']} (nearest: {best})"
+    more = f" and {len(row['set']) - SHOWN} more" if len(row["set"]) > SHOWN else ""
+    return f"{{{', '.join(row['set'][:SHOWN])}{more}}} {best}"
+
+
+def _meaning(args: Args, calibration: Calibration | None) -> str:
+    """What the numbers printed are, in a sentence."""
+    from trainables.metrics.conformal import least
+
+    if calibration is None:
+        return "The numbers are shares of a softmax, not probabilities: no val calibrated them."
+    if args.confidence is None:
+        return (
+            f"The numbers are probabilities, calibrated on {len(calibration):,} val images; "
+            "`cliptune evaluate` says how far to believe them."
+        )
+    few = (
+        f" None can leave a class out: that takes {least(args.confidence)} val images."
+        if len(calibration) < least(args.confidence)
+        else ""
+    )
+    return (
+        f"The sets hold the right class for at least {100 * args.confidence:g} % of images like "
+        f"the {len(calibration):,} of val ({args.sets} conformal sets).{few}"
+    )
 
 
 if __name__ == "__main__":

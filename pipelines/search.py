@@ -133,8 +133,8 @@ def _print(queries: list[Query], found: Indexed | None, searched: int) -> None:
         say(f"{searched:,} images, {found.new:,} new{bad}{kept}")
     for query in queries:
         say(f"\n{query.text}")
-        for match in query.matches:
-            say(f"  {match.score:.4f}  {match.path}")
+        for place, match in enumerate(query.matches, 1):
+            say(f"  {place:>3}  {match.path}")
     say("")
 
 
@@ -148,7 +148,7 @@ def _print_json(
         "queries": [
             {
                 "query": query.text,
-                "matches": [{"path": str(m.path), "score": m.score} for m in query.matches],
+                "matches": [{"path": str(m.path), "cosine": m.cosine} for m in query.matches],
             }
             for query in queries
         ],

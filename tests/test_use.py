@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines import train
+from pipelines.classify import UNLIKE, UNLIKELY
 from pipelines.cli import stage_main
 from pipelines.using import captions, embedding, files, index
 from pipelines.using import model as using
@@ -32,12 +33,14 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.nearest_caption import NearestCaption
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
+from trainables.calibration import Kind
 from trainables.checkpoint import load_adapter
 from trainables.classes import Classes
 from trainables.clips import Rule
 from trainables.draws import Draw, Member, write_draw
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
+from trainables.files import read_json, sha256_json, write_json
 from trainables.frames import Frames
 from trainables.image_headers import BadImage
 from trainables.image_tower import lower
@@ -136,7 +139,7 @@ def check_ranking(found: Found, paths: Sequence[Path], scores: Tensor, top: int)
     for query, column in zip(found["queries"], scores.unbind(1), strict=True):
         wanted = sorted(zip(column.tolist(), map(str, paths), strict=True), reverse=True)[:top]
         assert [match["path"] for match in query["matches"]] == [path for _, path in wanted]
-        given = torch.tensor([match["score"] for match in query["matches"]])
+        given = torch.tensor([match["cosine"] for match in query["matches"]])
         torch.testing.assert_close(given, torch.tensor([score for score, _ in wanted]))
 
 
@@ -288,9 +291,11 @@ def test_the_page_is_whole_inert_and_the_same_again(
     assert text.count('src="data:image/jpeg;base64,') == len(re.findall(r"<img", text)) == 6
     assert "&lt;b&gt;blue&lt;/b&gt;" in text
     assert not re.search(r"<b>blue|<script|https?://", text)
-    for line in re.findall(r"^  ([\d.-]+)  (.+)$", out, re.MULTILINE):  # score, path
-        shown = re.findall(rf"([\d.-]+)</b><br>{re.escape(Path(line[1]).name)}<", text)
-        assert any(abs(float(one) - float(line[0])) < 6e-4 for one in shown)  # of 3 digits
+    found = re.findall(r"^ +(\d)  (.+)$", out, re.MULTILINE)  # place, path
+    assert len(found) == 6
+    for place, path in found:
+        assert f"<b>{place}</b><br>{Path(path).name}<" in text
+    assert not re.search(r"\d\.\d\d", out.split("blue")[1])  # a cosine is no probability
     printed(capsys, *words)
     assert page.read_text() == text
 
@@ -439,21 +444,25 @@ def test_a_run_without_its_store_says_what_is_missing(
     assert err.startswith(f"error: `{moved}` was trained on `{gone}`, which is not there any more")
 
 
-def shares(adapter: Adapter[Any], classes: Classes, paths: Sequence[Path]) -> Tensor:
-    """softmax(tau * score): (N, C)."""
+def shares(
+    adapter: Adapter[Any], classes: Classes, paths: Sequence[Path], scale: float | None = None
+) -> Tensor:
+    """softmax(scale * score), by default at the adapter's own: (N, C)."""
     backbone = adapter.backbone
     with torch.no_grad():
         tokens = classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
         frozen = classes.text_embeds(backbone, adapter.frozen_words)
         classify = adapter.classifier(tokens, frozen)
         scores = classify(backbone.embed_images(pixels_of(backbone, paths)), None)
-        return (adapter.tau * scores).softmax(1)
+        return ((scale or adapter.tau) * scores).softmax(1)
 
 
-def check_classes(rows: list[Found], paths: Sequence[Path], wanted: Tensor, names: Any) -> None:
+def check_classes(
+    rows: list[Found], paths: Sequence[Path], wanted: Tensor, names: Any, word: str = "softmax"
+) -> None:
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     for row, share in zip(rows, wanted, strict=True):
-        found = {one["name"]: one["probability"] for one in row["classes"]}
+        found = {one["name"]: one[word] for one in row["classes"]}
         assert list(found.values()) == sorted(found.values(), reverse=True)
         assert found == pytest.approx(dict(zip(names, share.tolist(), strict=True)), abs=1e-6)
         assert sum(found.values()) == pytest.approx(1, abs=1e-5)
@@ -466,8 +475,9 @@ def test_classify_gives_the_probabilities_of_the_runs_own_classes(
     adapter = load_adapter(home / run / "best", backbone)
     assert adapter.classes is not None
     rows = as_json(capsys, "classify", images, "--run", home / run, "--top", 99)
-    wanted = shares(adapter, adapter.classes, files_of(images))
-    check_classes(rows, files_of(images), wanted, adapter.classes.names)
+    assert adapter.calibration is not None
+    wanted = shares(adapter, adapter.classes, files_of(images), adapter.calibration.scale)
+    check_classes(rows, files_of(images), wanted, adapter.classes.names, "probability")
     three = as_json(capsys, "classify", images, "--run", home / run)
     assert three == [row | {"classes": row["classes"][:3]} for row in rows]
 
@@ -496,6 +506,86 @@ def test_classify_among_other_classes(
     check_classes(rows, paths, (backbone.scale * tower @ words.T).softmax(1), names)
 
 
+@pytest.mark.parametrize("kind", ["split", "adaptive"])
+def test_classify_at_a_confidence_gives_the_sets_of_val(
+    home: Path, images: Path, backbone: Backbone, kind: Kind, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = load_adapter(home / "coop" / "best", backbone)
+    found = adapter.calibration
+    assert found is not None
+    assert adapter.classes is not None
+    words = ("classify", images, "--run", home / "coop", "--confidence", 0.6, "--sets", kind)
+    rows = as_json(capsys, *words)
+    scores = shares(adapter, adapter.classes, files_of(images), 1.0).log()  # but for what cancels
+    strange = 0
+    for row, inside in zip(rows, found.sets(scores, 0.6, kind), strict=True):
+        own = {adapter.classes.names[n] for n in inside.nonzero()[:, 0].tolist()}
+        if row["none"] == UNLIKE:
+            strange += 1
+            assert row["set"] == []
+        else:
+            assert set(row["set"]) == own
+            assert row["none"] == ("" if own else UNLIKELY)
+    assert strange < len(rows)
+    out, _ = printed(capsys, *words)
+    lines = out.splitlines()
+    for line, row in zip(lines, rows, strict=False):
+        best = row["classes"][0]
+        said = f"none of these: {row['none']} (nearest" if row["none"] else "{" + row["set"][0]
+        assert line.startswith(f"{row['path']}  {said}")
+        assert f"{best['name']} {best['probability']:.3f}" in line
+    assert lines[len(rows)] == (
+        "The sets hold the right class for at least 60 % of images like the 12 of val "
+        f"({kind} conformal sets)."
+    )
+
+
+def test_few_val_images_leave_every_class_in(
+    home: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("classify", images, "--run", home / "coop", "--confidence", 0.95)
+    assert all(len(row["set"]) == 6 for row in as_json(capsys, *words))
+    out, _ = printed(capsys, *words)
+    assert "None can leave a class out: that takes 19 val images." in out
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--run", "soft", "--classes", "dog", "cat"], "`--confidence` needs val images of the"),
+        (["--run", "coop", "--classes", "dog", "cat"], "`--confidence` needs val images of the"),
+        (["--run", "coop", "--sets", "class-wise"], "need 9 val images of each class, got 2 of"),
+        (["--run", "coop", "--confidence", "1"], "must be from 0.5 to below 1, got 1."),
+        (["--run", "coop", "--confidence", "nan"], "must be from 0.5 to below 1, got nan."),
+    ],
+)
+def test_sets_that_cannot_be_promised_are_refused(
+    home: Path, images: Path, words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--confidence", "0.9", "--run", str(home / words[1]), *words[2:]]
+    if "--confidence" in words:
+        given = given[2:]
+    _, err = printed(capsys, "classify", images, *given, code=2)
+    assert reason in err
+
+
+def test_a_run_of_an_older_version_is_calibrated_when_it_is_used(
+    home: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = images.parent / "old"
+    shutil.copytree(home / "coop", old)
+    (old / "best" / "calibration.safetensors").unlink()
+    manifest = read_json(old / "best" / "manifest.json")
+    del manifest["sha256"], manifest["files"]["calibration.safetensors"]
+    write_json(old / "best" / "manifest.json", manifest | {"sha256": sha256_json(manifest)})
+    rows = as_json(capsys, "classify", images, "--run", old, "--confidence", 0.6)
+    wanted = as_json(capsys, "classify", images, "--run", home / "coop", "--confidence", 0.6)
+    assert [row["set"] for row in rows] == [row["set"] for row in wanted]
+    for row, other in zip(rows, wanted, strict=True):
+        for one, same in zip(row["classes"], other["classes"], strict=True):
+            assert one["probability"] == pytest.approx(same["probability"], abs=1e-5)
+
+
 def test_a_bad_file_ends_with_code_1_after_the_rest_is_done(
     home: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -503,7 +593,8 @@ def test_a_bad_file_ends_with_code_1_after_the_rest_is_done(
     bad.write_bytes(picture(1)[:400])
     words = ("classify", bad, good, missing, "--run", home / "coop")
     out, err = printed(capsys, *words, "--top", 1, code=1)
-    line, then = out.splitlines()
+    line, meaning, then = out.splitlines()
+    assert meaning.startswith("The numbers are probabilities, calibrated on 12 val images")
     assert re.fullmatch(re.escape(str(good)) + r"  \w+ car 0\.\d{3}", line)
     assert then == f"next: cliptune evaluate --run {home / 'coop'}"
     assert err == (f"warning: `{bad}`: truncated JPEG\nwarning: `{missing}`: missing file\n")

@@ -56,7 +56,7 @@ def check(found: Any, names: list[str], scores: Tensor, asked: list[str], top: i
     for query, column in zip(found["queries"], scores.unbind(1), strict=True):
         best = column.argsort(descending=True)[:top].tolist()
         assert [match["path"] for match in query["matches"]] == [names[n] for n in best]
-        given = torch.tensor([match["score"] for match in query["matches"]])
+        given = torch.tensor([match["cosine"] for match in query["matches"]])
         torch.testing.assert_close(given, column[best])
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.measuring.calibration import calibrate_rest
 from pipelines.measuring.contestants import Contestant, read_contest
 from trainables.adapters.base import Adapter
 from trainables.backbone import Backbone, load_backbone
@@ -101,6 +102,7 @@ def open_model(source: Source, *tasks: str) -> Model:
         )
     backbone = backbone_of(contest.features, default_device())
     (adapter,) = replace(contest, contestants=[best]).load(backbone)
+    calibrate_rest(contest, [adapter])
     return Model(
         name=best.name,
         adapter=adapter,

@@ -23,8 +23,11 @@ Block = tuple[Sequence[Path], Tensor]  # n images, and their embeddings of unit 
 
 @dataclass(frozen=True)
 class Match:
+    """An image that was found. Its cosine with the query ranks, and says no more: how likely an
+    image is meant depends on how many in the folder are, which no val knows."""
+
     path: Path
-    score: float  # cosine of image and query
+    cosine: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def rank(
         for query, column in zip(queries, (embeds @ asked.T).unbind(1), strict=True):
             order = column.argsort(descending=True, stable=True)[:top].tolist()
             query.matches.extend(Match(paths[n], float(column[n])) for n in order)
-            query.matches.sort(key=lambda match: match.score, reverse=True)
+            query.matches.sort(key=lambda match: match.cosine, reverse=True)
             del query.matches[top:]
     return queries, searched
 
