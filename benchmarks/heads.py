@@ -24,7 +24,7 @@ from trainables.checkpoint import load_adapter
 from trainables.draws import read_draw
 from trainables.features import SplitFeatures, backbone_of, open_features
 from trainables.files import read_json, write_json
-from trainables.metrics.bootstrap import Bootstrap, interval
+from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.classification import hits
 from trainables.predict import score
 from trainables.shards import ShardSet
@@ -152,8 +152,9 @@ def _reached(
     number = {id_: n for n, id_ in enumerate(dict.fromkeys(ids))}
     clusters, values = torch.tensor([number[id_] for id_ in ids]), torch.cat([*right.values()])
     each = tuple(100 * float(one.mean()) for one in right.values())
-    drawn = 100 * Bootstrap(len(number)).mean(values, clusters)
-    found = interval(sum(each) / len(each), drawn)
+    bootstrap = Bootstrap(len(number))
+    drawn = 100 * bootstrap.mean(values, clusters)
+    found = bootstrap.interval(sum(each) / len(each), drawn)
     return Reached(adapter, shots, found.value, found.low, found.high, each, seconds)
 
 

@@ -90,7 +90,7 @@ def run(args: Args) -> None:
         say(line)
     if kept := retention(result["rows"]):
         say(kept)
-    if warning := result["data"]["duplicated_image_rows"]["warning"]:
+    for warning in result["warnings"]:
         say(f"warning: {warning}")
     done([path], then)
 
@@ -172,6 +172,7 @@ def _measure(
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
+    from pipelines.measuring.protocol import caveats
     from pipelines.measuring.provenance import hardware, versions
     from pipelines.measuring.standings import pairs, standings
     from trainables.features import embed_split, frames_of
@@ -203,7 +204,10 @@ def _measure(
     names = [one.name for one in contest.contestants]
     shown = _shown(args, contest, models, data, shards, seal)
     about = _about(shards, whole, data)
+    between = pairs(names, models, protocol) if compared else []
     warning = about["duplicated_image_rows"]["warning"]
+    warnings = [warning] if warning else []
+    warnings += caveats(protocol.bootstrap, max(len(models) - 1, len(between)))
     return {
         "format": FORMAT,
         "created": now(),
@@ -219,11 +223,12 @@ def _measure(
             *protocol.text(contest.metric),
             *contest.about_val(),
             *contest.about_others(),
-            *([warning] if warning else []),
+            *warnings,
             *shown.pop("rule", []),
         ],
+        "warnings": warnings,
         "rows": standings(contest, adapters, models, protocol),
-        **({"pairs": pairs(names, models, protocol)} if compared else {}),
+        **({"pairs": between} if compared else {}),
         **shown,
         "versions": versions(),
         "hardware": hardware(),

@@ -40,6 +40,7 @@ def _gaps(size: float) -> dict[str, Any]:
     for name in VALUES:
         by = -size if name == "repetition" else size
         gap = {"difference": by, "low": by - 0.0312, "high": by + 0.0334, "p": 0.004}
+        gap["p_holm"] = 0.012
         made[f"{name}@1000"] = gap
     return made
 
@@ -225,19 +226,19 @@ def test_other_tasks_have_nothing_of_captions(tmp_path: Path) -> None:
         (
             0.0512,
             "prefix_captioner is better than other by 5.1 points of CIDEr-D (95 % interval 2.0 to "
-            "8.5, p = 0.004).",
+            "8.5, p = 0.004, Holm p = 0.012).",
             "better: prefix_captioner",
         ),
         (
             -0.0512,
             "other is better than prefix_captioner by 5.1 points of CIDEr-D (95 % interval 1.8 to "
-            "8.2, p = 0.004).",
+            "8.2, p = 0.004, Holm p = 0.012).",
             "better: other",
         ),
         (
             0.0012,
             "No difference between prefix_captioner and other is shown: +0.1 points of CIDEr-D "
-            "(95 % interval \N{MINUS SIGN}3.0 to +3.5, p = 0.004).",
+            "(95 % interval \N{MINUS SIGN}3.0 to +3.5, p = 0.004, Holm p = 0.012).",
             "no difference shown",
         ),
     ],
@@ -249,6 +250,16 @@ def test_rows_against_each_other(tmp_path: Path, between: float, sentence: str, 
     assert f"- {sentence}" in markdown.replace("\\", "")
     for text in (html, markdown.replace("\\", "")):  # of repetition, less is better: the sign turns
         assert text.count(mark) == len(VALUES)
+
+
+def test_a_lead_that_others_could_have_by_chance_is_not_called_one(tmp_path: Path) -> None:
+    result = make_captions()
+    for gap in result["pairs"][0]["metrics"].values():
+        gap["p_holm"] = 0.06
+    html, markdown = written(tmp_path, result)
+    for text in (html, markdown.replace("\\", "")):
+        assert "No difference between prefix_captioner and other is shown: +5.1 points" in text
+        assert "better: prefix_captioner" not in text
 
 
 def test_without_pairs_there_is_no_such_section(tmp_path: Path) -> None:

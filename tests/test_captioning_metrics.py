@@ -17,7 +17,7 @@ import torch
 
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json
-from trainables.metrics.bootstrap import Bootstrap, difference
+from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.captioning import (
     CaptionScores,
     References,
@@ -299,7 +299,7 @@ def test_the_difference_of_two_real_captioners_is_not_shown() -> None:
     boot, images = Bootstrap(len(ours), resamples=2000), torch.arange(len(ours))
     value = float((bleu_of(ours.sum(0)) - bleu_of(theirs.sum(0)))[3])
     replicates = [bleu_of(boot.sums(counts, images))[:, 3] for counts in (ours, theirs)]
-    found = difference(value, *replicates)
+    found = boot.difference(value, *replicates, len(ours))
     assert value == pytest.approx(0.3258 - 0.3132, abs=1e-3)
     assert (found.low, found.high) == pytest.approx((-0.033, 0.051), abs=0.01)
     assert found.p > 0.2

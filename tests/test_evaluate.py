@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.nn import functional as F
 
-from pipelines import evaluate
+from pipelines import evaluate, report
 from pipelines.evaluate import Args
 from pipelines.measuring import gallery
-from pipelines.measuring.protocol import duplicates
-from pipelines.measuring.standings import correct, verdict
+from pipelines.measuring.protocol import Protocol, caveats, duplicates
+from pipelines.measuring.standings import correct, pairs, verdict
 from pipelines.reporting.result import read_result
 from tests.tiny import caption, picture, tiny_features
 from trainables.adapters.registry import make_config
@@ -27,6 +28,7 @@ from trainables.errors import CheckpointError, ConfigError, DataError
 from trainables.features import SplitFeatures, embed_split, open_features
 from trainables.files import read_json, sha256_bytes, sha256_file, write_json
 from trainables.loop import Run
+from trainables.metrics.bootstrap import Bootstrap, holm
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.predict import predict
 from trainables.shards import SCHEMA, Seal, ShardSet
@@ -36,11 +38,11 @@ TEST = 18  # rows of the test split; the last has the bytes of the first
 IMAGES = TEST - 1
 
 
-def write_shards(folder: Path) -> ShardSet:
-    """A test split of `TEST` images with two captions each, in the real format."""
+def write_shards(folder: Path, count: int = TEST) -> ShardSet:
+    """A test split of `count` images with two captions each, in the real format."""
     folder.mkdir()
     rows = []
-    for index in range(TEST):
+    for index in range(count):
         image = picture(100 + index % (TEST - 1))
         rows.append(
             {"id": f"test-{index}", "image": image, "width": 40, "height": 40, "label": None}
@@ -49,12 +51,12 @@ def write_shards(folder: Path) -> ShardSet:
         )
     path = folder / "test-00000.parquet"
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
-    entry = {"file": path.name, "split": "test", "rows": TEST, "sha256": sha256_file(path)}
+    entry = {"file": path.name, "split": "test", "rows": count, "sha256": sha256_file(path)}
     write_json(
         folder / "manifest.json",
         {
             **{"format": "cliptune-shards-1", "source": {}, "shards": [entry], "classes": {}},
-            "splits": {"test": {"images": TEST, "captions": 2 * TEST}},
+            "splits": {"test": {"images": count, "captions": 2 * count}},
             **{"quarantined": {"truncated JPEG": 3}, "notes": {"animated": 1}, "created": ""},
         },
     )
@@ -63,9 +65,12 @@ def write_shards(folder: Path) -> ShardSet:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, clip: Path, backbone: Backbone) -> Path:
+    return write_store(tmp_path_factory.mktemp("evaluate"), clip, backbone)
+
+
+def write_store(base: Path, clip: Path, backbone: Backbone, count: int = TEST) -> Path:
     """A feature store that names its shards and its backbone, as `encode` writes it."""
-    base = tmp_path_factory.mktemp("evaluate")
-    shards = write_shards(base / "shards")
+    shards = write_shards(base / "shards", count)
     folder = tiny_features(base / "features", pixels=True, clip=clip)
     manifest = read_json(folder / "manifest.json")
     manifest |= {"shards": str(shards.folder), "shards_sha256": shards.digest}
@@ -315,6 +320,72 @@ def test_the_best_of_five_rows_needs_a_fifth_of_the_p() -> None:
     assert [one["p_holm"] for one in found] == pytest.approx([0.08, 0.6, 0.6, 0.02, 0.12])
     assert [verdict(one)[:5] for one in found] == ["not s", "not s", "not s", "beats", "not s"]
     correct([])
+
+
+def test_every_two_rows_have_holms_p_among_as_many_pairs(store: Path) -> None:
+    protocol = Protocol(open_features(store, "train").one_row_an_image(), 1000)
+    random = torch.Generator().manual_seed(0)
+    texts = F.normalize(torch.randn(48, 16, generator=random), dim=1)
+    images = [
+        F.normalize(texts[::2] + spread * torch.randn(24, 16, generator=random), dim=1)
+        for spread in (0.5, 0.1, 0.6, 0.9)
+    ]
+    models = [protocol.measure(Predictions(own, texts)) for own in images]
+    found = pairs(["zero_shot", "a", "b", "c"], models, protocol)
+    assert [(pair["a"], pair["b"]) for pair in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    for metric in found[0]["metrics"]:
+        own = [pair["metrics"][metric] for pair in found]
+        assert [one["p_holm"] for one in own] == holm([one["p"] for one in own])
+    found_p = found[1]["metrics"]["t2i_mrr@24"]
+    assert found_p["p"] < found_p["p_holm"] < 0.05
+
+
+def test_what_too_few_resamples_or_images_cannot_show_is_said() -> None:
+    assert caveats(Bootstrap(50, 2000), 10) == []
+    assert caveats(Bootstrap(50, 2000), 0) == []
+    (said,) = caveats(Bootstrap(50, 100), 10)
+    words = (
+        r"Holm's p of 10 differences is at least (\S+) with 100 res.*`--bootstrap (\d+)` would do"
+    )
+    found = re.search(words, said)
+    assert found is not None
+    assert float(found[1]) >= 0.05
+    assert caveats(Bootstrap(50, int(found[2])), 10) == []
+    (few,) = caveats(Bootstrap(5, 2000), 1)
+    assert few.endswith("with 5 images, however many resamples.")
+    assert "is at least 0.06" in few
+
+
+def test_of_one_test_image_there_are_numbers_and_a_caveat(
+    tmp_path: Path, clip: Path, backbone: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = write_store(tmp_path, clip, backbone, 1)
+    trained(tmp_path / "run", store, backbone, "projection", **{"optim.lr": 0.1})
+    write_json(tmp_path / "run/run.json", {"features": str(store), "metric": METRIC})
+    result = measured(tmp_path / "run")
+    for row in result["rows"]:
+        for found in row["metrics"].values():
+            assert found["low"] == found["value"] == found["high"]
+    assert {gap["p"] for gap in result["rows"][1]["vs_baseline"].values()} == {1}
+    (caveat,) = result["warnings"]
+    assert caveat.startswith("1 image: ")
+    assert caveat in result["protocol"]
+    out = capsys.readouterr().out
+    assert f"warning: {caveat}" in out
+    assert "not shown to beat zero-shot" in out
+    report.run(report.Args(tmp_path / "run"))
+    for page in ("report.html", "report.md"):
+        text = (tmp_path / "run" / page).read_text()
+        assert "1 image: all is true of it alone" in text
+        assert not re.search(r"\bnan\b", re.sub("<style.*?</style>", "", text, flags=re.S), re.I)
+    assert "NaN" not in (tmp_path / "run/result.json").read_text()
+
+
+def test_the_protocol_says_which_question_an_interval_answers(study: Path) -> None:
+    told = " ".join(measured(study)["protocol"])
+    assert "They say what other images would change, for this pool of candidates and these" in told
+    assert "adapters with their seeds" in told
+    assert "differ on m images at least 2^(1 - m)" in told
 
 
 # -- the lint and the gallery -----------------------------------------------------------------

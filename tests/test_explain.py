@@ -33,7 +33,7 @@ from trainables.features import SplitFeatures, open_features
 from trainables.files import read_json, write_json
 from trainables.interpretation import against_random, nearest_words, stability
 from trainables.measure import measure
-from trainables.metrics.bootstrap import Bootstrap, difference
+from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.predict import embed_images
 from trainables.text_tower import Prompt, embed_text
@@ -214,7 +214,9 @@ def test_neighbours_before_and_after_are_paired_by_image(
     assert found["after"]["value"] == after.mean()
     boot = Bootstrap(VAL, moves.RESAMPLES)
     drawn = [boot.mean(torch.from_numpy(hits), torch.arange(VAL)) for hits in (after, before)]
-    expected = asdict(difference(float(after.mean() - before.mean()), *drawn))
+    images = int((after != before).sum())
+    gap = boot.difference(float(after.mean() - before.mean()), *drawn, images)
+    expected = asdict(gap)
     assert found["difference"] == expected
     assert found["difference"]["low"] < found["difference"]["high"]
 

@@ -16,6 +16,8 @@ import torch
 from pipelines import evaluate
 from pipelines.encode import Args
 from pipelines.encoding.given import encode_given
+from pipelines.measuring.accuracy import ClassProtocol
+from pipelines.measuring.captions import CaptionProtocol
 from tests.tiny import COLOURS, caption, tiny_features, tiny_lm, tiny_shards
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
@@ -204,3 +206,19 @@ def test_what_is_made_of_captions_is_a_parts_own(
     assert merged.ids == whole.ids[:21]
     assert Counter(merged.texts()) == Counter(whole.texts())
     assert torch.equal(merged.caption_rows.bincount()[:4], torch.tensor([4, 4, 4, 2]))
+
+
+def test_of_one_labelled_or_captioned_image_no_number_is_missing(backbone: Backbone) -> None:
+    data = features([["a dog"]], [0], backbone)
+    labelled = ClassProtocol(data.take({"0": 1}, Classes(("x", "y"), "{}")), 100)
+    right, wrong = (labelled.measure(torch.tensor([own]), 1.0) for own in ([0.0, 1], [1.0, 0]))
+    spoken = CaptionProtocol(data, backbone, 100)
+    said, other = spoken.measure(["a dog"]), spoken.measure(["a cat in the park"])
+    for protocol, ours, theirs in ((labelled, right, wrong), (spoken, said, other)):
+        gaps = protocol.versus(ours, theirs)
+        assert {gap["p"] for gap in gaps.values()} == {1}
+        numbers = [*protocol.metrics(ours).values(), *gaps.values()]
+        assert all(np.isfinite([*one.values()]).all() for one in numbers)
+        assert any(gap["difference"] for gap in gaps.values())
+    assert "for these classes" in " ".join(labelled.text("accuracy"))
+    assert "CIDEr's weights of these" in " ".join(spoken.text("cider_d"))

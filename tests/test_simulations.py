@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from pipelines.comparing import ranks
 from pipelines.comparing.pairs import Answers, paired
 from pipelines.measuring.standings import correct, verdict
-from trainables.metrics.bootstrap import Bootstrap, difference, interval
+from trainables.metrics.bootstrap import Bootstrap, differing
+from trainables.metrics.captioning import CaptionScores, References, bleu_of, score_captions
 
 Run = list[Answers]
 
@@ -101,7 +103,10 @@ def test_accuracy_and_class_accuracy_lie_in_their_intervals(shape: str) -> None:
             "class_accuracy": bootstrap.class_mean(values, which, labels),
         }
         for name, replicates in drawn.items():
-            found = interval(0.0, replicates)
+            value = values.mean()
+            if name == "class_accuracy":
+                value = torch.stack([values[labels == n].mean() for n in labels.unique()]).mean()
+            found = bootstrap.interval(float(value), replicates)
             held[name] += found.low <= truth[name] <= found.high
     assert all(0.93 <= count / 400 <= 0.97 for count in held.values()), held
 
@@ -115,10 +120,149 @@ def test_one_of_equal_adapters_beats_zero_shot_in_one_of_twenty_studies(adapters
         hard = random.normal(size=(images, 1))
         right = (0.5 + hard + 0.6 * random.normal(size=ones.shape) > 0).astype(float)
         drawn, value = bootstrap.means(right, ones), right.mean(0)
-        rows = [
-            {"accuracy": asdict(difference(value[n] - value[0], drawn[:, n], drawn[:, 0]))}
-            for n in range(1, adapters + 1)
-        ]
+        rows = []
+        for n in range(1, adapters + 1):
+            apart = int((right[:, n] != right[:, 0]).sum())
+            gap = bootstrap.difference(value[n] - value[0], drawn[:, n], drawn[:, 0], apart)
+            rows.append({"accuracy": asdict(gap)})
         correct(rows)
         claimed += any(verdict(row["accuracy"]).startswith("beats") for row in rows)
     assert claimed / studies <= 0.06
+
+
+@pytest.mark.parametrize("apart", [4, 5, None])
+def test_models_that_differ_on_few_images_are_told_apart_in_one_of_twenty(
+    apart: int | None,
+) -> None:
+    """Two equal models: on `apart` of 400 images (None: on 6, expected) one of them is right, by a
+    coin. By resamples alone, they were told apart by 4 images in one of eight studies."""
+    images, random, claimed = 400, np.random.default_rng(0), 0
+    bootstrap, every = Bootstrap(images, resamples=500), torch.arange(images)
+    nothing = torch.zeros(images)
+    for _ in range(500):
+        gaps = torch.zeros(images)
+        some = random.random(images) < 6 / images if apart is None else np.arange(images) < apart
+        gaps[torch.from_numpy(some)] = torch.from_numpy(
+            random.choice([-1.0, 1.0], some.sum())
+        ).float()
+        drawn = bootstrap.mean(gaps, every), np.zeros(500)
+        found = bootstrap.difference(float(gaps.mean()), *drawn, differing(gaps, nothing, every))
+        claimed += found.p < 0.05
+    assert claimed / 500 <= 0.06
+
+
+# -- captions and images: intervals of all other metrics ---------------------------------------
+
+POPULATION = 5000  # images, of which a study has a few
+Study = tuple[dict[str, float], dict[str, np.ndarray]]  # metrics, and in each resample
+STUDIES = {  # images, and of each the fewest and the most captions
+    "few images": (60, 3, 3),
+    "many captions": (150, 5, 5),
+    "unequal": (120, 1, 9),
+}
+
+
+def coverage(
+    truth: list[dict[str, float]],
+    images: int,
+    study: Callable[[int, Bootstrap, np.ndarray], Study],
+    times: int = 800,
+) -> dict[str, float]:
+    """How often the interval of each metric of the first of two models holds the population's
+    value, and that of their difference (`name-`) the population's difference."""
+    random, bootstrap = np.random.default_rng(1), Bootstrap(images, resamples=600)
+    held: dict[str, int] = {}
+    for _ in range(times):
+        rows = random.integers(POPULATION, size=images)
+        (value, drawn), (other, theirs) = (study(model, bootstrap, rows) for model in (0, 1))
+        for name in value:
+            one = bootstrap.interval(value[name], drawn[name])
+            both = drawn[name], theirs[name]
+            gap = bootstrap.difference(value[name] - other[name], *both, images)
+            apart = truth[0][name] - truth[1][name]
+            held[name] = held.get(name, 0) + (one.low <= truth[0][name] <= one.high)
+            held[name + "-"] = held.get(name + "-", 0) + (gap.low <= apart <= gap.high)
+    return {name: count / times for name, count in held.items()}
+
+
+def rank_values(ranks: np.ndarray) -> dict[str, np.ndarray]:
+    return {"r1": ranks <= 1, "r5": ranks <= 5, "mrr": 1 / ranks, "t2i_medr": ranks}
+
+
+def rank_summary(values: dict[str, np.ndarray]) -> dict[str, float]:
+    return {
+        name: float(np.median(v) if name == "t2i_medr" else v.mean()) for name, v in values.items()
+    }
+
+
+@pytest.mark.parametrize("shape", STUDIES)
+def test_what_ranks_say_lies_in_its_interval(shape: str) -> None:
+    """A caption's rank among a fixed pool of 1,000: its image is hard, more so for one of the two
+    models, and so is it; of harder images there may be more captions. Medians of whole ranks move
+    in steps: their differences have intervals that are too wide, never too narrow."""
+    images, fewest, most = STUDIES[shape]
+    random = np.random.default_rng(0)
+    hard = random.normal(size=POPULATION)
+    each = np.clip(random.poisson(np.exp(0.7 + 0.6 * hard)), fewest, most)
+    of, start = np.repeat(np.arange(POPULATION), each), np.append(0, each.cumsum())
+    own, taste = 1.2 * random.normal(size=len(of)), 0.7 * random.normal(size=(2, POPULATION))
+    place = 2.8 + 2 * hard[of] + own + taste[:, of] + 0.6 * random.normal(size=(2, len(of)))
+    ranks = np.minimum(1 + np.exp(place - [[0.0], [0.15]]) // 1, 1000)
+
+    def study(model: int, bootstrap: Bootstrap, rows: np.ndarray) -> Study:
+        queries = np.concatenate([np.arange(start[row], start[row + 1]) for row in rows])
+        clusters = torch.from_numpy(np.repeat(np.arange(images), each[rows]))
+        values = rank_values(ranks[model, queries])
+        drawn = {
+            name: bootstrap.replicates(name, torch.from_numpy(v.astype(float)), clusters)
+            for name, v in values.items()
+        }
+        return rank_summary(values), drawn
+
+    held = coverage([rank_summary(rank_values(own)) for own in ranks], images, study)
+    assert held.pop("t2i_medr-") >= 0.93, held
+    assert all(0.93 <= share <= 0.97 for share in held.values()), held
+
+
+def spoken(random: np.random.Generator, scene: int, clear: float) -> str:
+    """Some words of a scene's own sentence, others by chance, of which some are frequent."""
+    length = int(random.integers(4, 11))
+    chance = (40 * random.random(length) ** 2).astype(int)
+    words = np.where(random.random(length) < clear, (3 * scene + np.arange(length)) % 40, chance)
+    return " ".join(f"w{word}" for word in words)
+
+
+def captioned(shape: str) -> list[CaptionScores]:
+    """What two captioners say of a population of images, each of one of 20 scenes."""
+    random, (_, fewest, most) = np.random.default_rng(0), STUDIES[shape]
+    people, said = [], ([], [])  # type: ignore[var-annotated]
+    for _ in range(POPULATION):
+        scene, clear = int(20 * random.random() ** 1.5), random.uniform(0.55, 0.95)
+        count = int(random.integers(fewest, most + 1))
+        people.append([spoken(random, scene, clear) for _ in range(count)])
+        good = 0.35 + 0.6 * random.random() * clear
+        for own in said:
+            own.append(spoken(random, scene, float(np.clip(good + 0.1 * random.normal(), 0, 1))))
+    references = References(people)
+    return [score_captions(own, references, meteor=False) for own in said]
+
+
+@pytest.mark.parametrize("shape", STUDIES)
+def test_what_caption_metrics_say_lies_in_its_interval(shape: str) -> None:
+    """The truth of corpus BLEU is that of all captions of the population; of CIDEr-D it is the mean
+    over the population by the weights that every study has, which are the population's."""
+    images, names = STUDIES[shape][0], ("cider_d", "rouge_l", "sentence_bleu4")
+    models, every = captioned(shape), torch.arange(images)
+
+    def summary(model: int, rows: np.ndarray | slice) -> dict[str, float]:
+        bleu = bleu_of(models[model].bleu[rows].sum(0))
+        found = {name: float(models[model].values[name][rows].mean()) for name in names}
+        return {"bleu1": float(bleu[0]), "bleu4": float(bleu[3]), **found}
+
+    def study(model: int, bootstrap: Bootstrap, rows: np.ndarray) -> Study:
+        bleu = bleu_of(bootstrap.sums(models[model].bleu[rows], every))
+        drawn = {n: bootstrap.mean(models[model].values[n][rows], every) for n in names}
+        return summary(model, rows), {"bleu1": bleu[:, 0], "bleu4": bleu[:, 3], **drawn}
+
+    held = coverage([summary(model, slice(None)) for model in (0, 1)], images, study)
+    assert all(0.93 <= share <= 0.97 for share in held.values()), held

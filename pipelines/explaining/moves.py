@@ -27,7 +27,7 @@ from trainables.adapters.base import Adapter
 from trainables.classes import Classes
 from trainables.errors import DataError
 from trainables.features import SplitFeatures
-from trainables.metrics.bootstrap import Bootstrap, difference, interval
+from trainables.metrics.bootstrap import Bootstrap, differing
 from trainables.predict import embed_images, in_use, predict
 
 IMAGES = 1000  # on a map, at most
@@ -88,11 +88,14 @@ def votes(before: Embeds, after: Embeds, labels: Ints, groups: Tensor) -> dict[s
     hits = [neighbour_hits(each.images, labels, k) for each in (before, after)]
     means = [float(hit.mean()) for hit in hits]
     drawn = [bootstrap.mean(torch.from_numpy(hit), clusters) for hit in hits]
+    old, new = map(torch.from_numpy, hits)
+    images = differing(old, new, clusters)
+    gap = bootstrap.difference(means[1] - means[0], drawn[1], drawn[0], images)
     return {
         "k": k,
-        "before": asdict(interval(means[0], drawn[0])),
-        "after": asdict(interval(means[1], drawn[1])),
-        "difference": asdict(difference(means[1] - means[0], drawn[1], drawn[0])),
+        "before": asdict(bootstrap.interval(means[0], drawn[0])),
+        "after": asdict(bootstrap.interval(means[1], drawn[1])),
+        "difference": asdict(gap),
     }
 
 

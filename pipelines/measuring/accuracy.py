@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines.measuring import calibration
-from pipelines.measuring.protocol import Measured, differences, metrics, versus
+from pipelines.measuring.protocol import Measured, differences, intervals, metrics, versus
 from trainables.adapters.base import Adapter
 from trainables.calibration import Calibration
 from trainables.features import SplitFeatures
@@ -48,6 +48,10 @@ class ClassProtocol:
         """`accuracy` with its pool: among C classes."""
         return f"{metric}@{len(self.classes)}"
 
+    def image_of(self, metric: str) -> Tensor:
+        del metric
+        return self.clusters
+
     def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
         scores = score(adapter, self.data, self.classes, batch_size)
         found = self.measure(scores, adapter.tau)
@@ -76,10 +80,10 @@ class ClassProtocol:
         return Measured(values, {n: float(v.mean()) for n, v in values.items()}, replicates)
 
     def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
-        return metrics(model, self.named)
+        return metrics(model, self)
 
     def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
-        return versus(model, baseline, self.named)
+        return versus(model, baseline, self)
 
     def per_class(self, model: Measured) -> dict[str, float]:
         """The accuracy of each class that has images."""
@@ -98,8 +102,12 @@ class ClassProtocol:
             "the number after @; ties are broken at random, in expectation.",
             "accuracy counts images, class_accuracy is the mean over classes, log_likelihood is "
             "that of the true class.",
-            f"Intervals are 95 % percentile bootstrap intervals over images, "
-            f"{len(self.bootstrap.counts):,} resamples, seed 0.",
+            intervals(
+                self.bootstrap,
+                "these classes",
+                "other classes and other draws and seeds to train on would change more: see "
+                "`cliptune arena`, which measures both.",
+            ),
             differences("zero-shot"),
             *calibration.text(self.calibrations, self.same_classes),
             f"All choices were made on val, by {metric}; nothing was chosen on test. Zero-shot is "

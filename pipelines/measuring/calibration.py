@@ -19,7 +19,7 @@ from trainables.draws import measured
 from trainables.errors import DataError
 from trainables.features import open_features
 from trainables.measure import examine
-from trainables.metrics.bootstrap import Bootstrap, interval
+from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.calibration import (
     BINS,
     brier,
@@ -57,7 +57,7 @@ class Images:
         """Of one value an image (N,), with its interval."""
         values = values.double()
         replicates = self.bootstrap.mean(values, self.clusters)
-        return asdict(interval(float(values.mean()), replicates))
+        return asdict(self.bootstrap.interval(float(values.mean()), replicates))
 
 
 def about(

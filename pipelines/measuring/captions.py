@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.baselines import WORDS
-from pipelines.measuring.protocol import Measured, differences, metrics, versus
+from pipelines.measuring.protocol import Measured, differences, intervals, metrics, versus
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES
 from trainables.backbone import Backbone
@@ -57,6 +57,10 @@ class CaptionProtocol:
         """`cider_d` with the images that it was measured on: their words weigh in it."""
         return f"{metric}@{len(self.data.ids)}"
 
+    def image_of(self, metric: str) -> Tensor:
+        del metric
+        return self.clusters
+
     def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
         def shown(parts: Sequence[Tensor]) -> Iterable[Tensor]:
             bar: Iterable[Tensor] = tqdm(
@@ -85,13 +89,14 @@ class CaptionProtocol:
         bleu = zip(bleu_of(scores.bleu.sum(0)), bleu_of(sums).T, strict=True)
         for order, (value, resampled) in enumerate(bleu, start=1):
             summary[f"bleu{order}"], replicates[f"bleu{order}"] = float(value), resampled
+            values[f"bleu{order}"] = scores.bleu
         return Measured(values, summary, replicates, said=said)
 
     def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
-        return metrics(model, self.named)
+        return metrics(model, self)
 
     def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
-        return versus(model, baseline, self.named)
+        return versus(model, baseline, self)
 
     def about(self, model: Measured) -> dict[str, Any]:
         return {"diversity": diversity(model.said)}
@@ -116,8 +121,12 @@ class CaptionProtocol:
             "sentence_bleu4 is a mean over captions, and not BLEU-4; repetition is the share of a "
             "caption's word pairs that it has said before.",
             self._seen(),
-            f"Intervals are 95 % percentile bootstrap intervals over images, "
-            f"{len(self.bootstrap.counts):,} resamples, seed 0; CIDEr's weights stay fixed.",
+            intervals(
+                self.bootstrap,
+                "CIDEr's weights of these",
+                "another training run may change more: a run of another seed can be measured "
+                "`--beside` this one.",
+            ),
             differences("the baseline"),
             f"All choices were made on val, by {metric}; nothing was chosen on test. What "
             f"{baseline} says is the first caption of the training image with the highest cosine "

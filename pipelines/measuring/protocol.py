@@ -6,7 +6,7 @@ their pool's size in the name, their intervals, paired differences, and the prot
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import typing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from trainables.adapters.base import Adapter
 from trainables.data import Predictions
 from trainables.features import SplitFeatures
-from trainables.metrics.bootstrap import LEVEL, Array, Bootstrap, difference, interval
+from trainables.metrics.bootstrap import LEVEL, Array, Bootstrap, differing
 from trainables.metrics.retrieval import per_query, summarise
 from trainables.predict import predict
 
@@ -25,7 +25,7 @@ from trainables.predict import predict
 class Measured:
     """One model on the split."""
 
-    values: dict[str, Tensor]  # by metric, of every query
+    values: dict[str, Tensor]  # by metric, of every query: (Q,), or (Q, K) of which it is made
     summary: dict[str, float]
     replicates: dict[str, Array]  # by metric, of every resample
     predictions: Predictions | None = None  # of captions, for the gallery
@@ -33,35 +33,74 @@ class Measured:
     calibration: dict[str, Any] | None = None  # of classes: its probabilities and sets
 
 
-def metrics(model: Measured, named: Callable[[str], str]) -> dict[str, dict[str, float]]:
+class Sampled(typing.Protocol):
+    """What measures by resamples of images."""
+
+    bootstrap: Bootstrap
+
+    def named(self, metric: str) -> str:
+        """`metric` with its pool."""
+
+    def image_of(self, metric: str) -> Tensor:
+        """The number of each query's image: (Q,)."""
+
+
+def metrics(model: Measured, protocol: Sampled) -> dict[str, dict[str, float]]:
     """`{"t2i_r1@1000": {"value", "low", "high"}, ...}`."""
     return {
-        named(name): asdict(interval(value, model.replicates[name]))
+        protocol.named(name): asdict(protocol.bootstrap.interval(value, model.replicates[name]))
         for name, value in model.summary.items()
     }
 
 
-def versus(
-    model: Measured, baseline: Measured, named: Callable[[str], str]
-) -> dict[str, dict[str, float]]:
+def versus(model: Measured, baseline: Measured, protocol: Sampled) -> dict[str, dict[str, float]]:
     """`{"t2i_r1@1000": {"difference", "low", "high", "p"}, ...}`, paired."""
-    return {
-        named(name): asdict(
-            difference(
-                value - baseline.summary[name], model.replicates[name], baseline.replicates[name]
-            )
-        )
-        for name, value in model.summary.items()
-    }
+    found = {}
+    for name, value in model.summary.items():
+        images = differing(model.values[name], baseline.values[name], protocol.image_of(name))
+        both = model.replicates[name], baseline.replicates[name]
+        gap = protocol.bootstrap.difference(value - baseline.summary[name], *both, images)
+        found[protocol.named(name)] = asdict(gap)
+    return found
+
+
+def intervals(bootstrap: Bootstrap, fixed: str, beyond: str) -> str:
+    """What an interval is, and which question it answers, in two sentences: `fixed` stays as it is,
+    `beyond` says who answers the others."""
+    return (
+        f"Intervals are 95 % bootstrap intervals over {bootstrap.images:,} images, "
+        f"{len(bootstrap.counts):,} resamples, seed 0, expanded for few images: BCa, and of "
+        "differences percentile. They say what other images would change, for "
+        f"{fixed} and these trained adapters with their seeds; {beyond}"
+    )
 
 
 def differences(baseline: str) -> str:
     """What p means, in a sentence."""
     return (
-        f"Differences to {baseline} are paired: the same resamples. p is twice the smaller share "
-        "of resamples on one side of zero; Holm's is that for the best of as many rows, of one "
-        f"metric, and only where it is below {LEVEL} a row is said to beat {baseline}, or be worse."
+        f"Differences to {baseline} are paired: the same resamples. p is the level of the interval "
+        "that ends at zero, and where two rows differ on m images at least 2^(1 - m), as no paired "
+        "test can have less; Holm's is that for the best of as many rows, of one metric, and only "
+        f"where it is below {LEVEL} a row is said to beat {baseline}, or be worse."
     )
+
+
+def caveats(bootstrap: Bootstrap, compared: int) -> list[str]:
+    """What cannot be shown with so few images, or resamples, where the smallest p is multiplied by
+    `compared`."""
+    images, resamples = bootstrap.images, len(bootstrap.counts)
+    if images == 1:
+        return ["1 image: all is true of it alone; its intervals have no width, and p is 1."]
+    fewest = 2.0 ** (1 - images)
+    least = compared * max(bootstrap.least, fewest)
+    if least < LEVEL or not compared:
+        return []
+    needed = None if compared * fewest >= LEVEL else bootstrap.needed(LEVEL / compared)
+    among = f" of {compared:,} differences" if compared > 1 else ""
+    said = f"No difference can be shown: Holm's p{among} is at least {min(1.0, least):.2g} with "
+    if needed is None:
+        return [f"{said}{images:,} images, however many resamples."]
+    return [f"{said}{resamples:,} resamples; `--bootstrap {needed}` would do."]
 
 
 def duplicates(whole: SplitFeatures) -> dict[str, Any]:
@@ -95,6 +134,9 @@ class Protocol:
         """`t2i_r1` with its pool: captions search among N images, images among M captions."""
         return f"{metric}@{len(self.clusters['i2t' if metric.startswith('t2i') else 't2i'])}"
 
+    def image_of(self, metric: str) -> Tensor:
+        return self.clusters[metric[:3]]
+
     def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
         return self.measure(predict(adapter, self.data, batch_size))
 
@@ -107,10 +149,10 @@ class Protocol:
         return Measured(values, summarise(values), replicates, predictions)
 
     def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
-        return metrics(model, self.named)
+        return metrics(model, self)
 
     def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
-        return versus(model, baseline, self.named)
+        return versus(model, baseline, self)
 
     def about(self, model: Measured) -> dict[str, Any]:
         """What a row says beside its metrics."""
@@ -127,9 +169,12 @@ class Protocol:
             "counts; rows with the same bytes are one image, with the captions of all.",
             "Ties are broken at random, in expectation: with `a` candidates above and `t` equal, "
             "rank = 1 + a + t/2 and R@K = (K - a)/(t + 1) within [0, 1].",
-            f"Intervals are 95 % percentile bootstrap intervals over {images:,} images "
-            f"with all their captions, {len(self.bootstrap.counts):,} resamples, seed 0; the pool "
-            "of candidates stays fixed.",
+            intervals(
+                self.bootstrap,
+                "this pool of candidates",
+                "an image comes with all its captions. Another pool, or another training run, may "
+                "change more: a run of another seed can be measured `--beside` this one.",
+            ),
             differences("zero-shot"),
             f"All choices were made on val, by {metric}; nothing was chosen on test. Zero-shot is "
             "the frozen backbone with the captions as they are.",

@@ -39,7 +39,7 @@ def standings(
 
 
 def correct(gaps: Sequence[dict[str, dict[str, float]]]) -> None:
-    """Beside each row's p of each metric the one that holds for a claim of whichever row is best,
+    """Beside each p of a metric the one that holds for a claim of whichever row, or pair, is best,
     `p_holm`."""
     for metric in gaps[0] if gaps else ():
         own = [row[metric] for row in gaps]
@@ -110,9 +110,12 @@ def verdict(gap: dict[str, float], than: str = "zero-shot") -> str:
 def pairs(
     names: Sequence[str], models: Sequence[Measured], protocol: AnyProtocol
 ) -> list[dict[str, Any]]:
-    """Every two trained rows against each other, paired: the first minus the second."""
+    """Every two trained rows against each other, paired: the first minus the second, with Holm's p
+    of as many pairs."""
     trained = list(zip(names, models, strict=True))[1:]
-    return [
+    found: list[dict[str, Any]] = [
         {"a": a, "b": b, "metrics": protocol.versus(one, other)}
         for (a, one), (b, other) in itertools.combinations(trained, 2)
     ]
+    correct([pair["metrics"] for pair in found])
+    return found

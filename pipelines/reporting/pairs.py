@@ -6,9 +6,9 @@ each pair of rows.
 
 from __future__ import annotations
 
-from pipelines.reporting.numbers import Metric, probability
+from pipelines.reporting.numbers import Metric
 from pipelines.reporting.result import Pair, Result
-from pipelines.reporting.statements import between, verdict
+from pipelines.reporting.statements import between, chance, verdict
 
 
 def sentences(result: Result, metric: Metric) -> list[str]:
@@ -21,12 +21,12 @@ def _sentence(pair: Pair, metric: Metric) -> str:
     word = verdict(gap, metric)
     if word == "open":
         size = f"{metric.gain(gap.value)}{metric.points} of {metric.label}"
-        interval = f"95 % interval {between(gap, metric, signed=True)}, {probability(gap.p)}"
+        interval = f"95 % interval {between(gap, metric, signed=True)}, {chance(gap)}"
         return (
             f"No difference between {pair.first} and {pair.second} is shown: {size} ({interval})."
         )
     names = (pair.first, pair.second) if word == "better" else (pair.second, pair.first)
     size = f"{metric.bare(abs(gap.value))}{metric.points} of {metric.label}"
     low, high = sorted((abs(gap.low), abs(gap.high)))
-    interval = f"95 % interval {metric.bare(low)} to {metric.bare(high)}, {probability(gap.p)}"
+    interval = f"95 % interval {metric.bare(low)} to {metric.bare(high)}, {chance(gap)}"
     return f"{names[0]} is better than {names[1]} by {size} ({interval})."

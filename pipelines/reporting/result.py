@@ -23,8 +23,8 @@ DATA += ["duplicated_image_rows", "truncated_captions"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; a difference also has its p, and one to the baseline the p
-    among as many rows."""
+    """A value with its 95 % interval; a difference also has its p, and the p among as many rows, or
+    pairs of them."""
 
     value: float
     low: float

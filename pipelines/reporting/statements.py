@@ -42,7 +42,7 @@ def verdict(gain: Estimate, metric: Metric) -> str:
 
 
 def chance(gain: Estimate) -> str:
-    """p alone, and among as many rows as there are."""
+    """p alone, and among as many rows, or pairs, as there are."""
     alone = numbers.probability(gain.p)
     return alone if gain.p_holm is None else f"{alone}, Holm {numbers.probability(gain.p_holm)}"
 
