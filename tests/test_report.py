@@ -291,8 +291,8 @@ def test_an_epoch_is_a_whole_number(tmp_path: Path) -> None:
 
 
 def test_a_lower_rank_is_better() -> None:
+    from pipelines.reporting.checked import Estimate
     from pipelines.reporting.numbers import Metric
-    from pipelines.reporting.result import Estimate
     from pipelines.reporting.statements import verdict
 
     assert verdict(Estimate(-2.0, -3.0, -1.0), Metric.of("t2i_medr@1000")) == "better"

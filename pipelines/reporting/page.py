@@ -19,16 +19,19 @@ from pipelines.reporting import (
     field_charts,
     numbers,
     pairs,
+    probabilities,
     race_chart,
+    reliability_chart,
     schedule_charts,
     search_charts,
     statements,
     svg,
 )
+from pipelines.reporting.checked import Estimate
 from pipelines.reporting.importance import FEWEST, Importance, importances, ranked
 from pipelines.reporting.numbers import Metric
 from pipelines.reporting.pictures import KINDS
-from pipelines.reporting.result import Estimate, Result, Row, read_result
+from pipelines.reporting.result import Result, Row, read_result
 from pipelines.reporting.study import Study, Trial, read_study
 from trainables.files import write_bytes
 
@@ -97,8 +100,10 @@ def render(run: Path, study: Study, result: Result | None) -> tuple[str, str]:
     metric = statements.metric_of(study, result)
     against = result.against if result else study.against
     hues = _hues(study, result, against)
+    believed = probabilities.section(result)
     with svg.style():
         charts = _charts(study, metric, hues) | {"schedules": schedule_charts.schedules(run)}
+        charts |= {"diagrams": reliability_chart.diagrams(believed)}
     context = {
         "run": run.as_posix(),
         "explained": (run / "explain" / "explain.html").is_file(),
@@ -114,6 +119,7 @@ def render(run: Path, study: Study, result: Result | None) -> tuple[str, str]:
         "details": statements.details(study, result),
         "tiles": statements.tiles(study, result),
         "pair_lines": pairs.sentences(result, metric) if result else [],
+        "believed": believed,
         "board": _board(result, metric, study.baseline) if result else None,
         "rungs": _rungs(study),
         "hues": hues,
@@ -144,6 +150,7 @@ def environment(escape: bool) -> Environment:
         numbers.setting,
         numbers.probability,
         numbers.share,
+        numbers.number,
     ):
         made.filters[use.__name__] = use
     made.filters["cell"] = cell

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.baselines import WORDS
+from pipelines.reporting.calibration import Calibration, read_calibration
+from pipelines.reporting.checked import Estimate, Place
 from pipelines.reporting.pictures import Captioned, Query, one_of, read_captioned, read_query
 from trainables.errors import DataError
 from trainables.files import read_json
@@ -19,18 +21,6 @@ from trainables.files import read_json
 FORMAT = "cliptune-result-2"
 DATA = ["shards", "digest", "split", "images", "captions", "quarantined", "notes"]
 DATA += ["duplicated_image_rows", "truncated_captions"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; a difference also has its p, and the p among as many rows, or
-    pairs of them."""
-
-    value: float
-    low: float
-    high: float
-    p: float | None = None
-    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,7 @@ class Row:
     gains: Mapping[str, Estimate]  # paired differences to the baseline
     diversity: Mapping[str, float]  # of all its captions; of other tasks empty
     selected: bool
+    calibration: Calibration | None  # of classes alone
     is_baseline: bool  # zero-shot with a searched template is not: it is compared like any other
 
 
@@ -143,8 +134,9 @@ def _key(metric: str, rows: list[Row]) -> str:
 def _row(raw: Mapping[str, Any], against: str) -> Row:
     metrics = {k: Estimate(m["value"], m["low"], m["high"]) for k, m in raw["metrics"].items()}
     gains = _differences(raw.get("vs_baseline") or {})
+    name = str(raw["name"])
     return Row(
-        name=str(raw["name"]),
+        name=name,
         adapter=str(raw["adapter"]),
         trial=raw.get("trial"),
         config=raw.get("config") or {},
@@ -156,8 +148,15 @@ def _row(raw: Mapping[str, Any], against: str) -> Row:
         gains=gains,
         diversity=raw.get("diversity") or {},
         selected=bool(raw.get("selected")),
+        calibration=_calibration(raw, name),
         is_baseline=raw["adapter"] == against and not gains,
     )
+
+
+def _calibration(raw: Mapping[str, Any], name: str) -> Calibration | None:
+    if "calibration" not in raw:
+        return None
+    return read_calibration(Place(raw["calibration"], f"{name}.calibration"))
 
 
 def _pair(raw: Mapping[str, Any], rows: Collection[str]) -> Pair:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from pipelines.baselines import WORDS
 from pipelines.reporting import numbers
+from pipelines.reporting.checked import Estimate
 from pipelines.reporting.numbers import Metric, plural
-from pipelines.reporting.result import Estimate, Result, Row
+from pipelines.reporting.result import Result, Row
 from pipelines.reporting.study import Study
 from trainables.metrics.bootstrap import LEVEL
 
