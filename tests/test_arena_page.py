@@ -154,6 +154,22 @@ def test_every_number_of_the_standings_appears(pages: tuple[str, str]) -> None:
         assert number in markdown
 
 
+def test_the_calibration_error_stands_before_and_after_vals_temperature() -> None:
+    cells = [
+        cell("coop", seed=seed, correct="1" * 90 + "0" * 10, ece={"all": {"before": b, "after": a}})
+        for seed, b, a in ((1, 0.12, 0.02), (2, 0.16, 0.03))
+    ]
+    cells.append(cell("lora", seed=1, correct="1" * 80 + "0" * 20))  # of an older arena
+    for text in both(cells):
+        assert "ECE → calibrated" in text
+        assert text.count("14.0 → 2.5") == 1
+    halves = {"base": {"before": 0.2, "after": 0.1}, "new": {"before": 0.3, "after": 0.4}}
+    for text in both([cell("coop", correct={"base": "10", "new": "11"}, ece=halves)]):
+        assert "20.0 → 10.0" in text
+    for text in both([cell("lora")]):
+        assert "→" not in text
+
+
 def test_base_alone_is_marked(pages: tuple[str, str]) -> None:
     assert "linear_probe ranked by base" in words(pages[0])
     assert r"| linear\_probe (ranked by base) |" in pages[1]

@@ -58,6 +58,7 @@ class Cell:
     images: Mapping[str, Sequence[int]]
     labels: Mapping[str, Sequence[int]]  # without the keys of which an older arena holds none
     tests: Mapping[str, str]  # the name of the images that were measured on, by key
+    ece: Mapping[str, tuple[float, float]]  # before and after val's temperature; {} if unknown
     seconds: float | None
     parameters: int | None
 
@@ -119,6 +120,7 @@ def _cell(row: Mapping[str, Any], tests: Mapping[str, Any]) -> Cell:
         images=plain | {key: tests[name]["images"] for key, name in named.items()},
         labels={key: tests[name]["labels"] for key, name in named.items()},
         tests=named,
+        ece={k: (float(v["before"]), float(v["after"])) for k, v in (row.get("ece") or {}).items()},
         seconds=row.get("seconds"),
         parameters=row.get("trainable_parameters"),
     )

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.comparing.cells import FORMAT
@@ -29,6 +30,7 @@ from pipelines.console import say
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.backbone import Backbone
+from trainables.calibration import Calibration
 from trainables.checkpoint import digest, load_adapter, read_config
 from trainables.errors import DataError
 from trainables.features import (
@@ -40,13 +42,14 @@ from trainables.features import (
 from trainables.files import now, read_json, sha256_json, write_json
 from trainables.hardware import default_device
 from trainables.metrics.balance import harmonic
+from trainables.metrics.calibration import calibration_error
 from trainables.metrics.classification import by_class, hits
 from trainables.predict import score
 from trainables.shards import Seal, ShardSet
 from trainables.store import find_store
 
 Entry = dict[str, Any]
-FOUND = ("accuracy", "per_class", "correct", "tests")  # of a run, by the name of the accuracy
+FOUND = ("accuracy", "per_class", "correct", "tests", "ece")  # of a run, by the accuracy's name
 
 
 def identity(folder: Path) -> str:
@@ -182,7 +185,7 @@ def _entries(folder: Path, plan: Plan, cell: Cell, tests: Tests) -> Iterator[Ent
     adapter: Adapter[Any] | None = None
     for protocol, target, parts in wanted:
         key = f"{protocol}/{target or cell.dataset}"
-        if kept.get(key, {}).get("digest") != detail or "tests" not in kept[key]:
+        if kept.get(key, {}).get("digest") != detail or not kept[key].keys() >= {*FOUND}:
             if adapter is None:
                 adapter = load_adapter(_winner(folder, cell), tests.backbone)
             kept[key] = _measure(adapter, parts, tests, cell) | {"digest": detail}
@@ -217,7 +220,7 @@ def _wanted(
 
 def _measure(adapter: Adapter[Any], parts: Parts, tests: Tests, cell: Cell) -> Entry:
     accuracy: dict[str, float | None] = {}
-    per_class, correct, measured = {}, {}, {}
+    per_class, correct, measured, ece = {}, {}, {}, {}
     for name, (source, part) in parts.items():
         test, data = tests.of(source, part, cell)
         assert data.classes is not None
@@ -226,15 +229,25 @@ def _measure(adapter: Adapter[Any], parts: Parts, tests: Tests, cell: Cell) -> E
         if not own and not adapter.open_classes:
             accuracy[name] = None
             continue
-        right = hits(score(adapter, data, data.classes), data.labels)
+        scores = score(adapter, data, data.classes)
+        right = hits(scores, data.labels)
         accuracy[name] = float(right.mean())
         means = by_class(right, data.labels, len(data.classes)).tolist()
         per_class[name] = dict(zip(data.classes.names, means, strict=True))
         correct[name] = "".join("01"[int(value == 1)] for value in right.tolist())
         measured[name] = test
+        if adapter.calibration is not None:
+            ece[name] = _errors(adapter.calibration, scores, right)
     if "new" in parts:
         base, new = accuracy["base"], accuracy["new"]
         accuracy["harmonic"] = None
         if base is not None and new is not None:
             accuracy["harmonic"] = harmonic(base, new)
-    return dict(zip(FOUND, (accuracy, per_class, correct, measured), strict=True))
+    return dict(zip(FOUND, (accuracy, per_class, correct, measured, ece), strict=True))
+
+
+def _errors(calibration: Calibration, scores: Tensor, right: Tensor) -> dict[str, float]:
+    """The calibration error before and after the temperature that was fitted on the cell's val."""
+    shares = [calibration.probabilities(scores, fitted).max(1).values for fitted in (False, True)]
+    errors = (calibration_error(confidences, right) for confidences in shares)
+    return dict(zip(("before", "after"), errors, strict=True))

@@ -31,6 +31,9 @@ METHOD = (
     "have Student's factor each. They hold for other images of these classes; beside them stands "
     "the interval for other classes, for which whole classes are drawn. p is not corrected for the "
     "number of rows.",
+    "ECE is the expected calibration error of the likeliest class in per cent (15 bins; of the "
+    "base classes where there are two halves), at the adapter's own temperature and at the one "
+    "fitted on the run's val. It is never 0: few images have one by chance.",
     "Base and new classes have images of their own, drawn independently; their harmonic mean is "
     "taken seed by seed.",
     "An adapter that cannot name new classes is ranked by its base accuracy, below all that can.",
@@ -51,6 +54,10 @@ class Sheet:
     published: Mapping[str, list[Mapping[str, Any]]]
     classes: Mapping[str, list[str]]  # by accuracy key
     anchor: str
+
+    @property
+    def calibrated(self) -> bool:
+        return any(row.ece for row in self.table.rows)
 
 
 @dataclass(frozen=True)

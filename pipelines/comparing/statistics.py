@@ -54,6 +54,7 @@ class Standing:
     seconds: float | None
     parameters: float | None
     next: Pair | None = None
+    ece: tuple[float, float] | None = None  # of all or the base classes, before and after; means
 
     @property
     def accuracy(self) -> float | None:
@@ -133,7 +134,17 @@ def _standing(adapter: str, cells: list[Cell]) -> Standing:
         pending=sorted(c.seed for c in cells if c.state == "pending"),
         seconds=_mean([c.seconds for c in done]),
         parameters=_mean([c.parameters for c in done]),
+        ece=_ece(done),
     )
+
+
+def _ece(done: Sequence[Cell]) -> tuple[float, float] | None:
+    """The mean over runs of the classes that they were trained on; None where one is not known."""
+    known = [cell.ece[key] for cell in done for key in ("all", "base") if key in cell.ece]
+    if not known or len(known) < len(done):
+        return None
+    before, after = zip(*known, strict=True)
+    return float(np.mean(before)), float(np.mean(after))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
