@@ -383,7 +383,7 @@ def test_of_one_test_image_there_are_numbers_and_a_caveat(
 
 def test_the_protocol_says_which_question_an_interval_answers(study: Path) -> None:
     told = " ".join(measured(study)["protocol"])
-    assert "They say what other images would change, for this pool of candidates and these" in told
+    assert "other images would change where this pool of candidates and these trained" in told
     assert "adapters with their seeds" in told
     assert "differ on m images at least 2^(1 - m)" in told
 

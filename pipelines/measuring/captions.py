@@ -123,7 +123,7 @@ class CaptionProtocol:
             self._seen(),
             intervals(
                 self.bootstrap,
-                "CIDEr's weights of these",
+                "CIDEr's weights",
                 "another training run may change more: a run of another seed can be measured "
                 "`--beside` this one.",
             ),

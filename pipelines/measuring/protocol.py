@@ -70,8 +70,8 @@ def intervals(bootstrap: Bootstrap, fixed: str, beyond: str) -> str:
     return (
         f"Intervals are 95 % bootstrap intervals over {bootstrap.images:,} images, "
         f"{len(bootstrap.counts):,} resamples, seed 0, expanded for few images: BCa, and of "
-        "differences percentile. They say what other images would change, for "
-        f"{fixed} and these trained adapters with their seeds; {beyond}"
+        "differences percentile. They say what other images would change where "
+        f"{fixed} and these trained adapters with their seeds stay: {beyond}"
     )
 
 
@@ -80,8 +80,9 @@ def differences(baseline: str) -> str:
     return (
         f"Differences to {baseline} are paired: the same resamples. p is the level of the interval "
         "that ends at zero, and where two rows differ on m images at least 2^(1 - m), as no paired "
-        "test can have less; Holm's is that for the best of as many rows, of one metric, and only "
-        f"where it is below {LEVEL} a row is said to beat {baseline}, or be worse."
+        "test can have less; Holm's is that for the best of as many rows, or pairs of them, of one "
+        f"metric, and only where it is below {LEVEL} a row is said to beat {baseline} or another, "
+        "or be worse."
     )
 
 
