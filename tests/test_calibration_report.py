@@ -169,13 +169,15 @@ def test_too_little_confidence_is_told_from_too_much(tmp_path: Path) -> None:
 
 def test_a_temperature_that_makes_it_worse_is_said_to(tmp_path: Path) -> None:
     worse = calibrated(believed(0.02, 0.04, 0.4), believed(0.03, 0.04, 0.5))
-    _, markdown = pages(tmp_path, classified(None, worse))
+    html, markdown = pages(tmp_path, classified(None, worse))
+    assert re.findall(r'<span class="bad">↑ ([^<]*)</span>', html) == ["0.030", "0.500"]
     assert (
         "On test NLL rises from 0.400 to 0.500, Brier stays at 0.301, and ECE rises from 0.020 to "
         "0.030. By NLL and ECE the temperature makes the probabilities worse on these images."
     ) in markdown
     better = calibrated(believed(0.03, 0.04, 0.5), believed(0.02, 0.04, 0.4))
-    _, markdown = pages(tmp_path, classified(None, better))
+    html, markdown = pages(tmp_path, classified(None, better))
+    assert 'class="bad"' not in html
     assert "On test NLL falls from 0.500 to 0.400" in markdown
     assert "worse" not in markdown
 
@@ -238,11 +240,14 @@ def test_what_val_promises_and_how_far_one_val_is_from_it(tmp_path: Path) -> Non
 
 
 def test_reasons_for_no_sets_stand_once_with_their_rows(tmp_path: Path) -> None:
-    result = classified(measured(20), measured(20))
-    html, markdown = pages(tmp_path, result)
+    result = classified(measured(20), measured(20), measured())
     (reason,) = result["rows"][0]["calibration"]["without"]
+    html, markdown = pages(tmp_path, result)
     assert words(html).count(reason) == markdown.count(reason) == 1
     assert f"zero-shot, lora: {reason}" in words(html)
+    html, _ = pages(tmp_path, result | {"rows": result["rows"][:2]})
+    assert f"zero-shot, lora: {reason}" not in words(html)
+    assert reason[1:] in words(html)
 
 
 def _set(at: tuple[Any, ...], value: Any) -> dict[str, Any]:

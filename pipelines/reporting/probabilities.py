@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pipelines.reporting.calibration import Believed, Calibration
 from pipelines.reporting.numbers import number, plural, setting, share
 from pipelines.reporting.result import Result, Row
+from pipelines.reporting.statements import first
 from trainables.metrics.conformal import spread
 
 
@@ -22,13 +23,31 @@ class Calibrated:
     row: Row
     found: Calibration
 
+    @property
+    def measures(self) -> dict[str, tuple[float, float]]:
+        """Before and after the temperature, of each 0 is best."""
+        before, after = self.found.before, self.found.after
+        return {
+            "NLL": (before.nll.value, after.nll.value),
+            "Brier": (before.brier.value, after.brier.value),
+            "ECE": (before.ece, after.ece),
+        }
+
+    @property
+    def worse(self) -> list[str]:
+        """What is higher after the temperature, as far as its digits are shown."""
+        both = self.measures.items()
+        return [
+            name for name, (before, after) in both if after > before and _changes(before, after)
+        ]
+
 
 @dataclass(frozen=True)
 class Section:
-    """All that is said of probabilities; `first` are the chosen row and the baseline."""
+    """All that is said of probabilities; `shown` are the chosen row and the baseline."""
 
     rows: list[Calibrated]
-    first: list[Calibrated]
+    shown: list[Calibrated]
     verdict: str
     lines: list[str]
     promise: list[str]
@@ -40,13 +59,13 @@ def section(result: Result | None) -> Section | None:
     rows = [Calibrated(r, r.calibration) for r in (result.rows if result else []) if r.calibration]
     if not rows:
         return None
-    first = [one for one in rows if one.row.selected or one.row.is_baseline] or rows[:1]
-    first.sort(key=lambda one: not one.row.selected)
-    lead = first[0]
+    shown = [one for one in rows if one.row.selected or one.row.is_baseline] or rows[:1]
+    shown.sort(key=lambda one: not one.row.selected)
+    lead = shown[0]
     with_sets = [one for one in [lead, *rows] if one.found.confidence is not None]
     return Section(
         rows,
-        first,
+        shown,
         verdict(lead),
         lines(lead),
         promise(with_sets[0].found) if with_sets else [],
@@ -73,7 +92,7 @@ def lines(one: Calibrated) -> list[str]:
     return [
         f"Before, at its own scale of {setting(found.before.scale)}: {_worth(found.before)}",
         f"After, at a scale of {setting(found.after.scale)} {fitted}: {_worth(found.after)}",
-        _change(found),
+        _change(one),
     ]
 
 
@@ -91,27 +110,21 @@ def _worth(found: Believed) -> str:
     return f"{said}: {'too sure' if gap > 0 else 'not sure enough'}."
 
 
-def _change(found: Calibration) -> str:
-    pairs = {
-        "NLL": (found.before.nll.value, found.after.nll.value),
-        "Brier": (found.before.brier.value, found.after.brier.value),
-        "ECE": (found.before.ece, found.after.ece),
-    }
-    said, worse = [], []
-    for name, both in pairs.items():
-        before, after = (number(value, 3) for value in both)
-        if before == after:
-            said.append(f"{name} stays at {after}")
-            continue
-        rises = both[1] > both[0]
-        said.append(f"{name} {'rises' if rises else 'falls'} from {before} to {after}")
-        worse += [name] if rises else []
-    doubt = (
-        f" By {' and '.join(worse)} the temperature makes the probabilities worse on these images."
-        if worse
-        else ""
-    )
-    return f"On test {said[0]}, {said[1]}, and {said[2]}.{doubt}"
+def _change(one: Calibrated) -> str:
+    said = []
+    for name, (before, after) in one.measures.items():
+        if _changes(before, after):
+            way = "rises" if after > before else "falls"
+            said.append(f"{name} {way} from {number(before, 3)} to {number(after, 3)}")
+        else:
+            said.append(f"{name} stays at {number(after, 3)}")
+    doubt = f" By {' and '.join(one.worse)} the temperature makes the probabilities worse on these "
+    doubt += "images."
+    return f"On test {said[0]}, {said[1]}, and {said[2]}.{doubt if one.worse else ''}"
+
+
+def _changes(before: float, after: float) -> bool:
+    return number(before, 3) != number(after, 3)
 
 
 def promise(found: Calibration) -> list[str]:
@@ -136,9 +149,12 @@ def promise(found: Calibration) -> list[str]:
 
 
 def without(rows: list[Calibrated]) -> list[str]:
-    """Why kinds of sets are not there, each reason once with the rows that it holds for."""
+    """Why kinds of sets are not there, each reason once; with its rows, where they are not all."""
     reasons: dict[str, list[str]] = {}
     for one in rows:
         for reason in one.found.without:
             reasons.setdefault(reason, []).append(one.row.name)
-    return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return [
+        first(reason) if len(names) == len(rows) else f"{', '.join(names)}: {reason}"
+        for reason, names in reasons.items()
+    ]
