@@ -179,14 +179,15 @@ def _meaning(args: Args, calibration: Calibration | None) -> str:
             f"The numbers are probabilities, calibrated on {len(calibration):,} val images; "
             "`cliptune evaluate` says how far to believe them."
         )
-    few = (
-        f" None can leave a class out: that takes {least(args.confidence)} val images."
-        if len(calibration) < least(args.confidence)
-        else ""
+    few = len(calibration) < least(args.confidence)
+    more = (
+        f"None can leave a class out: that takes {least(args.confidence)} val images."
+        if few
+        else f"One in {len(calibration) + 1:,} such images is taken for none of these."
     )
     return (
         f"The sets hold the right class for at least {100 * args.confidence:g} % of images like "
-        f"the {len(calibration):,} of val ({args.sets} conformal sets).{few}"
+        f"the {len(calibration):,} of val ({args.sets} conformal sets). {more}"
     )
 
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from pipelines import evaluate
-from pipelines.cli import stage_main
 from pipelines.drawing.words import shipped
 from pipelines.reproduce import Args, run
 from pipelines.reproducing import plan as plans
@@ -24,18 +17,17 @@ from pipelines.reproducing.plan import Measured, NotRun, Plan
 from pipelines.reproducing.recipes import Recipe, read_recipe
 from pipelines.reproducing.verdicts import FAIL, NOT_RUN, PASS, markdown, rows_of, table
 from pipelines.typed import command
+from tests import things as shards_of
+from tests.things import in_this_process
 from tests.tiny import tiny_lm, tiny_shards
 from trainables.config import to_json
 from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError, DataError
-from trainables.files import read_json, read_jsonl, sha256_bytes, sha256_file, write_json
+from trainables.files import read_json, read_jsonl, write_json
 from trainables.metrics.balance import harmonic
 from trainables.schedules import lr_factor
-from trainables.shards import SCHEMA
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.json"))
-NAMES = ("ball", "boat", "cat", "tree")
-COUNTS = {"train": 4, "val": 2, "test": 2}  # images a class
 # What a recipe of captions has beside, or instead of, the stand-in's.
 CAPTIONS: dict[str, Any] = {
     **{"adapter": "prefix_captioner", "protocol": "captions", "words": None, "shots": None},
@@ -67,47 +59,9 @@ def stand_in(folder: Path, name: str = "one", /, **changed: Any) -> Path:
     return path
 
 
-def picture(label: int, number: int) -> bytes:
-    random = np.random.default_rng([label, number])
-    pixels = random.integers(0, 80, (32, 32, 3), dtype=np.uint8)
-    pixels[..., label % 3] += 60 + 20 * label
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of four classes of coloured noise."""
-    folder = tmp_path_factory.mktemp("things")
-    shards, splits = [], {}
-    for start, (split, count) in enumerate(COUNTS.items()):
-        rows: list[dict[str, Any]] = []
-        for label, name in enumerate(NAMES):
-            for number in range(count):
-                image = picture(label, 100 * start + number)
-                row = {"id": f"{name}/{split}-{number}", "image": image, "width": 32, "height": 32}
-                row |= {"captions": [], "label": label, "class_name": name, "split": split}
-                rows.append(row | {"sha256": sha256_bytes(image)})
-        path = folder / f"{split}-00000.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
-        entry = {"file": path.name, "split": split, "rows": len(rows), "captions": 0}
-        shards.append(entry | {"sha256": sha256_file(path)})
-        splits[split] = {"images": len(rows), "captions": 0}
-    manifest = {"format": "cliptune-shards-1", "source": {}, "splits": splits, "shards": shards}
-    manifest |= {"classes": {}, "quarantined": {}, "notes": {}, "created": ""}
-    write_json(folder / "manifest.json", manifest)
-    return folder
-
-
-def in_this_process(*words: object) -> int:
-    """As `command`, without the seconds that a process takes to import."""
-    stage, *flags = map(str, words)
-    try:
-        stage_main(stage, flags)
-    except SystemExit as exit_:
-        return int(str(exit_.code))
-    return 0
+    return shards_of.things(tmp_path_factory.mktemp("things"))
 
 
 @pytest.fixture
@@ -571,76 +525,3 @@ def test_a_language_model_at_a_commit_is_handed_on(tmp_path: Path, said: Path) -
     assert plan._speaker(speaks) == {"adapter.lm": "nowhere/lm", "adapter.lm_revision": "0" * 40}
     quiet = recipe_of(tmp_path, **{**CAPTIONS, "adapter": "nearest_caption", "set": {}})
     assert (quiet.lm, plan._speaker(quiet)) == (None, {})
-
-
-# --- measuring other classes than those trained on ----------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory, things: Path, clip: Path) -> Path:
-    """Draws of both halves, features, and an open and a closed adapter trained on base."""
-    folder = tmp_path_factory.mktemp("halves")
-    work: list[tuple[object, ...]] = [
-        ("draw", "--shards", things, "--shots", 2, "--part", part, "--out", folder / f"{part}.json")
-        for part in ("base", "new")
-    ]
-    features = folder / "features"
-    work.append(("encode", "--shards", things, "--backbone", clip, "--out", features))
-    given = ("train", "--features", features, "--draw", folder / "base.json")
-    work.append((*given, "--adapter", "coop", "--set", "epochs=1", "--out", folder / "coop"))
-    work.append((*given, "--adapter", "tip_adapter", "--out", folder / "tip"))
-    assert [in_this_process(*words) for words in work] == [0] * len(work)
-    return folder
-
-
-def test_new_classes_are_measured_beside_the_own_ones(
-    halves: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, new = halves / "coop", halves / "new.json"
-    for _ in range(2):  # the second finds all up to date
-        evaluate.run(evaluate.Args(folder, bootstrap=100))
-        evaluate.run(evaluate.Args(folder, bootstrap=100, draw=new))
-    openings = read_jsonl(folder / "test_openings.jsonl")
-    assert [one.get("part") for one in openings] == [None, "new"]
-    assert openings[1]["draw"] == read_draw(new).key
-    assert "has been opened" not in capsys.readouterr().out  # other images each time
-    evaluate.run(evaluate.Args(folder, bootstrap=200, draw=new))
-    assert "has been opened 2 times" in capsys.readouterr().out
-    own, other = (read_json(folder / name) for name in ("result.json", "result-new.json"))
-    assert own["inputs"] != other["inputs"]
-    sentence = "Trained on the 2 classes of part `base`, measured on the 2 of part `new`."
-    assert sentence in other["protocol"]
-    assert sentence not in own["protocol"]
-    # Val is that of the classes trained on, for zero-shot and for the adapter.
-    assert own["rows"][0]["val"] == other["rows"][0]["val"]
-
-
-def test_an_adapter_that_knows_only_its_own_classes_is_refused(halves: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        evaluate.run(evaluate.Args(halves / "tip", draw=halves / "new.json"))
-    assert str(caught.value) == (
-        "`tip_adapter` knows only the 2 classes of part `base` that it was trained on: "
-        "it cannot be measured on part `new`."
-    )
-    assert not (halves / "tip/test_openings.jsonl").exists()
-    evaluate.run(evaluate.Args(halves / "tip", bootstrap=100, draw=halves / "base.json"))
-    assert (halves / "tip/result-base.json").is_file()
-
-
-def test_a_draw_of_other_shards_and_a_run_on_captions_are_refused(
-    halves: Path, tmp_path: Path
-) -> None:
-    from trainables.draws import write_draw
-
-    draw = read_draw(halves / "new.json")
-    object.__setattr__(draw, "shards_sha256", "0" * 64)
-    write_draw(tmp_path / "draw.json", draw)
-    with pytest.raises(DataError, match="was drawn from other shards"):
-        evaluate.run(evaluate.Args(halves / "coop", draw=tmp_path / "draw.json"))
-    about = read_json(halves / "coop/run.json")
-    config = read_json(halves / "coop/config.json")
-    plain = {name: about[name] for name in about if not name.startswith("draw")}
-    write_json(tmp_path / "run.json", plain)
-    write_json(tmp_path / "config.json", config)
-    with pytest.raises(ConfigError, match="was trained on captions"):
-        evaluate.run(evaluate.Args(tmp_path, draw=halves / "new.json"))

@@ -536,7 +536,7 @@ def test_classify_at_a_confidence_gives_the_sets_of_val(
         assert f"{best['name']} {best['probability']:.3f}" in line
     assert lines[len(rows)] == (
         "The sets hold the right class for at least 60 % of images like the 12 of val "
-        f"({kind} conformal sets)."
+        f"({kind} conformal sets). One in 13 such images is taken for none of these."
     )
 
 

@@ -54,6 +54,8 @@ class ClassProtocol:
 
     def of(self, adapter: Adapter[Any], batch_size: int) -> Measured:
         scores = score(adapter, self.data, self.classes, batch_size)
+        if not scores.isfinite().all():
+            raise calibration.diverged(adapter)
         found = self.measure(scores, adapter.tau)
         if adapter.calibration is None:
             return found

@@ -35,7 +35,7 @@ TIMES = ("before", "after")  # the fitted temperature
 
 def calibrate_rest(contest: Contest, adapters: Sequence[Adapter[Any]]) -> None:
     """Calibrate on val what brings no calibration along: the baseline, and runs of older versions.
-    A run that was trained without val stays without."""
+    A run that was trained without val stays without; one whose scores are no numbers is refused."""
     rest = [adapter for adapter in adapters if adapter.calibration is None]
     if not rest or contest.draw is None or not contest.with_val:
         return
@@ -43,6 +43,16 @@ def calibrate_rest(contest: Contest, adapters: Sequence[Adapter[Any]]) -> None:
     val = measured(val, contest.draw, ())
     for adapter in rest:
         adapter.calibration = examine(adapter, val).calibration()
+        if adapter.calibration is None:
+            raise diverged(adapter)
+
+
+def diverged(adapter: Adapter[Any]) -> DataError:
+    """What to raise where an adapter's scores are no numbers."""
+    return DataError(
+        f"`{adapter.train_config.name}` gives scores that are no numbers: its training diverged in "
+        f"the last step. Train it with an `optim.lr` below {adapter.train_config.optim.lr:g}."
+    )
 
 
 @dataclass(frozen=True)
@@ -114,17 +124,18 @@ def text(adapters: Sequence[Calibration | None], same_classes: bool) -> list[str
         return []
     lines = [
         "Probabilities are softmax(scale x scores): before, at the adapter's own scale, after, at "
-        f"the one that fits the labels of {max(counts):,} val images best (Guo et al. 2017), with "
-        "Platt's guard against few. ece is over "
-        f"{BINS} bins of the likeliest class; beside it stands what it stays below in 95 of 100 "
-        "cases where the probabilities are true (Broecker & Smith 2007).",
+        f"the one that fits the labels of {max(counts):,} val images best (Guo et al. 2017), as if "
+        f"one more had been missed. ece is over {BINS} bins of the likeliest class; beside it stands "
+        "what it stays below in 95 of 100 cases where the probabilities are true (Broecker & Smith "
+        "2007).",
     ]
     if same_classes:
         lines.append(
             f"Conformal sets at {CONFIDENCE:.0%} have val's thresholds: split (Sadinle et al. "
             "2019), adaptive (Romano et al. 2020). The intervals of coverage and size are over "
-            "test images, for this val; over many vals coverage is at least what is asked for. An "
-            "image whose highest score is below all of val's has an empty set."
+            "test images, for this val; over many vals coverage is at least what is asked for, but "
+            "for one image in as many as val has, which is taken for unlike val: its highest score "
+            "is below all of val's, and its set empty."
         )
     return lines
 
@@ -142,8 +153,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"{'*' if row['selected'] else ' '} {row['name']:<{width}}  "
             f"ece {before['ece']:.3f} -> {after['ece']:.3f} "
             f"(true ones: below {after['ece_by_chance']:.3f})  "
-            f"nll {before['nll']['value']:.3f} -> {after['nll']['value']:.3f}  "
-            f"brier {before['brier']['value']:.3f} -> {after['brier']['value']:.3f}"
+            f"nll {_short(before['nll'])} -> {_short(after['nll'])}  "
+            f"brier {_short(before['brier'])} -> {_short(after['brier'])}"
         )
     if any("sets" in found for _, found in own):
         yield f"sets of classes at {CONFIDENCE:.0%}: how many hold the right one, classes in a set:"
@@ -158,3 +169,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
                     for one in kinds
                 )
             )
+
+
+def _short(found: dict[str, float]) -> str:
+    """A likelihood may have any size."""
+    return f"{found['value']:.3f}" if found["value"] < 1000 else f"{found['value']:.1e}"
