@@ -126,8 +126,8 @@ def text(adapters: Sequence[Calibration | None], same_classes: bool) -> list[str
         "Probabilities are softmax(scale x scores): before, at the adapter's own scale, after, at "
         f"the one that fits the labels of {max(counts):,} val images best (Guo et al. 2017), as if "
         f"one more had been missed. ece is over {BINS} bins of the likeliest class; beside it "
-        "stands what it stays below in 95 of 100 cases where the probabilities are true (Broecker & "
-        "Smith 2007).",
+        "stands what it stays below in 95 of 100 cases where the probabilities are true (Broecker "
+        "& Smith 2007).",
     ]
     if same_classes:
         lines.append(
