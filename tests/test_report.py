@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from pipelines import report
+from pipelines.reporting import numbers
 from trainables.errors import DataError
 
 SPACES = {
@@ -278,6 +280,13 @@ def test_zero_shot_stands_beside_trials_as_they_were_measured(tmp_path: Path) ->
     (run / "result.json").write_text(json.dumps(result))
     html, _ = reported(run)
     assert "98.8 %" not in html
+
+
+def test_a_likelihood_of_any_size_has_a_short_form() -> None:
+    assert numbers.number(1.494e28, 3) == "1.5e+28"
+    assert numbers.number(-1.494e28, 3) == "\N{MINUS SIGN}1.5e+28"
+    assert numbers.number(123456.789, 3) == "123,456.789"
+    assert numbers.number(math.nan, 3) == numbers.NONE
 
 
 def test_an_epoch_is_a_whole_number(tmp_path: Path) -> None:

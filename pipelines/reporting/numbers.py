@@ -85,7 +85,9 @@ class Metric:
 def number(value: float | None, digits: int) -> str:
     if value is None or not math.isfinite(value):
         return NONE
-    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    # A likelihood may have any size.
+    text = f"{value:.1e}" if abs(value) >= 1e12 else f"{value:,.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def count(value: float | None) -> str:
