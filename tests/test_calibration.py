@@ -19,6 +19,7 @@ from torch import Tensor
 import trainables.calibration
 import trainables.metrics.calibration
 import trainables.metrics.conformal
+from tests.stated import agrees
 from tests.test_few_shot_runs import finish, start
 from trainables.backbone import Backbone
 from trainables.calibration import KINDS, Calibration, Kind, calibrate
@@ -95,6 +96,7 @@ def test_true_probabilities_are_within_chance_in_19_of_20_cases() -> None:
         right = (torch.rand(80, generator=random) < confidences).double()
         within += calibration_error(confidences, right) <= error_by_chance(confidences)
     assert 0.91 <= within / 200 <= 0.98
+    assert agrees([1 - within / 200], "true probabilities are called off")
 
 
 def test_the_scale_is_the_likeliest_of_what_is_missed_once_more() -> None:
@@ -238,6 +240,7 @@ def test_sets_hold_the_right_class_as_often_as_they_say(kind: Kind, confidence: 
         held += float(sets[torch.arange(2000), truth].double().mean()) / 20
         size += float(sets.sum(1).double().mean()) / 20
     assert confidence - 0.01 <= held <= confidence + 0.01
+    assert agrees([held], f"{kind} sets", [0.8, 0.9].index(confidence))
     assert 1 < size < 3
 
 

@@ -12,6 +12,7 @@ import torch
 from pipelines.comparing import ranks
 from pipelines.comparing.pairs import Answers, paired
 from pipelines.measuring.standings import correct, verdict
+from tests.stated import agrees
 from trainables.metrics.bootstrap import Bootstrap, differing
 from trainables.metrics.captioning import CaptionScores, References, bleu_of, score_captions
 
@@ -33,6 +34,7 @@ def test_equal_adapters_are_told_apart_by_ranks_in_one_of_twenty(
         own = np.repeat(np.arange(datasets), protocols)
         found += ranks._friedman(ranks._ranked(values, own.tolist()))[1] < ranks.LEVEL
     assert found / 500 <= 0.06
+    assert agrees([found / 500], f"ranks tell equal adapters apart ({datasets} data sets")
 
 
 def trained(
@@ -73,6 +75,7 @@ def test_equal_adapters_lead_in_one_of_twenty_pairs(
         assert (gap.p < 0.05) == (not gap.low <= 0 <= gap.high)
         claimed += gap.p < 0.05
     assert 0.03 <= claimed / times <= 0.06
+    assert agrees([claimed / times], f"one of two equal adapters leads ({images} images")
 
 
 # -- one model: how often an interval holds the truth -----------------------------------------
@@ -109,6 +112,8 @@ def test_accuracy_and_class_accuracy_lie_in_their_intervals(shape: str) -> None:
             found = bootstrap.interval(float(value), replicates)
             held[name] += found.low <= truth[name] <= found.high
     assert all(0.93 <= count / 400 <= 0.97 for count in held.values()), held
+    shares = [count / 400 for count in held.values()]
+    assert agrees(shares, "accuracy; class_accuracy", list(SHAPES).index(shape))
 
 
 @pytest.mark.parametrize("adapters", [1, 5, 11])
@@ -128,6 +133,7 @@ def test_one_of_equal_adapters_beats_zero_shot_in_one_of_twenty_studies(adapters
         correct(rows)
         claimed += any(verdict(row["accuracy"]).startswith("beats") for row in rows)
     assert claimed / studies <= 0.06
+    assert agrees([claimed / studies], f"one of {adapters} equal adapters beats")
 
 
 @pytest.mark.parametrize("apart", [4, 5, None])
@@ -149,6 +155,7 @@ def test_models_that_differ_on_few_images_are_told_apart_in_one_of_twenty(
         found = bootstrap.difference(float(gaps.mean()), *drawn, differing(gaps, nothing, every))
         claimed += found.p < 0.05
     assert claimed / 500 <= 0.06
+    assert agrees([claimed / 500], f"two equal models differ ({apart or 'about 6'} of 400")
 
 
 # -- captions and images: intervals of all other metrics ---------------------------------------
@@ -220,6 +227,8 @@ def test_what_ranks_say_lies_in_its_interval(shape: str) -> None:
         return rank_summary(values), drawn
 
     held = coverage([rank_summary(rank_values(own)) for own in ranks], images, study)
+    for name, row in (("r1", "R@1"), ("mrr", "MRR"), ("t2i_medr", "median rank")):
+        assert agrees([held[name], held[f"{name}-"]], row, list(STUDIES).index(shape))
     assert held.pop("t2i_medr-") >= 0.93, held
     assert all(0.93 <= share <= 0.97 for share in held.values()), held
 
@@ -265,4 +274,6 @@ def test_what_caption_metrics_say_lies_in_its_interval(shape: str) -> None:
         return summary(model, rows), {"bleu1": bleu[:, 0], "bleu4": bleu[:, 3], **drawn}
 
     held = coverage([summary(model, slice(None)) for model in (0, 1)], images, study)
+    for name, row in (("bleu4", "BLEU-4"), ("cider_d", "CIDEr-D"), ("rouge_l", "ROUGE-L")):
+        assert agrees([held[name], held[f"{name}-"]], row, list(STUDIES).index(shape))
     assert all(0.93 <= share <= 0.97 for share in held.values()), held
