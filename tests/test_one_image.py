@@ -177,10 +177,19 @@ def test_captions_given_as_embeddings_are_equal_where_those_are(backbone: Backbo
     assert torch.equal(found.text_embeds(), given[[0, 3, 1]].float())
 
 
-def test_labelled_images_stay_as_they_are(backbone: Backbone) -> None:
-    data = features([["a"], ["b"], ["c"]], [0, 0, 1], backbone)
-    labelled = data.take({"0": 0, "1": 0, "2": 1}, Classes(("x", "y"), "{}"))
-    assert labelled.one_row_an_image() is labelled
+def test_a_labelled_image_is_one_too_and_two_under_two_labels(backbone: Backbone) -> None:
+    data = features([["a"], ["b"], ["c"], ["d"]], [0, 0, 1, 0], backbone)
+    taken = data.take({"0": 0, "1": 0, "2": 1, "3": 1}, Classes(("x", "y"), "{}"))
+    found = taken.one_row_an_image()
+    assert (found.ids, found.labels.tolist()) == (["0", "2", "3"], [0, 1, 1])  # type: ignore[union-attr]
+    assert found.groups.tolist() == [0, 1, 0]
+    assert found.texts_of_images() == [["a", "b"], ["c"], ["d"]]
+    wordless = features([[], [], []], [0, 0, 1], backbone)
+    some = wordless.take({"0": 0, "1": 0, "2": 1}, Classes(("x", "y"), "{}"))
+    assert some.one_row_an_image().ids == ["0", "2"]
+    right = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    measured = ClassProtocol(some.one_row_an_image(), 100).measure(right, 1.0)
+    assert measured.summary["accuracy"] == 0.5  # of two images, not of three rows
 
 
 def test_what_is_made_of_captions_is_a_parts_own(

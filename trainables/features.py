@@ -86,15 +86,17 @@ class SplitFeatures:
         that an earlier row has is not taken again; what one row says twice stays twice.
 
         Whether a source repeats an image for each caption is then without effect on what is
-        measured. Labelled images stay as they are.
+        measured. Rows of the same bytes under different labels stay apart.
         """
-        if self.labels is not None or len(self.groups.unique()) == len(self.groups):
+        labels = torch.zeros_like(self.groups) if self.labels is None else self.labels
+        which = list(zip(self.groups.tolist(), labels.tolist(), strict=True))  # N
+        rows: dict[tuple[int, int], int] = {}  # the first of each image
+        for row, one in enumerate(which):
+            rows.setdefault(one, row)
+        if len(rows) == len(which):
             return self
-        rows: dict[int, int] = {}  # the first of each image, by its group
-        for row, group in enumerate(self.groups.tolist()):
-            rows.setdefault(group, row)
-        place = {group: number for number, group in enumerate(rows)}
-        image = [place[group] for group in self.groups.tolist()]  # N
+        place = {one: number for number, one in enumerate(rows)}
+        image = [place[one] for one in which]  # N
         texts = self._comparable()
         known: list[Counter[Hashable]] = [Counter() for _ in rows]  # of each image, so far
         own: list[Counter[Hashable]] = [Counter() for _ in image]  # of each row
@@ -105,7 +107,7 @@ class SplitFeatures:
             if own[row][text] > said[text]:
                 said[text] += 1
                 kept.append((image[row], caption))
-        caption_rows, captions = torch.tensor(sorted(kept)).T
+        caption_rows, captions = torch.tensor(sorted(kept), dtype=torch.int64).view(-1, 2).T
         return self._part(torch.tensor(list(rows.values())), captions, caption_rows)
 
     def _comparable(self) -> Sequence[Hashable]:
@@ -124,6 +126,7 @@ class SplitFeatures:
             tokens=self.tokens.select(captions),
             caption_rows=caption_rows,
             groups=self.groups[rows],
+            labels=None if self.labels is None else self.labels[rows],
             nearest={},
             whole=self.whole or self,
             source=rows if self.source is None else self.source[rows],

@@ -106,7 +106,7 @@ class Tests:
             shots, seed = cell.shots, cell.seed
         name = f"{source.name}-{shots}-{seed}-{part}"
         if name not in self.parts:
-            found = draw_of(self.folder, name).among(*whole)
+            found = draw_of(self.folder, name).among(*whole).one_row_an_image()
             assert found.labels is not None
             about = {"images": found.groups.tolist(), "labels": found.labels.tolist()}
             write_json(_test_path(self.folder, name), about)
