@@ -170,6 +170,11 @@ def test_the_calibration_error_stands_before_and_after_vals_temperature() -> Non
         assert "→" not in text
 
 
+def test_one_shot_is_one() -> None:
+    html, _ = render(arena([cell(a, seed=1, correct="10", shots=1) for a in ("coop", "lora")]))
+    assert "accuracy, 1 shot<" in html.lower()
+
+
 def test_base_alone_is_marked(pages: tuple[str, str]) -> None:
     assert "linear_probe ranked by base" in words(pages[0])
     assert r"| linear\_probe (ranked by base) |" in pages[1]

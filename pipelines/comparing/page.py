@@ -19,7 +19,7 @@ from pipelines.comparing.ranks import Ranks, points, rank_tables
 from pipelines.comparing.statistics import Table, standings
 from pipelines.reporting import page as report
 from pipelines.reporting import svg
-from pipelines.reporting.numbers import Metric
+from pipelines.reporting.numbers import Metric, plural
 from trainables.files import write_bytes
 
 METHOD = (
@@ -139,7 +139,7 @@ def _part(
             same = [t for t in few if t.key == key]
             chart = charts.accuracies(same, metric, hues, f"{protocol}-{shots}-{key}", label)
             if chart:
-                drawn.append((f"{label}, {shots} shots", chart))
+                drawn.append((f"{label}, {plural(shots, 'shot')}", chart))
     return Part(
         name=PROTOCOLS[protocol],
         ranks=found,
