@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mapie.classification import SplitConformalClassifier
+from scipy.stats import beta
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
@@ -19,7 +21,7 @@ from torch import Tensor
 import trainables.calibration
 import trainables.metrics.calibration
 import trainables.metrics.conformal
-from tests.stated import agrees
+from tests.stated import PAGE, agrees
 from tests.test_few_shot_runs import finish, start
 from trainables.backbone import Backbone
 from trainables.calibration import KINDS, Calibration, Kind, calibrate
@@ -211,6 +213,14 @@ def test_no_set_leaves_a_class_out_where_val_has_too_few_images() -> None:
     for kind in KINDS[:2]:
         assert found.sets(drawn(5)[0], 0.9, kind).all()
     assert not found.unlike_val(torch.full((1, 6), -9.0), 0.9).any()
+
+
+def test_the_docs_know_how_far_coverage_of_one_val_is_from_another() -> None:
+    said = re.search(r"(\d+) val images it has a standard deviation of ([\d.]+)", PAGE.read_text())
+    assert said is not None
+    images = int(said[1])
+    rank = math.ceil(0.9 * (images + 1))
+    assert said[2] == f"{100 * beta(rank, images + 1 - rank).std():.1f}"
 
 
 def test_class_wise_sets_need_images_of_every_class() -> None:
