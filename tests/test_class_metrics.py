@@ -10,6 +10,7 @@ import torch
 from trainables.metrics.classification import (
     by_class,
     calibrated_likelihood,
+    class_weights,
     classification_metrics,
     hits,
 )
@@ -40,6 +41,15 @@ def test_the_mean_of_each_class_and_of_classes() -> None:
     assert metrics["accuracy"] == pytest.approx(3 / 4)
     # Classes without images count neither as right nor as wrong.
     assert metrics["class_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_weights_make_a_mean_over_images_that_over_classes() -> None:
+    labels = torch.tensor([0] * 7 + [1] * 11 + [3] * 3)
+    right = torch.rand(21, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = class_weights(labels, 5)
+    expected = float(by_class(right, labels, 5).nanmean())
+    assert float((right * weights).mean()) == pytest.approx(expected, abs=1e-12)
+    assert float(weights.mean()) == pytest.approx(1, abs=1e-12)  # all right: 1, not 0.99999998
 
 
 def test_metrics_equal_a_loop_over_images() -> None:

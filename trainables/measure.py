@@ -20,6 +20,7 @@ from trainables.features import SplitFeatures
 from trainables.metrics.captioning import score_captions
 from trainables.metrics.classification import (
     calibrated_likelihood,
+    class_weights,
     classification_metrics,
     hits,
     log_likelihood,
@@ -99,11 +100,9 @@ def _classes(adapter: Adapter[Any], data: SplitFeatures, scores: Tensor, labels:
     metrics = classification_metrics(scores, labels, adapter.tau)
     metrics[CALIBRATED], scale = calibrated_likelihood(scores, labels)
     right = hits(scores, labels)
-    sizes = torch.bincount(labels, minlength=scores.shape[1])
-    of_class = len(labels) / (int((sizes > 0).sum()) * sizes[labels])  # the mean over classes
     values = {
         "accuracy": right,
-        "class_accuracy": right * of_class,
+        "class_accuracy": right * class_weights(labels, scores.shape[1]),
         "log_likelihood": log_likelihood(scores, labels, adapter.tau),
         CALIBRATED: log_likelihood(scores, labels, scale),
     }

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipelines.measuring import calibration
@@ -21,7 +20,7 @@ from trainables.adapters.base import Adapter
 from trainables.calibration import Calibration
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap
-from trainables.metrics.classification import by_class, hits, log_likelihood
+from trainables.metrics.classification import by_class, class_weights, hits, log_likelihood
 from trainables.predict import score
 
 
@@ -65,12 +64,9 @@ class ClassProtocol:
     def measure(self, scores: Tensor, scale: float) -> Measured:
         """Of (N, C) similarities, which `scale` turns into logits."""
         right = hits(scores, self.labels)
-        # Each class weighs alike: its images by the inverse of their number.
-        counts = torch.bincount(self.labels, minlength=len(self.classes))
-        weights = len(self.labels) / ((counts > 0).sum() * counts[self.labels])
         values = {
             "accuracy": right,
-            "class_accuracy": right * weights,
+            "class_accuracy": right * class_weights(self.labels, len(self.classes)),
             "log_likelihood": log_likelihood(scores, self.labels, scale),
         }
         replicates = {

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
+
+from trainables.metrics.classification import least_surprising
 
 BINS = 15
 DRAWS = 400  # sets of labels that chance is judged by
@@ -34,8 +35,7 @@ def fit_scale(scores: Tensor, labels: Tensor) -> float:
     which the labels (N,) are likeliest (temperature scaling, Guo et al. 2017, arXiv:1706.04599).
 
     Where all N are right, that has no end. So it is fitted as if one image more had been missed:
-    the least sure of those that are right, its label that of the class after its own. Found by
-    Brent's bounded search, exact to 1e-6 of its logarithm.
+    the least sure of those that are right, its label that of the class after its own.
 
     Platt's guard (`calibrated_likelihood`) lets all other classes share what is taken from the own
     one, which makes a model that is nearly always right doubt itself.
@@ -51,16 +51,12 @@ def fit_scale(scores: Tensor, labels: Tensor) -> float:
     missed = int(lead.argmin())
     weight = float(lead[missed].isfinite())
 
-    def surprise(log_scale: float) -> float:
-        scale = math.exp(log_scale)
+    def surprise(scale: float) -> float:
         norms = (scale * scores).logsumexp(1)
         more = norms[missed] - scale * next_best[missed]
         return float((norms - scale * own).sum() + weight * more)
 
-    spread = max(float(scores.std()), 1e-9)  # what a scale is of one: 1e-3 to 1e4 of it
-    bounds = (math.log(1e-3 / spread), math.log(1e4 / spread))
-    found = minimize_scalar(surprise, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return math.exp(found.x)
+    return least_surprising(scores, surprise)
 
 
 def brier(probabilities: Tensor, labels: Tensor) -> Tensor:

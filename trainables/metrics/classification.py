@@ -6,6 +6,7 @@ Ties are broken at random, and every number is the exact expectation over that, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from scipy.optimize import minimize_scalar
@@ -26,15 +27,34 @@ def by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
     return sums / torch.bincount(labels, minlength=classes)
 
 
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """What each image (N,) counts so that a mean over images is that over the classes that have
+    any: the inverse of its class's images, (N,) float64 with a mean of 1."""
+    sizes = torch.bincount(labels, minlength=classes)
+    return len(labels) / ((sizes > 0).sum() * sizes[labels].double())
+
+
 def log_likelihood(scores: Tensor, labels: Tensor, scale: float) -> Tensor:
     """log softmax(scale x scores) of each image's own class: (N,) float64."""
     return -F.cross_entropy(scale * scores.double(), labels, reduction="none")
 
 
+def least_surprising(scores: Tensor, surprise: Callable[[float], float]) -> float:
+    """The scale of scores (N, C) whose surprise, a convex function of it, is least: by Brent's
+    bounded search, exact to 1e-6 of its logarithm, from 1e-3 to 1e4 of what spreads them by 1."""
+    spread = max(float(scores.std()), 1e-9)
+    found = minimize_scalar(
+        lambda log_scale: surprise(math.exp(log_scale)),
+        bounds=(math.log(1e-3 / spread), math.log(1e4 / spread)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return math.exp(found.x)
+
+
 def calibrated_likelihood(scores: Tensor, labels: Tensor) -> tuple[float, float]:
     """The mean `log_likelihood` after temperature scaling (Guo et al. 2017, arXiv:1706.04599), and
-    the scale, by Brent's bounded search, exact to 1e-6 of its logarithm. NaN, at 1, of scores that
-    are no numbers, as of a run that diverged in its last step.
+    the scale. NaN, at 1, of scores that are no numbers, as of a run that diverged in its last step.
 
     Where every image is right, the likeliest scale has no end, and all such scores would be equally
     likely. So it is the likeliest for labels of which each of n counts (n + 1) / (n + 2), the rest
@@ -47,14 +67,10 @@ def calibrated_likelihood(scores: Tensor, labels: Tensor) -> tuple[float, float]
     others = (scores.sum(1) - own) / max(1, scores.shape[1] - 1)
     target = torch.lerp(own, others, 1 / (len(labels) + 2))
 
-    def at(log_scale: float) -> float:
-        scale = math.exp(log_scale)
+    def surprise(scale: float) -> float:
         return -float((scale * target - (scale * scores).logsumexp(1)).mean())
 
-    spread = max(float(scores.std()), 1e-9)  # what a scale is of one: 1e-3 to 1e4 of it
-    bounds = (math.log(1e-3 / spread), math.log(1e4 / spread))
-    found = minimize_scalar(at, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    scale = math.exp(found.x)
+    scale = least_surprising(scores, surprise)
     return float(log_likelihood(scores, labels, scale).mean()), scale
 
 
