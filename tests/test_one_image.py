@@ -18,6 +18,7 @@ from pipelines.encode import Args
 from pipelines.encoding.given import encode_given
 from pipelines.measuring.accuracy import ClassProtocol
 from pipelines.measuring.captions import CaptionProtocol
+from pipelines.measuring.protocol import metrics, versus
 from tests.tiny import COLOURS, caption, tiny_features, tiny_lm, tiny_shards
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
@@ -224,9 +225,9 @@ def test_of_one_labelled_or_captioned_image_no_number_is_missing(backbone: Backb
     spoken = CaptionProtocol(data, backbone, 100)
     said, other = spoken.measure(["a dog"]), spoken.measure(["a cat in the park"])
     for protocol, ours, theirs in ((labelled, right, wrong), (spoken, said, other)):
-        gaps = protocol.versus(ours, theirs)
+        gaps = versus(ours, theirs, protocol)
         assert {gap["p"] for gap in gaps.values()} == {1}
-        numbers = [*protocol.metrics(ours).values(), *gaps.values()]
+        numbers = [*metrics(ours, protocol).values(), *gaps.values()]
         assert all(np.isfinite([*one.values()]).all() for one in numbers)
         assert any(gap["difference"] for gap in gaps.values())
     assert "change where these classes and these trained" in " ".join(labelled.text("accuracy"))

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.measuring import calibration
-from pipelines.measuring.protocol import Measured, differences, intervals, metrics, versus
+from pipelines.measuring.protocol import Measured, differences, intervals
 from trainables.adapters.base import Adapter
 from trainables.calibration import Calibration
 from trainables.features import SplitFeatures
@@ -76,12 +76,6 @@ class ClassProtocol:
             for name, value in values.items()
         }
         return Measured(values, {n: float(v.mean()) for n, v in values.items()}, replicates)
-
-    def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
-        return metrics(model, self)
-
-    def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
-        return versus(model, baseline, self)
 
     def per_class(self, model: Measured) -> dict[str, float]:
         """The accuracy of each class that has images."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.baselines import WORDS
-from pipelines.measuring.protocol import Measured, differences, intervals, metrics, versus
+from pipelines.measuring.protocol import Measured, differences, intervals
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES
 from trainables.backbone import Backbone
@@ -91,12 +91,6 @@ class CaptionProtocol:
             summary[f"bleu{order}"], replicates[f"bleu{order}"] = float(value), resampled
             values[f"bleu{order}"] = scores.bleu
         return Measured(values, summary, replicates, said=said)
-
-    def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
-        return metrics(model, self)
-
-    def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
-        return versus(model, baseline, self)
 
     def about(self, model: Measured) -> dict[str, Any]:
         return {"diversity": diversity(model.said)}

@@ -149,12 +149,6 @@ class Protocol:
         }
         return Measured(values, summarise(values), replicates, predictions)
 
-    def metrics(self, model: Measured) -> dict[str, dict[str, float]]:
-        return metrics(model, self)
-
-    def versus(self, model: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
-        return versus(model, baseline, self)
-
     def about(self, model: Measured) -> dict[str, Any]:
         """What a row says beside its metrics."""
         del model

@@ -10,7 +10,7 @@ from pipelines.baselines import WORDS
 from pipelines.measuring.accuracy import ClassProtocol
 from pipelines.measuring.captions import CaptionProtocol
 from pipelines.measuring.contestants import Contest, Contestant
-from pipelines.measuring.protocol import Measured, Protocol
+from pipelines.measuring.protocol import Measured, Protocol, metrics, versus
 from trainables.adapters.base import Adapter
 from trainables.config import to_json
 from trainables.draws import measured
@@ -61,8 +61,8 @@ def _row(
         "config": to_json(adapter.train_config),
         "trainable_parameters": sum(p.numel() for p in adapter.parameters() if p.requires_grad),
         **one.history(),
-        "metrics": protocol.metrics(model),
-        "vs_baseline": {} if model is baseline else protocol.versus(model, baseline),
+        "metrics": metrics(model, protocol),
+        "vs_baseline": {} if model is baseline else versus(model, baseline, protocol),
         **protocol.about(model),
         "selected": one.selected,
     }
@@ -114,7 +114,7 @@ def pairs(
     of as many pairs."""
     trained = list(zip(names, models, strict=True))[1:]
     found: list[dict[str, Any]] = [
-        {"a": a, "b": b, "metrics": protocol.versus(one, other)}
+        {"a": a, "b": b, "metrics": versus(one, other, protocol)}
         for (a, one), (b, other) in itertools.combinations(trained, 2)
     ]
     correct([pair["metrics"] for pair in found])
