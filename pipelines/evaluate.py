@@ -17,8 +17,6 @@ from trainables.files import append_jsonl, now, read_json, read_jsonl, sha256_js
 
 if TYPE_CHECKING:
     from pipelines.measuring.contestants import Contest
-    from pipelines.measuring.protocol import Measured
-    from pipelines.measuring.standings import AnyProtocol
     from trainables.adapters.base import Adapter
     from trainables.backbone import Backbone
     from trainables.features import SplitFeatures
@@ -163,6 +161,34 @@ def _log_opening(args: Args, contest: Contest, shards: ShardSet) -> list[dict[st
     return openings
 
 
+def _open(
+    args: Args,
+    contest: Contest,
+    shards: ShardSet,
+    backbone: Backbone,
+    adapters: list[Adapter[Any]],
+    seal: Seal,
+) -> SplitFeatures:
+    """The test split's features; of classes, those of the images to measure, with their labels."""
+    from trainables.features import embed_split, frames_of
+
+    doing = "reading" if shards.embedded else "embedding"
+    say(f"{doing} the {shards.splits['test']['images']:,} images of test ...")
+    data = embed_split(
+        backbone,
+        shards,
+        "test",
+        seal=seal,
+        pixels=any(adapter.image_block is not None for adapter in adapters),
+        batch_size=args.batch_size,
+        seen=frames_of(contest.features),
+    )
+    if contest.measured is None:
+        return data
+    rows = shards.rows("test", ["id", "label"], seal)
+    return contest.measured.among(data, rows, contest.draw)
+
+
 def _measure(
     args: Args,
     contest: Contest,
@@ -172,46 +198,33 @@ def _measure(
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
+    from pipelines.measuring.examples import examples
     from pipelines.measuring.protocol import caveats
-    from pipelines.measuring.provenance import hardware, versions
+    from pipelines.measuring.protocols import protocol_of
+    from pipelines.measuring.provenance import about, hardware, versions
     from pipelines.measuring.standings import pairs, standings
-    from trainables.features import embed_split, frames_of
     from trainables.shards import Seal
 
     seal = Seal(f"cliptune evaluate --run {args.run}")
-    pixels = any(adapter.image_block is not None for adapter in adapters)
-    doing = "reading" if shards.embedded else "embedding"
-    say(f"{doing} the {shards.splits['test']['images']:,} images of test ...")
-    data = embed_split(
-        backbone,
-        shards,
-        "test",
-        seal=seal,
-        pixels=pixels,
-        batch_size=args.batch_size,
-        seen=frames_of(contest.features),
-    )
-    if contest.measured is not None:
-        rows = shards.rows("test", ["id", "label"], seal)
-        data = contest.measured.among(data, rows, contest.draw)
-    whole, data = data, data.one_row_an_image()
-    protocol = _protocol(args, contest, data, backbone, adapters)
+    whole = _open(args, contest, shards, backbone, adapters, seal)
+    data = whole.one_row_an_image()
+    protocol = protocol_of(contest, data, backbone, adapters, args.bootstrap)
     compared = contest.task == "captioning" or bool(args.beside)  # each with each
     models = [
         protocol.of(adapter, args.batch_size)
         for adapter in tqdm(adapters, "measuring", unit="adapter")
     ]
     names = [one.name for one in contest.contestants]
-    shown = _shown(args, contest, models, data, shards, seal)
-    about = _about(shards, whole, data)
+    shown = examples(contest, models, data, shards, seal, args.gallery)
     between = pairs(names, models, protocol) if compared else []
-    warning = about["duplicated_image_rows"]["warning"]
+    measured = about(shards, whole, data)
+    warning = measured["duplicated_image_rows"]["warning"]
     warnings = [warning] if warning else []
     warnings += caveats(protocol.bootstrap, max(len(models) - 1, len(between)))
     return {
         "format": FORMAT,
         "created": now(),
-        "data": about,
+        "data": measured,
         "backbone": {
             "name": backbone.name,
             "revision": backbone.revision,
@@ -232,72 +245,6 @@ def _measure(
         **shown,
         "versions": versions(),
         "hardware": hardware(),
-    }
-
-
-def _protocol(
-    args: Args,
-    contest: Contest,
-    data: SplitFeatures,
-    backbone: Backbone,
-    adapters: list[Adapter[Any]],
-) -> AnyProtocol:
-    """How the task is measured."""
-    if contest.task == "captioning":
-        from pipelines.measuring.captions import CaptionProtocol
-
-        return CaptionProtocol(data, backbone, args.bootstrap)
-    if contest.measured is not None:
-        from pipelines.measuring.accuracy import ClassProtocol
-
-        assert contest.draw is not None
-        calibrations = [adapter.calibration for adapter in adapters]
-        same = contest.measured.names == contest.draw.names
-        return ClassProtocol(data, args.bootstrap, calibrations, same)
-    from pipelines.measuring.protocol import Protocol
-
-    return Protocol(data, args.bootstrap)
-
-
-def _shown(
-    args: Args,
-    contest: Contest,
-    models: list[Measured],
-    data: SplitFeatures,
-    shards: ShardSet,
-    seal: Seal,
-) -> dict[str, Any]:
-    """Examples to look at, and the rule by which they were chosen."""
-    from pipelines.measuring.gallery import COLUMNS, RULE, gallery
-    from pipelines.measuring.sayings import RULE as SAYINGS
-    from pipelines.measuring.sayings import sayings
-
-    chosen = next((n for n, one in enumerate(contest.contestants) if one.selected), 0)
-    if not (chosen and args.gallery) or contest.draw is not None or shards.embedded:
-        return {"gallery": []}  # of finished embeddings there are no pictures
-    records = shards.rows("test", COLUMNS, seal)
-    if contest.task == "captioning":
-        names = [one.name for one in contest.contestants]
-        found = sayings(names, models, chosen, data, records, args.gallery)
-        return {"rule": [SAYINGS], "gallery": [], "captions": found}
-    pictures = gallery(models[0], models[chosen], data, records, args.gallery)
-    return {"rule": [RULE], "gallery": pictures}
-
-
-def _about(shards: ShardSet, whole: SplitFeatures, data: SplitFeatures) -> dict[str, Any]:
-    """What was measured, `data`, of the rows that the split has, `whole`."""
-    from pipelines.measuring.protocol import duplicates
-
-    return {
-        "shards": str(shards.folder),
-        "digest": shards.digest,
-        "split": "test",
-        "images": len(data.groups),
-        "captions": len(data.caption_rows),
-        "quarantined": shards.manifest["quarantined"],
-        "notes": shards.manifest["notes"],
-        "duplicated_image_rows": duplicates(whole),
-        "truncated_captions": data.truncated,
     }
 
 

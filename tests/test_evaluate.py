@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from pipelines import evaluate, report
 from pipelines.evaluate import Args
 from pipelines.measuring import gallery
-from pipelines.measuring.protocol import Protocol, caveats, duplicates
+from pipelines.measuring.protocol import Protocol, caveats
+from pipelines.measuring.provenance import duplicates
 from pipelines.measuring.standings import correct, pairs, verdict
 from pipelines.reporting.result import read_result
 from tests.tiny import caption, picture, tiny_features

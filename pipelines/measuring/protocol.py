@@ -104,24 +104,6 @@ def caveats(bootstrap: Bootstrap, compared: int) -> list[str]:
     return [f"{said}{resamples:,} resamples; `--bootstrap {needed}` would do."]
 
 
-def duplicates(whole: SplitFeatures) -> dict[str, Any]:
-    """The lint: rows that repeat an earlier row's image, and groups of ids that are equal."""
-    _, numbers, counts = whole.groups.unique(return_inverse=True, return_counts=True)
-    repeated = (counts > 1).nonzero().flatten()  # (groups,)
-    examples = [
-        [whole.ids[row] for row in (numbers == group).nonzero().flatten().tolist()]
-        for group in repeated[:5]
-    ]
-    rows, warning = len(numbers) - len(counts), None
-    if rows and whole.labels is None:
-        warning = (
-            f"{rows:,} of {len(numbers):,} image rows repeat an earlier row's bytes. Here they are "
-            f"{len(counts):,} images, each with the captions of all its rows: counted row by row, "
-            "copies of one wrong image would fill the first places."
-        )
-    return {"rows": rows, "groups": examples, "warning": warning}
-
-
 class Protocol:
     """Measures models on one split, a row an image, on the same resamples of its images."""
 

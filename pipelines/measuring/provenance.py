@@ -1,4 +1,5 @@
-"""Where a number was made: the versions and the machine, for whoever wants to make it again."""
+"""Where a number was made: the data, the versions and the machine, for whoever wants to make it
+again."""
 
 from __future__ import annotations
 
@@ -6,6 +7,11 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainables.features import SplitFeatures
+    from trainables.shards import ShardSet
 
 PACKAGES = ("cliptune", "torch", "transformers", "peft", "ray", "optuna", "numpy", "simplejpeg")
 
@@ -32,3 +38,36 @@ def hardware(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str | int | flo
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "ram_gib": round(pages / 2**30, 1),
     }
+
+
+def about(shards: ShardSet, whole: SplitFeatures, data: SplitFeatures) -> dict[str, Any]:
+    """What was measured, `data`, of the rows that the test split has, `whole`."""
+    return {
+        "shards": str(shards.folder),
+        "digest": shards.digest,
+        "split": "test",
+        "images": len(data.groups),
+        "captions": len(data.caption_rows),
+        "quarantined": shards.manifest["quarantined"],
+        "notes": shards.manifest["notes"],
+        "duplicated_image_rows": duplicates(whole),
+        "truncated_captions": data.truncated,
+    }
+
+
+def duplicates(whole: SplitFeatures) -> dict[str, Any]:
+    """The lint: rows that repeat an earlier row's image, and groups of ids that are equal."""
+    _, numbers, counts = whole.groups.unique(return_inverse=True, return_counts=True)
+    repeated = (counts > 1).nonzero().flatten()  # (groups,)
+    examples = [
+        [whole.ids[row] for row in (numbers == group).nonzero().flatten().tolist()]
+        for group in repeated[:5]
+    ]
+    rows, warning = len(numbers) - len(counts), None
+    if rows and whole.labels is None:
+        warning = (
+            f"{rows:,} of {len(numbers):,} image rows repeat an earlier row's bytes. Here they are "
+            f"{len(counts):,} images, each with the captions of all its rows: counted row by row, "
+            "copies of one wrong image would fill the first places."
+        )
+    return {"rows": rows, "groups": examples, "warning": warning}

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from pipelines.baselines import WORDS
-from pipelines.measuring.accuracy import ClassProtocol
-from pipelines.measuring.captions import CaptionProtocol
 from pipelines.measuring.contestants import Contest, Contestant
-from pipelines.measuring.protocol import Measured, Protocol, metrics, versus
+from pipelines.measuring.protocol import Measured, metrics, versus
+from pipelines.measuring.protocols import AnyProtocol
 from trainables.adapters.base import Adapter
 from trainables.config import to_json
 from trainables.draws import measured
 from trainables.features import open_features
 from trainables.measure import measure
 from trainables.metrics.bootstrap import LEVEL, holm
-
-AnyProtocol: TypeAlias = Protocol | ClassProtocol | CaptionProtocol
 
 
 def standings(

@@ -1,0 +1,39 @@
+"""What a result shows beside its numbers: pictures of captions, or captions of pictures.
+
+Flows in: the models as they were measured, and the split. Flows out: JSON-ready examples, and the
+rule by which they were chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.measuring.contestants import Contest
+from pipelines.measuring.gallery import COLUMNS, RULE, gallery
+from pipelines.measuring.protocol import Measured
+from pipelines.measuring.sayings import RULE as SAYINGS
+from pipelines.measuring.sayings import sayings
+from trainables.features import SplitFeatures
+from trainables.shards import Seal, ShardSet
+
+
+def examples(
+    contest: Contest,
+    models: Sequence[Measured],
+    data: SplitFeatures,
+    shards: ShardSet,
+    seal: Seal,
+    count: int,
+) -> dict[str, Any]:
+    """`count` examples of the chosen model; none of classes, and of finished embeddings, which have
+    no pictures."""
+    chosen = next((n for n, one in enumerate(contest.contestants) if one.selected), 0)
+    if not (chosen and count) or contest.draw is not None or shards.embedded:
+        return {"gallery": []}
+    records = shards.rows("test", COLUMNS, seal)
+    if contest.task == "captioning":
+        names = [one.name for one in contest.contestants]
+        found = sayings(names, models, chosen, data, records, count)
+        return {"rule": [SAYINGS], "gallery": [], "captions": found}
+    return {"rule": [RULE], "gallery": gallery(models[0], models[chosen], data, records, count)}
