@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from trainables.errors import CliptuneError, unknown
+from pipelines.console import complain
+from pipelines.door import expected, keep, sentence
+from trainables.errors import unknown
 
 STAGES = {
     "demo": "the whole line on a drawn data set: see it work first",
@@ -48,23 +50,35 @@ def main() -> None:
 
 
 def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
-    """Parse `words` (default: the command line) and run `stage`; exit 2 on a user's mistake."""
+    """Parse `words` (default: the command line) and run `stage`; exit 2 on what its user
+    can mend, 1 on a fault of ours. `--debug`, anywhere, shows the traceback."""
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        _run(stage, words)
+    except KeyboardInterrupt:
+        complain("interrupted: run the same command again to go on.")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        complain(f"error: {sentence(error)}")
+        if expected(error):
+            sys.exit(2)
+        complain(f"The traceback is in {keep(error)}; `--debug` shows it.")
+        sys.exit(1)
+
+
+def _run(stage: str, words: list[str]) -> None:
     import tyro
 
     module = importlib.import_module(f"pipelines.{stage}")
-    words = list(sys.argv[1:] if words is None else words)
     _refuse_unknown_flags(module.Args, words, getattr(module, "NO_FLAGS", {}))
     _refuse_lists_given_twice(module.Args, words)
     _refuse_wrong_values(module.Args, words)
-    prog = f"cliptune {stage}"
-    try:  # `Args` checks its own values
-        module.run(tyro.cli(module.Args, args=words, prog=prog, description=module.__doc__))
-    except CliptuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+    prog = f"cliptune {stage}"  # `Args` checks its own values
+    module.run(tyro.cli(module.Args, args=words, prog=prog, description=module.__doc__))
 
 
 def _refuse_unknown_flags(args: type, words: Sequence[str], why: Mapping[str, str]) -> None:
@@ -81,7 +95,7 @@ def _refuse_unknown_flags(args: type, words: Sequence[str], why: Mapping[str, st
             said = unknown("flag", "--" + flag, choices)
             if "--" + flag in why:
                 said = f"`--{flag}` cannot be given here: {why['--' + flag]}"
-            print(f"error: {said}", file=sys.stderr)
+            complain(f"error: {said}")
             sys.exit(2)
 
 
@@ -91,7 +105,7 @@ def _refuse_lists_given_twice(args: type, words: Sequence[str]) -> None:
     for item in dataclasses.fields(args):
         flag = "--" + item.name.replace("_", "-")
         if str(item.type).startswith("tuple") and given.count(flag) > 1:
-            print(f"error: `{flag}` takes all its values at once: give it once.", file=sys.stderr)
+            complain(f"error: `{flag}` takes all its values at once: give it once.")
             sys.exit(2)
 
 
@@ -109,7 +123,7 @@ def _refuse_wrong_values(args: type, words: Sequence[str]) -> None:
                 continue
         kind = kinds.get(flag, str)
         if (first or get_origin(kind) is tuple) and (rule := _broken_rule(kind, value)):
-            print(f"error: `{flag}` must be {rule}, got {value}.", file=sys.stderr)
+            complain(f"error: `{flag}` must be {rule}, got {value}.")
             sys.exit(2)
         first = False  # what follows is a value of a list, or belongs to no flag
 

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """A line to stdout. A reader that has gone (`| head`) ends what is said, and not the work."""
+    try:
+        print(safe(text), flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def complain(text: str) -> None:
+    """A line to stderr."""
+    print(safe(text), file=sys.stderr)
+
+
+def safe(text: str) -> str:
+    """Names of files and classes are strangers': what would move a terminal's cursor, colour it or
+    turn its text around is shown as its code."""
+    return "".join(_shown(one) for one in text) if not text.isprintable() else text
+
+
+def _shown(one: str) -> str:
+    joins = one in "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # which scripts and emoji need
+    if one in "\n\t" or joins or unicodedata.category(one) not in ("Cc", "Cf", "Cs"):
+        return one
+    return f"\\x{ord(one):02x}" if ord(one) < 256 else f"\\u{ord(one):04x}"
 
 
 def done(wrote: Sequence[Path], then: str) -> None:

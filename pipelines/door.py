@@ -1,0 +1,90 @@
+"""The door that every command leaves by: no traceback for what its user can mend.
+
+Flows in: an exception that nobody below has put into words. Flows out: one sentence that says what
+went wrong with which file, and where the traceback was kept.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from trainables.errors import CliptuneError
+
+# What the machine says, by its number: what it means, and what helps.
+MACHINE = {
+    errno.EACCES: "may not be read or written by this user: change its permissions",
+    errno.EPERM: "may not be read or written by this user: change its permissions",
+    errno.EROFS: "lies on a disk that cannot be written to: give another place",
+    errno.ENOSPC: "does not fit: the disk is full. Make room, then run the same command again",
+    errno.EDQUOT: "does not fit: this user's quota is used up. Make room, then run it again",
+    errno.ENOENT: "does not exist",
+    errno.EISDIR: "is a folder, where a file is needed",
+    errno.ENOTDIR: "is a file, where a folder is needed",
+    errno.ENAMETOOLONG: "has a longer name than the file system takes",
+    errno.ELOOP: "is a chain of symbolic links without an end",
+    errno.EIO: "cannot be read: the disk reports an error",
+    errno.ESTALE: "is on a network file system that has lost it: mount it again",
+    errno.EMFILE: "cannot be opened: too many files are open; raise `ulimit -n`",
+}
+
+
+def expected(error: BaseException) -> bool:
+    """Whether it is about a file, a value or the machine, and not a fault of ours."""
+    return isinstance(_cause(error), CliptuneError | OSError | UnicodeError | MemoryError)
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception means, for the one who typed the command."""
+    error = _cause(error)
+    if isinstance(error, CliptuneError):
+        return str(error)
+    if isinstance(error, OSError):
+        return _of_machine(error)
+    if isinstance(error, UnicodeError):
+        return f"a text is not UTF-8: {error}. Save the file as UTF-8."
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return f"not enough memory: {_short(error)}."
+    return f"cliptune did not expect this: {_short(error)}, at {_place(error)}."
+
+
+def _of_machine(error: OSError) -> str:
+    named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    what = " and ".join(f"`{name}`" for name in named) or "a file"
+    known = MACHINE.get(error.errno or 0)
+    return f"{what} {known}." if known else f"{what}: {error.strerror or error}."
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a worker's exception stands for: Ray wraps it."""
+    inner = getattr(error, "cause", None)
+    return _cause(inner) if isinstance(inner, BaseException) else error
+
+
+def _short(error: BaseException) -> str:
+    first = str(error).strip().splitlines()[:1]
+    return f"{type(error).__name__}{': ' + first[0][:200] if first else ''}"
+
+
+def _place(error: BaseException) -> str:
+    """The last of our own lines that it went through."""
+    root = Path(__file__).parents[1]
+    ours = [
+        f"{Path(frame.filename).relative_to(root)}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(root) and "site-packages" not in frame.filename
+    ]
+    return ours[-1] if ours else "an unknown place"
+
+
+def keep(error: BaseException) -> Path:
+    """The traceback in a new file, for a report."""
+    number, name = tempfile.mkstemp(prefix="cliptune-", suffix=".log")
+    with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+        print("cliptune", *sys.argv[1:], file=file)
+        traceback.print_exception(error, file=file)
+    return Path(name)
