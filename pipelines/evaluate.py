@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.console import done, nothing_to_do, say
 from trainables.errors import ConfigError, DataError
-from trainables.files import append_jsonl, now, read_json, read_jsonl, sha256_json, write_json
+from trainables.files import now, read_json, sha256_json, write_json
 
 if TYPE_CHECKING:
     from pipelines.measuring.contestants import Contest
@@ -61,6 +61,7 @@ def run(args: Args) -> None:
         return
     from pipelines.measuring import calibration
     from pipelines.measuring.contestants import check_open, join, read_contest
+    from pipelines.measuring.openings import damages
     from pipelines.measuring.standings import retention, table
     from trainables.features import backbone_of
     from trainables.hardware import default_device
@@ -83,6 +84,8 @@ def run(args: Args) -> None:
     openings = _log_opening(args, contest, shards)
     result = _measure(args, contest, shards, backbone, adapters)
     result |= {"inputs": inputs, "test_openings": openings, "seconds": time.monotonic() - started}
+    result["warnings"] += (damaged := damages(openings))
+    result["protocol"] += damaged
     write_json(path, result)
     for line in (*table(result["rows"], contest.metric), *calibration.table(result["rows"])):
         say(line)
@@ -96,6 +99,7 @@ def run(args: Args) -> None:
 def _evaluate_arena(args: Args) -> None:
     """All cells of an arena, as `cliptune arena` asks for it at its end."""
     from pipelines.comparing.measuring import identity, measure_arena
+    from pipelines.measuring.openings import damages, log_opening
     from trainables.shards import Seal
 
     path, inputs = args.run / "arena.json", identity(args.run)
@@ -104,9 +108,10 @@ def _evaluate_arena(args: Args) -> None:
         nothing_to_do(path, then)
         return
     opening = {"at": now(), "by": "cliptune evaluate", "inputs": inputs}
-    append_jsonl(args.run / "test_openings.jsonl", [opening])
+    openings = log_opening(args.run, opening)
+    for warning in damages(openings):
+        say(f"warning: {warning}")
     arena = measure_arena(args.run, Seal(f"cliptune evaluate --run {args.run}"))
-    openings = read_jsonl(args.run / "test_openings.jsonl")
     write_json(path, arena | {"inputs": inputs, "test_openings": openings})
     done([path], then)
 
@@ -145,13 +150,15 @@ def _identity(args: Args, contest: Contest, shards: ShardSet, made_with: dict[st
 
 def _log_opening(args: Args, contest: Contest, shards: ShardSet) -> list[dict[str, Any]]:
     """All openings so far and the one about to happen, which is on disk before it does."""
+    from pipelines.measuring.openings import log_opening
+
     names = [one.name for one in contest.contestants]
     opening = {"at": now(), "by": "cliptune evaluate", "rows": names, "digest": shards.digest}
     if contest.others:
         opening |= {"part": contest.others.part, "draw": contest.others.key}
-    for run in (args.run, *args.beside):
-        append_jsonl(run / "test_openings.jsonl", [opening])
-    openings = read_jsonl(args.run / "test_openings.jsonl")
+    openings = log_opening(args.run, opening)
+    for run in args.beside:
+        log_opening(run, opening)
     times = sum(one.get("draw") == opening.get("draw") for one in openings)
     if times > 1:
         say(

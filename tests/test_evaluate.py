@@ -191,6 +191,21 @@ def test_every_other_call_is_one_more_opening_and_says_so(
     assert openings == [["zero_shot", "soft_prompt"], ["zero_shot", "soft_prompt", "lora"]]
 
 
+def test_openings_that_a_damaged_log_forgot_are_counted_on_every_page(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        measured(study, adapters=("best", "per-adapter")[number])
+    log = study / "test_openings.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])
+    capsys.readouterr()
+    result = measured(study, adapters="best")
+    said = "The log of test openings is damaged: its last line was cut."
+    assert len(result["test_openings"]) == 3
+    assert any(said in line for line in result["protocol"])
+    assert f"warning: {said}" in capsys.readouterr().out
+
+
 def test_an_opening_that_fails_is_logged_all_the_same(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
