@@ -82,7 +82,7 @@ def run(args: Args) -> None:
             raise CliptuneError(f"`{flag}` must be at least {least}, got {value}.")
     check_gpus(args.gpus, args.wait)
     folder = args.out.absolute()
-    with hold(folder):
+    with hold(folder, "plan.json"):
         _compete(args, _plan(args), folder)
 
 

@@ -11,15 +11,20 @@ from pathlib import Path
 from trainables.errors import DataError
 from trainables.files import now, read_json, write_json
 
+LEFT = {".lock", "holder.json", "ray", "trials", "journal.log"}  # of a command that ended early
+
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, mark: str = "") -> Iterator[None]:
     """Hold `folder` while the block runs. A holder that was killed holds nothing any more. A folder
-    that is new, and into which nothing came, goes again."""
+    that is new, and into which nothing came, goes again. `mark` is the file by which the command
+    knows a folder of its own: one with other files and without it is not written to."""
     from filelock import FileLock, Timeout
 
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    if mark:
+        _refuse_foreign(folder, mark)
     holder = folder / "holder.json"
     lock = FileLock(folder / ".lock")
     try:
@@ -38,3 +43,14 @@ def hold(folder: Path) -> Iterator[None]:
         if new and all(path.name == ".lock" for path in folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
         lock.release()
+
+
+def _refuse_foreign(folder: Path, mark: str) -> None:
+    names = sorted(path.name for path in folder.iterdir() if not path.name.endswith(".tmp"))
+    foreign = [name for name in names if name not in LEFT]
+    if foreign and mark not in names:
+        more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
+        raise DataError(
+            f"`{folder}` holds files of something else ({', '.join(foreign[:3])}{more}) and no "
+            f"{mark}: nothing was written. Give a new or an empty folder as `--out`."
+        )

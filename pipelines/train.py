@@ -92,7 +92,7 @@ def run(args: Args) -> None:
     check_here(config.precision, args.gpus)
     folder = args.out.absolute()
     job = {"args": args, "config": config, "folder": folder}
-    with hold(folder):
+    with hold(folder, "run.json"):
         _claim(folder, args, task)
         here = args.workers == 1 and args.gpus == "auto"
         try:

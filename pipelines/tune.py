@@ -119,7 +119,7 @@ def run(args: Args) -> None:
 
     search = check(args)
     folder = args.out.absolute()
-    with hold(folder):
+    with hold(folder, "study.json"):
         _search(args, search, folder)
 
 

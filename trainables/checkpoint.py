@@ -129,7 +129,8 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
-    """Put the tensors of a verified checkpoint into `adapter`, in place."""
+    """Put the tensors of a verified checkpoint into `adapter`, in place. Raises `CheckpointError`
+    for other names, shapes or types, and for what is not finite."""
     stored = load_file(folder / "adapter.safetensors")
     named = live_tensors(adapter)
     if stored.keys() != named.keys():
@@ -143,6 +144,14 @@ def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
                 raise CheckpointError(
                     f"`{name}` in `{folder}` must have shape {tuple(tensor.shape)}, "
                     f"got {tuple(stored[name].shape)}."
+                )
+            if stored[name].is_floating_point() != tensor.is_floating_point():
+                raise CheckpointError(
+                    f"`{name}` in `{folder}` must be of {tensor.dtype}, got {stored[name].dtype}."
+                )
+            if not stored[name].isfinite().all():
+                raise CheckpointError(
+                    f"`{name}` in `{folder}` holds what is no finite number: its training diverged."
                 )
             tensor.copy_(stored[name])
 

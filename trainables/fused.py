@@ -89,8 +89,12 @@ class Fleet:
         self._note(results)
         share = (time.monotonic() - started) / len(asked)
         for run in self.runs:
-            results[id(run)] = run.end_epoch(share)
-        self._keep([run for run in self.runs if not run.finished])
+            try:
+                results[id(run)] = run.end_epoch(share)
+            except Diverged as error:
+                results[id(run)] = error
+        failed = [run for run in self.runs if isinstance(results[id(run)], Diverged)]
+        self._keep([run for run in self.runs if run not in failed and not run.finished])
         return [results[id(run)] for run in asked]
 
     def _note(

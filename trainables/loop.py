@@ -261,6 +261,8 @@ class Run:
         """Measure and save."""
         started = time.monotonic()
         self.settle()
+        if not all(parameter.isfinite().all() for parameter in self.trained.values()):
+            raise Diverged(f"a weight is no finite number after step {self.step - 1}.")
         similarity = self.adapter.end_epoch(self.epoch + 1, None if self.folds else self.val)
         row: Row = {"epoch": self.epoch + 1, "step": self.step}
         steps = self.batches.steps_per_epoch

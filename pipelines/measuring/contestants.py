@@ -5,7 +5,7 @@ Everything about them that can be wrong is found here, before the test split is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,20 @@ def _of_study(run: Path, only_best: bool) -> list[Contestant]:
     if best not in entries and best["trial"] is None:  # val prefers what needs no training
         entries.append(best)
     return [
-        Contestant(one["adapter"], run / one["path"], one["trial"], one["trial"] == best["trial"])
+        Contestant(one["adapter"], _inside(run, one), one["trial"], one["trial"] == best["trial"])
         for one in entries
     ]
+
+
+def _inside(run: Path, entry: Mapping[str, Any]) -> Path:
+    """The folder of a trial, which is in its study's own."""
+    folder = run / entry["path"]
+    if not folder.resolve().is_relative_to(run.resolve()):
+        raise DataError(
+            f"`{run / 'best.json'}`: `path` of `{entry['adapter']}` must lie in the study's "
+            f"folder, got {entry['path']!r}."
+        )
+    return folder
 
 
 def _with_baseline(trained: list[Contestant], task: Task) -> list[Contestant]:

@@ -1,0 +1,144 @@
+"""Nothing foreign is overwritten, and nothing that lies elsewhere or is no number is believed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipelines.hold import hold
+from pipelines.measuring.contestants import read_contest
+from tests.test_few_shot_runs import finish, start
+from tests.things import in_this_process
+from trainables.backbone import Backbone
+from trainables.checkpoint import load_adapter
+from trainables.errors import CheckpointError, DataError
+from trainables.files import read_json, sha256_file, sha256_json, write_json
+from trainables.fused import Fleet
+from trainables.loop import Diverged, Run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("stage", ["train", "tune"])
+def test_a_folder_of_something_else_is_not_written_to(
+    features: Path, clip: Path, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(clip, tmp_path / "model"))
+    before = files(model)
+    words = (stage, "--features", features, "--out", model, "--adapter", "projection")
+    assert in_this_process(*words, *(("--trials", 1) if stage == "tune" else ())) == 2
+    mark = "run.json" if stage == "train" else "study.json"
+    said = capsys.readouterr().err
+    assert f"`{model}` holds files of something else (config.json, " in said
+    assert f"and no {mark}: nothing was written. Give a new or an empty folder" in said
+    assert files(model) == before
+
+
+def test_a_folder_of_ones_own_and_an_empty_one_are(tmp_path: Path) -> None:
+    for names in ((), ("run.json", "notes.txt"), (".lock", "holder.json"), ("ray",)):
+        folder = tmp_path / "-".join(("x", *names))
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+        (folder / "holder.json").unlink(missing_ok=True)
+        with hold(folder, "run.json"):
+            pass
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"something else \(notes.txt\) and no run.json"):
+        hold(tmp_path / "notes", "run.json").__enter__()
+
+
+@pytest.mark.parametrize("path", ["../other/trials/0000", "{other}/trials/0000"])
+def test_a_choice_outside_its_study_is_not_believed(tmp_path: Path, path: str) -> None:
+    own, other = tmp_path / "study", tmp_path / "other"
+    (other / "trials" / "0000").mkdir(parents=True)
+    entry = {"trial": 0, "adapter": "lora", "value": 0.5, "path": path.format(other=other)}
+    write_json(own / "study.json", {"features": "f", "metric": "val/t2i_r1"})
+    write_json(own / "best.json", entry | {"per_adapter": {"lora": entry}})
+    with pytest.raises(DataError, match="`path` of `lora` must lie in the study's folder, got"):
+        read_contest(own, only_best=True)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_adapter_with_what_is_no_number_is_refused(
+    tmp_path: Path, backbone: Backbone, features: Path, bad: float
+) -> None:
+    finish(start(tmp_path, backbone, features, "linear_probe", epochs=1))
+    best = tmp_path / "best"
+    stored = load_file(best / "adapter.safetensors")
+    name = max(stored, key=lambda one: stored[one].numel())
+    stored[name].view(-1)[3] = bad
+    rewrite(best, stored)
+    with pytest.raises(CheckpointError, match=f"`{name}` in .* holds what is no finite number"):
+        load_adapter(best, backbone)
+
+
+def test_an_adapter_of_whole_numbers_is_refused(
+    tmp_path: Path, backbone: Backbone, features: Path
+) -> None:
+    finish(start(tmp_path, backbone, features, "linear_probe", epochs=1))
+    best = tmp_path / "best"
+    stored = load_file(best / "adapter.safetensors")
+    rewrite(best, {name: tensor.long() for name, tensor in stored.items()})
+    with pytest.raises(CheckpointError, match=r"must be of torch.float32, got torch.int64"):
+        load_adapter(best, backbone)
+
+
+def rewrite(best: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """As somebody would who also knows the manifest."""
+    save_file(tensors, best / "adapter.safetensors")
+    manifest = read_json(best / "manifest.json")
+    del manifest["sha256"]
+    manifest["files"]["adapter.safetensors"] = sha256_file(best / "adapter.safetensors")
+    write_json(best / "manifest.json", manifest | {"sha256": sha256_json(manifest)})
+
+
+def ruin(run: Run) -> None:
+    """As the last step of an epoch may."""
+    with torch.no_grad():
+        next(iter(run.trained.values())).view(-1)[0] = float("inf")
+
+
+def test_weights_that_are_no_numbers_after_an_epoch_fail_the_run_and_are_not_saved(
+    tmp_path: Path, backbone: Backbone, features: Path
+) -> None:
+    run = start(tmp_path, backbone, features, "clip_adapter")
+    run.begin_epoch()
+    while run.step < run.epoch_end:
+        run.count(run._train_step())
+    ruin(run)
+    with pytest.raises(Diverged, match="a weight is no finite number after step 2"):
+        run.end_epoch(0.0)
+    assert not (tmp_path / "best").exists()
+
+
+def test_the_others_of_a_fleet_go_on(
+    tmp_path: Path, backbone: Backbone, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"optim.kind": "adamw", "optim.schedule": "cosine"}
+    runs = [start(tmp_path / str(n), backbone, features, "clip_adapter", **given) for n in range(2)]
+    fleet = Fleet(runs)
+    plain = Run.end_epoch
+
+    def end(run: Run, seconds: float) -> dict[str, float]:
+        if run is runs[0]:
+            ruin(run)
+        return plain(run, seconds)
+
+    monkeypatch.setattr(Run, "end_epoch", end)
+    first, second = fleet.advance()
+    assert isinstance(first, Diverged)
+    assert isinstance(second, dict)
+    assert fleet.runs == [runs[1]]
+    assert isinstance(fleet.advance()[0], dict)
