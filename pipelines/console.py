@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -17,6 +18,11 @@ def say(text: str) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+def word(value: object) -> str:
+    """A path or a name in a line that can be pasted into a shell."""
+    return shlex.quote(str(value))
 
 
 def complain(text: str) -> None:

@@ -50,9 +50,10 @@ def run(args: Args) -> None:
     draw = _draw(args, shards)
     half = "" if draw.part == "all" else f"-{draw.part}"
     out = args.out or Path("draws") / f"{draw.dataset}-{draw.shots}-{draw.seed}{half}.json"
-    then = f"cliptune tune --features features/<key> --draw {out} --adapter coop"
+    then = f"cliptune tune --features features/<key> --draw {console.word(out)} --adapter coop"
     if shards.embedded:
-        then = f"cliptune tune --features {args.shards} --draw {out} --adapter auto"
+        store = console.word(args.shards)
+        then = f"cliptune tune --features {store} --draw {console.word(out)} --adapter auto"
     if out.exists():
         _refuse_another(out, read_draw(out), draw)
         console.nothing_to_do(out, then)

@@ -124,7 +124,7 @@ def run(args: Args) -> None:
         from pipelines.encoding.store import encode
 
         folder, fresh = encode(args)
-        then = f"cliptune tune --features {folder}"
+        then = f"cliptune tune --features {console.word(folder)}"
     if fresh:
         console.done(wrote=[folder], then=then)
     else:

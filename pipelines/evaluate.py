@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.console import done, nothing_to_do, say
+from pipelines.console import done, nothing_to_do, say, word
 from trainables.errors import ConfigError, DataError
 from trainables.files import now, read_json, sha256_json, write_json
 
@@ -73,7 +73,7 @@ def run(args: Args) -> None:
     inputs = _identity(args, contest, shards, made_with)
     part = f"-{contest.others.part}" if contest.others else ""
     path = args.run / f"result{part}.json"
-    then = f"cliptune report --run {args.run}"
+    then = f"cliptune report --run {word(args.run)}"
     if path.exists() and read_json(path).get("inputs") == inputs:
         nothing_to_do(path, then)
         return

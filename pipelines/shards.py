@@ -54,7 +54,7 @@ def run(args: Args) -> None:
     options = Options(args.images, parse_columns(args.columns))
     name = source_format(args.source, args.format)
     description, expected = _describe(args, name, options)
-    then = f"cliptune encode --shards {args.out}"
+    then = f"cliptune encode --shards {console.word(args.out)}"
     if _is_up_to_date(args, description):
         console.nothing_to_do(args.out, then)
         return

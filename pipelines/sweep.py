@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.console import done, nothing_to_do, say
+from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, sha256_json, write_bytes, write_json
@@ -83,7 +83,7 @@ def _sweep(args: Args, contest: Contest) -> None:
     who = {one.name: one.identity() for one in trained}
     inputs = sha256_json({"adapters": who, "shares": shares, "retain": keys})
     path, page = args.run / "sweep.json", args.run / "sweep.html"
-    then = f"cliptune sweep --run {args.run} --take SHARE --out RUN"
+    then = f"cliptune sweep --run {word(args.run)} --take SHARE --out RUN"
     if path.exists() and page.exists() and read_json(path).get("inputs") == inputs:
         nothing_to_do(path, then)
         return
@@ -143,7 +143,7 @@ def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
     source = one.folder.absolute()
     about = _about(args) | {"share": share, "source": str(source)}
     about["source_sha256"] = one.identity()
-    then = f"cliptune evaluate --run {args.out}"
+    then = f"cliptune evaluate --run {word(args.out)}"
     path = out / "run.json"
     if path.exists() and read_json(path) == about:
         nothing_to_do(out / "best", then)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.capacity import Gpus, check_gpus
 from pipelines.cluster import check_here
-from pipelines.console import done, nothing_to_do, say
+from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, read_jsonl, write_json
@@ -102,7 +102,7 @@ def run(args: Args) -> None:
                 for name in ("run.json", "config.json"):
                     (folder / name).unlink(missing_ok=True)
             raise
-    then = f"cliptune evaluate --run {args.out}"
+    then = f"cliptune evaluate --run {word(args.out)}"
     if ran:
         done([folder / "best", folder / "metrics.csv"], then)
     else:

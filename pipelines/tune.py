@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.capacity import Gpus
-from pipelines.console import done, nothing_to_do, say
+from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
 from pipelines.searching.kinds import Sampler, Scheduler
 from trainables.errors import CliptuneError, DataError
@@ -133,7 +133,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     _claim(folder, args, search)
     study = open_study(folder, search.retains)
     write_choice(study, search, folder)  # a kill may have come between a trial's end and this
-    then = f"cliptune evaluate --run {args.out}"
+    then = f"cliptune evaluate --run {word(args.out)}"
     counts = states(study)
     if Budget(search, study).over() and not counts["RUNNING"]:
         if best_trial(study) is None:
@@ -167,7 +167,8 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     made = [folder / "schedule.json"] if search.stopping.population else []
     done([folder / "best.json", *made, folder / "journal.log", folder / "trials"], then)
     say(
-        f"look:  tensorboard --logdir {args.out}/ray   or   optuna-dashboard {args.out}/journal.log"
+        f"look:  tensorboard --logdir {word(args.out / 'ray')}   or   "
+        f"optuna-dashboard {word(args.out / 'journal.log')}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -142,3 +143,13 @@ def test_the_others_of_a_fleet_go_on(
     assert isinstance(second, dict)
     assert fleet.runs == [runs[1]]
     assert isinstance(fleet.advance()[0], dict)
+
+
+def test_the_next_line_can_be_pasted(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my run; echo"
+    words = ("train", "--features", features, "--out", out, "--adapter", "projection")
+    assert in_this_process(*words, "--set", "epochs=1") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(last.removeprefix("next: ")) == ["cliptune", "evaluate", "--run", str(out)]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.console import word
 from pipelines.reporting.numbers import plural
 from trainables.files import read_json
 from trainables.shards import ShardSet
@@ -44,6 +45,6 @@ def then(store: Path) -> str:
     """What to run next: a task that the store has all for."""
     about: dict[str, Any] = read_json(store / "manifest.json")
     if ShardSet.open(store).classes:
-        return f"cliptune draw --shards {store} --shots 16"
+        return f"cliptune draw --shards {word(store)} --shots 16"
     adapter = {"pairs": " --adapter auto", "none": " --adapter prefix_captioner"}
-    return f"cliptune tune --features {store}{adapter.get(about.get('texts', ''), '')}"
+    return f"cliptune tune --features {word(store)}{adapter.get(about.get('texts', ''), '')}"

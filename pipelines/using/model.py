@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.console import word
 from pipelines.measuring.calibration import calibrate_rest
 from pipelines.measuring.contestants import Contestant, read_contest
 from trainables.adapters.base import Adapter
@@ -51,8 +52,8 @@ class Source:
     def flags(self) -> str:
         """As the user would type it again."""
         if self.run is not None:
-            return f"--run {self.run}"
-        return f"--backbone {self.backbone}" + (
+            return f"--run {word(self.run)}"
+        return f"--backbone {word(self.backbone)}" + (
             f" --revision {self.revision}" * bool(self.revision)
         )
 
