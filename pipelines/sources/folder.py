@@ -1,7 +1,8 @@
 """A folder of images by class: `<class>/*.jpg`, or `<split>/<class>/*.jpg`.
 
-The class is the folder's name, the label its place in alphabetical order. Hidden files and files
-that are no images by their suffix are left out and counted.
+The class is the folder's name, the label its place in alphabetical order; images may lie in folders
+of the class's own, at any depth. Hidden files and files that are no images by their suffix are left
+out and counted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     root = Path(source)
     tops = _folders(root)
     splits = [name for name in tops if split_name(name) in {"train", "val", "test"}]
+    if len(splits) > 1 and splits != tops:
+        others = ", ".join(f"`{name}`" for name in tops if name not in splits)
+        raise DataError(
+            f"`{root}` has splits ({', '.join(splits)}) and beside them {others}: neither class "
+            "folders nor splits alone. Move what is no split elsewhere."
+        )
     groups: list[tuple[str | None, Path]] = [(None, root)]
     if splits and splits == tops:
         groups = [(name, root / name) for name in splits]
@@ -38,8 +45,12 @@ def _folders(folder: Path) -> list[str]:
 def _class(
     root: Path, folder: Path, label: int, split: str | None, options: Options
 ) -> Iterator[RawRecord]:
-    files = list(image_files(folder))
-    options.notes["other_files_left_out"] += sum(1 for _ in os.scandir(folder)) - len(files)
-    for path in files:
-        name = str(path.relative_to(root))
-        yield RawRecord(name, inside(root, name), label=label, class_name=folder.name, split=split)
+    for here, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        files = list(image_files(Path(here)))
+        options.notes["other_files_left_out"] += len(names) - len(files)
+        for path in files:
+            name = str(path.relative_to(root))
+            yield RawRecord(
+                name, inside(root, name), label=label, class_name=folder.name, split=split
+            )

@@ -15,7 +15,7 @@ from pipelines.sources import (
     webdataset,
     zhou,
 )
-from pipelines.sources.base import Options, RawRecord
+from pipelines.sources.base import Options, RawRecord, image_files
 from pipelines.sources.json_stream import entries
 from trainables.errors import DataError, unknown
 
@@ -63,7 +63,57 @@ def _of_folder(path: Path) -> str | None:
         return "flickr_token"
     if any(name.endswith((".csv", ".tsv", ".jsonl", ".parquet")) for name in names):
         return "table"
-    return "folder" if any(entry.is_dir() for entry in path.iterdir()) else None
+    if not any(entry.is_dir() for entry in path.iterdir()):
+        return None
+    _refuse_two_readings(path)
+    return "folder"
+
+
+TOLD = {
+    ".txt",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".jsonl",
+    ".parquet",
+    ".xml",
+}  # may hold captions or labels
+ABOUT = ("readme", "license", "licence", "citation", "changelog")
+
+
+def _refuse_two_readings(path: Path) -> None:
+    """Raise where folders of images stand beside files that may say more of them than a class."""
+    below = sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
+    pictures = [one for one in below if next(image_files(one), None)]
+    for place in (path, *below):
+        told = next((one for one in sorted(place.iterdir()) if _tells(one)), None)
+        if told is None:
+            continue
+        kind = _kind(told)
+        source = told if place == path else path if place in pictures else place
+        images = f" --images {pictures[0]}" if source == told and len(pictures) == 1 else ""
+        names = ", ".join(one.name for one in below[:3]) + ", ..." * (len(below) > 3)
+        raise DataError(
+            f"`{path}` has folders ({names}) and `{told.relative_to(path)}`, which may hold "
+            "captions or labels: it is not guessed whether the folders are classes. Type "
+            "`--format folder` if they are, else "
+            + (f"`--source {source} --format {kind}{images}`." if kind else "another `--format`.")
+        )
+
+
+def _tells(path: Path) -> bool:
+    name = path.name.lower()
+    return path.suffix.lower() in TOLD and not name.startswith((".", *ABOUT)) and path.is_file()
+
+
+def _kind(path: Path) -> str | None:
+    """What a file beside folders of images looks like."""
+    if path.name.startswith("captions_") and path.suffix == ".json":
+        return "coco"
+    try:
+        return _of_file(path)
+    except DataError:  # JSON of another shape
+        return None
 
 
 def _of_file(path: Path) -> str | None:

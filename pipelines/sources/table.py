@@ -2,7 +2,8 @@
 
 A row has an image (a path relative to the table or to `--images`, or in Parquet its bytes) and
 captions, a class, or both. Rows of one image that follow each other, as in a table with a row a
-caption, are one record. Splits are a column, or told by the names of several files.
+caption, are one record. Splits are a column, or told by the names of several files or of their
+folders.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ Row = dict[str, Any] | BadRecord
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     paths = tables(source)
-    for path, split in zip(paths, splits_of_files([p.name for p in paths]), strict=True):
-        prefix = f"{path.name} " if len(paths) > 1 else ""
+    splits = splits_of_files([path.name for path in paths])
+    if None in splits and len(paths) > 1:  # as in train/metadata.csv
+        splits = splits_of_files([str(path.parent.relative_to(source)) for path in paths])
+    for path, split in zip(paths, splits, strict=True):
+        prefix = f"{path.relative_to(source)} " if len(paths) > 1 else ""
         yield from merge(_records(path, split, prefix, options))
 
 

@@ -1,0 +1,129 @@
+"""Folders of images that may be read in two ways: nothing is guessed, and what to type is said."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipelines.sources.base import Options, RawRecord
+from pipelines.sources.registry import SOURCES, source_format
+from tests.pictures import jpeg
+from trainables.errors import DataError
+
+
+def put(path: Path, text: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def pictures(folder: Path, count: int, first: int = 0) -> None:
+    for n in range(first, first + count):
+        put(folder / f"{n}.jpg", jpeg(n))
+
+
+def refused(source: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        source_format(str(source), None)
+    return str(caught.value)
+
+
+def typed(said: str) -> list[RawRecord]:
+    """The records of the command that a refusal names."""
+    (words,) = re.findall(r"`(--source [^`]*)`", said)
+    flags = dict(zip(*[iter(shlex.split(words))] * 2, strict=True))
+    images = flags.get("--images")
+    options = Options(Path(images) if images else None)
+    return list(SOURCES[flags["--format"]](flags["--source"], options))
+
+
+def test_images_beside_a_table_of_captions(tmp_path: Path) -> None:
+    pictures(tmp_path / "Images", 3)
+    lines = [f"{n}.jpg,a disc\n{n}.jpg,number {n}\n" for n in range(3)]
+    put(tmp_path / "captions.txt", "image,caption\n" + "".join(lines))
+    put(tmp_path / "README.md", "of no consequence")
+    put(tmp_path / "LICENSE.txt", "of no consequence")
+    said = refused(tmp_path)
+    assert "has folders (Images) and `captions.txt`, which may hold captions or labels" in said
+    assert "Type `--format folder` if they are" in said
+    found = typed(said)
+    assert [record.captions for record in found] == [("a disc", f"number {n}") for n in range(3)]
+
+
+def test_the_root_of_coco(tmp_path: Path) -> None:
+    for part, first in (("train2014", 0), ("val2014", 3)):
+        pictures(tmp_path / part, 3, first)
+        images = [{"id": n, "file_name": f"{n}.jpg"} for n in range(first, first + 3)]
+        notes = [{"image_id": n, "caption": f"disc {n}"} for n in range(first, first + 3)]
+        value = {"images": images, "annotations": notes}
+        put(tmp_path / "annotations" / f"captions_{part}.json", json.dumps(value))
+    found = typed(refused(tmp_path))
+    assert Counter(record.split for record in found) == {"train": 3, "val": 3}
+    assert all(len(record.captions) == 1 for record in found)
+
+
+def test_karpathys_json_beside_its_images(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", 2)
+    entries = [
+        {"filename": f"{n}.jpg", "split": "train", "sentences": [{"raw": f"disc {n}"}]}
+        for n in range(2)
+    ]
+    put(tmp_path / "dataset.json", json.dumps({"images": entries}))
+    found = typed(refused(tmp_path))
+    assert [record.captions for record in found] == [("disc 0",), ("disc 1",)]
+
+
+def test_a_table_in_each_splits_folder_tells_its_split(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("test", 2)):
+        pictures(tmp_path / split, count, 10 * count)
+        lines = [f"{n}.jpg,a disc\n" for n in range(10 * count, 11 * count)]
+        put(tmp_path / split / "metadata.csv", "file_name,text\n" + "".join(lines))
+    found = typed(refused(tmp_path))
+    assert Counter(record.split for record in found) == {"train": 4, "test": 2}
+
+
+def test_files_beside_images_of_a_class_that_tell_no_format(tmp_path: Path) -> None:
+    pictures(tmp_path / "cup", 2)
+    put(tmp_path / "cup" / "0.json", '{"caption": "a cup"}')
+    said = refused(tmp_path)
+    assert "`cup/0.json`" in said
+    assert said.endswith("else another `--format`.")
+
+
+def test_a_format_that_was_given_is_taken(tmp_path: Path) -> None:
+    pictures(tmp_path / "Images", 3)
+    put(tmp_path / "captions.txt", "image,caption\n")
+    assert source_format(str(tmp_path), "folder") == "folder"
+    found = list(SOURCES["folder"](str(tmp_path), Options()))
+    assert [record.class_name for record in found] == ["Images"] * 3
+
+
+def test_images_of_a_class_may_lie_deeper(tmp_path: Path) -> None:
+    for split, here, deeper in (("train", 1, 2), ("test", 1, 1)):
+        for label, name in enumerate(("cup", "plate")):
+            pictures(tmp_path / split / name, here, 10 * label)
+            pictures(tmp_path / split / name / "camera-2" / "raw", deeper, 100)
+            put(tmp_path / split / name / "camera-2" / "notes.doc", "x")
+            pictures(tmp_path / split / name / ".thumbnails", 1)
+    options = Options()
+    found = list(SOURCES["folder"](str(tmp_path), options))
+    assert Counter((r.split, r.class_name, r.label) for r in found) == {
+        ("train", "cup", 0): 3,
+        ("train", "plate", 1): 3,
+        ("test", "cup", 0): 2,
+        ("test", "plate", 1): 2,
+    }
+    assert len({record.id for record in found}) == len(found)
+    assert options.notes == {"other_files_left_out": 4}  # files, not folders
+
+
+def test_splits_beside_what_is_none_are_no_classes(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        pictures(tmp_path / name / "cup", 1)
+    pictures(tmp_path / "unlabeled", 2)
+    with pytest.raises(DataError, match=r"has splits \(test, train\) and beside them `unlabeled`"):
+        list(SOURCES["folder"](str(tmp_path), Options()))
