@@ -124,7 +124,7 @@ def test_a_run_that_diverged_in_its_last_step_is_refused_before_test_is_opened(
     best = run / "best"
     stored = load_file(best / "adapter.safetensors")
     save_file(
-        {name: torch.full_like(t, torch.nan) for name, t in stored.items()},
+        {name: torch.full_like(t, 3e38) for name, t in stored.items()},
         best / "adapter.safetensors",
     )
     (best / "calibration.safetensors").unlink()
