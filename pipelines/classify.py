@@ -77,13 +77,15 @@ def run(args: Args) -> None:
     else:
         for row in rows:
             say(f"{row['path']}  {_line(row)}")
-        say(_meaning(args, calibration))
+        say(_meaning(args, calibration, len(classes)))
         say(f"next: {source.then}")
     faults.leave()
 
 
 def _check_sets(args: Args, model: Model, calibration: Calibration | None) -> None:
     if args.confidence is None:
+        if args.sets != "split":
+            raise ConfigError("`--sets` is how the sets of `--confidence` are made: give both.")
         return
     if not 0.5 <= args.confidence < 1:
         raise ConfigError(f"`--confidence` must be from 0.5 to below 1, got {args.confidence:g}.")
@@ -141,9 +143,9 @@ def classify(
         ]
         if calibration is not None and confidence is not None:
             sets = calibration.sets(scores, confidence, kind).gather(1, labels)
-            unlike = calibration.unlike_val(scores, confidence).tolist()
+            unlike = calibration.unlike_val(scores, confidence, kind).tolist()
             for row, label, inside, strange in zip(found, labels, sets, unlike, strict=True):
-                own = [] if strange else [classes.names[n] for n in label[inside].tolist()]
+                own = [classes.names[n] for n in label[inside].tolist()]
                 row |= {"set": own, "none": UNLIKE if strange else "" if own else UNLIKELY}
         rows += found
     return rows
@@ -168,7 +170,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"{{{', '.join(row['set'][:SHOWN])}{more}}} {best}"
 
 
-def _meaning(args: Args, calibration: Calibration | None) -> str:
+def _meaning(args: Args, calibration: Calibration | None, classes: int) -> str:
     """What the numbers printed are, in a sentence."""
     from trainables.metrics.conformal import least
 
@@ -179,15 +181,17 @@ def _meaning(args: Args, calibration: Calibration | None) -> str:
             f"The numbers are probabilities, calibrated on {len(calibration):,} val images; "
             "`cliptune evaluate` says how far to believe them."
         )
-    few = len(calibration) < least(args.confidence)
-    more = (
-        f"None can leave a class out: that takes {least(args.confidence)} val images."
-        if few
-        else f"One in {len(calibration) + 1:,} such images is taken for none of these."
-    )
+    more = ""
+    if len(calibration) < least(args.confidence):
+        more = f" None can leave a class out: that takes {least(args.confidence)} val images."
+    elif calibration.rejects(classes, args.confidence, args.sets):
+        more = (
+            f" That allows for one in {len(calibration) + 1:,} such images, which is taken for "
+            "unlike val."
+        )
     return (
         f"The sets hold the right class for at least {100 * args.confidence:g} % of images like "
-        f"the {len(calibration):,} of val ({args.sets} conformal sets). {more}"
+        f"the {len(calibration):,} of val ({args.sets} conformal sets).{more}"
     )
 
 

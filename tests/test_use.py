@@ -448,13 +448,17 @@ def shares(
     adapter: Adapter[Any], classes: Classes, paths: Sequence[Path], scale: float | None = None
 ) -> Tensor:
     """softmax(scale * score), by default at the adapter's own: (N, C)."""
+    return ((scale or adapter.tau) * scores_of(adapter, classes, paths)).softmax(1)
+
+
+def scores_of(adapter: Adapter[Any], classes: Classes, paths: Sequence[Path]) -> Tensor:
+    """(N, C)."""
     backbone = adapter.backbone
     with torch.no_grad():
         tokens = classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
         frozen = classes.text_embeds(backbone, adapter.frozen_words)
         classify = adapter.classifier(tokens, frozen)
-        scores = classify(backbone.embed_images(pixels_of(backbone, paths)), None)
-        return ((scale or adapter.tau) * scores).softmax(1)
+        return classify(backbone.embed_images(pixels_of(backbone, paths)), None)
 
 
 def check_classes(
@@ -516,13 +520,13 @@ def test_classify_at_a_confidence_gives_the_sets_of_val(
     assert adapter.classes is not None
     words = ("classify", images, "--run", home / "coop", "--confidence", 0.6, "--sets", kind)
     rows = as_json(capsys, *words)
-    scores = shares(adapter, adapter.classes, files_of(images), 1.0).log()  # but for what cancels
+    scores = scores_of(adapter, adapter.classes, files_of(images))
     strange = 0
     for row, inside in zip(rows, found.sets(scores, 0.6, kind), strict=True):
         own = {adapter.classes.names[n] for n in inside.nonzero()[:, 0].tolist()}
         if row["none"] == UNLIKE:
             strange += 1
-            assert row["set"] == []
+            assert row["set"] == [] == sorted(own)
         else:
             assert set(row["set"]) == own
             assert row["none"] == ("" if own else UNLIKELY)
@@ -536,7 +540,8 @@ def test_classify_at_a_confidence_gives_the_sets_of_val(
         assert f"{best['name']} {best['probability']:.3f}" in line
     assert lines[len(rows)] == (
         "The sets hold the right class for at least 60 % of images like the 12 of val "
-        f"({kind} conformal sets). One in 13 such images is taken for none of these."
+        f"({kind} conformal sets). That allows for one in 13 such images, which is taken for "
+        "unlike val."
     )
 
 
@@ -567,6 +572,14 @@ def test_sets_that_cannot_be_promised_are_refused(
         given = given[2:]
     _, err = printed(capsys, "classify", images, *given, code=2)
     assert reason in err
+
+
+def test_a_kind_of_sets_without_a_confidence_is_refused(
+    home: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("classify", images, "--run", home / "coop", "--sets", "adaptive")
+    _, err = printed(capsys, *words, code=2)
+    assert "`--sets` is how the sets of `--confidence` are made: give both." in err
 
 
 def test_a_run_of_an_older_version_is_calibrated_when_it_is_used(

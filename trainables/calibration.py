@@ -15,7 +15,13 @@ from torch import Tensor
 
 from trainables.errors import DataError
 from trainables.metrics.calibration import fit_scale
-from trainables.metrics.conformal import adaptive_misfit, least, split_misfit, threshold
+from trainables.metrics.conformal import (
+    adaptive_misfit,
+    least,
+    rejects,
+    split_misfit,
+    threshold,
+)
 
 Kind = Literal["split", "adaptive", "class-wise"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
@@ -50,35 +56,44 @@ class Calibration:
     def sets(
         self, scores: Tensor, confidence: float, kind: Kind = "split", fitted: bool = True
     ) -> Tensor:
-        """The conformal set of each image by its similarities (B, C): (B, C) bool.
+        """The conformal set of each image by its similarities (B, C): (B, C) bool. That of an image
+        `unlike_val` is empty, which the promise allows for.
 
         `class-wise` keeps the promise for each class by itself (Sadinle et al. 2019); raises
         `DataError` where a class has too few images in val to leave it out of any set.
         """
         probabilities = self.probabilities(scores, fitted)
-        if kind == "adaptive":
-            most = threshold(self.adaptive[int(fitted)], confidence)
-            return adaptive_misfit(probabilities) <= most
-        own = self.split[int(fitted)]
-        if kind == "split":
-            return split_misfit(probabilities) <= threshold(own, confidence)
-        classes = scores.shape[1]
+        misfits = (adaptive_misfit if kind == "adaptive" else split_misfit)(probabilities)
+        most = self._most(scores.shape[1], confidence, kind, fitted)
+        return (misfits <= most) & ~self.unlike_val(scores, confidence, kind)[:, None]
+
+    def _most(self, classes: int, confidence: float, kind: Kind, fitted: bool) -> Tensor:
+        """The threshold of each class, or of all: (C,) or (1,)."""
+        higher = int(self.rejects(classes, confidence, kind))
+        own = (self.adaptive if kind == "adaptive" else self.split)[int(fitted)]
+        if kind != "class-wise":
+            return torch.tensor([threshold(own, confidence, higher)], dtype=torch.float64)
         if least(confidence) > (fewest := self.fewest(classes)):
             raise DataError(
                 f"class-wise sets at {confidence:g} need {least(confidence)} val images of each "
                 f"class, got {fewest} of the class with the fewest: take split or adaptive ones."
             )
-        most_of = [threshold(own[self.labels == label], confidence) for label in range(classes)]
-        return split_misfit(probabilities) <= torch.tensor(most_of, dtype=torch.float64)
+        each = [own[self.labels == label] for label in range(classes)]
+        most = [threshold(of_class, confidence, higher) for of_class in each]
+        return torch.tensor(most, dtype=torch.float64)
 
     def fewest(self, classes: int) -> int:
         """Val's images of the class that has fewest."""
         return int(torch.bincount(self.labels, minlength=classes).min())
 
-    def unlike_val(self, scores: Tensor, confidence: float) -> Tensor:
+    def rejects(self, classes: int, confidence: float, kind: Kind) -> bool:
+        """Whether val has images enough to take others for unlike it and to keep the promise."""
+        return rejects(self.fewest(classes) if kind == "class-wise" else len(self), confidence)
+
+    def unlike_val(self, scores: Tensor, confidence: float, kind: Kind = "split") -> Tensor:
         """Whether an image's highest similarity is below that of every image of val: (B,) bool. One
-        image like val's in N + 1 is; where that is more than the confidence allows, none is."""
-        if len(self) < least(confidence):
+        image like val's in N + 1 is; where the confidence does not allow for that, none is."""
+        if not self.rejects(scores.shape[1], confidence, kind):
             return torch.zeros(len(scores), dtype=torch.bool)
         return scores.max(1).values < self.best.min()
 
@@ -89,7 +104,21 @@ class Calibration:
         return {"scales": scales} | {name: tensor.contiguous() for name, tensor in own.items()}
 
     @classmethod
-    def of_tensors(cls, stored: dict[str, Tensor]) -> Calibration:
+    def of_tensors(cls, stored: dict[str, Tensor], classes: int) -> Calibration:
+        """Of a checkpoint, for so many classes. Raises `DataError` where they cannot be one's."""
+        if stored.keys() != {"scales", *TENSORS}:
+            raise DataError(f"must hold {', '.join(['scales', *TENSORS])}, got {sorted(stored)}.")
+        images, labels = stored["best"].numel(), stored["labels"]
+        for name, tensor in stored.items():
+            shape = (2,) if name == "scales" else (images,) if name in TENSORS[:2] else (2, images)
+            if tensor.shape != shape or not tensor.isfinite().all():
+                raise DataError(
+                    f"`{name}` must be finite and of shape {shape}, got {tuple(tensor.shape)}."
+                )
+        if labels.dtype != torch.int64 or set(labels.tolist()) - set(range(classes)) or not images:
+            raise DataError(f"`labels` must be those of {classes} classes, got {labels!r:.60}.")
+        if stored["scales"].min() <= 0:
+            raise DataError(f"`scales` must be above 0, got {stored['scales'].tolist()}.")
         own, fitted = stored["scales"].tolist()
         return cls(own, fitted, *(stored[name] for name in TENSORS))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -27,7 +28,7 @@ from trainables.backbone import Backbone
 from trainables.calibration import Calibration
 from trainables.classes import Classes
 from trainables.config import TrainConfig, in_epoch, to_json
-from trainables.errors import CheckpointError, CliptuneError
+from trainables.errors import CheckpointError, CliptuneError, DataError
 from trainables.files import (
     read_json,
     sha256_bytes,
@@ -201,11 +202,19 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
     check_beside(folder, adapter)
     if (folder / "classes.json").is_file():
         adapter.classes = Classes.of_json(read_json(folder / "classes.json"))
-    if (folder / "calibration.safetensors").is_file():
-        stored = load_file(folder / "calibration.safetensors")
-        adapter.calibration = Calibration.of_tensors(stored)
+    if "calibration.safetensors" in manifest["files"]:
+        adapter.calibration = _calibration(folder, len(adapter.classes or ()))
     load_tensors(folder, adapter)
     return adapter.to(backbone.device).eval()
+
+
+def _calibration(folder: Path, classes: int) -> Calibration:
+    """What val said of the adapter, of a verified checkpoint."""
+    path = folder / "calibration.safetensors"
+    try:
+        return Calibration.of_tensors(load_file(path), classes)
+    except (SafetensorError, DataError) as error:
+        raise CheckpointError(f"`{path}` is no calibration: {error}") from None
 
 
 def digest(folder: Path) -> str:

@@ -87,7 +87,6 @@ def about(
             try:
                 for fitted, time in enumerate(TIMES):
                     sets = calibration.sets(scores, CONFIDENCE, kind, bool(fitted))
-                    sets &= ~calibration.unlike_val(scores, CONFIDENCE)[:, None]
                     found["sets"].append({"kind": kind, "time": time} | _held(sets, images))
             except DataError as error:
                 found["without"].append(str(error))
@@ -133,9 +132,9 @@ def text(adapters: Sequence[Calibration | None], same_classes: bool) -> list[str
         lines.append(
             f"Conformal sets at {CONFIDENCE:.0%} have val's thresholds: split (Sadinle et al. "
             "2019), adaptive (Romano et al. 2020). The intervals of coverage and size are over "
-            "test images, for this val; over many vals coverage is at least what is asked for, but "
-            "for one image in as many as val has, which is taken for unlike val: its highest score "
-            "is below all of val's, and its set empty."
+            "test images, for this val; over many vals coverage is at least what is asked for. An "
+            "image whose highest score is below all of val's is taken for unlike val, and its set "
+            "is empty: the thresholds allow for that, or val is too small and no image is."
         )
     return lines
 

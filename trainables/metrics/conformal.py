@@ -49,32 +49,46 @@ def least(confidence: float) -> int:
     return math.ceil(confidence / (1 - confidence) - SLACK)
 
 
-def threshold(misfits: Tensor, confidence: float) -> float:
+def rejects(images: int, confidence: float) -> bool:
+    """Whether of so many val images a set may also be empty because the image is unlike all of
+    them, as one in n + 1 is: where the `threshold` can be one rank higher, which pays for it.
+
+    >>> rejects(18, 0.9), rejects(19, 0.9)
+    (False, True)
+    """
+    return _rank(images, confidence) < images
+
+
+def threshold(misfits: Tensor, confidence: float, higher: int = 0) -> float:
     """The most that a class of a set may have: the smallest of val's own classes' (n,) that the
-    share of (n + 1) has; infinite, so that no class is left out, of fewer images than `least`.
+    share of (n + 1) has, or one `higher` ranks above; infinite, so that no class is left out, of
+    fewer images than `least`.
 
     >>> import torch
     >>> threshold(torch.arange(9) / 8, 0.8), threshold(torch.arange(8) / 8, 0.9)
     (0.875, inf)
     """
-    rank = _rank(len(misfits), confidence)
+    rank = _rank(len(misfits), confidence) + higher
     return float(misfits.double().sort().values[rank - 1]) if rank <= len(misfits) else math.inf
 
 
 def spread(images: int, confidence: float) -> tuple[float, float] | None:
     """Between what the share of images whose set holds the right class is, in 95 of 100 vals of as
     many images, where no two misfits are equal: it is distributed as Beta(rank, n + 1 - rank)
-    (Vovk 2012, Conditional validity of inductive conformal predictors). None where no set leaves
-    any class out.
+    (Vovk 2012, Conditional validity of inductive conformal predictors). Where val `rejects`, the
+    rank is one higher at most: all images that are taken for unlike val would have been held, or
+    none. None where no set leaves any class out.
 
     >>> [round(end, 3) for end in spread(99, 0.9)]
-    [0.834, 0.95]
+    [0.834, 0.958]
     >>> spread(8, 0.9)
     """
     rank = _rank(images, confidence)
     if rank > images:
         return None
-    low, high = (float(betaincinv(rank, images + 1 - rank, end)) for end in (0.025, 0.975))
+    most = rank + rejects(images, confidence)
+    ends = (rank, 0.025), (most, 0.975)
+    low, high = (float(betaincinv(at, images + 1 - at, end)) for at, end in ends)
     return low, high
 
 
