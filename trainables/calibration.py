@@ -25,6 +25,7 @@ from trainables.metrics.conformal import (
 
 Kind = Literal["split", "adaptive", "class-wise"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
+TIMES = ("before", "after")  # the fitted temperature
 TENSORS = ("labels", "best", "split", "adaptive")
 
 

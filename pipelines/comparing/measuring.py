@@ -30,7 +30,7 @@ from pipelines.console import say
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.backbone import Backbone
-from trainables.calibration import Calibration
+from trainables.calibration import TIMES, Calibration
 from trainables.checkpoint import digest, load_adapter, read_config
 from trainables.errors import DataError
 from trainables.features import (
@@ -250,4 +250,4 @@ def _errors(calibration: Calibration, scores: Tensor, right: Tensor) -> dict[str
     """The calibration error before and after the temperature that was fitted on the cell's val."""
     shares = [calibration.probabilities(scores, fitted).max(1).values for fitted in (False, True)]
     errors = (calibration_error(confidences, right) for confidences in shares)
-    return dict(zip(("before", "after"), errors, strict=True))
+    return dict(zip(TIMES, errors, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.measuring.contestants import Contest
 from trainables.adapters.base import Adapter
-from trainables.calibration import KINDS, Calibration
+from trainables.calibration import KINDS, TIMES, Calibration
 from trainables.draws import measured
 from trainables.errors import DataError
 from trainables.features import open_features
@@ -30,7 +30,6 @@ from trainables.metrics.calibration import (
 from trainables.metrics.classification import hits, log_likelihood
 
 CONFIDENCE = 0.9  # of the sets that are measured
-TIMES = ("before", "after")  # the fitted temperature
 
 
 def calibrate_rest(contest: Contest, adapters: Sequence[Adapter[Any]]) -> None:

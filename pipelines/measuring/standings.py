@@ -15,7 +15,7 @@ from trainables.config import to_json
 from trainables.draws import measured
 from trainables.features import open_features
 from trainables.measure import measure
-from trainables.metrics.bootstrap import LEVEL, holm
+from trainables.metrics.bootstrap import holm, sign
 
 
 def standings(
@@ -97,11 +97,9 @@ def verdict(gap: dict[str, float], than: str = "zero-shot") -> str:
     """What a difference's interval, and its p among as many rows, allow to say of a metric that is
     better when higher."""
     p = f"p = {gap['p']:.4f}, Holm {gap['p_holm']:.4f}"
-    if gap["p_holm"] < LEVEL and gap["low"] > 0:
-        return f"beats {than} ({p})"
-    if gap["p_holm"] < LEVEL and gap["high"] < 0:
-        return f"worse than {than} ({p})"
-    return f"not shown to beat {than} ({p})"
+    shown = sign(gap["low"], gap["high"], gap["p_holm"])
+    said = {1: "beats", -1: "worse than", 0: "not shown to beat"}[shown]
+    return f"{said} {than} ({p})"
 
 
 def pairs(

@@ -8,19 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.reporting.checked import Estimate, Place
-from trainables.calibration import KINDS
+from trainables.calibration import KINDS, TIMES
 from trainables.errors import DataError
-
-TIMES = ("before", "after")  # the temperature fitted on val
-
-
-@dataclass(frozen=True)
-class Bin:
-    """The images whose likeliest class has a probability in a bin."""
-
-    images: int
-    confidence: float
-    accuracy: float
+from trainables.metrics.calibration import Bin
 
 
 @dataclass(frozen=True)
@@ -63,10 +53,10 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of conformal sets, before and after the temperature."""
+class Sets:
+    """Conformal sets of one kind, before and after the temperature."""
 
-    name: str
+    kind: str
     before: Held
     after: Held
 
@@ -80,7 +70,7 @@ class Calibration:
     before: Believed
     after: Believed
     confidence: float | None
-    kinds: list[Kind]
+    sets: list[Sets]
     without: list[str]  # why a kind is not there
 
 
@@ -92,7 +82,7 @@ def read_calibration(raw: Place) -> Calibration:
         before=before,
         after=after,
         confidence=raw["confidence"].number(high=1.0) if with_sets else None,
-        kinds=_kinds(raw["sets"]) if with_sets else [],
+        sets=_sets(raw["sets"]) if with_sets else [],
         without=[one.text() for one in raw["without"].each()] if with_sets else [],
     )
 
@@ -113,14 +103,14 @@ def _believed(raw: Place, scale: Place) -> Believed:
     )
 
 
-def _kinds(raw: Place) -> list[Kind]:
+def _sets(raw: Place) -> list[Sets]:
     found: dict[str, dict[str, Held]] = {}
     for one in raw.each():
         coverage, size = one["coverage"].estimate(high=1.0), one["size"].estimate()
         of_kind = found.setdefault(one["kind"].one_of(KINDS), {})
         of_kind[one["time"].one_of(TIMES)] = Held(coverage, size, one["empty"].number(high=1.0))
-    for name, held in found.items():
+    for kind, held in found.items():
         for time in TIMES:
             if time not in held:
-                raise DataError(f"`{raw.path}` lacks the {name} sets {time} the temperature.")
-    return [Kind(name, **held) for name, held in found.items()]
+                raise DataError(f"`{raw.path}` lacks the {kind} sets {time} the temperature.")
+    return [Sets(kind, **held) for kind, held in found.items()]

@@ -15,7 +15,7 @@ from pipelines.reporting.checked import Estimate
 from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.result import Result, Row
 from pipelines.reporting.study import Study
-from trainables.metrics.bootstrap import LEVEL
+from trainables.metrics.bootstrap import sign
 
 RETAINED = Metric.of("accuracy")
 
@@ -36,10 +36,8 @@ def metric_of(study: Study, result: Result | None) -> Metric:
 def verdict(gain: Estimate, metric: Metric) -> str:
     """`better` or `worse` when the interval excludes no difference at all, and Holm's p does where
     there is one; else `open`."""
-    if gain.p_holm is not None and gain.p_holm >= LEVEL:
-        return "open"
-    low, high = (gain.low, gain.high) if metric.higher_is_better else (-gain.high, -gain.low)
-    return "better" if low > 0 else "worse" if high < 0 else "open"
+    shown = sign(gain.low, gain.high, gain.p_holm)
+    return {1: "better", -1: "worse", 0: "open"}[shown if metric.higher_is_better else -shown]
 
 
 def chance(gain: Estimate) -> str:

@@ -183,6 +183,14 @@ class Bootstrap:
         return statistic(values, clusters)
 
 
+def sign(low: float, high: float, p: float | None) -> int:
+    """Of a difference by its 95 % interval and its p among all that are compared (None: not known)
+    the sign that is shown, 1 or -1; 0 where none is."""
+    if p is not None and p >= LEVEL:
+        return 0
+    return (low > 0) - (high < 0)
+
+
 def differing(ours: Tensor, theirs: Tensor, clusters: Tensor) -> int:
     """On how many images two models' values (Q,) or (Q, K) are not the same; `clusters` (Q,) number
     the images."""
