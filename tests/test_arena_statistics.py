@@ -11,7 +11,7 @@ import pytest
 from pipelines.comparing.cells import read_cells
 from pipelines.comparing.pairs import Answers, paired
 from pipelines.comparing.ranks import Point, critical_difference, points, rank_tables, ranks
-from pipelines.comparing.statistics import Table, pareto, standings
+from pipelines.comparing.statistics import Pair, Table, pareto, standings
 from tests.arena import answers, arena, cell, failed, large, share
 from trainables.errors import DataError
 
@@ -169,7 +169,19 @@ def test_equal_answers_differ_by_nothing() -> None:
 
 def test_one_image_and_a_lead_without_any_spread_claim_no_certainty() -> None:
     one, other = np.ones(1), np.zeros(1)
-    assert paired([run(one)], [run(other)]).p == pytest.approx(2 / 2001)
+    assert paired([run(one)], [run(other)]).p == 1
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("apart", [4, 5, 6])
+def test_p_is_at_least_that_of_all_signs_alike(seeds: int, apart: int) -> None:
+    """Two equal adapters that differ on 4 images lead on all of them in one of eight cases."""
+    ours, theirs = np.ones(400), np.arange(400) >= apart
+    gap = paired([run(ours)] * seeds, [run(theirs.astype(float))] * seeds)
+    assert gap.p == 2.0 ** (1 - apart)
+    pair = Pair("b", "all", list(range(seeds)), gap)
+    assert gap.low > 0
+    assert pair.leads == (apart == 6)
 
 
 def test_base_and_new_images_are_drawn_independently() -> None:

@@ -319,6 +319,13 @@ def test_sentences_count_what_is_nearer_than_chance() -> None:
         "them, so this flatters.",
         "Images moved by 0.250 (mean cosine distance); class texts are where they were.",
     ]
+    gap = {"difference": 0.1, "low": 0.025, "high": 0.2, "p": 0.125}  # of 4 images
+    votes = {"k": 3, "before": {"value": 0.5}, "after": {"value": 0.6}, "difference": gap}
+    entry["embeddings"]["neighbours"] = votes
+    assert sentences.of(found, entry)[-1].endswith("p = 0.125, not shown to differ).")
+    gap["p"] = 0.03125
+    assert sentences.of(found, entry)[-1].endswith("p = 0.031).")
+    entry["embeddings"]["neighbours"] = None
     entry["prompt"]["init"] = "a photo of a"
     assert sentences.headline(found).endswith("than chance, by cosine (where it began)")
     assert sentences.of(found, entry)[2] == (

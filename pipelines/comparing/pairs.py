@@ -39,7 +39,8 @@ def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> Difference:
     each has for itself, which `between` holds already (known from that of each, `alone`). Each of
     the two has Student's factor for as many seeds, or images, as it was estimated from; the squares
     are added. So the interval holds in 95 % of cases where seeds vary, and in up to 98 where they
-    do not. Base and new have images of their own, drawn independently.
+    do not. Base and new have images of their own, drawn independently. Where the two differ on m
+    images under any seed, p is 2^(1 - m) at least, as in `Difference`.
     """
     parts, sizes = _numbered([*ours, *theirs])
     seeds, few = len(ours), min(sizes)
@@ -50,10 +51,12 @@ def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> Difference:
     together, alone = unbiased * each.mean(1).var(), unbiased * each.var(0).mean()
     variances = [(together, few - 1)]
     if seeds > 1:
-        apart = (alone - together) / (seeds - 1)
+        own = (alone - together) / (seeds - 1)
         between = float(np.var(gaps, ddof=1)) / seeds
-        variances = [(max(together - apart, 0.0), few - 1), (between, seeds - 1)]
-    return _student(float(np.mean(gaps)), variances, 2 / (len(each) + 1))
+        variances = [(max(together - own, 0.0), few - 1), (between, seeds - 1)]
+    apart = sum(_differing(own, size) for own, size in zip(parts, sizes, strict=True))
+    least = min(1.0, max(2 / (len(each) + 1), 2.0 ** (1 - apart)))
+    return _student(float(np.mean(gaps)), variances, least)
 
 
 def _student(value: float, parts: Sequence[tuple[float, int]], least: float) -> Difference:
@@ -89,9 +92,20 @@ def _numbered(runs: Sequence[Run]) -> tuple[list[list[Answers]], list[int]]:
     return parts, sizes
 
 
+def _sums(runs: Sequence[Answers], size: int) -> Array:
+    """How much is right of each cluster, by run: (clusters, runs)."""
+    return np.stack([np.bincount(one.clusters, one.right, size) for one in runs], 1)
+
+
+def _differing(runs: Sequence[Answers], size: int) -> int:
+    """The clusters on which the first half of the runs and the second differ under any seed."""
+    ours, theirs = np.split(_sums(runs, size), 2, 1)
+    return int((ours != theirs).any(1).sum())
+
+
 def _drawn(runs: Sequence[Answers], size: int, seed: int) -> Array:
     """The accuracy of each run on one part in each resample: (R, runs)."""
-    sums = np.stack([np.bincount(one.clusters, one.right, size) for one in runs], 1)
+    sums = _sums(runs, size)
     counts = np.stack([np.bincount(one.clusters, minlength=size) for one in runs], 1)
     return _bootstrap(size, seed).means(sums.astype(np.float64), counts.astype(np.float64))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines.comparing.cells import Block, Cell, read_cells
 from pipelines.comparing.pairs import Answers, paired
-from trainables.metrics.bootstrap import Array, Difference
+from trainables.metrics.bootstrap import Array, Difference, sign
 
 KEYS = ("all", "harmonic", "base")  # an adapter is ranked by the first of them that it has
 
@@ -30,9 +30,9 @@ class Pair:
     classes: Difference | None = None  # not known of arenas that hold no labels
 
     @property
-    def shown(self) -> bool:
-        """Whether the 95 % interval excludes no difference at all."""
-        return self.gap.low > 0 or self.gap.high < 0
+    def leads(self) -> bool:
+        """Whether a lead is shown."""
+        return sign(self.gap.low, self.gap.high, self.gap.p) > 0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def best(table: Table) -> list[str]:
 def clear(table: Table) -> bool:
     """Whether the lead of the first over the second is more than the test images' chance."""
     pair = table.ranked[0].next if len(table.ranked) > 1 else None
-    return pair is not None and len(best(table)) == 1 and pair.key == table.key and pair.gap.low > 0
+    return pair is not None and len(best(table)) == 1 and pair.key == table.key and pair.leads
 
 
 def verdict(table: Table, metric: Metric) -> str:

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from pipelines.reporting.numbers import Metric, number, plural, probability
+from trainables.metrics.bootstrap import sign
 
 LEVEL = 0.05
 HITS = Metric.of("accuracy")
@@ -147,7 +148,7 @@ def _votes(entry: Mapping[str, Any]) -> list[str]:
     told = f"The {who} for an image's own class in {HITS.show(before['value'])}"
     if not entry["embeddings"]["moved"]["images"]:
         return [f"{told}, before as after."]
-    sure = "" if gap["low"] > 0 or gap["high"] < 0 else ", not shown to differ"
+    sure = "" if sign(gap["low"], gap["high"], gap["p"]) else ", not shown to differ"
     return [
         f"{told} before and {HITS.show(after['value'])} after: {HITS.gain(gap['difference'])} "
         f"points (95 % interval {HITS.gain(gap['low'])} to {HITS.gain(gap['high'])}, "
