@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from mapie.classification import SplitConformalClassifier
-from scipy.stats import beta
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
@@ -38,7 +37,7 @@ from trainables.metrics.calibration import (
     reliability,
 )
 from trainables.metrics.classification import calibrated_likelihood
-from trainables.metrics.conformal import adaptive_misfit, least, threshold
+from trainables.metrics.conformal import adaptive_misfit, least, spread, threshold
 
 FEW = [1, 2, 8]
 
@@ -222,11 +221,10 @@ def test_no_set_leaves_a_class_out_where_val_has_too_few_images() -> None:
 
 
 def test_the_docs_know_how_far_coverage_of_one_val_is_from_another() -> None:
-    said = re.search(r"(\d+) val images it has a standard deviation of ([\d.]+)", PAGE.read_text())
+    said = re.search(r"of (\d+) images, it is ([\d.]+) to ([\d.]+) %", PAGE.read_text())
     assert said is not None
-    images = int(said[1])
-    rank = math.ceil(0.9 * (images + 1))
-    assert said[2] == f"{100 * beta(rank, images + 1 - rank).std():.1f}"
+    low, high = spread(int(said[1]), 0.9) or (0.0, 0.0)
+    assert said.groups()[1:] == (f"{100 * low:.1f}", f"{100 * high:.1f}")
 
 
 def test_class_wise_sets_need_images_of_every_class() -> None:
