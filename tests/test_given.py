@@ -528,7 +528,7 @@ def test_a_folder_read_as_classes_is_no_source_of_captions(named: Path, tmp_path
             ]
         },
     )
-    with pytest.raises(DataError, match=r"no captions, read as `folder`.*flickr/dataset\.json`"):
+    with pytest.raises(DataError, match=r"has folders \(images\) and `dataset\.json`.*karpathy"):
         encode(named, captions=tmp_path / "flickr")
     store = encode(named, captions=tmp_path / "flickr/dataset.json")
     assert "a pond 0" in open_features(store, "train", backbone_of(store)).texts()

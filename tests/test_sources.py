@@ -534,6 +534,74 @@ def test_tar_with_classes_and_metadata(tmp_path: Path) -> None:
     assert good(record) == row("a", "x", "y", label=3, class_name="cat", split="val")
 
 
+def test_lines_of_a_text_are_captions(tmp_path: Path) -> None:
+    members = [("1.jpg", jpeg(1)), ("1.txt", b"a red disc\r\n\n  number 1 \n"), *sample(2)]
+    first, second = read(tar(tmp_path / "data.tar", members))  # type: ignore[arg-type]
+    assert good(first)["captions"] == ["a red disc", "number 1"]
+    assert good(second)["captions"] == ["caption 2"]
+
+
+@pytest.mark.parametrize(
+    ("told", "captions", "note"),
+    [
+        ({"caption": "a disc", "text": "SHOP"}, ["a disc"], "caption by `caption`, not by `text`"),
+        ({"text": "SHOP", "caption": "a disc"}, ["a disc"], "caption by `caption`, not by `text`"),
+        ({"caption": None, "text": "a disc"}, ["a disc"], ""),
+        ({"caption_1": "b", "caption_0": "a", "caption_10": "c"}, ["a", "b", "c"], ""),
+        (
+            {"comment": "again", "caption": ["a", "b"]},
+            ["a", "b"],
+            "caption by `caption`, not by `c",
+        ),
+    ],
+)
+def test_one_rule_chooses_among_keys_beside_an_image(
+    tmp_path: Path, told: Any, captions: list[str], note: str
+) -> None:
+    path = tar(tmp_path / "x.tar", [("1.jpg", jpeg(1)), ("1.json", json.dumps(told).encode())])
+    options = Options()
+    (found,) = SOURCES["webdataset"](str(path), options)
+    assert good(found)["captions"] == captions
+    assert [*options.notes] == [] if not note else next(iter(options.notes)).startswith(note)
+
+
+def test_keys_with_dots_are_read_when_asked_and_counted_when_not(tmp_path: Path) -> None:
+    dotted = [("v1.5 final.jpg", jpeg(9)), ("v1.5 final.txt", b"a black disc")]
+    path = tar(tmp_path / "x.tar", [*sample(1), *dotted])  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"'image=\*\.jpg' 'caption=\*\.txt'"):
+        read(path)
+    columns = {"image": ["jpg"], "caption": ["txt"]}
+    options = Options(columns=columns)
+    assert len(list(SOURCES["webdataset"](str(path), options))) == 1
+    assert options.notes == {"members_left_out": 2}
+    every = {"image": ["*.jpg"], "caption": ["*.txt"]}
+    found = list(SOURCES["webdataset"](str(path), Options(columns=every)))
+    assert [(r.id, *r.captions) for r in found] == [
+        ("s/0001", b"caption 1"),
+        ("v1.5 final", b"a black disc"),
+    ]
+
+
+def test_keys_may_begin_anew_in_each_tar(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tar(tmp_path / f"{name}.tar", sample(1))
+    assert [r.id for r in read(tmp_path)] == ["a/s/0001", "b/s/0001"]
+
+
+def test_a_label_that_is_withheld_is_told(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cup", "plate"])}
+    )
+    rows = {"image": [{"bytes": jpeg(n), "path": None} for n in range(2)], "label": [1, -1]}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"test": data}).save_to_disk(tmp_path / "data")
+    first, second = read(tmp_path / "data")
+    assert good(first)["class_name"] == "plate"
+    assert reason(second) == "its label is -1, as where labels are withheld"
+
+
 def test_tars_tell_their_splits(tmp_path: Path) -> None:
     for n, name in enumerate(("train-0000", "train-0001", "val-0000")):
         tar(tmp_path / f"{name}.tar", sample(n))

@@ -38,13 +38,15 @@ def check(record: RawRecord, split_rule: str) -> Checked | BadRecord:
         return record.image
     try:
         check_text("id", record.id)
+        if record.label is not None and record.label < 0:
+            raise Refused(f"its label is {record.label}, as where labels are withheld")
+        if record.label is not None and record.label >= 2**31:
+            raise Refused(f"label {record.label} is outside 0 to 2147483647")
         captions = [caption(text, n) for n, text in enumerate(record.captions, 1)]
         if record.class_name is not None:
             check_text("class name", record.class_name)
         elif not captions:
             raise Refused("no caption and no class name")
-        if record.label is not None and not 0 <= record.label < 2**31:
-            raise Refused(f"label {record.label} is outside 0 to 2147483647")
         split = record.split
         if split is not None:
             check_text("split", split)

@@ -60,7 +60,37 @@ def match_columns(
 
 def field_of(column: str) -> str | None:
     """The field that a column means by its name; `caption_0`, `caption_1`, ... are captions."""
-    return _FIELD_OF.get(re.sub(r"[_ ]?\d+$", "", column.strip().lower()))
+    return _FIELD_OF.get(_stem(column))
+
+
+def told(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """What a JSON object beside an image says of it, by field, and which of several keys was taken,
+    in words. A field is told by the first of its names, in the order above, that has a value: by
+    `caption` before `text` and `comment`; of captions by a whole family, `caption_0`, `caption_1`.
+    """
+    values: dict[str, Any] = {}
+    notes = []
+    given = {key: value for key, value in metadata.items() if value is not None}
+    for field in ("caption", "label", "class_name", "split"):
+        families: dict[str, list[str]] = {}
+        for key in given:
+            if field_of(key) == field:
+                families.setdefault(_stem(key), []).append(key)
+        if not families:
+            continue
+        order = _ALIASES[field].split()
+        first, *others = sorted(families, key=order.index)
+        keys = sorted(families[first], key=lambda key: (len(key), key))
+        found = [given[key] for key in keys]
+        values[field] = found[0] if len(found) == 1 or field != "caption" else found
+        if others:
+            left = ", ".join(f"`{key}`" for name in others for key in families[name])
+            notes.append(f"{field} by `{keys[0]}`, not by {left}")
+    return values, "; ".join(notes)
+
+
+def _stem(column: str) -> str:
+    return re.sub(r"[_ ]?\d+$", "", column.strip().lower())
 
 
 def cells(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> dict[str, Any]:

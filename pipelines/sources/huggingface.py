@@ -75,8 +75,8 @@ def _rows(
     root = options.images or Path(source)
     for number, row in enumerate(data, 1):
         values = cells(row, columns)
-        if isinstance(label, datasets.ClassLabel) and values["label"] is not None:
-            values["class_name"] = label.int2str(values["label"])
+        if isinstance(label, datasets.ClassLabel) and values["label"] in range(label.num_classes):
+            values["class_name"] = label.int2str(values["label"])  # -1 is a label withheld
         if several:
             values.setdefault("split", split)
         values["image"] = _file(values["image"], root)

@@ -1,9 +1,10 @@
 """WebDataset tars: one file, a folder of them, or a glob.
 
-Members that share a name up to its first dot are one sample: an image or a clip, `.txt` (its
-caption), `.cls` (its label) and `.json` (any of the fields below; its other keys are somebody's
-metadata). Members are read in place, never extracted; links, devices, absolute names and `..` are
-refused. Splits are those that the names of several tars tell.
+Members that share a name up to its first dot are one sample (`--columns image=*.jpg`: up to its
+last): an image or a clip, `.txt` (its captions, a line each), `.cls` (its label) and `.json` (any
+of the fields below; its other keys are somebody's metadata). Members are read in place, never
+extracted; links, devices, absolute names and `..` are refused. Splits are those that the names of
+several tars tell; as keys may begin anew in each, the tar's name is then part of the id.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines.sources.base import MEDIA_SUFFIXES, BadRecord, Options, RawRecord, splits_of_files
-from pipelines.sources.fields import field_of, record_of
+from pipelines.sources.fields import record_of, told
 from trainables.errors import DataError, unknown
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -37,9 +38,10 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
         raise DataError(f"`{source}` matches no tar.")
     root = Path(source) if Path(source).is_dir() else paths[0].parent
     names = [os.path.relpath(path, root) for path in paths]
-    for path, split in zip(paths, splits_of_files(names), strict=True):
-        for key, sample in _samples(path, _suffixes(options)):
-            yield _record(key, sample, split)
+    for path, name, split in zip(paths, names, splits_of_files(names), strict=True):
+        tar = f"{name.partition('.tar')[0].removesuffix('.tgz')}/" if len(paths) > 1 else ""
+        for key, sample in _samples(path, _suffixes(options), options):
+            yield _record(tar + key, sample, split, options)
 
 
 def tars(source: str) -> list[Path]:
@@ -54,29 +56,41 @@ def _suffixes(options: Options) -> dict[str, str]:
     return given or _FIELD_OF
 
 
-def _samples(path: Path, fields: dict[str, str]) -> Iterator[tuple[str, Sample]]:
+def _samples(path: Path, fields: dict[str, str], options: Options) -> Iterator[tuple[str, Sample]]:
     """Consecutive members with one key, as their contents by field."""
     key, sample = "", Sample()
-    for name, content in _members(path, fields):
-        suffix = name.rpartition("/")[2].partition(".")[2]
+    for name, content in _members(path, fields, options):
+        suffix, pattern = _suffix(name, fields)
         member_key = name.removesuffix("." + suffix) if suffix else name
         if member_key != key and sample:
             yield key, sample
             sample = {}
-        key, field = member_key, fields.get(suffix.lower(), "image")
+        key, field = member_key, fields.get(pattern, "image")
         double = BadRecord(f"two members are its {field}")
         sample[field] = double if field in sample else content
     if sample:
         yield key, sample
 
 
-def _members(path: Path, fields: dict[str, str]) -> Iterator[tuple[str, bytes | BadRecord]]:
+def _suffix(name: str, fields: dict[str, str]) -> tuple[str, str]:
+    """What stands behind a member's key, and by which of `fields` it is known."""
+    base = name.rpartition("/")[2]
+    last = base.rpartition(".")[2]
+    if f"*.{last.lower()}" in fields:
+        return last, f"*.{last.lower()}"
+    first = base.partition(".")[2]
+    return first, first.lower()
+
+
+def _members(
+    path: Path, fields: dict[str, str], options: Options
+) -> Iterator[tuple[str, bytes | BadRecord]]:
     """Name and content of each member that `fields` wants or that has to be refused."""
     try:
         with tarfile.open(path) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else a tar of a million files fills the memory
-                content = _content(tar, member, fields, path)
+                content = _content(tar, member, fields, path, options)
                 if content is not None:
                     yield member.name, content
             _check_end(tar)
@@ -87,7 +101,11 @@ def _members(path: Path, fields: dict[str, str]) -> Iterator[tuple[str, bytes | 
 
 
 def _content(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, fields: dict[str, str], path: Path
+    tar: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    fields: dict[str, str],
+    path: Path,
+    options: Options,
 ) -> bytes | BadRecord | None:
     name = PurePosixPath(member.name)
     if member.isdir() or name.name.startswith(("__", "._")):
@@ -96,13 +114,16 @@ def _content(
         return BadRecord("tar member is a link or a device")
     if name.is_absolute() or ".." in name.parts:
         return BadRecord("tar member's name leaves the folder")
-    suffix = name.name.partition(".")[2].lower()
-    if suffix not in fields:
+    suffix, pattern = _suffix(member.name, fields)
+    if pattern not in fields:
         if fields is not _FIELD_OF:  # `--columns` said which to read
+            options.notes["members_left_out"] += 1
             return None
         raise DataError(
-            f"`{path}`: {unknown('suffix', suffix, _FIELD_OF)} Or name those to read, as in "
-            "`--columns image=jpg caption=txt`: all others are then left out."
+            f"`{path}`: {unknown('suffix', suffix, _FIELD_OF)} A sample's key ends at the first "
+            "dot of its name, as WebDataset has it. Name the suffixes to read, as in `--columns "
+            "image=jpg caption=txt` (all others are then left out), or where keys have dots of "
+            "their own, `--columns 'image=*.jpg' 'caption=*.txt'`."
         )
     if member.size > _LARGEST:
         return BadRecord(f"tar member of {member.size:,} bytes is above the limit of {_LARGEST:,}")
@@ -121,7 +142,7 @@ def _check_end(tar: tarfile.TarFile) -> None:
             raise tarfile.ReadError(f"more data after the end mark at byte {tar.offset:,}")
 
 
-def _record(key: str, sample: Sample, split: str | None) -> RawRecord:
+def _record(key: str, sample: Sample, split: str | None, options: Options) -> RawRecord:
     values: dict[str, Any] = {}
     for field, content in sample.items():
         if isinstance(content, BadRecord):
@@ -130,11 +151,15 @@ def _record(key: str, sample: Sample, split: str | None) -> RawRecord:
     if "json" in values:
         try:
             extra = json.loads(values.pop("json"))
-            known = {field_of(name): value for name, value in extra.items()}
+            known, chosen = told(extra)
         except (ValueError, RecursionError, AttributeError):
             return RawRecord(key, BadRecord("`.json` is not a JSON object"))
-        wanted = ("caption", "label", "class_name", "split")
-        values = {name: known[name] for name in wanted if name in known} | values
+        if chosen:
+            options.notes[chosen] += 1
+        values = known | values
+    if isinstance(lines := values.get("caption"), bytes):
+        several = [line for line in lines.splitlines() if line.strip()]
+        values["caption"] = several or lines
     if split:
         values.setdefault("split", split)
     return record_of({"id": key} | values, key, Path())
