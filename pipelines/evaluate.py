@@ -224,14 +224,14 @@ def _measure(
     names = [one.name for one in contest.contestants]
     shown = examples(contest, models, data, shards, seal, args.gallery)
     between = pairs(names, models, protocol) if compared else []
-    measured = about(shards, whole, data)
-    warning = measured["duplicated_image_rows"]["warning"]
+    described = about(shards, whole, data)
+    warning = described["duplicated_image_rows"]["warning"]
     warnings = [warning] if warning else []
     warnings += caveats(protocol.bootstrap, max(len(models) - 1, len(between)))
     return {
         "format": FORMAT,
         "created": now(),
-        "data": measured,
+        "data": described,
         "backbone": {
             "name": backbone.name,
             "revision": backbone.revision,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import math
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 import trainables.calibration
 import trainables.metrics.calibration
 import trainables.metrics.conformal
+from pipelines import classify
 from tests.stated import PAGE, agrees
 from tests.test_few_shot_runs import finish, start
 from trainables.backbone import Backbone
@@ -173,6 +175,10 @@ class Fixed(ClassifierMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
+
+
+def test_classify_offers_the_kinds_of_sets_that_there_are() -> None:
+    assert typing.get_args(typing.get_type_hints(classify.Args)["sets"]) == KINDS
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.9, 0.95])
