@@ -20,10 +20,9 @@ from trainables.features import SplitFeatures
 from trainables.metrics.captioning import score_captions
 from trainables.metrics.classification import (
     calibrated_likelihood,
-    class_weights,
     classification_metrics,
-    hits,
     log_likelihood,
+    per_image,
 )
 from trainables.metrics.retrieval import per_query, summarise
 from trainables.predict import predict, score, speak
@@ -99,13 +98,8 @@ def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
 def _classes(adapter: Adapter[Any], data: SplitFeatures, scores: Tensor, labels: Tensor) -> Found:
     metrics = classification_metrics(scores, labels, adapter.tau)
     metrics[CALIBRATED], scale = calibrated_likelihood(scores, labels)
-    right = hits(scores, labels)
-    values = {
-        "accuracy": right,
-        "class_accuracy": right * class_weights(labels, scores.shape[1]),
-        "log_likelihood": log_likelihood(scores, labels, adapter.tau),
-        CALIBRATED: log_likelihood(scores, labels, scale),
-    }
+    values = per_image(scores, labels, adapter.tau)
+    values[CALIBRATED] = log_likelihood(scores, labels, scale)
     found = Found(metrics, values, dict.fromkeys(values, data.groups))
     if not scores.isfinite().all():  # of a run that diverged in its last step
         return found

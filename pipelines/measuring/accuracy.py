@@ -20,7 +20,7 @@ from trainables.adapters.base import Adapter
 from trainables.calibration import Calibration
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap
-from trainables.metrics.classification import by_class, class_weights, hits, log_likelihood
+from trainables.metrics.classification import by_class, per_image
 from trainables.predict import score
 
 
@@ -38,6 +38,7 @@ class ClassProtocol:
         assert data.labels is not None
         assert data.classes is not None
         self.data, self.labels, self.classes = data, data.labels, data.classes
+        # Of an image under two labels there are two rows.
         distinct, self.clusters = data.groups.unique(return_inverse=True)
         self.bootstrap = Bootstrap(len(distinct), resamples)
         self.images = calibration.Images(self.labels, self.clusters, self.bootstrap)
@@ -63,18 +64,13 @@ class ClassProtocol:
 
     def measure(self, scores: Tensor, scale: float) -> Measured:
         """Of (N, C) similarities, which `scale` turns into logits."""
-        right = hits(scores, self.labels)
-        values = {
-            "accuracy": right,
-            "class_accuracy": right * class_weights(self.labels, len(self.classes)),
-            "log_likelihood": log_likelihood(scores, self.labels, scale),
-        }
+        values = per_image(scores, self.labels, scale)
         replicates = {
-            name: self.bootstrap.class_mean(right, self.clusters, self.labels)
-            if name == "class_accuracy"
-            else self.bootstrap.replicates(name, value, self.clusters)
-            for name, value in values.items()
+            name: self.bootstrap.mean(value, self.clusters) for name, value in values.items()
         }
+        replicates["class_accuracy"] = self.bootstrap.class_mean(
+            values["accuracy"], self.clusters, self.labels
+        )
         return Measured(values, {n: float(v.mean()) for n, v in values.items()}, replicates)
 
     def per_class(self, model: Measured) -> dict[str, float]:

@@ -39,6 +39,16 @@ def log_likelihood(scores: Tensor, labels: Tensor, scale: float) -> Tensor:
     return -F.cross_entropy(scale * scores.double(), labels, reduction="none")
 
 
+def per_image(scores: Tensor, labels: Tensor, scale: float) -> dict[str, Tensor]:
+    """Every metric's value for every image, to be summarised by its mean: (N,) float64."""
+    right = hits(scores, labels)
+    return {
+        "accuracy": right,
+        "class_accuracy": right * class_weights(labels, scores.shape[1]),
+        "log_likelihood": log_likelihood(scores, labels, scale),
+    }
+
+
 def least_surprising(scores: Tensor, surprise: Callable[[float], float]) -> float:
     """The scale of scores (N, C) whose surprise, a convex function of it, is least: by Brent's
     bounded search, exact to 1e-6 of its logarithm, from 1e-3 to 1e4 of what spreads them by 1."""
