@@ -161,6 +161,19 @@ def test_three_seeds_that_differ_widen_the_interval() -> None:
     assert still.high - still.difference < 2 * math.sqrt(0.24 / images)
 
 
+def test_two_seeds_that_happen_to_agree_do_not_make_images_certain() -> None:
+    """Both lead by one point of 100 images, each on images of its own."""
+    skill = numbers("10" * 50)
+    ours, gained = [skill.copy(), skill.copy()], [(1, 3, 5), (7, 9, 11)]
+    for right, own, lost in zip(ours, gained, [(0, 2), (4, 6)], strict=True):
+        right[list(own)], right[list(lost)] = 1, 0
+    gap = paired([run(right) for right in ours], [run(skill)] * 2)
+    error = np.std(np.mean(ours, 0) - skill, ddof=1) / 10
+    assert gap.difference == pytest.approx(0.01)
+    assert gap.high - gap.low == pytest.approx(2 * 1.98 * error, rel=0.08)
+    assert gap.p > 0.05
+
+
 def test_equal_answers_differ_by_nothing() -> None:
     text = numbers("110100")
     gap = paired([run(text)], [run(text)])

@@ -28,9 +28,10 @@ METHOD = (
     "Rows are compared with the next, paired: the answers to the same images with the same seeds. "
     "The 95 % interval and the two-sided p take images and seeds as drawn: the bootstrap over "
     "images (2,000 resamples; rows with the same bytes are one image) and the spread of the seeds "
-    "have Student's factor each. Where two rows differ on m images, p is at least 2^(1 - m). Both "
-    "hold for other images of these classes; beside them stands the interval for other classes, "
-    "for which whole classes are drawn. p is not corrected for the number of rows.",
+    "have Student's factor each; seeds that agree make it no narrower than images alone do. Where "
+    "two rows differ on m images, p is at least 2^(1 - m). Both hold for other images of these "
+    "classes; beside them stands the interval for other classes, for which whole classes are "
+    "drawn. p is not corrected for the number of rows.",
     "ECE is the expected calibration error of the likeliest class in per cent (15 bins; of the "
     "base classes where there are two halves), at the adapter's own temperature and at the one "
     "fitted on the run's val. It is never 0: few images have one by chance.",

@@ -39,8 +39,9 @@ def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> Difference:
     each has for itself, which `between` holds already (known from that of each, `alone`). Each of
     the two has Student's factor for as many seeds, or images, as it was estimated from; the squares
     are added. So the interval holds in 95 % of cases where seeds vary, and in up to 98 where they
-    do not. Base and new have images of their own, drawn independently. Where the two differ on m
-    images under any seed, p is 2^(1 - m) at least, as in `Difference`.
+    do not. It is never narrower than that of other images alone: seeds that happen to agree, as two
+    do easily, make no images certain. Base and new have images of their own, drawn independently.
+    Where the two differ on m images under any seed, p is 2^(1 - m) at least, as in `Difference`.
     """
     parts, sizes = _numbered([*ours, *theirs])
     seeds, few = len(ours), min(sizes)
@@ -49,24 +50,27 @@ def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> Difference:
     gaps, each = values[:seeds] - values[seeds:], drawn[:, :seeds] - drawn[:, seeds:]  # (R, S)
     unbiased = few / (few - 1) if few > 1 else 1.0
     together, alone = unbiased * each.mean(1).var(), unbiased * each.var(0).mean()
-    variances = [(together, few - 1)]
+    ways = [[(together, few - 1)]]
     if seeds > 1:
         own = (alone - together) / (seeds - 1)
         between = float(np.var(gaps, ddof=1)) / seeds
-        variances = [(max(together - own, 0.0), few - 1), (between, seeds - 1)]
+        ways.append([(max(together - own, 0.0), few - 1), (between, seeds - 1)])
     apart = sum(_differing(own, size) for own, size in zip(parts, sizes, strict=True))
     least = min(1.0, max(2 / (len(each) + 1), 2.0 ** (1 - apart)))
-    return _student(float(np.mean(gaps)), variances, least)
+    return _student(float(np.mean(gaps)), ways, least)
 
 
-def _student(value: float, parts: Sequence[tuple[float, int]], least: float) -> Difference:
+def _student(value: float, ways: Sequence[Sequence[tuple[float, int]]], least: float) -> Difference:
     """`value` with the sum of variances, each with its degrees of freedom and so with Student's
-    factor of its own; p is `least` at least: a chance of exactly zero is never claimed."""
+    factor of its own, by that of the `ways` which is widest; p is `least` at least: a chance of
+    exactly zero is never claimed."""
 
     def half(p: float) -> float:
-        factors = [stats.t.isf(p / 2, max(freedom, 1)) for _, freedom in parts]
-        squares = (one**2 * part for one, (part, _) in zip(factors, parts, strict=True))
-        return math.sqrt(sum(squares))
+        squares = (
+            sum(stats.t.isf(p / 2, max(freedom, 1)) ** 2 * part for part, freedom in parts)
+            for parts in ways
+        )
+        return math.sqrt(max(squares))
 
     width = half(0.05)
     if value == 0 or width == 0:
