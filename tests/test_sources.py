@@ -294,6 +294,25 @@ def test_parquet(tmp_path: Path, kind: str) -> None:
     assert list(map(good, records)) == [row("a", "x", "y"), row("b", "z", split="val")]
 
 
+def test_a_row_a_caption_that_repeats_the_bytes_is_one_record_an_image(tmp_path: Path) -> None:
+    rows = [
+        {"image": jpeg(n), "caption": f"caption {m} of {n}", "split": "train", "id": f"c{n}{m}"}
+        for n in (0, 1, 2)
+        for m in range(3)
+    ]
+    for name, columns in (("named", ["id"]), ("unnamed", [])):
+        kept = [{k: v for k, v in one.items() if k != "id" or columns} for one in rows]
+        pq.write_table(pa.Table.from_pylist(kept), tmp_path / f"{name}.parquet")
+        found = read(tmp_path / f"{name}.parquet")
+        assert [good(record)["captions"] for record in found] == [
+            [f"caption {m} of {n}" for m in range(3)] for n in range(3)
+        ]
+        assert len({record.id for record in found}) == 3
+    rows[4]["split"] = "test"  # a leak is for whoever writes shards to tell
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "leak.parquet")
+    assert len(read(tmp_path / "leak.parquet")) == 5
+
+
 def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
     offsets = pa.array([0, 1, 2], pa.int32()).buffers()[1]
     text = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"x\xff"))

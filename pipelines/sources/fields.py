@@ -123,10 +123,11 @@ def record_of(values: Mapping[str, Any], default_id: str, root: Path) -> RawReco
 
 
 def merge(records: Iterable[RawRecord]) -> Iterator[RawRecord]:
-    """Consecutive records of one image, as in a table with a row a caption, become one."""
+    """Consecutive records of one image, as in a table with a row a caption, become one: those of
+    one path, or of the same bytes, whatever their ids."""
     held: RawRecord | None = None
     for record in records:
-        if held and held.captions and dataclasses.replace(record, captions=held.captions) == held:
+        if held and held.captions and _same(held, record):
             held = dataclasses.replace(held, captions=held.captions + record.captions)
             continue
         if held:
@@ -134,6 +135,11 @@ def merge(records: Iterable[RawRecord]) -> Iterator[RawRecord]:
         held = record
     if held:
         yield held
+
+
+def _same(held: RawRecord, record: RawRecord) -> bool:
+    own = record.id if isinstance(record.image, bytes) else held.id
+    return dataclasses.replace(held, id=own, captions=record.captions) == record
 
 
 class _BadCell(Exception):
