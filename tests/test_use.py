@@ -597,6 +597,10 @@ def test_a_run_of_an_older_version_is_calibrated_when_it_is_used(
     for row, other in zip(rows, wanted, strict=True):
         for one, same in zip(row["classes"], other["classes"], strict=True):
             assert one["probability"] == pytest.approx(same["probability"], abs=1e-5)
+    store = Path(shutil.copytree(read_json(old / "run.json")["features"], images.parent / "store"))
+    (store / "val.safetensors").unlink()
+    write_json(old / "run.json", read_json(old / "run.json") | {"features": str(store)})
+    assert "no val calibrated them" in printed(capsys, "classify", images, "--run", old)[0]
 
 
 def test_a_bad_file_ends_with_code_1_after_the_rest_is_done(

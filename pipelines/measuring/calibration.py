@@ -32,13 +32,19 @@ from trainables.metrics.classification import hits, log_likelihood
 CONFIDENCE = 0.9  # of the sets that are measured
 
 
-def calibrate_rest(contest: Contest, adapters: Sequence[Adapter[Any]]) -> None:
+def calibrate_rest(contest: Contest, adapters: Sequence[Adapter[Any]], needed: bool = True) -> None:
     """Calibrate on val what brings no calibration along: the baseline, and runs of older versions.
-    A run that was trained without val stays without; one whose scores are no numbers is refused."""
+    A run that was trained without val stays without, and where it is not `needed` also one whose
+    val is gone; one whose scores are no numbers is refused."""
     rest = [adapter for adapter in adapters if adapter.calibration is None]
     if not rest or contest.draw is None or not contest.with_val:
         return
-    val = open_features(contest.features, "val", rest[0].backbone)
+    try:
+        val = open_features(contest.features, "val", rest[0].backbone)
+    except DataError:
+        if needed:
+            raise
+        return
     val = measured(val, contest.draw, ())
     for adapter in rest:
         adapter.calibration = examine(adapter, val).calibration()

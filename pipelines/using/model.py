@@ -103,7 +103,7 @@ def open_model(source: Source, *tasks: str) -> Model:
         )
     backbone = backbone_of(contest.features, default_device())
     (adapter,) = replace(contest, contestants=[best]).load(backbone)
-    calibrate_rest(contest, [adapter])
+    calibrate_rest(contest, [adapter], needed=False)
     return Model(
         name=best.name,
         adapter=adapter,
