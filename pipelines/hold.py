@@ -11,7 +11,7 @@ from pathlib import Path
 from trainables.errors import DataError
 from trainables.files import now, read_json, write_json
 
-LEFT = {".lock", "holder.json", "ray", "trials", "journal.log"}  # of a command that ended early
+LEFT = {".lock", "holder.json", "ray", "trials"}  # of a command that ended early
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def hold(folder: Path, mark: str = "") -> Iterator[None]:
 def _refuse_foreign(folder: Path, mark: str) -> None:
     names = sorted(path.name for path in folder.iterdir() if not path.name.endswith(".tmp"))
     foreign = [name for name in names if name not in LEFT]
-    if foreign and mark not in names:
+    if foreign and not {mark, "journal.log"} & {*names}:
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         raise DataError(
             f"`{folder}` holds files of something else ({', '.join(foreign[:3])}{more}) and no "
