@@ -106,6 +106,18 @@ def test_too_few_comparisons_to_rank_are_counted_instead() -> None:
         assert "Ranks are not tested with 2 data sets and 2 adapters; 5 and 3 are needed" in text
 
 
+def test_several_with_as_many_highest_means_are_not_called_best() -> None:
+    cells = [
+        cell(name, dataset, correct=answers(skill if dataset == "x" else 1 - skill, 40, 1))
+        for dataset in ("x", "y")
+        for name, skill in (("coop", 0.52), ("lora", 0.48))
+    ]
+    for text in both(cells):
+        assert "each have the highest mean in 1 of 2 comparisons" in text
+        assert "and the test images show a lead in 0." in text
+        assert "is best" not in text
+
+
 def test_failures_are_told_with_their_reasons() -> None:
     cells = [cell("coop", correct="10"), failed("lora", "Diverged: <inf> | step 4.", seed=1)]
     html, markdown = render(arena(cells))

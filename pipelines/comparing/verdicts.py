@@ -77,10 +77,13 @@ def headline(tables: Sequence[Table], overall: Ranks, metric: Metric) -> str:
         return _ranked(overall, len(measured))
     wins = Counter(name for t in measured for name in best(t))
     name, times = wins.most_common(1)[0]
-    shown = sum(clear(t) for t in measured if best(t) == [name])
     many = [other for other, n in wins.items() if n == times]
+    shown = sum(clear(t) for t in measured if len(best(t)) == 1 and best(t)[0] in many)
     if len(many) > 1:
-        return f"{listed(many)} are each best in {times} of {plural(len(measured), 'comparison')}."
+        return (
+            f"{listed(many)} each have the highest mean in {times} of "
+            f"{plural(len(measured), 'comparison')}, and the test images show a lead in {shown}."
+        )
     return (
         f"{name} has the highest mean in {times} of {plural(len(measured), 'comparison')}, "
         f"and the test images show its lead in {shown}."
