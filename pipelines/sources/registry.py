@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipelines.console import word
 from pipelines.sources import (
     coco,
     flickr_token,
@@ -69,41 +70,38 @@ def _of_folder(path: Path) -> str | None:
     return "folder"
 
 
-TOLD = {
-    ".txt",
-    ".json",
-    ".csv",
-    ".tsv",
-    ".jsonl",
-    ".parquet",
-    ".xml",
-}  # may hold captions or labels
+# Endings of what may hold captions or labels.
+TOLD = (".txt", ".json", ".csv", ".tsv", ".jsonl", ".parquet", ".xml")
 ABOUT = ("readme", "license", "licence", "citation", "changelog")
 
 
 def _refuse_two_readings(path: Path) -> None:
     """Raise where folders of images stand beside files that may say more of them than a class."""
     below = sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
-    pictures = [one for one in below if next(image_files(one), None)]
     for place in (path, *below):
-        told = next((one for one in sorted(place.iterdir()) if _tells(one)), None)
+        told = min(filter(_tells, place.iterdir()), default=None)
         if told is None:
             continue
+        pictures = [one for one in below if next(image_files(one), None)]
         kind = _kind(told)
         source = told if place == path else path if place in pictures else place
-        images = f" --images {pictures[0]}" if source == told and len(pictures) == 1 else ""
+        images = f" --images {word(pictures[0])}" if source == told and len(pictures) == 1 else ""
         names = ", ".join(one.name for one in below[:3]) + ", ..." * (len(below) > 3)
         raise DataError(
             f"`{path}` has folders ({names}) and `{told.relative_to(path)}`, which may hold "
             "captions or labels: it is not guessed whether the folders are classes. Type "
             "`--format folder` if they are, else "
-            + (f"`--source {source} --format {kind}{images}`." if kind else "another `--format`.")
+            + (
+                f"`--source {word(source)} --format {kind}{images}`."
+                if kind
+                else "another `--format`."
+            )
         )
 
 
 def _tells(path: Path) -> bool:
     name = path.name.lower()
-    return path.suffix.lower() in TOLD and not name.startswith((".", *ABOUT)) and path.is_file()
+    return name.endswith(TOLD) and not name.startswith((".", *ABOUT)) and path.is_file()
 
 
 def _kind(path: Path) -> str | None:
