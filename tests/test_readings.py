@@ -41,14 +41,16 @@ def typed(said: str) -> list[RawRecord]:
     return list(SOURCES[flags["--format"]](flags["--source"], options))
 
 
-def test_images_beside_a_table_of_captions(tmp_path: Path) -> None:
+def test_a_table_of_captions_among_the_images(tmp_path: Path) -> None:
     pictures(tmp_path / "Images", 3)
     lines = [f"{n}.jpg,a disc\n{n}.jpg,number {n}\n" for n in range(3)]
-    put(tmp_path / "captions.txt", "image,caption\n" + "".join(lines))
+    put(tmp_path / "Images" / "captions.txt", "image,caption\n" + "".join(lines))
     put(tmp_path / "README.md", "of no consequence")
     put(tmp_path / "LICENSE.txt", "of no consequence")
     said = refused(tmp_path)
-    assert "has folders (Images) and `captions.txt`, which may hold captions or labels" in said
+    assert (
+        "has folders (Images) and `Images/captions.txt`, which may hold captions or labels" in said
+    )
     assert "Type `--format folder` if they are" in said
     found = typed(said)
     assert [record.captions for record in found] == [("a disc", f"number {n}") for n in range(3)]

@@ -16,7 +16,9 @@ from pathlib import Path, PurePosixPath
 
 from trainables.image_headers import MAX_BYTES, BadClip, check_bytes
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
+)
 FRAME_RATE = 25.0  # frames a second, as a folder does not say it
 # Those that unpack no more than is asked for; of the others a few bytes can fill the memory.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

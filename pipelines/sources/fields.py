@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources.base import FIELDS, BadRecord, RawRecord, inside
+from pipelines.sources.base import FIELDS, BadRecord, Options, RawRecord, inside
+from pipelines.sources.texts import Refused, listed
 from trainables.errors import DataError, unknown
 
 _ALIASES = {
@@ -25,14 +27,14 @@ _ALIASES = {
     "split": "split partition subset",
 }
 _FIELD_OF = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
+# Columns that number rows: pandas' index, without a name, as CSV and Parquet have it; Flickr30k's.
+_NUMBERING = re.compile(r"|unnamed: \d+|__index_level_\d+__|(comment|caption)_number")
 
 
-def match_columns(
-    names: Iterable[str], given: Mapping[str, Sequence[str]], where: str
-) -> dict[str, list[str]]:
-    """Field to column names. `given` (from `--columns`) decides alone; without it every column of
-    `where` must be known, because a misspelt one would be lost in silence."""
-    names = list(names)
+def match_columns(names: Iterable[str], options: Options, where: str) -> dict[str, list[str]]:
+    """Field to column names. `--columns` decides alone; without it every column of `where` must be
+    known, because a misspelt one would be lost in silence. Those that number rows are noted."""
+    names, given = list(names), options.columns
     if given:
         for column in (c for columns in given.values() for c in columns):
             if column not in names:
@@ -41,6 +43,9 @@ def match_columns(
     else:
         found = {}
         for column in names:
+            if _NUMBERING.fullmatch(column.strip().lower()):
+                options.notes[f"column {column.strip()!r} numbers rows and is left out"] += 1
+                continue
             field = field_of(column)
             if field is None:
                 raise DataError(
@@ -102,7 +107,9 @@ def cells(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> dict[
     return values
 
 
-def record_of(values: Mapping[str, Any], default_id: str, root: Path) -> RawRecord:
+def record_of(
+    values: Mapping[str, Any], default_id: str, root: Path, notes: Counter[str]
+) -> RawRecord:
     """A record from its fields; image paths are relative to `root`."""
     image = values.get("image")
     name = values.get("id")
@@ -112,13 +119,13 @@ def record_of(values: Mapping[str, Any], default_id: str, root: Path) -> RawReco
         return RawRecord(
             id=str(name),
             image=_image(image, root),
-            captions=_captions(values.get("caption")),
+            captions=_captions(values.get("caption"), notes),
             label=_label(values.get("label")),
             class_name=values.get("class_name"),
             # An empty cell of a split column is no split's name, not a row without splits.
             split=(values["split"] or "") if "split" in values else None,
         )
-    except _BadCell as error:
+    except (_BadCell, Refused) as error:
         return RawRecord(str(name), BadRecord(str(error)))
 
 
@@ -142,6 +149,16 @@ def _same(held: RawRecord, record: RawRecord) -> bool:
     return dataclasses.replace(held, id=own, captions=record.captions) == record
 
 
+def path_of(cell: Any) -> str | None:
+    """The path that an image's cell is, if it is one."""
+    match cell:
+        case {"bytes": bytes()}:
+            return None
+        case {"path": str(name)} | str(name):
+            return name
+    return None
+
+
 class _BadCell(Exception):
     """The reason why a cell cannot be used."""
 
@@ -159,10 +176,18 @@ def _image(cell: Any, root: Path) -> bytes | Path | BadRecord:
     raise _BadCell(f"image is neither a path nor bytes ({type(cell).__name__})")
 
 
-def _captions(cell: Any) -> tuple[str | bytes, ...]:
-    if cell is None:
-        return ()
-    return tuple(cell) if isinstance(cell, list) else (cell,)
+def _captions(cell: Any, notes: Counter[str]) -> tuple[str | bytes, ...]:
+    captions: list[str | bytes] = []
+    for text in cell if isinstance(cell, list) else () if cell is None else (cell,):
+        several = listed(_decoded(text)) if isinstance(text, str | bytes) else None
+        if several is not None:
+            notes["a text is a list of captions"] += 1
+        captions += [text] if several is None else several
+    return tuple(captions)
+
+
+def _decoded(text: str | bytes) -> str:
+    return text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
 
 
 def _label(cell: Any) -> int | None:
@@ -170,7 +195,9 @@ def _label(cell: Any) -> int | None:
         return None
     if isinstance(cell, bytes):
         cell = cell.decode("utf-8", "replace")
-    if isinstance(cell, str) and re.fullmatch(r"[0-9]{1,10}", cell.strip()):
+    if isinstance(cell, str) and re.fullmatch(r"-?[0-9]{1,10}(\.0*)?", cell.strip()):
+        return int(cell.strip().partition(".")[0])
+    if isinstance(cell, float) and cell.is_integer():  # pandas' labels, where one is missing
         return int(cell)
     if isinstance(cell, int) and not isinstance(cell, bool):
         return cell

@@ -40,7 +40,7 @@ def files(token_file: Path) -> list[Path]:
 def _token_file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    found = sorted(p for p in path.iterdir() if p.name.endswith((".token.txt", ".token")))
+    found = sorted(p for p in path.iterdir() if p.name.lower().endswith((".token.txt", ".token")))
     found = [p for p in found if "lemma" not in p.name] or found
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"

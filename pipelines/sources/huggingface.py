@@ -70,7 +70,7 @@ def _rows(
         if isinstance(feature, datasets.Image | datasets.Video):  # bytes as they are, not decoded
             data = data.cast_column(name, type(feature)(decode=False))
     names = list(features) or list(next(iter(data), {}))
-    columns = match_columns(names, options.columns, f"{source}, split {split}")
+    columns = match_columns(names, options, f"{source}, split {split}")
     label = features.get(columns["label"][0]) if "label" in columns else None
     root = options.images or Path(source)
     for number, row in enumerate(data, 1):
@@ -80,7 +80,7 @@ def _rows(
         if several:
             values.setdefault("split", split)
         values["image"] = _file(values["image"], root)
-        yield record_of(values, f"{split}-{number}", root)
+        yield record_of(values, f"{split}-{number}", root, options.notes)
 
 
 def _file(image: Any, root: Path) -> Any:

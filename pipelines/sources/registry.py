@@ -53,7 +53,7 @@ def source_format(source: str, given: str | None) -> str:
 
 
 def _of_folder(path: Path) -> str | None:
-    names = [entry.name for entry in path.iterdir()]
+    names = [entry.name.lower() for entry in path.iterdir()]
     if {"dataset_dict.json", "state.json"} & set(names):
         return "huggingface"
     if any(name.endswith(webdataset.SUFFIXES) for name in names):
@@ -62,7 +62,7 @@ def _of_folder(path: Path) -> str | None:
         return "coco"
     if any(name.endswith((".token", ".token.txt")) for name in names):
         return "flickr_token"
-    if any(name.endswith((".csv", ".tsv", ".jsonl", ".parquet")) for name in names):
+    if any(table.is_table(entry) for entry in path.iterdir()):
         return "table"
     if not any(entry.is_dir() for entry in path.iterdir()):
         return None
@@ -117,13 +117,14 @@ def _kind(path: Path) -> str | None:
 def _of_file(path: Path) -> str | None:
     if not path.is_file():
         return None
-    if path.name.endswith(webdataset.SUFFIXES):
+    name = path.name.lower()
+    if name.endswith(webdataset.SUFFIXES):
         return "webdataset"
-    if path.name.endswith((".token", ".token.txt")):
+    if name.endswith((".token", ".token.txt")):
         return "flickr_token"
-    if path.suffix == ".json":
+    if name.endswith(".json"):
         return _of_json(path)
-    return "table" if path.suffix in table.READERS else None
+    return "table" if path.suffix.lower() in table.READERS else None
 
 
 def _of_json(path: Path) -> str | None:

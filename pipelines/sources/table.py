@@ -1,26 +1,23 @@
 """CSV, TSV, JSONL and Parquet tables: one file, or a folder of them.
 
-A row has an image (a path relative to the table or to `--images`, or in Parquet its bytes) and
-captions, a class, or both. Rows of one image that follow each other, as in a table with a row a
-caption, are one record. Splits are a column, or told by the names of several files or of their
-folders.
+A row has an image (a path relative to the table, to a folder beside it or to `--images`, or in
+Parquet its bytes) and captions, a class, or both. Rows of one image that follow each other, as in a
+table with a row a caption, are one record. Splits are a column, or told by the names of several
+files or of their folders. Cells between tabs or bars are taken as they stand, quotation marks and
+all, unless the whole file quotes by the rules of CSV.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pipelines.sources.base import BadRecord, Options, RawRecord, image_root, splits_of_files
-from pipelines.sources.fields import cells, match_columns, merge, record_of
+from pipelines.sources.delimited import LONGEST, Row, header
+from pipelines.sources.delimited import rows as _delimited
+from pipelines.sources.fields import cells, field_of, match_columns, merge, path_of, record_of
 from trainables.errors import DataError, unknown
-
-_LONGEST = 2**26  # bytes of a line
-
-Row = dict[str, Any] | BadRecord
 
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
@@ -36,8 +33,8 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
 def tables(source: str) -> list[Path]:
     """The table files of a source, which all have one suffix."""
     path = Path(source)
-    files = [p for p in sorted(path.rglob("*")) if p.suffix in READERS] if path.is_dir() else [path]
-    suffixes = {p.suffix for p in files}
+    files = [p for p in sorted(path.rglob("*")) if is_table(p)] if path.is_dir() else [path]
+    suffixes = {p.suffix.lower() for p in files}
     if len(suffixes) != 1:
         found = " and ".join(sorted(suffixes)) or "none"
         raise DataError(f"`{source}` must hold tables of one kind, found {found}.")
@@ -46,18 +43,26 @@ def tables(source: str) -> list[Path]:
     return files
 
 
+def is_table(path: Path) -> bool:
+    """By its ending; of a `.txt` the first line must name columns of images and of words too."""
+    if path.suffix.lower() != ".txt":
+        return path.suffix.lower() in READERS
+    named = {field_of(name) for name in header(path)[0]} if path.is_file() else set()
+    return "image" in named and bool(named & {"caption", "label", "class_name"})
+
+
 def _records(path: Path, split: str | None, prefix: str, options: Options) -> Iterator[RawRecord]:
     columns: dict[str, list[str]] = {}
     names: list[str] = []
     root = options.images
-    for number, row in READERS[path.suffix](path):
+    for number, row in READERS[path.suffix.lower()](path):
         where = f"{prefix}row {number}"
         if isinstance(row, BadRecord):
             yield RawRecord(where, row)
             continue
         if not columns or (list(row) != names and not options.columns):  # JSONL rows may differ
             try:
-                columns = match_columns(row, options.columns, str(path))
+                columns = match_columns(row, options, str(path))
             except DataError as error:
                 if not columns:  # the first row speaks for the table
                     raise
@@ -65,46 +70,17 @@ def _records(path: Path, split: str | None, prefix: str, options: Options) -> It
                 continue
             names = list(row)
         values = cells(row, columns)
-        if root is None and isinstance(values["image"], str):
-            root = image_root([path.parent, path.parent / "images"], values["image"])
+        if root is None and (name := path_of(values["image"])):
+            folders = sorted(one for one in path.parent.iterdir() if one.is_dir())
+            root = image_root([path.parent, *folders], name)
         if split:
             values.setdefault("split", split)
-        yield record_of(values, where, root or path.parent)
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows by the number of the line that they begin on; the header is line 1."""
-    # Bytes that are not UTF-8 survive as surrogates, so that only their own row is refused.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        header = file.readline(_LONGEST)
-        delimiter = max(",;|\t", key=header.count)
-        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
-        if len(set(names)) != len(names):
-            raise DataError(f"`{path}` has two columns of one name in {', '.join(names)}.")
-        reader = csv.reader(
-            iter(lambda: file.readline(_LONGEST), ""), delimiter=delimiter, strict=True
-        )
-        while True:
-            begin = reader.line_num + 2
-            try:
-                row = next(reader)
-                if len(row) == len(names):
-                    yield begin, dict(zip(names, row, strict=True))
-                    continue
-                reason = f"{len(row)} cells where the header has {len(names)}"
-            except StopIteration:
-                return
-            except csv.Error as error:
-                row, reason = [""], f"malformed CSV ({error})"
-            if row:  # a blank line is none
-                # A stray quote swallows lines: each of them counts as a bad row.
-                for line in range(begin, reader.line_num + 2):
-                    yield line, BadRecord(reason)
+        yield record_of(values, where, root or path.parent, options.notes)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(_LONGEST), b""), 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
             if not line.strip():
                 continue
             try:
@@ -138,4 +114,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
         raise DataError(f"`{path}` is not valid Parquet after row {number:,}: {error}") from error
 
 
-READERS = {".csv": _csv, ".tsv": _csv, ".txt": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+READERS = {
+    **dict.fromkeys((".csv", ".tsv", ".txt"), _delimited),
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+}

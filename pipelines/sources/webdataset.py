@@ -47,7 +47,7 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
 def tars(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
+        return sorted(p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES))
     return [path] if path.is_file() else sorted(map(Path, glob.glob(source)))  # noqa: PTH207
 
 
@@ -162,4 +162,4 @@ def _record(key: str, sample: Sample, split: str | None, options: Options) -> Ra
         values["caption"] = several or lines
     if split:
         values.setdefault("split", split)
-    return record_of({"id": key} | values, key, Path())
+    return record_of({"id": key} | values, key, Path(), options.notes)

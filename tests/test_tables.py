@@ -1,0 +1,215 @@
+"""Tables as people have them: stray quotation marks, pandas' columns and labels, lists in a cell,
+images in a folder beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.sharding.records import check
+from pipelines.sources.base import BadRecord, Options, RawRecord
+from pipelines.sources.registry import SOURCES, source_format
+from pipelines.sources.texts import listed
+from tests.pictures import draw
+from trainables.errors import DataError
+
+
+def read(source: Path, options: Options | None = None) -> list[RawRecord]:
+    """All records, the format found out."""
+    name = source_format(str(source), None)
+    return list(SOURCES[name](str(source), options or Options()))
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def outcomes(source: Path) -> list[Any]:
+    """Captions, or why there are none."""
+    checked = [check(record, "source") for record in read(source)]
+    return [o.reason if isinstance(o, BadRecord) else o.row["captions"] for o in checked]
+
+
+# --- quotation marks ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delimiter", ["\t", "|"])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ['"Stop" sign', "a red disc", "two discs"],  # an error by the rules of CSV
+        ['"unclosed', "a red disc", "two discs"],
+        ['"opens here', 'closes there"', "two discs"],  # none: one cell over two rows
+        ['15" screen', "a red disc", 'a 3" nail'],  # a mark inside a cell is none
+    ],
+)
+def test_stray_marks_between_tabs_stand_as_they_are(
+    tmp_path: Path, delimiter: str, texts: list[str]
+) -> None:
+    draw(tmp_path, "0.jpg", "1.jpg", "2.jpg")
+    lines = [f"{n}.jpg{delimiter}{text}" for n, text in enumerate(texts)]
+    source = write(tmp_path / "t.tsv", f"image{delimiter}caption", *lines)
+    assert outcomes(source) == [[text] for text in texts]
+
+
+@pytest.mark.parametrize("delimiter", ["\t", "|"])
+def test_a_file_that_quotes_by_the_rules_is_read_by_them(tmp_path: Path, delimiter: str) -> None:
+    draw(tmp_path, "0.jpg", "1.jpg")
+    source = write(
+        tmp_path / "t.tsv",
+        f"image{delimiter}caption",
+        f'0.jpg{delimiter}"a ""red"" disc\nof two lines"',
+        f'1.jpg{delimiter}"cells{delimiter}of one"',
+    )
+    one = " ".join(f"cells{delimiter}of one".split())
+    assert outcomes(source) == [['a "red" disc of two lines'], [one]]
+
+
+def test_rows_that_a_quoted_cell_swallows_are_counted_where_commas_part_cells(
+    tmp_path: Path,
+) -> None:
+    draw(tmp_path, *(f"{n}.jpg" for n in range(4)))
+    source = write(
+        tmp_path / "t.csv",
+        "image,caption",
+        '0.jpg,"opens here',
+        '1.jpg,closes there"',
+        '2.jpg,"of two lines,\nand a comma, as is right"',
+        "3.jpg,a disc",
+    )
+    bad = "a quotation mark that is not closed on its line swallows rows"
+    assert outcomes(source) == [bad, bad, ["of two lines, and a comma, as is right"], ["a disc"]]
+
+
+# --- several captions in a cell -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ('["a disc", "b"]', ["a disc", "b"]),
+        ("['a disc', \"it's b\"]", ["a disc", "it's b"]),
+        ("['a disc'\n 'b']", ["a disc", "b"]),  # an array of NumPy's, as pandas writes one
+        (r"['caf\xe9', 'it\'s']", ["café", "it's"]),
+        ("[]", []),
+        ("[a man] walks [there]", None),
+        ("a disc", None),
+        ("[UNK]", None),
+        ("{sic}", None),
+    ],
+)
+def test_a_text_that_is_a_list(text: str, captions: list[str] | None) -> None:
+    assert listed(text) == captions
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('[{"raw": "a disc"}]', "caption is JSON and no list of texts"),
+        ('{"raw": "a disc"}', "caption is JSON and no list of texts"),
+        ("['a', 1]", "caption begins as a list of texts and is none"),
+        ("['a', print('b')]", "caption begins as a list of texts and is none"),
+        ("['a''b']", "caption begins as a list of texts and is none"),
+        ("['" + "a" * 100_000 + "']", "caption begins as a list of texts and is none"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_no_caption(tmp_path: Path, text: str, why: str) -> None:
+    draw(tmp_path, "0.jpg")
+    source = tmp_path / "t.jsonl"
+    source.write_text(json.dumps({"image": "0.jpg", "caption": text}))
+    assert outcomes(source) == [why]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_cell_with_a_list_is_several_captions(tmp_path: Path, kind: str) -> None:
+    draw(tmp_path, "0.jpg")
+    text, source = '["a disc", "b, c"]', tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": ["0.jpg"], "captions": [text]}), source)
+    elif kind == "jsonl":
+        source.write_text(json.dumps({"image": "0.jpg", "captions": text}))
+    elif kind == "csv":
+        write(source, "image,captions", '0.jpg,"[""a disc"", ""b, c""]"')
+    else:
+        write(source, "image\tcaptions", f"0.jpg\t{text}")
+    options = Options()
+    (record,) = read(source, options)
+    assert record.captions == ("a disc", "b, c")
+    assert options.notes == {"a text is a list of captions": 1}
+
+
+# --- pandas -------------------------------------------------------------------------------------
+
+
+def test_labels_that_pandas_made_floats(tmp_path: Path) -> None:
+    draw(tmp_path, *(f"{n}.jpg" for n in range(4)))
+    rows = [(0, "0.0", 0.0), (1, "7.", 7.0), (2, "0.5", 0.5), (3, "-1.0", -1.0)]
+    lines = [f"{n}.jpg,{text},cup" for n, text, _ in rows]
+    csv = write(tmp_path / "t.csv", "image,label,class_name", *lines)
+    columns = {"image": [f"{n}.jpg" for n in range(4)], "label": [one for _, _, one in rows]}
+    pq.write_table(pa.table(columns | {"class_name": ["cup"] * 4}), tmp_path / "t.parquet")
+    for source in (csv, tmp_path / "t.parquet"):
+        found = read(source)
+        assert [one.label for one in found] == [0, 7, None, -1]
+        half = check(found[2], "source")
+        assert isinstance(half, BadRecord)
+        assert "0.5" in half.reason
+        assert "is not a whole number" in half.reason
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "__index_level_0__"])
+def test_pandas_index_is_left_out_and_said(tmp_path: Path, name: str) -> None:
+    draw(tmp_path, "0.jpg", "1.jpg")
+    csv = write(tmp_path / "t.csv", f"{name},image,caption", "0,0.jpg,a", "1,1.jpg,b")
+    columns = {name: [0, 1], "image": ["0.jpg", "1.jpg"], "caption": ["a", "b"]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    for source in (csv, tmp_path / "t.parquet"):
+        options = Options()
+        assert [one.captions for one in read(source, options)] == [("a",), ("b",)]
+        assert options.notes == {f"column {name!r} numbers rows and is left out": 1}
+
+
+def test_a_table_without_a_header_is_told_so(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.tsv", "0.jpg\ta disc", "1.jpg\tb")
+    with pytest.raises(
+        DataError, match=r"no header: .* `0.jpg`\. Write one .* `image<TAB>caption`"
+    ):
+        read(source)
+
+
+# --- where the images are -----------------------------------------------------------------------
+
+
+def test_captions_beside_a_folder_of_images_are_read(tmp_path: Path) -> None:
+    draw(tmp_path / "Images", "0.jpg", "1.jpg")
+    write(tmp_path / "captions.txt", "image,caption", "0.jpg,a disc", "0.jpg,red", "1.jpg,b")
+    write(tmp_path / "readme.txt", "Flickr8k, of which these are two")
+    assert outcomes(tmp_path) == [["a disc", "red"], ["b"]]
+
+
+@pytest.mark.parametrize("ending", ["jfif", "JFIF", "JPG", "Png", "TIFF"])
+def test_endings_of_images(tmp_path: Path, ending: str) -> None:
+    draw(tmp_path, f"cup/0.{ending}", f"plate/1.{ending}", first=3)
+    assert [one.class_name for one in read(tmp_path)] == ["cup", "plate"]
+
+
+@pytest.mark.parametrize("ending", ["CSV", "Txt"])
+def test_endings_of_tables(tmp_path: Path, ending: str) -> None:
+    draw(tmp_path, "0.jpg")
+    source = write(tmp_path / f"t.{ending}", "image,caption", "0.jpg,a disc")
+    assert outcomes(source) == [["a disc"]]
+    assert outcomes(tmp_path) == [["a disc"]]
+
+
+def test_a_path_that_stands_in_hugging_faces_form(tmp_path: Path) -> None:
+    draw(tmp_path / "pictures", "0.jpg")
+    cells = [{"bytes": None, "path": "0.jpg"}]
+    pq.write_table(pa.table({"image": cells, "caption": ["a disc"]}), tmp_path / "t.parquet")
+    assert outcomes(tmp_path / "t.parquet") == [["a disc"]]
