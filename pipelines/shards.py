@@ -61,6 +61,10 @@ def run(args: Args) -> None:
     manifest = _write(args, name, options, description, expected)
     for split, count in manifest["splits"].items():
         console.say(f"{split:<6}{count['images']:>9,} images{count['captions']:>11,} captions")
+    if united := manifest["counts"]["united"]:
+        console.say(f"united: records of a picture that has a row ({united:,})")
+    for reason, number in manifest["counts"]["left_out"].items():
+        console.say(f"left out: {reason} ({number:,})")
     for reason, number in manifest["quarantined"].items():
         console.say(f"quarantined: {reason} ({number:,})")
     for note, number in manifest["notes"].items():
@@ -132,8 +136,9 @@ def _write(
                 writer = ShardWriter(folder, args.rows_per_shard)
                 sharding = Sharding(writer, quarantine, options.notes, args.on_leak == "drop")
                 records = checked(SOURCES[name](args.source, options), args.split)
-                for record, outcome in tqdm(records, total=expected, unit=" images"):
-                    sharding.take(record.id, outcome)
+                for outcomes in tqdm(records, total=expected, unit=" images"):
+                    for record, outcome in outcomes:
+                        sharding.take(record, outcome)
                 if not sharding.seen:
                     raise DataError(f"`{args.source}` has no records.")
                 summary = sharding.finish()

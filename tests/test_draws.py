@@ -203,7 +203,7 @@ def test_no_image_is_read_and_test_is_not_opened(
     for path in (tmp_path / "s").glob("test-*"):
         path.unlink()
     draw_of(shards)
-    columns = ("id", "sha256", "label", "class_name")
+    columns = ("id", "sha256", "label", "class_name", "classes")
     assert read == [("train", columns), ("val", columns)]
 
 

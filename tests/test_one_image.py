@@ -24,7 +24,7 @@ from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.derived import Derived
-from trainables.draws import measured
+from trainables.draws import Draw, Member, measured
 from trainables.features import SplitFeatures, backbone_of, open_features
 from trainables.files import read_json, write_json
 from trainables.language_model import load_language_model
@@ -191,6 +191,15 @@ def test_a_labelled_image_is_one_too_and_two_under_two_labels(backbone: Backbone
     right = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     measured = ClassProtocol(some.one_row_an_image(), 100).measure(right, 1.0)
     assert measured.summary["accuracy"] == 0.5  # of two images, not of three rows
+
+
+def test_a_test_image_under_two_labels_is_in_no_task(backbone: Backbone) -> None:
+    data = features([["a"], ["b"], ["c"], ["d"], ["e"]], [0, 0, 1, 2, 2], backbone)
+    members = tuple(Member(f"t{label}", f"{label:02}", label) for label in (0, 1))
+    others = tuple(replace(one, id=f"v{one.id}", sha256=f"v{one.sha256}") for one in members)
+    draw = Draw("x", "ab", 1, 1, "all", ("cat", "dog"), (3, 5), "{}", members, others)
+    rows = [{"id": str(n), "label": label} for n, label in enumerate((3, 7, 3, 5, 5))]
+    assert draw.among(data, rows).ids == ["2", "3", "4"]  # 7 is of no class of the draw
 
 
 def test_what_is_made_of_captions_is_a_parts_own(

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from pipelines.sharding import work as sharding
-from pipelines.sharding.ledger import Ledger
+from pipelines.sharding.ledger import Ledger, Twin
 from pipelines.shards import Args, run
 from pipelines.sources.base import BadRecord, RawRecord
 from tests.pictures import jpeg, png
@@ -92,7 +92,7 @@ def test_rows_manifest_and_schema(tmp_path: Path) -> None:
         assert found == {
             "id": row["image"], "image": data, "width": 24, "height": 16,
             "captions": [row["caption"]], "label": None, "class_name": None,
-            "split": row["split"], "sha256": sha256_bytes(data),
+            "split": row["split"], "sha256": sha256_bytes(data), "classes": None,
         }  # fmt: skip
     assert quarantined(tmp_path / "out") == {}
     assert shards.manifest["source"]["format"] == "table"
@@ -190,7 +190,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown split": ({"split": "holdout"}, "unknown split 'holdout'"),
     "empty split": ({"split": None}, "split is empty"),
     "empty id": ({"id": ""}, "id is empty"),
-    "duplicate id": ({"id": "0.jpg"}, "duplicate id"),
+    "duplicate id": ({"id": "0.jpg"}, "duplicate id"),  # of another picture
 }
 
 
@@ -277,15 +277,20 @@ def test_the_same_image_in_two_splits(tmp_path: Path) -> None:
         make(source, out)
     assert not out.exists()
     shards = make(source, out, on_leak="drop", rows_per_shard=2)
-    assert [(row["id"], row["split"]) for row in all_rows(shards)] == [
-        ("0.jpg", "train"),
-        ("3.jpg", "train"),
-        ("5.jpg", "val"),
-        ("6.jpg", "test"),
-        ("7.jpg", "test"),
+    assert [(row["id"], row["split"], row["captions"]) for row in all_rows(shards)] == [
+        ("0.jpg", "train", ["caption 0", "caption 3"]),
+        ("5.jpg", "val", ["caption 5"]),
+        ("6.jpg", "test", ["caption 6"]),
+        ("7.jpg", "test", ["caption 7"]),
     ]
-    assert shards.splits["train"] == {"images": 2, "captions": 2}
-    assert shards.manifest["notes"] == {"dropped_leaks": 3, "repeated_image": 4}
+    assert shards.splits["train"] == {"images": 1, "captions": 2}
+    assert shards.manifest["counts"] == {
+        "read": 8,
+        "rows": 4,
+        "united": 1,
+        "left_out": {"same image in another split": 3},
+        "quarantined": 0,
+    }
     assert quarantined(out) == {
         "1.jpg": "same image as `6.jpg` (test)",
         "2.jpg": "same image as `7.jpg` (test)",
@@ -293,16 +298,20 @@ def test_the_same_image_in_two_splits(tmp_path: Path) -> None:
     }
 
 
-def test_the_ledger_names_a_twin_in_another_split_first() -> None:
+def test_the_ledger_names_a_twin_in_the_split_that_keeps_it() -> None:
     ledger = Ledger()
 
-    def add(name: str, split: str) -> Any:
-        return ledger.add({"id": name, "split": split, "sha256": "00" * 32})
+    def row(name: str, split: str) -> dict[str, Any]:
+        return {"id": name, "split": split, "sha256": "00" * 32}
 
-    assert add("a", "train") is None
-    assert add("b", "train").id == "a"
-    assert add("c", "val").split == "train"
-    assert add("d", "train").id == "c"
+    ledger.add(row("a", "train"), 0)
+    assert ledger.twin(row("a", "train")) is None
+    ledger.add(row("b", "val"), 0)
+    assert ledger.twin(row("c", "test")) == Twin("b", "val")
+    assert ledger.twin(row("b", "val")) == Twin("a", "train")
+    assert ledger.twin(row("b", "val"), better=True) is None
+    ledger.add(row("c", "test"), 0)
+    assert ledger.twin(row("a", "train"), better=True) == Twin("c", "test")
 
 
 # --- running it again ---------------------------------------------------------------------------

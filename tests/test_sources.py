@@ -59,7 +59,7 @@ def reason(record: RawRecord) -> str:
 
 def row(name: str, *captions: str, split: str = "train", **more: Any) -> dict[str, Any]:
     full = {"id": name, "captions": list(captions), "label": None, "class_name": None}
-    return full | {"split": split} | more
+    return full | {"split": split, "classes": None} | more
 
 
 def dump(path: Path, value: Any) -> Path:

@@ -37,7 +37,7 @@ from trainables.hardware import recomputes
 from trainables.image_tower import lower
 from trainables.images import decode
 from trainables.preprocess import decoder_versions, view_of
-from trainables.shards import ShardSet, captions_of, chunks
+from trainables.shards import CAPTION_COLUMNS, ShardSet, captions_of, chunks
 from trainables.tensor_file import Array, Layout, TensorFile
 from trainables.text_tower import embed_text
 
@@ -155,7 +155,7 @@ class Derived:
     def texts(self) -> list[str]:
         """All captions, as the shards have them: M."""
         if "texts" not in self.kept:
-            rows = self._shards().rows(self.split, ["id", "captions", "class_name"])
+            rows = self._shards().rows(self.split, CAPTION_COLUMNS)
             self.kept["texts"] = [text for row in rows for text in captions_of(row)]
         texts: list[str] = self.kept["texts"]
         return texts

@@ -107,17 +107,21 @@ class Draw:
         self, data: SplitFeatures, rows: Iterable[Mapping[str, Any]], learned: Draw | None = None
     ) -> SplitFeatures:
         """All images of the draw's classes, as of the test split; `rows` have `id` and `label`.
-        Where draws alone divide the data, the images of this one and of `learned`, which was
-        trained on, are left out, and copies of them."""
+        An image under two labels is left out. Where draws alone divide the data, so are the images
+        of this one and of `learned`, which was trained on, and copies of them."""
         label_of = {label: number for number, label in enumerate(self.labels)}
         own = {m.id for draw in (self, learned or self) for m in (*draw.train, *draw.val)}
-        grouped = list(zip(data.groups.tolist(), data.ids, strict=True))
-        taken = {group for group, id_ in grouped if id_ in own}
-        left = {id_ for group, id_ in grouped if group in taken}
+        group_of = dict(zip(data.ids, data.groups.tolist(), strict=True))
+        found = [(row["id"], row["label"], group_of[row["id"]]) for row in rows]
+        labels: dict[int, set[int]] = {}
+        for _, label, group in found:
+            labels.setdefault(group, set()).add(label)
+        left = {group for group, several in labels.items() if len(several) > 1}
+        left |= {group_of[id_] for id_ in own & group_of.keys()}
         examples = {
-            r["id"]: label_of[r["label"]]
-            for r in rows
-            if r["label"] in label_of and r["id"] not in left
+            id_: label_of[label]
+            for id_, label, group in found
+            if label in label_of and group not in left
         }
         if not examples:
             raise DataError("the split has no image of the draw's classes.")

@@ -23,6 +23,7 @@ FORMAT = "cliptune-shards-1"
 SPLITS = ("train", "val", "test")
 RECORDS = "records"  # the shards, without images, inside a store of finished embeddings
 POOL = "pool"  # all rows of a source that draws divide
+CAPTION_COLUMNS = ("id", "captions", "class_name", "classes")  # what `captions_of` reads
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -34,6 +35,7 @@ SCHEMA = pa.schema(
         pa.field("class_name", pa.string()),
         pa.field("split", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),  # of `image`
+        pa.field("classes", pa.list_(pa.string())),  # where there are several, and no label
     ]
 )
 
@@ -159,11 +161,13 @@ def _rows(files: Sequence[Path], columns: list[str] | None) -> Iterator[dict[str
 
 
 def captions_of(row: Mapping[str, Any]) -> list[str]:
-    """A row's captions; an image that only has a class gets "a photo of a {class name}."."""
+    """A row's captions; an image that only has classes gets "a photo of a {class name}."."""
     if row["captions"]:
         return list(row["captions"])
     if row["class_name"]:
         return [f"a photo of a {row['class_name']}."]
+    if classes := row.get("classes"):
+        return [f"a photo of a {name}." for name in classes]
     raise DataError(f"image `{row['id']}` has neither a caption nor a class name.")
 
 

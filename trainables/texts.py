@@ -15,9 +15,9 @@ from torch import Tensor
 from trainables.backbone import Backbone
 from trainables.cleaning import repairs
 from trainables.data import Tokens
-from trainables.shards import captions_of, chunks
+from trainables.shards import CAPTION_COLUMNS, captions_of, chunks
 
-TEXT_COLUMNS = ("id", "captions", "class_name", "sha256")
+TEXT_COLUMNS = (*CAPTION_COLUMNS, "sha256")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pipelines.demo.motion import clip_captions, invent_film
 from pipelines.demo.scenes import DOMAINS, Split, invent
 from pipelines.demo.words import captions
 from trainables.errors import CliptuneError, DataError
-from trainables.shards import ShardSet, captions_of
+from trainables.shards import CAPTION_COLUMNS, ShardSet, captions_of
 
 END = "<|endoftext|>"
 POSITIONS = 128
@@ -54,9 +54,8 @@ def of_shards(folder: Path) -> tuple[list[str], list[str]]:
     for split in ("train", "val"):
         if split not in shards.splits:
             raise DataError(f"`{shards.folder}` must have a {split} split, got none.")
-    columns = ["id", "captions", "class_name"]
     train, val = (
-        [text for row in shards.rows(split, columns) for text in captions_of(row)]
+        [text for row in shards.rows(split, CAPTION_COLUMNS) for text in captions_of(row)]
         for split in ("train", "val")
     )
     return train, val

@@ -1,13 +1,14 @@
 """The labelled images of shards, checked: what any draw can be made from.
 
-Flows in: the train and val rows of shards, of which four small columns are read and no image.
+Flows in: the train and val rows of shards, of which five small columns are read and no image.
 Flows out: the classes by label, and the images of each split. The test split stays sealed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from trainables.draws import Member
@@ -16,7 +17,7 @@ from trainables.shards import ShardSet
 
 Split: TypeAlias = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
-COLUMNS = ("id", "sha256", "label", "class_name")
+COLUMNS = ("id", "sha256", "label", "class_name", "classes")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Labelled:
     classes: Mapping[int, str]
     members: Mapping[Split, list[Member]]
     pooled: bool = False  # both splits are the same images, which the draw is to divide
+    several: Mapping[Split, int] = field(
+        default_factory=dict
+    )  # images left out: of several classes
 
     def usable(self, split: Split) -> dict[int, list[Member]]:
         """The images of each class that a draw may take, each picture once.
@@ -48,11 +52,12 @@ class Labelled:
         return chosen
 
     def notes(self) -> Iterator[str]:
-        """What `usable` leaves out, in words."""
-        for split, all_of_it in self.members.items():
-            if left := len(all_of_it) - sum(map(len, self.usable(split).values())):
+        """What is left out, in words."""
+        for split, members in self.members.items():
+            whole = len(members) + self.several.get(split, 0)
+            if left := whole - sum(map(len, self.usable(split).values())):
                 yield (
-                    f"note: {left:,} of {len(all_of_it):,} `{split}` images are left out: copies "
+                    f"note: {left:,} of {whole:,} `{split}` images are left out: copies "
                     "of another, or pictures with two labels"
                 )
 
@@ -60,13 +65,15 @@ class Labelled:
 def read_labelled(shards: ShardSet) -> Labelled:
     """The rows of train and val; a row that no task can be made with is a `DataError`."""
     members: dict[Split, list[Member]] = {}
+    several: Counter[Split] = Counter()
     first: dict[int, dict[str, Any]] = {}  # the first row of each label
     for split in SPLITS:
         if split not in shards.splits:
             raise DataError(
                 f"`{shards.folder}` has no `{split}` images: a draw takes some of each."
             )
-        members[split] = _members(shards.rows(split, COLUMNS), first)
+        rows = _of_one_class(shards.rows(split, COLUMNS), split, several)
+        members[split] = _members(rows, first)
     classes = {label: str(first[label]["class_name"]) for label in sorted(first)}
     if len(classes) < 2:
         only = ", ".join(f"`{name}` (label {label})" for label, name in classes.items())
@@ -79,7 +86,18 @@ def read_labelled(shards: ShardSet) -> Labelled:
                 f"class `{classes[label]}` (label {label}, as in row `{first[label]['id']}`) "
                 f"has no image in `{split}`{_more(missing)}.{hint}"
             )
-    return Labelled(shards.digest, classes, members, shards.pooled)
+    return Labelled(shards.digest, classes, members, shards.pooled, several)
+
+
+def _of_one_class(
+    rows: Iterable[dict[str, Any]], split: Split, several: Counter[Split]
+) -> Iterator[dict[str, Any]]:
+    """The rows that a task can be made with; those of several classes are counted."""
+    for row in rows:
+        if row.get("classes") is None:
+            yield row
+        else:
+            several[split] += 1
 
 
 def _members(rows: Iterable[dict[str, Any]], first: dict[int, dict[str, Any]]) -> list[Member]:

@@ -1,45 +1,54 @@
-"""What the whole source must agree on: each id once, no image in two splits, one label a class.
+"""What the whole source must agree on: an id is one picture, no picture in two splits, one label a
+class; and what is said of a picture whose row is on disk already.
 
-The ids and image hashes lie in a private SQLite file: about 150 bytes of disk an image and at most
-64 MiB of memory, so that a hundred million images need 15 GB of temporary disk and no more memory
-than a thousand.
+All of it lies in a private SQLite file: about 250 bytes of disk an image, the words of its later
+records, and at most 64 MiB of memory, so that a hundred million images need 25 GB of temporary disk
+and no more memory than a thousand.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from pipelines.sharding.united import Row
 from trainables.shards import SPLITS
+
+SAID = ("captions", "label", "class_name", "classes")  # of a picture, beside its bytes
 
 
 @dataclass(frozen=True)
 class Twin:
-    """An earlier record with the same image bytes."""
+    """The row of the same image bytes in another split."""
 
     id: str
     split: str
 
 
 class Ledger:
-    """The records so far."""
+    """The records so far. A picture of a split has one row, which is its first record's."""
 
     def __init__(self) -> None:
         self.classes: dict[str, int] = {}  # name to label
         self._names: dict[int, str] = {}  # and back
         self._db = sqlite3.connect("", isolation_level=None)  # "": temporary, on disk when large
         self._db.execute("pragma cache_size = -65536")
-        self._db.execute(
-            "create table seen (id text primary key, digest blob, rank int) without rowid"
-        )
-        self._db.execute("create index by_digest on seen (digest, rank)")
+        for table in (
+            "name (id text primary key, digest blob) without rowid",
+            "picture (digest blob, rank int, id text, shard int, records int, "
+            "primary key (digest, rank)) without rowid",
+            "later (digest blob, rank int, said text)",
+        ):
+            self._db.execute(f"create table {table}")
+        self._db.execute("create index of_picture on later (digest, rank)")
         self._db.execute("begin")
 
-    def fault(self, row: dict[str, Any]) -> str | None:
+    def fault(self, row: Row) -> str | None:
         """Why `row` contradicts an earlier one. Gives a class without a label its own."""
-        known = self._db.execute("select 1 from seen where id = ?", (row["id"],))
-        if known.fetchone():
+        known = self._db.execute("select digest from name where id = ?", (row["id"],)).fetchone()
+        if known and known[0] != _digest(row):
             return "duplicate id"
         name, label = row["class_name"], row["label"]
         if name is None:
@@ -54,20 +63,59 @@ class Ledger:
         row["label"] = label
         return None
 
-    def add(self, row: dict[str, Any]) -> Twin | None:
-        """Enter `row`; the twin is one in another split if there is one, else of its own."""
-        digest, rank = bytes.fromhex(row["sha256"])[:16], SPLITS.index(row["split"])
+    def twin(self, row: Row, better: bool = False) -> Twin | None:
+        """The row of this picture in another split; `better`: in one that it gives way to, test
+        before val before train."""
         found = self._db.execute(
-            "select id, rank from seen where digest = ? order by rank = ? limit 1", (digest, rank)
+            f"select id, rank from picture where digest = ? and rank {'>' if better else '!='} ? "
+            "order by rank desc limit 1",
+            _key(row),
         ).fetchone()
-        self._db.execute("insert into seen values (?, ?, ?)", (row["id"], digest, rank))
         return Twin(found[0], SPLITS[found[1]]) if found else None
 
-    def yields_to(self, name: str) -> Twin | None:
-        """The twin that record `name` gives way to: test before val, val before train."""
+    def knows(self, row: Row) -> bool:
+        """Whether the picture has a row in this split; it is then counted as one more record."""
+        self._db.execute("insert or ignore into name values (?, ?)", (row["id"], _digest(row)))
         found = self._db.execute(
-            "select b.id, b.rank from seen a join seen b on a.digest = b.digest "
-            "where a.id = ? and b.rank > a.rank order by b.rank desc limit 1",
-            (name,),
-        ).fetchone()
-        return Twin(found[0], SPLITS[found[1]]) if found else None
+            "update picture set records = records + 1 where digest = ? and rank = ?", _key(row)
+        )
+        return found.rowcount > 0
+
+    def add(self, row: Row, shard: int) -> None:
+        """Enter the first record of a picture, whose row is in this shard of its split."""
+        self._db.execute(
+            "insert into picture values (?, ?, ?, ?, 1)", (*_key(row), row["id"], shard)
+        )
+
+    def note(self, row: Row) -> None:
+        """Keep what a later record says of a picture whose row is on disk."""
+        said = json.dumps({name: row[name] for name in SAID})
+        self._db.execute("insert into later values (?, ?, ?)", (*_key(row), said))
+
+    def later(self, row: Row) -> Iterator[Row]:
+        """What was kept of the picture, in the order that it came."""
+        query = "select said from later where digest = ? and rank = ? order by rowid"
+        return (json.loads(said) for (said,) in self._db.execute(query, _key(row)))
+
+    def records(self, row: Row) -> int:
+        """How many records the picture had in this split."""
+        query = "select records from picture where digest = ? and rank = ?"
+        return int(self._db.execute(query, _key(row)).fetchone()[0])
+
+    def stale(self) -> Iterator[tuple[str, int]]:
+        """Split and number of each shard with a row that says too little, or gives way to one of
+        another split."""
+        found = self._db.execute(
+            "select distinct rank, shard from picture a where "
+            "exists (select 1 from later b where b.digest = a.digest and b.rank = a.rank) or "
+            "exists (select 1 from picture b where b.digest = a.digest and b.rank > a.rank)"
+        )
+        return ((SPLITS[rank], shard) for rank, shard in found.fetchall())
+
+
+def _digest(row: Row) -> bytes:
+    return bytes.fromhex(row["sha256"])[:16]
+
+
+def _key(row: Row) -> tuple[bytes, int]:
+    return _digest(row), SPLITS.index(row["split"])

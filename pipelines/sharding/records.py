@@ -7,9 +7,11 @@ other records.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipelines.sources.base import BadRecord, RawRecord, split_name
 from pipelines.sources.texts import Refused, caption, check_text
@@ -21,6 +23,9 @@ from trainables.image_headers import read_file
 from trainables.images import decode, probe
 from trainables.shards import SPLITS
 
+OF_WORDS = {"special_token_captions"}  # notes that are not of the image
+Picture: TypeAlias = tuple[bytes, str, tuple[int, int], dict[str, bool]]
+Look: TypeAlias = Callable[[bytes | Path], Picture]
 _SPECIAL_TOKENS = ("<|endoftext|>", "<|startoftext|>")
 
 
@@ -32,8 +37,15 @@ class Checked:
     notes: tuple[str, ...]
 
 
-def check(record: RawRecord, split_rule: str) -> Checked | BadRecord:
-    """`split_rule`: "source" (by hash where the source has none), "hash", or one split for all."""
+def check_each(record: RawRecord, split_rule: str) -> list[tuple[str, Checked | BadRecord]]:
+    """The outcome of each record that `record` unites, and its id. Their image is read once."""
+    look = cache(_picture)
+    return [(one.id, check(one, split_rule, look)) for one in record.apart()]
+
+
+def check(record: RawRecord, split_rule: str, look: Look | None = None) -> Checked | BadRecord:
+    """`split_rule`: "source" (by hash where the source has none), "hash", or one split for all;
+    `look`: what reads the image."""
     if isinstance(record.image, BadRecord):
         return record.image
     try:
@@ -53,11 +65,9 @@ def check(record: RawRecord, split_rule: str) -> Checked | BadRecord:
             split = split_name(split)
             if split not in SPLITS:
                 raise Refused(f"unknown split {split!r:.40}")
-        data = record.image if isinstance(record.image, bytes) else _read(record.image)
-        size, image_notes = _look(data)
+        data, digest, size, image_notes = (look or _picture)(record.image)
     except DataError as error:  # `Refused` and `BadImage`
         return BadRecord(str(error))
-    digest = sha256_bytes(data)
     row = {
         "id": record.id,
         "image": data,
@@ -68,6 +78,7 @@ def check(record: RawRecord, split_rule: str) -> Checked | BadRecord:
         "class_name": record.class_name,
         "split": _split(split, split_rule, digest),
         "sha256": digest,
+        "classes": None,
     }
     notes = image_notes | {
         "special_token_captions": any(mark in c for c in captions for mark in _SPECIAL_TOKENS),
@@ -76,7 +87,13 @@ def check(record: RawRecord, split_rule: str) -> Checked | BadRecord:
     return Checked(row, tuple(name for name, true in notes.items() if true))
 
 
-def _look(data: bytes) -> tuple[tuple[int, int], dict[str, bool]]:
+def _picture(image: bytes | Path) -> Picture:
+    """Bytes, hash, size and notes of an image or a clip."""
+    data = image if isinstance(image, bytes) else _read(image)
+    return data, sha256_bytes(data), *_size_of(data)
+
+
+def _size_of(data: bytes) -> tuple[tuple[int, int], dict[str, bool]]:
     """Width and height of an image or of a clip's first frame, and what is worth counting."""
     if is_clip(data):
         clip = Clip.open(data)

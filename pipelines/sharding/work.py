@@ -11,38 +11,40 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipelines.sharding.fingerprint import files_of
 from pipelines.sharding.ledger import Ledger
 from pipelines.sharding.quarantine import Quarantine
-from pipelines.sharding.records import Checked, check
+from pipelines.sharding.records import OF_WORDS, Checked, check_each
+from pipelines.sharding.united import Row, united
 from pipelines.sharding.writer import ShardWriter
 from pipelines.sources.base import BadRecord, RawRecord
 from trainables.errors import DataError
 from trainables.shards import SPLITS
 
 _WINDOW = 2**27  # bytes of image files in flight
+LEAK = "same image in another split"
+Outcomes: TypeAlias = list[tuple[str, Checked | BadRecord]]
 
 
-def checked(
-    records: Iterator[RawRecord], split_rule: str
-) -> Iterator[tuple[RawRecord, Checked | BadRecord]]:
-    """Each record with its outcome, in order, while threads work on those that follow."""
-    pending: deque[tuple[RawRecord, Future[Checked | BadRecord], int]] = deque()
+def checked(records: Iterator[RawRecord], split_rule: str) -> Iterator[Outcomes]:
+    """Each record's outcome, in order, while threads work on those that follow; of one that unites
+    several rows of the source, the outcome of each."""
+    pending: deque[tuple[Future[Outcomes], int]] = deque()
     workers = os.cpu_count() or 1
     held = 0
     with ThreadPoolExecutor(workers) as pool:
         for record in records:
             size = _size(record.image)
             held += size
-            pending.append((record, pool.submit(check, record, split_rule), size))
+            pending.append((pool.submit(check_each, record, split_rule), size))
             while pending and (held > _WINDOW or len(pending) > 4 * workers):
-                first, outcome, size = pending.popleft()
+                first, size = pending.popleft()
                 held -= size
-                yield first, outcome.result()
-        for first, outcome, _ in pending:
-            yield first, outcome.result()
+                yield first.result()
+        for first, _ in pending:
+            yield first.result()
 
 
 def _size(image: bytes | Path | BadRecord) -> int:
@@ -60,7 +62,8 @@ class Sharding:
         self.writer, self.quarantine, self.notes = writer, quarantine, notes
         self.drop_leaks = drop_leaks
         self.ledger = Ledger()
-        self.seen = self.leaks = 0
+        self.seen = self.dropped = 0  # records
+        self.stale = False  # whether rows on disk are not as they should be
 
     def take(self, name: str, outcome: Checked | BadRecord) -> None:
         self.seen += 1
@@ -75,9 +78,14 @@ class Sharding:
 
     def _accept(self, record: Checked) -> None:
         row = record.row
-        twin = self.ledger.add(row)
-        if twin and twin.split != row["split"]:
-            self.leaks += 1
+        if self.ledger.knows(row):
+            self.notes.update({*record.notes} & OF_WORDS)
+            if not self.writer.unite(row):
+                self.ledger.note(row)
+                self.stale = True
+            return
+        if twin := self.ledger.twin(row):
+            self.stale = True
             if not self.drop_leaks:
                 raise DataError(
                     f"the same image is in two splits: `{twin.id}` ({twin.split}) and "
@@ -85,30 +93,40 @@ class Sharding:
                     "before val before train."
                 )
         self.notes.update(record.notes)
-        self.notes["repeated_image"] += twin is not None
-        self.writer.add(row)
+        self.ledger.add(row, self.writer.add(row))
 
-    def _leaks(self, name: str) -> bool:
-        """Whether a written row gives way to its copy in another split."""
-        if twin := self.ledger.yields_to(name):
-            self.notes["dropped_leaks"] += 1
-            self.quarantine.write(name, f"same image as `{twin.id}` ({twin.split})")
-        return twin is not None
+    def _amend(self, row: Row) -> Row | None:
+        """A written row with all that is said of its picture, or None: one in another split is
+        kept."""
+        if twin := self.ledger.twin(row, better=True):
+            self.dropped += self.ledger.records(row)
+            self.quarantine.write(row["id"], f"same image as `{twin.id}` ({twin.split})")
+            return None
+        return united(row, self.ledger.later(row))
 
     def finish(self) -> dict[str, Any]:
         """Complete the shards; what the manifest says of them."""
         self.quarantine.check(self.seen, finished=True)
-        shards = self.writer.close(self._leaks if self.leaks else None)
+        shards = self.writer.close(self._amend, self.ledger.stale() if self.stale else ())
+        self.notes["images_of_several_classes"] = self.writer.several
         splits: dict[str, dict[str, int]] = {}
         for split in SPLITS:
             if found := [shard for shard in shards if shard["split"] == split]:
                 images = sum(shard["rows"] for shard in found)
                 captions = sum(shard["captions"] for shard in found)
                 splits[split] = {"images": images, "captions": captions}
+        rows, bad = sum(shard["rows"] for shard in shards), self.quarantine.reasons.total()
         return {
             "splits": splits,
             "shards": shards,
             "classes": self.ledger.classes,
+            "counts": {
+                "read": self.seen,
+                "rows": rows,
+                "united": self.seen - bad - self.dropped - rows,
+                "left_out": {LEAK: self.dropped} if self.dropped else {},
+                "quarantined": bad,
+            },
             "quarantined": dict(self.quarantine.reasons.most_common()),
             "notes": {note: count for note, count in sorted(self.notes.items()) if count},
         }

@@ -1,64 +1,79 @@
-"""Checked rows in, `<split>-00000.parquet` files and their manifest entries out."""
+"""Checked rows in, `<split>-00000.parquet` files and their manifest entries out.
+
+What a later record says of a picture joins its row while that is in memory. Where it no longer is,
+the shard is written again at the end, with what was kept of such records.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.sharding.united import Row, united
 from trainables.files import sha256_file
 from trainables.shards import SCHEMA
 
-_GROUP_BYTES = 2**24  # of images in a row group: what a writer holds, and what a reader loads
-
-Row = dict[str, Any]
+_GROUP_BYTES = 2**24  # of a row group: what a writer holds, and what a reader loads
+_SAID_BYTES = 1000  # of a later record beside its captions
 
 
 class ShardWriter:
-    """One open file for each split; a row group leaves memory once it has 16 MiB of images."""
+    """One open file for each split; a row group leaves memory once it has 16 MiB."""
 
     def __init__(self, folder: Path, rows_per_shard: int) -> None:
         self.folder = folder
         self.rows_per_shard = rows_per_shard
+        self.several = 0  # rows of several classes, once closed
         self._open: dict[str, _Shard] = {}
-        self._done: list[_Shard] = []
+        self._done: dict[str, list[_Shard]] = {}
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row) -> int:
+        """Write the first row of a picture; the number of its shard in its split."""
         split = row["split"]
         shard = self._open.get(split)
+        if shard is not None and shard.rows >= self.rows_per_shard:
+            self._finish(split)
+            shard = None
+        number = len(self._done.setdefault(split, []))
         if shard is None:
-            number = sum(done.split == split for done in self._done)
             shard = _Shard(self.folder / f"{split}-{number:05d}.parquet", split)
             self._open[split] = shard
         shard.add(row)
-        if shard.rows >= self.rows_per_shard:
-            self._finish(split)
+        return number
+
+    def unite(self, later: Row) -> bool:
+        """Let a later record of a picture join its row, if that is still in memory."""
+        return self._open[later["split"]].unite(later) if later["split"] in self._open else False
 
     def _finish(self, split: str) -> None:
         shard = self._open.pop(split)
         shard.close()
-        self._done.append(shard)
+        self._done[split].append(shard)
 
-    def close(self, drop: Callable[[str], bool] | None = None) -> list[dict[str, Any]]:
-        """Finish all files; the manifest's entries, without the rows whose id `drop` refuses."""
+    def close(
+        self, amend: Callable[[Row], Row | None], stale: Iterable[tuple[str, int]]
+    ) -> list[dict[str, Any]]:
+        """Finish all files; the manifest's entries. Of the shards in `stale`, by split and number,
+        each row becomes what `amend` makes of it, or none."""
         for split in list(self._open):
             self._finish(split)
-        if drop is not None:
-            for shard in self._done:
-                shard.rewrite_without(drop)
-        shards = [s for s in self._done if s.rows]
+        for split, number in stale:
+            self._done[split][number].rewrite(amend)
+        shards = [s for done in self._done.values() for s in done if s.rows]
+        self.several = sum(s.several for s in shards)
         return [s.entry() for s in sorted(shards, key=lambda s: s.path.name)]
 
 
 class _Shard:
     def __init__(self, path: Path, split: str) -> None:
         self.path, self.split = path, split
-        self.rows = self.captions = 0
-        self._group: list[Row] = []
+        self.rows = self.captions = self.several = 0
+        self._group: dict[str, tuple[Row, list[Row]]] = {}  # a picture's row, and later records
         self._bytes = 0
         # Photos do not compress; statistics would repeat whole images in the footer.
         self._writer = pq.ParquetWriter(
@@ -67,17 +82,26 @@ class _Shard:
         )  # fmt: skip
 
     def add(self, row: Row) -> None:
-        self._group.append(row)
-        self._bytes += len(row["image"])
-        self.rows += 1
-        self.captions += len(row["captions"])
         if self._bytes >= _GROUP_BYTES:
             self._flush()
+        self._group[row["sha256"]] = (row, [])
+        self._bytes += len(row["image"])
+        self.rows += 1
+
+    def unite(self, later: Row) -> bool:
+        if later["sha256"] not in self._group or self._bytes >= _GROUP_BYTES:
+            return False
+        self._group[later["sha256"]][1].append(later | {"image": b""})
+        self._bytes += _SAID_BYTES + sum(map(len, later["captions"]))
+        return True
 
     def _flush(self) -> None:
-        if self._group:
-            self._writer.write_table(pa.Table.from_pylist(self._group, SCHEMA))
-        self._group, self._bytes = [], 0
+        rows = [united(row, later) for row, later in self._group.values()]
+        self.captions += sum(len(row["captions"]) for row in rows)
+        self.several += sum(row["classes"] is not None for row in rows)
+        if rows:
+            self._writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        self._group, self._bytes = {}, 0
 
     def close(self) -> None:
         self._flush()
@@ -85,20 +109,16 @@ class _Shard:
         with self.path.open("rb+") as file:
             os.fsync(file.fileno())
 
-    def rewrite_without(self, drop: Callable[[str], bool]) -> None:
+    def rewrite(self, amend: Callable[[Row], Row | None]) -> None:
+        kept = _Shard(self.path.with_suffix(".kept"), self.split)
         with pq.ParquetFile(self.path, pre_buffer=False) as file:
-            names = file.read(columns=["id"])["id"].to_pylist()
-            gone = {name for name in names if drop(name)}
-            if not gone:
-                return
-            kept = _Shard(self.path.with_suffix(".kept"), self.split)
             for group in range(file.num_row_groups):
                 for row in file.read_row_group(group).to_pylist():
-                    if row["id"] not in gone:
-                        kept.add(row)
+                    if (amended := amend(row)) is not None:
+                        kept.add(amended)
         kept.close()
         kept.path.replace(self.path)
-        self.rows, self.captions = kept.rows, kept.captions
+        self.rows, self.captions, self.several = kept.rows, kept.captions, kept.several
         if not self.rows:
             self.path.unlink()
 

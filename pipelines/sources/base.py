@@ -6,7 +6,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from trainables.errors import DataError, unknown
@@ -41,6 +42,15 @@ class RawRecord:
     label: int | None = None
     class_name: str | None = None
     split: str | None = None  # None: the source has no splits
+    rows: tuple[tuple[str, int], ...] = ()  # what it unites: each row's id, and how many captions
+
+    def apart(self) -> list[RawRecord]:
+        """The records that it unites, which the source tells one by one."""
+        captions = iter(self.captions)
+        return [
+            replace(self, id=name, captions=tuple(islice(captions, count)), rows=())
+            for name, count in self.rows
+        ] or [self]
 
 
 @dataclass(frozen=True)

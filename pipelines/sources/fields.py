@@ -131,17 +131,25 @@ def record_of(
 
 def merge(records: Iterable[RawRecord]) -> Iterator[RawRecord]:
     """Consecutive records of one image, as in a table with a row a caption, become one: those of
-    one path, or of the same bytes, whatever their ids."""
-    held: RawRecord | None = None
+    one path, or of the same bytes, whatever their ids. The image is then read once."""
+    held: list[RawRecord] = []
     for record in records:
-        if held and held.captions and _same(held, record):
-            held = dataclasses.replace(held, captions=held.captions + record.captions)
+        if held and held[0].captions and _same(held[0], record):
+            held.append(dataclasses.replace(record, image=held[0].image))  # and no other bytes
             continue
         if held:
-            yield held
-        held = record
+            yield _united(held)
+        held = [record]
     if held:
-        yield held
+        yield _united(held)
+
+
+def _united(held: Sequence[RawRecord]) -> RawRecord:
+    if len(held) == 1:
+        return held[0]
+    captions = tuple(caption for record in held for caption in record.captions)
+    rows = tuple((record.id, len(record.captions)) for record in held)
+    return dataclasses.replace(held[0], captions=captions, rows=rows)
 
 
 def _same(held: RawRecord, record: RawRecord) -> bool:
