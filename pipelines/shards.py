@@ -48,6 +48,7 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines import console
+    from pipelines.sharding.account import account
     from pipelines.sources.base import Options, parse_columns
     from pipelines.sources.registry import source_format
 
@@ -61,10 +62,8 @@ def run(args: Args) -> None:
     manifest = _write(args, name, options, description, expected)
     for split, count in manifest["splits"].items():
         console.say(f"{split:<6}{count['images']:>9,} images{count['captions']:>11,} captions")
-    if united := manifest["counts"]["united"]:
-        console.say(f"united: records of a picture that has a row ({united:,})")
-    for reason, number in manifest["counts"]["left_out"].items():
-        console.say(f"left out: {reason} ({number:,})")
+    for line in account(manifest["counts"]):
+        console.say(line)
     for reason, number in manifest["quarantined"].items():
         console.say(f"quarantined: {reason} ({number:,})")
     for note, number in manifest["notes"].items():
@@ -134,7 +133,7 @@ def _write(
         try:
             with Quarantine(folder / "quarantine.jsonl", args.max_bad_fraction) as quarantine:
                 writer = ShardWriter(folder, args.rows_per_shard)
-                sharding = Sharding(writer, quarantine, options.notes, args.on_leak == "drop")
+                sharding = Sharding(writer, quarantine, options, args.on_leak == "drop")
                 records = checked(SOURCES[name](args.source, options), args.split)
                 for outcomes in tqdm(records, total=expected, unit=" images"):
                     for record, outcome in outcomes:

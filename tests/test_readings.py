@@ -120,7 +120,7 @@ def test_images_of_a_class_may_lie_deeper(tmp_path: Path) -> None:
         ("test", "plate", 1): 2,
     }
     assert len({record.id for record in found}) == len(found)
-    assert options.notes == {"other_files_left_out": 4}  # files, not folders
+    assert options.tally.ignored == {".doc": 4, "hidden": 4}
 
 
 def test_splits_beside_what_is_none_are_no_classes(tmp_path: Path) -> None:

@@ -290,6 +290,7 @@ def test_the_same_image_in_two_splits(tmp_path: Path) -> None:
         "united": 1,
         "left_out": {"same image in another split": 3},
         "quarantined": 0,
+        "on_disk": {"read": {"row": 8}, "ignored": {}},
     }
     assert quarantined(out) == {
         "1.jpg": "same image as `6.jpg` (test)",

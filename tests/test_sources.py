@@ -176,7 +176,7 @@ def test_flickr_tokens_with_lists(tmp_path: Path) -> None:
             row("b.jpg", "of b", split="val"),
         ]
         assert (c.split, reason(c)) == ("test", "caption 1 is not UTF-8")
-    assert options.notes == {"in_no_split_list": 2}  # the line with `.jpg.1`, twice read
+    assert options.tally.left_out == {"in no split list": 2}  # the line with `.jpg.1`, twice read
 
 
 def test_flickr30k_lists_have_no_suffix_and_may_be_absent(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_folder_by_class(tmp_path: Path) -> None:
     assert [(r.id, r.label, r.class_name, r.split) for r in records] == [
         ("cat/10.jpg", 0, "cat", None), ("cat/2.PNG", 0, "cat", None), ("dog/1.jpg", 1, "dog", None)
     ]  # fmt: skip
-    assert options.notes == {"other_files_left_out": 2}
+    assert options.tally.ignored == {".txt": 1, "hidden": 1}
     assert good(records[0])["captions"] == []
 
 
@@ -592,7 +592,7 @@ def test_keys_with_dots_are_read_when_asked_and_counted_when_not(tmp_path: Path)
     columns = {"image": ["jpg"], "caption": ["txt"]}
     options = Options(columns=columns)
     assert len(list(SOURCES["webdataset"](str(path), options))) == 1
-    assert options.notes == {"members_left_out": 2}
+    assert options.tally.ignored == {".jpg": 1, ".txt": 1}
     every = {"image": ["*.jpg"], "caption": ["*.txt"]}
     found = list(SOURCES["webdataset"](str(path), Options(columns=every)))
     assert [(r.id, *r.captions) for r in found] == [

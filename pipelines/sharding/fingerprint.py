@@ -5,10 +5,8 @@ It is what makes a second `cliptune shards` a no-op, and a changed, added or tou
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +28,7 @@ def fingerprint(source: str, name: str, options: Options) -> tuple[str, int | No
     records = 0
     if name in _INDEXED:
         # The source is read once more, for its paths: seconds where decoding takes minutes.
-        for record in SOURCES[name](source, dataclasses.replace(options, notes=Counter())):
+        for record in SOURCES[name](source, options.silent()):
             if isinstance(record.image, bytes):  # the files above hold everything
                 return total.hexdigest(), None
             if isinstance(record.image, Path):

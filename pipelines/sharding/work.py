@@ -19,7 +19,7 @@ from pipelines.sharding.quarantine import Quarantine
 from pipelines.sharding.records import OF_WORDS, Checked, check_each
 from pipelines.sharding.united import Row, united
 from pipelines.sharding.writer import ShardWriter
-from pipelines.sources.base import BadRecord, RawRecord
+from pipelines.sources.base import BadRecord, Options, RawRecord
 from trainables.errors import DataError
 from trainables.shards import SPLITS
 
@@ -57,10 +57,10 @@ class Sharding:
     """The state of one run: what it wrote, what it refused, what it noted."""
 
     def __init__(
-        self, writer: ShardWriter, quarantine: Quarantine, notes: Counter[str], drop_leaks: bool
+        self, writer: ShardWriter, quarantine: Quarantine, options: Options, drop_leaks: bool
     ) -> None:
-        self.writer, self.quarantine, self.notes = writer, quarantine, notes
-        self.drop_leaks = drop_leaks
+        self.writer, self.quarantine, self.drop_leaks = writer, quarantine, drop_leaks
+        self.notes, self.tally = options.notes, options.tally
         self.ledger = Ledger()
         self.seen = self.dropped = 0  # records
         self.stale = False  # whether rows on disk are not as they should be
@@ -115,18 +115,28 @@ class Sharding:
                 images = sum(shard["rows"] for shard in found)
                 captions = sum(shard["captions"] for shard in found)
                 splits[split] = {"images": images, "captions": captions}
-        rows, bad = sum(shard["rows"] for shard in shards), self.quarantine.reasons.total()
         return {
             "splits": splits,
             "shards": shards,
             "classes": self.ledger.classes,
-            "counts": {
-                "read": self.seen,
-                "rows": rows,
-                "united": self.seen - bad - self.dropped - rows,
-                "left_out": {LEAK: self.dropped} if self.dropped else {},
-                "quarantined": bad,
-            },
+            "counts": self._counts(sum(shard["rows"] for shard in shards)),
             "quarantined": dict(self.quarantine.reasons.most_common()),
             "notes": {note: count for note, count in sorted(self.notes.items()) if count},
+        }
+
+    def _counts(self, rows: int) -> dict[str, Any]:
+        """The account of all records: read = rows + united + left out + quarantined. And of what
+        lies on disk, what was read and what is in no record."""
+        bad = self.quarantine.reasons.total()
+        left_out = self.tally.left_out + Counter({LEAK: self.dropped})
+        return {
+            "read": self.seen + self.tally.left_out.total(),
+            "rows": rows,
+            "united": self.seen - rows - bad - self.dropped,
+            "left_out": dict(left_out.most_common()),
+            "quarantined": bad,
+            "on_disk": {
+                "read": dict((+self.tally.read).most_common()),
+                "ignored": dict((+self.tally.ignored).most_common()),
+            },
         }

@@ -54,12 +54,26 @@ class RawRecord:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """What a source found and what became of it, for the account of everything that was read."""
+
+    read: Counter[str] = field(default_factory=Counter)  # files, members, lines, by ending or kind
+    ignored: Counter[str] = field(default_factory=Counter)  # the same, which are in no record
+    left_out: Counter[str] = field(default_factory=Counter)  # records, by reason
+
+
+@dataclass(frozen=True)
 class Options:
-    """How to read a source. `notes` is filled by it, with counts worth telling."""
+    """How to read a source. `notes`, counts worth telling, and `tally` are filled by it."""
 
     images: Path | None = None  # the folder of the images, where not beside the source
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)  # field: columns of a table
     notes: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
+
+    def silent(self) -> Options:
+        """The same, for reading the source once more: what is counted then goes nowhere."""
+        return replace(self, notes=Counter(), tally=Tally())
 
 
 def split_name(name: str) -> str:
@@ -112,6 +126,11 @@ def image_root(candidates: Sequence[Path], name: str) -> Path:
     """The first of `candidates` that holds the image `name`; the first of all if none does."""
     found = (root for root in candidates if not isinstance(inside(root, name), BadRecord))
     return next((root for root in found if (root / name).exists()), candidates[0])
+
+
+def ending(name: str) -> str:
+    """What a file is counted as."""
+    return "hidden" if name.startswith(".") else Path(name).suffix.lower() or "no ending"
 
 
 def image_files(folder: Path) -> Iterator[Path]:

@@ -38,18 +38,24 @@ def _file(path: Path, options: Options) -> Iterator[RawRecord]:
     bad: list[RawRecord] = []
     captions = Gather(_captions(path, bad))
     yield from bad
+    tally, left = options.tally, len(captions)
+    tally.read["annotation"] += len(bad)
     subset = path.stem.removeprefix("captions_")
     parents = [options.images] if options.images else [path.parent, path.parent.parent]
     candidates = [folder / part for folder in parents for part in ("", subset, "images")]
     root = None
     for number, image in enumerate(items(path, "images"), 1):
+        tally.read["image"] += 1
         match image:
             case {"id": key, "file_name": str(name)}:
                 root = root or image_root(candidates, name)
                 texts = captions[str(key)]
+                tally.read["annotation"] += len(texts)
+                left -= len(texts)
                 yield RawRecord(name, inside(root, name), texts, split=split_of_name(path.stem))
             case _:
                 yield RawRecord(f"image {number}", BadRecord("no `id` or no `file_name`"))
+    tally.ignored["annotation of no image"] += max(left, 0)
 
 
 def _captions(path: Path, bad: list[RawRecord]) -> Iterator[tuple[str, str]]:

@@ -18,12 +18,12 @@ from trainables.errors import DataError
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     path = _token_file(Path(source))
     splits = _split_lists(path)
-    captions = Gather(_captions(path))
+    captions = Gather(_captions(path, options))
     root = options.images
     for name in captions:
         split = splits.get(name) or splits.get(name.removesuffix(".jpg"))
         if splits and split is None:
-            options.notes["in_no_split_list"] += 1
+            options.tally.left_out["in no split list"] += 1
             continue
         if root is None:
             folders = sorted(p for p in path.parent.iterdir() if p.is_dir())
@@ -60,12 +60,13 @@ def _split_lists(token_file: Path) -> dict[str, str]:
     return splits
 
 
-def _captions(path: Path) -> Iterator[tuple[str, bytes]]:
+def _captions(path: Path, options: Options) -> Iterator[tuple[str, bytes]]:
     if not path.is_file():
         raise DataError(f"`{path}` does not exist.")
     with path.open("rb") as file:
         for line in file:
             if line.strip():
+                options.tally.read["line"] += 1
                 mark, _, text = line.rstrip(b"\r\n").partition(b"\t")
                 name, hash_sign, number = mark.rpartition(b"#")
                 key = name if hash_sign and number.strip().isdigit() else mark

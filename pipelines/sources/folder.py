@@ -8,10 +8,10 @@ out and counted.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipelines.sources.base import Options, RawRecord, image_files, inside, split_name
+from pipelines.sources.base import Options, RawRecord, ending, image_files, inside, split_name
 from trainables.errors import DataError
 
 
@@ -31,6 +31,9 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     classes = sorted({name for _, folder in groups for name in _folders(folder)})
     if not classes:
         raise DataError(f"`{root}` has no class folders: expected `<class>/*.jpg` in it.")
+    for place in {root, *(folder for _, folder in groups)}:
+        _, below, names = next(os.walk(place))
+        _ignore(place, below, names, options)
     for split, folder in groups:
         for label, name in enumerate(classes):
             if (folder / name).is_dir():
@@ -46,11 +49,21 @@ def _class(
     root: Path, folder: Path, label: int, split: str | None, options: Options
 ) -> Iterator[RawRecord]:
     for here, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
         files = list(image_files(Path(here)))
-        options.notes["other_files_left_out"] += len(names) - len(files)
+        _ignore(Path(here), below, {*names} - {path.name for path in files}, options)
+        below[:] = sorted(name for name in below if not name.startswith("."))
         for path in files:
+            options.tally.read[ending(path.name)] += 1
             name = str(path.relative_to(root))
             yield RawRecord(
                 name, inside(root, name), label=label, class_name=folder.name, split=split
             )
+
+
+def _ignore(here: Path, below: Iterable[str], names: Iterable[str], options: Options) -> None:
+    """Count the files in `here` that are no images, and all in its hidden folders."""
+    options.tally.ignored.update(map(ending, names))
+    for name in below:
+        if name.startswith("."):
+            files = sum(len(inner) for _, _, inner in os.walk(here / name))
+            options.tally.ignored["hidden"] += files

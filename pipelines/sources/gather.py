@@ -22,6 +22,10 @@ class Gather:
         )
         self._db.execute("create index by_key on caption (key)")
 
+    def __len__(self) -> int:
+        """How many captions there are."""
+        return int(self._db.execute("select count(*) from caption").fetchone()[0])
+
     def __getitem__(self, key: str) -> tuple[bytes, ...]:
         query = "select text from caption where key = ? order by rowid"
         return tuple(row[0] for row in self._db.execute(query, (_raw(key),)))

@@ -57,6 +57,7 @@ def _records(path: Path, split: str | None, prefix: str, options: Options) -> It
     root = options.images
     for number, row in READERS[path.suffix.lower()](path):
         where = f"{prefix}row {number}"
+        options.tally.read["row"] += 1
         if isinstance(row, BadRecord):
             yield RawRecord(where, row)
             continue

@@ -19,7 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.sources.base import MEDIA_SUFFIXES, BadRecord, Options, RawRecord, splits_of_files
+from pipelines.sources.base import (
+    MEDIA_SUFFIXES,
+    BadRecord,
+    Options,
+    RawRecord,
+    ending,
+    splits_of_files,
+)
 from pipelines.sources.fields import record_of, told
 from trainables.errors import DataError, unknown
 
@@ -92,6 +99,7 @@ def _members(
                 tar.members = []  # type: ignore[attr-defined]  # else a tar of a million files fills the memory
                 content = _content(tar, member, fields, path, options)
                 if content is not None:
+                    options.tally.read[ending(PurePosixPath(member.name).name)] += 1
                     yield member.name, content
             _check_end(tar)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -109,6 +117,7 @@ def _content(
 ) -> bytes | BadRecord | None:
     name = PurePosixPath(member.name)
     if member.isdir() or name.name.startswith(("__", "._")):
+        options.tally.ignored["folder" if member.isdir() else "hidden"] += 1
         return None
     if not member.isreg():
         return BadRecord("tar member is a link or a device")
@@ -117,7 +126,7 @@ def _content(
     suffix, pattern = _suffix(member.name, fields)
     if pattern not in fields:
         if fields is not _FIELD_OF:  # `--columns` said which to read
-            options.notes["members_left_out"] += 1
+            options.tally.ignored[ending(name.name)] += 1
             return None
         raise DataError(
             f"`{path}`: {unknown('suffix', suffix, _FIELD_OF)} A sample's key ends at the first "
