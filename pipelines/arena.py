@@ -94,7 +94,7 @@ def _plan(args: Args) -> Plan:
     from search_spaces.registry import SPACES
     from trainables.adapters.registry import adapters_for, make_config
     from trainables.features import towers_of
-    from trainables.files import read_json
+    from trainables.store import read_manifest
 
     data, words = _pairs("--data", args.data), _pairs("--words", args.words)
     if unknown_names := words.keys() - data.keys():
@@ -123,7 +123,7 @@ def _plan(args: Args) -> Plan:
     here = Path(args.backbone)
     backbone, revision = str(here.absolute()) if here.is_dir() else args.backbone, args.revision
     if store is not None:
-        made_with = read_json(store / "manifest.json")["backbone"]
+        made_with = read_manifest(store)["backbone"]
         backbone, revision = made_with["name"], made_with["revision"]
     return Plan(
         sources=tuple(sources),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipelines.console import done, nothing_to_do, say, word
 from trainables.errors import ConfigError, DataError
 from trainables.files import now, read_json, sha256_json, write_json
+from trainables.store import read_manifest
 
 if TYPE_CHECKING:
     from pipelines.measuring.contestants import Contest
@@ -120,7 +121,7 @@ def _data(contest: Contest) -> tuple[ShardSet, dict[str, Any]]:
     """The shards that the run's features were made of, unchanged since, and their backbone."""
     from trainables.shards import ShardSet
 
-    manifest = read_json(contest.features / "manifest.json")
+    manifest = read_manifest(contest.features)
     shards = ShardSet.open(manifest["shards"])
     if shards.digest != manifest["shards_sha256"]:
         raise DataError(

@@ -126,7 +126,7 @@ def _write(
     from pipelines.sharding.workspace import workspace
     from pipelines.sharding.writer import ShardWriter
     from pipelines.sources.registry import SOURCES
-    from trainables.files import now, write_json
+    from trainables.files import now, write_hashed
     from trainables.shards import FORMAT
 
     with workspace(args.out) as folder:
@@ -144,7 +144,7 @@ def _write(
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"`{args.source}` to `{folder}` failed: {error}") from error
         manifest = {"format": FORMAT, "source": description, **summary, "created": now()}
-        write_json(folder / "manifest.json", manifest)
+        write_hashed(folder / "manifest.json", manifest)
     return manifest
 
 

@@ -17,6 +17,7 @@ from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, read_jsonl, write_json
+from trainables.store import find_store, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,8 +62,6 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from trainables.store import find_store
-
     if args.workers < 1:
         raise ConfigError(f"`--workers` must be at least 1, got {args.workers}.")
     check_gpus(args.gpus, args.wait, args.workers)
@@ -128,7 +127,7 @@ def _configure(args: Args) -> tuple[TrainConfig, Mapping[str, Any]]:
         need = "needs" if args.draw is None else "takes no"
         raise ConfigError(f"`{args.schedule}` is for {schedule.config.task}: it {need} `--draw`.")
     here = {
-        "features_key": read_json(args.features / "manifest.json")["key"],
+        "features_key": read_manifest(args.features)["key"],
         "draw_key": args.draw and read_draw(args.draw).key,
     }
     if odd := [name for name, key in here.items() if key != schedule.place[name]]:
@@ -159,7 +158,7 @@ def _claim(folder: Path, args: Args, task: Task) -> None:
     wanted: dict[str, Any] = {
         "format": "cliptune-run-1",
         "features": str(args.features),
-        "features_key": read_json(args.features / "manifest.json")["key"],
+        "features_key": read_manifest(args.features)["key"],
         "task": task,
         "metric": args.metric,
         **about_draws(args.draw, args.retain),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from trainables.backbone import Backbone
     from trainables.data import Batch
 
@@ -33,6 +35,17 @@ def features(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
     return tiny_features(
         tmp_path_factory.mktemp("features"), images=48, val=16, pixels=True, clip=clip
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Path]]:
+    """What files were found whole is noted where no other run looks; where else it would be."""
+    from trainables import verified
+
+    place, plain = tmp_path_factory.mktemp("notes"), verified.notes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verified, "notes", lambda: place)
+        yield plain
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from trainables.checkpoint import trained_tensors
 from trainables.derived import Derived
 from trainables.errors import DataError
 from trainables.features import SplitFeatures, backbone_of, embed_split, open_features
-from trainables.files import read_json, write_json
+from trainables.files import read_json, write_hashed
 from trainables.image_tower import lower
 from trainables.loop import METRICS, Run
 from trainables.predict import predict
@@ -143,7 +143,7 @@ def test_two_processes_encode_a_view_once(store: Path) -> None:
 
 def test_a_view_needs_the_shards_it_was_declared_on(store: Path) -> None:
     manifest = read_json(store / "manifest.json")
-    write_json(store / "manifest.json", manifest | {"shards_sha256": "other"})
+    write_hashed(store / "manifest.json", manifest | {"shards_sha256": "other"})
     data = open_features(store, "train", backbone_of(store))
     with pytest.raises(DataError, match="changed since the features"):
         data.embeds(ROWS, 1)
@@ -152,7 +152,7 @@ def test_a_view_needs_the_shards_it_was_declared_on(store: Path) -> None:
 def test_a_view_needs_the_decoders_it_was_declared_with(store: Path) -> None:
     manifest = read_json(store / "manifest.json")
     decoder = manifest["decoder"] | {"pillow": "1.0"}
-    write_json(store / "manifest.json", manifest | {"decoder": decoder})
+    write_hashed(store / "manifest.json", manifest | {"decoder": decoder})
     data = open_features(store, "train", backbone_of(store))
     with pytest.raises(DataError, match=r"'pillow': '1\.0'.*encode` again"):
         data.embeds(ROWS, 1)
@@ -199,7 +199,7 @@ def test_a_gpu_keeps_states_only_where_reading_was_measured_to_pay(
 def test_all_states_share_one_budget(store: Path, towers: list[int]) -> None:
     manifest = read_json(store / "manifest.json")
     size = 4 * 17 * 32 + 4  # a row: 16 patches and CLS, and its checksum
-    write_json(store / "manifest.json", manifest | {"activations_bytes": 30 * size})
+    write_hashed(store / "manifest.json", manifest | {"activations_bytes": 30 * size})
     backbone = backbone_of(store)
     train, val = (open_features(store, split, backbone) for split in ("train", "val"))
     train.hidden(torch.arange(24), 0, 1)
@@ -242,7 +242,7 @@ def test_training_on_kept_states_equals_training_on_pixels(store: Path, tmp_path
 
     def run(kind: str, budget: int) -> Run:
         manifest = read_json(store / "manifest.json")
-        write_json(store / "manifest.json", manifest | {"activations_bytes": budget})
+        write_hashed(store / "manifest.json", manifest | {"activations_bytes": budget})
         train, val = (open_features(store, split, backbone) for split in ("train", "val"))
         config = make_config("lora", values)
         made = Run(config, backbone, train, val, tmp_path / kind, METRICS["retrieval"][0])

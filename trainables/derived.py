@@ -6,8 +6,9 @@ the image tower's lower blocks. They are kept in the store's sub-folder `lazy/`.
 files never change, and as its name is a hash of weights, preprocessing, decoder, data seed and
 shards, nothing here can be stale.
 
-The first process that asks makes a file, the others wait and map it. Where the store cannot be
-written, or without one (test, in memory), what is asked for is made and not kept.
+The first process that asks makes a file, the others wait and map it. Its hash stands beside it; a
+file that has another one is made again, with a warning. Where the store cannot be written, or
+without one (test, in memory), what is asked for is made and not kept.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from trainables.preprocess import decoder_versions, view_of
 from trainables.shards import CAPTION_COLUMNS, ShardSet, captions_of, chunks
 from trainables.tensor_file import Array, Layout, TensorFile
 from trainables.text_tower import embed_text
+from trainables.verified import intact, noted
 
 if TYPE_CHECKING:
     from trainables.language_model import LanguageModel
@@ -70,6 +72,7 @@ def made_once(path: Path | None, layout: Layout, fill: Fill) -> Tensors:
             file.allocate()
             fill(file.put)
             file.sync()
+            hash_of(path).write_text(noted(file.path))  # before its file: nothing is without one
             file.path.replace(path)
         except OSError:  # a full disk
             file.path.unlink(missing_ok=True)
@@ -115,14 +118,27 @@ def alone(lock: Path) -> Iterator[bool]:
             yield True
 
 
+def hash_of(path: Path) -> Path:
+    """Where the SHA-256 of what was made stands, as text."""
+    return path.with_suffix(".sha256")
+
+
 def _mapped(path: Path) -> Tensors | None:
-    """None where the file is not there, or not whole."""
+    """None where the file is not there, or not as it was made: all that is in it can be made again,
+    so nobody has to be asked."""
     if not path.is_file():
         return None
     try:
+        expected = hash_of(path).read_bytes().decode(errors="replace")
+    except FileNotFoundError:  # of an older version
+        expected = ""
+    try:
+        if expected and not intact(path, expected):
+            raise SafetensorError("its bytes are not those that were written")
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:
+    except SafetensorError as error:
+        print(f"warning: `{path}` is damaged ({error}): it is made again", file=sys.stderr)
         return None
 
 

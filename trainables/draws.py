@@ -19,6 +19,7 @@ from trainables.config import Task
 from trainables.errors import DataError, unknown
 from trainables.features import SplitFeatures, divided_by_draws
 from trainables.files import read_json, sha256_json, write_json
+from trainables.store import read_manifest
 
 FORMAT = "cliptune-draw-1"
 Part = Literal["all", "base", "new"]
@@ -273,7 +274,7 @@ def check_divided(features: Path, draw: Path | None) -> None:
 
 def check_draw(features: Path, path: Path) -> Draw:
     """The draw in `path`, made of the very shards that the feature store was made of."""
-    draw, made_of = read_draw(path), read_json(features / "manifest.json")["shards_sha256"]
+    draw, made_of = read_draw(path), read_manifest(features)["shards_sha256"]
     if draw.shards_sha256 != made_of:
         raise DataError(
             f"`{path}` was drawn from other shards ({draw.shards_sha256[:12]}) than `{features}` "

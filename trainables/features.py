@@ -33,12 +33,12 @@ from trainables.metrics.captioning import References
 from trainables.mining import nearest_images
 from trainables.preprocess import decoder_versions
 from trainables.shards import POOL, Seal, ShardSet, captions_of, chunks
+from trainables.store import FORMAT, MANIFEST, again, check_file, hashes, read_manifest
 from trainables.texts import TEXT_COLUMNS, read_texts
 
 if TYPE_CHECKING:
     from trainables.language_model import LanguageModel
 
-FORMAT = "cliptune-features-2"
 Row = Mapping[str, Any]
 
 
@@ -244,26 +244,28 @@ def divided_by_draws(folder: Path) -> bool:
 
 def _about(folder: Path) -> dict[str, Any]:
     """The manifest of a store; what is not there is refused where it is opened."""
-    path = folder / "manifest.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    return read_manifest(folder) if (folder / MANIFEST).is_file() else {}
 
 
 def frames_of(folder: Path) -> Frames:
     """How a store saw its clips."""
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_manifest(folder)
     return Frames(manifest.get("frames", 0), manifest.get("sampling", "uniform"))
 
 
 def precision_of(folder: Path) -> Resolved:
     """What a store's features were computed in."""
-    precision: Resolved = read_json(folder / "manifest.json").get("precision", "fp32")
+    precision: Resolved = read_manifest(folder).get("precision", "fp32")
     return precision
 
 
 def backbone_of(folder: Path, device: str = "cpu") -> Backbone:
     """The backbone that a store was made with, its weights unchanged since, in its precision; texts
     are mended where the store's were."""
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_manifest(folder)
+    for name in hashes(manifest):
+        if name.startswith("backbone/"):  # of a store that has its own
+            check_file(folder, manifest, name)
     made_with, cleaned = manifest["backbone"], "cleaning" in manifest
     how = (device, precision_of(folder), cleaned)
     backbone = load_backbone(made_with["name"], made_with["revision"], *how)
@@ -284,43 +286,49 @@ def open_features(
     `backbone`, the store's own, is needed for what is derived on first use.
     """
     folder = Path(folder)
-    if not (folder / "manifest.json").is_file():
-        raise DataError(f"`{folder}` holds no finished features (no manifest.json).")
-    manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"`{folder / 'manifest.json'}` is not a manifest of format {FORMAT}.")
+    manifest = read_manifest(folder)
     name = POOL if POOL in manifest["splits"] and split in ("train", "val") else split
     if name not in manifest["splits"]:
         raise DataError(f"`{folder}`: " + unknown("split", split, manifest["splits"]))
     if backbone is not None:
         _check_own(folder, manifest, backbone)
-    path, expected = folder / f"{name}.safetensors", manifest["splits"][name]
-    if not path.is_file() or path.stat().st_size != expected["bytes"]:
-        raise DataError(f"`{path}` is missing or damaged; run `cliptune encode` again.")
     derived = None if backbone is None else Derived(backbone, name, folder / "lazy", manifest)
     views = manifest["views"] if split == "train" else 0
-    return _read(path, expected["truncated_captions"], views, derived)
+    truncated = manifest["splits"][name]["truncated_captions"]
+    return _read(folder, manifest, name, truncated, views, derived)
 
 
-def _read(path: Path, truncated: int, views: int, derived: Derived | None) -> SplitFeatures:
+def _read(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    name: str,
+    truncated: int,
+    views: int,
+    derived: Derived | None,
+) -> SplitFeatures:
+    """The tensors and ids called `name` of a store, each found whole."""
+    path = check_file(folder, manifest, f"{name}.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise DataError(f"`{path}` is damaged ({error}); run `cliptune encode` again.") from error
-    return SplitFeatures(
-        ids=read_json(path.with_suffix(".ids.json")),
-        image_embeds=tensors["image_embeds"],
-        pixels=tensors.get("pixels"),
-        frame_embeds=tensors.get("frame_embeds"),
-        tokens=Tokens(tensors["token_ids"], tensors["token_offsets"]),
-        caption_rows=tensors["caption_rows"],
-        groups=tensors["groups"],
-        truncated=truncated,
-        views=views,
-        derived=derived,
-        given_texts=tensors.get("text_embeds"),
-    )
+        ids = read_json(check_file(folder, manifest, f"{name}.ids.json"))
+        if not isinstance(ids, list) or len(ids) != len(tensors["image_embeds"]):
+            raise DataError(f"`{folder / name}.ids.json` must have an id for each image.")
+        return SplitFeatures(
+            ids=ids,
+            image_embeds=tensors["image_embeds"],
+            pixels=tensors.get("pixels"),
+            frame_embeds=tensors.get("frame_embeds"),
+            tokens=Tokens(tensors["token_ids"], tensors["token_offsets"]),
+            caption_rows=tensors["caption_rows"],
+            groups=tensors["groups"],
+            truncated=truncated,
+            views=views,
+            derived=derived,
+            given_texts=tensors.get("text_embeds"),
+        )
+    except (SafetensorError, KeyError) as error:
+        raise DataError(f"`{path}` is damaged ({error}); run {again(manifest)}.") from error
 
 
 def _check_own(folder: Path, manifest: Mapping[str, Any], backbone: Backbone) -> None:
@@ -359,7 +367,10 @@ def embed_split(
     if shards.embedded:
         rows = shards.rows(split, TEXT_COLUMNS, seal)
         kept = {"texts": [text for row in rows for text in captions_of(row)]}
-        return _read(shards.embeddings(split, seal), 0, 0, Derived(backbone, split, kept=kept))
+        store, path = shards.folder.parent, shards.embeddings(split, seal)
+        name = path.relative_to(store).with_suffix("").as_posix()
+        derived = Derived(backbone, split, kept=kept)
+        return _read(store, read_manifest(store), name, 0, 0, derived)
     texts = read_texts(backbone, shards.rows(split, TEXT_COLUMNS, seal))
     embeds, of_frames, squares = [], [torch.zeros(0, seen.count, backbone.embed_dim)], []
     rows = shards.rows(split, ["id", "image"], seal)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from trainables.errors import DataError
+
+JSON: dict[type, str] = {str: "string", dict: "object", list: "array"}
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -63,6 +65,34 @@ def read_json(path: Path) -> Any:
         raise DataError(f"`{path}` does not exist.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"`{path}` is not valid JSON: {error}.") from error
+    except RecursionError:
+        raise DataError(f"`{path}` is not valid JSON: it is nested without an end.") from None
+
+
+def write_hashed(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON object with its own hash in it, for `read_hashed`."""
+    rest = _without_hash(value)
+    write_json(path, rest | {"sha256": sha256_json(rest)})
+
+
+def read_hashed(path: Path, form: str, **fields: type) -> dict[str, Any]:
+    """The object of format `form` in `path`, with these fields. One that has its own hash is
+    unaltered."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("format") != form:
+        raise DataError(f"`{path}` is not a manifest of format {form}.")
+    if value.get("sha256", "") not in ("", sha256_json(_without_hash(value))):
+        raise DataError(f"`{path}` was altered since it was written.")
+    for name, kind in fields.items():
+        if not isinstance(value.get(name), kind):
+            raise DataError(
+                f"`{path}`: `{name}` must be a JSON {JSON[kind]}, got {value.get(name)!r}."
+            )
+    return value
+
+
+def _without_hash(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in value.items() if name != "sha256"}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, write_bytes, write_json
+from trainables.store import MANIFEST, read_manifest
 
 KIND = "embeddings"  # the model type of such a folder
 END = 0  # the token behind every text; that of row r of the table is r + 1
@@ -82,8 +83,8 @@ def _fold(text: str) -> str:
 def check_texts(folder: Path, task: str) -> None:
     """Raise `ConfigError` where retrieval is asked of finished embeddings that have none of
     captions."""
-    path = folder / "manifest.json"
-    texts = read_json(path).get("texts") if path.is_file() else None  # refused where it is opened
+    there = (folder / MANIFEST).is_file()  # or it is refused where it is opened
+    texts = read_manifest(folder).get("texts") if there else None
     if task != "retrieval" or texts not in ("classes", "none"):
         return
     other = "its texts are of classes, which need a `--draw`"

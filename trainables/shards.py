@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainables.errors import DataError, unknown
-from trainables.files import read_json, sha256_file, sha256_json
+from trainables.files import read_hashed, sha256_file, sha256_json
 
 T = TypeVar("T")
 FORMAT = "cliptune-shards-1"
@@ -63,10 +63,12 @@ class ShardSet:
         path = folder / "manifest.json"
         if not path.is_file():
             raise DataError(f"`{folder}` holds no finished shards: it has no manifest.json.")
-        manifest = read_json(path)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise DataError(f"`{path}` is not a manifest of format {FORMAT}.")
-        return cls(folder, manifest)
+        fields = {"splits": dict, "shards": list, "classes": dict}
+        try:
+            return cls(folder, read_hashed(path, FORMAT, **fields))
+        except DataError as error:
+            how = f"The `{_maker(folder)}` that wrote it, run again, makes it anew."
+            raise DataError(f"{error} {how}") from None
 
     @property
     def digest(self) -> str:
@@ -129,9 +131,9 @@ class ShardSet:
     def _checked(self, shard: dict[str, Any]) -> Path:
         path = self.folder / shard["file"]
         if path.parent != self.folder or not path.is_file():
-            raise DataError(f"`{path}` is missing; run `cliptune shards` again.")
+            raise DataError(f"`{path}` is missing; run `{_maker(self.folder)}` again.")
         if sha256_file(path) != shard["sha256"]:
-            raise DataError(f"`{path}` was changed or damaged; run `cliptune shards` again.")
+            raise DataError(f"`{path}` was changed or damaged; run `{_maker(self.folder)}` again.")
         return path
 
     def rows(
@@ -143,6 +145,11 @@ class ShardSet:
                 raise DataError(unknown("column", name, SCHEMA.names))
         files = self.files(split, seal)  # raised here, not at the first row
         return _rows(files, list(columns) if columns is not None else None)
+
+
+def _maker(folder: Path) -> str:
+    """The command that writes shards here."""
+    return "cliptune encode" if folder.name == RECORDS else "cliptune shards"
 
 
 def _records(folder: Path) -> Path:

@@ -1,19 +1,65 @@
-"""Where a feature store lies. Torch is not needed to say that there is none."""
+"""Where a feature store lies, and whether it is as it was written. Torch is not needed to say so.
+
+Flows in: the store's folder. Flows out: its manifest, and its files once their hashes are found to
+be the manifest's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trainables.errors import DataError
+from trainables.files import read_hashed
+from trainables.verified import intact
+
+FORMAT = "cliptune-features-2"
+MANIFEST = "manifest.json"
 
 
 def find_store(folder: Path) -> Path:
     """`folder` if it is a finished store, or the only one in it."""
-    if (folder / "manifest.json").is_file():
+    if (folder / MANIFEST).is_file():
         return folder
-    found = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
     if len(found) == 1:
         return found[0]
     if not found:
         raise DataError(f"`{folder}` holds no finished features: run `cliptune encode`.")
     raise DataError(f"`{folder}` holds several stores, name one: {', '.join(map(str, found))}.")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a finished store says of itself."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"`{folder}` holds no finished features (no {MANIFEST}).")
+    try:
+        return read_hashed(path, FORMAT, key=str, shards=str, backbone=dict, splits=dict)
+    except DataError as error:
+        raise DataError(
+            f"{error} The `cliptune encode` that wrote it, run again, makes it anew."
+        ) from None
+
+
+def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
+    """File `name` of a store; a `DataError` unless it has the hash that the manifest says, which
+    those of old stores have of fewer files."""
+    path, expected = folder / name, hashes(manifest).get(name)
+    if not path.is_file() or (expected and not intact(path, expected)):
+        raise DataError(f"`{path}` is missing or damaged; run {again(manifest)}.")
+    return path
+
+
+def hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each file in a store."""
+    splits = manifest["splits"].items()
+    old = {f"{name}.safetensors": one["sha256"] for name, one in splits if "sha256" in one}
+    return {**old, **manifest.get("files", {})}
+
+
+def again(manifest: Mapping[str, Any]) -> str:
+    """The command that makes a store anew, in words."""
+    command = manifest.get("command")
+    return f"`{command}`" if command else "`cliptune encode` again"

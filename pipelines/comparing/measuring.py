@@ -46,7 +46,7 @@ from trainables.metrics.calibration import calibration_error
 from trainables.metrics.classification import by_class, hits
 from trainables.predict import score
 from trainables.shards import Seal, ShardSet
-from trainables.store import find_store
+from trainables.store import find_store, read_manifest
 
 Entry = dict[str, Any]
 FOUND = ("accuracy", "per_class", "correct", "tests", "ece")  # of a run, by the accuracy's name
@@ -84,7 +84,7 @@ class Tests:
     def whole(self, source: Source) -> tuple[SplitFeatures, list[Any]]:
         if source.name not in self.splits:
             store = find_store(store_of(self.folder, source.name))
-            shards, made_of = ShardSet.open(source.shards), read_json(store / "manifest.json")
+            shards, made_of = ShardSet.open(source.shards), read_manifest(store)
             if shards.digest != made_of["shards_sha256"]:
                 raise DataError(f"`{shards.folder}` changed since `{store}` was made of it.")
             doing = "reading" if shards.embedded else "embedding"

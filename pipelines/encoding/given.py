@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from pipelines import console
 from pipelines.encode import Args
+from pipelines.encoding.finished import complete, write_manifest
 from pipelines.encoding.layout import Given, read_layout
 from pipelines.encoding.scan import NAMES, Scan, captions, digest, numbered, record, records, scan
 from pipelines.encoding.writer import tell_captions
@@ -33,13 +34,14 @@ from trainables.backbone import Backbone, load_backbone
 from trainables.cleaning import repairs, versions
 from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
-from trainables.features import FORMAT
-from trainables.files import now, read_json, sha256_file, sha256_json, write_json
+from trainables.files import now, sha256_file, sha256_json, write_hashed
 from trainables.given import ALL, END, GivenWords, write_given
 from trainables.preprocess import decoder_versions
 from trainables.shards import FORMAT as SHARDS
 from trainables.shards import RECORDS, SCHEMA
+from trainables.store import FORMAT, MANIFEST
 from trainables.tensor_file import Array, Layout, TensorFile
+from trainables.verified import noted
 
 BLOCK = 2**20  # token ids copied at a time
 
@@ -65,7 +67,7 @@ def encode_given(args: Args) -> tuple[Path, bool]:
     said = [] if args.captions is None else [sha256_file(p) for p in _below(args.captions)]
     key = sha256_json([FORMAT, "given", files, args.split, made_with, said])[:16]
     folder = args.out.absolute() / key
-    if _complete(folder):
+    if complete(folder):
         return folder, False
     texts = None if backbone else ClassTexts(given)
     if backbone is not None and (given.class_texts is not None or given.pairs is not None):
@@ -81,17 +83,6 @@ def encode_given(args: Args) -> tuple[Path, bool]:
 
 def _below(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-
-
-def _complete(folder: Path) -> bool:
-    if not (folder / "manifest.json").is_file():
-        return False
-    for split, entry in read_json(folder / "manifest.json")["splits"].items():
-        path = folder / f"{split}.safetensors"
-        if not path.is_file() or sha256_file(path) != entry["sha256"]:
-            console.say(f"{path} is missing or was altered: encoding again.")
-            return False
-    return True
 
 
 class ClassTexts:
@@ -178,7 +169,7 @@ def _write(
     texts: ClassTexts | None,
     key: str,
 ) -> None:
-    (folder / "manifest.json").unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder / RECORDS, ignore_errors=True)
     (folder / RECORDS).mkdir(parents=True)
     if texts is not None:
@@ -204,7 +195,7 @@ def _write(
     entries = {name: file.close() for name, file in files.items()}
     shards = [file.shard() for file in files.values()]
     counts = {n: {"images": e["images"], "captions": e["captions"]} for n, e in entries.items()}
-    write_json(
+    write_hashed(
         folder / RECORDS / "manifest.json",
         {
             **{"format": SHARDS, "source": {"embeddings": str(given.folder)}, "splits": counts},
@@ -220,8 +211,9 @@ def _write(
     made_with = {"name": backbone.name, "revision": backbone.revision}
     opened = {name: entry for name, entry in entries.items() if name != "test"}
     truncated = sum(entry["truncated_captions"] for entry in entries.values())
-    write_json(
-        folder / "manifest.json",
+    write_manifest(
+        folder,
+        args,
         {
             **{"format": FORMAT, "key": key, "embeddings": str(given.folder)},
             **{"shards": str(folder / RECORDS), "shards_sha256": sha256_json(shards)},
@@ -322,7 +314,7 @@ class _SplitFile:
             "truncated_captions": self.words.truncated,
             "repaired_captions": self.words.repaired,
             "bytes": self.path.stat().st_size,
-            "sha256": sha256_file(self.path),
+            "sha256": noted(self.path),
         }
 
     def shard(self) -> dict[str, Any]:

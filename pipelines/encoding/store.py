@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pipelines import console
 from pipelines.encode import Args
+from pipelines.encoding.finished import complete, write_manifest
 from pipelines.encoding.precision import settle
 from pipelines.encoding.towers import Job, Unit, embed_units
 from pipelines.encoding.writer import SplitWriter, tell_captions
@@ -24,11 +25,12 @@ from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
 from trainables.cleaning import versions
 from trainables.errors import CliptuneError, DataError
-from trainables.features import FORMAT, features_key
-from trainables.files import now, read_json, sha256_file, write_json
+from trainables.features import features_key
+from trainables.files import now, write_hashed
 from trainables.frames import Frames
 from trainables.preprocess import decoder_versions
 from trainables.shards import ShardSet
+from trainables.store import FORMAT, MANIFEST, read_manifest
 from trainables.tensor_file import Array
 from trainables.texts import TEXT_COLUMNS, read_texts
 
@@ -119,9 +121,9 @@ class Store:
 
 def _set_budget(folder: Path, args: Args) -> None:
     """The one thing about a finished store that another call may change."""
-    manifest, budget = read_json(folder / "manifest.json"), int(args.activations_gb * 1e9)
+    manifest, budget = read_manifest(folder), int(args.activations_gb * 1e9)
     if manifest["activations_bytes"] != budget:
-        write_json(folder / "manifest.json", manifest | {"activations_bytes": budget})
+        write_hashed(folder / MANIFEST, manifest | {"activations_bytes": budget})
 
 
 def encode(args: Args) -> tuple[Path, bool]:
@@ -144,9 +146,10 @@ def encode(args: Args) -> tuple[Path, bool]:
     key = features_key(backbone, shards, args.views, args.data_seed, args.pixels, frames)
     folder = args.out.absolute() / key
     with hold(folder):
-        if _complete(folder):
+        if complete(folder):
             _set_budget(folder, args)
             return folder, False
+        (folder / MANIFEST).unlink(missing_ok=True)
         store = Store(args, folder, backbone, shards)
         store.fill(args, backbone)
         splits = store.close()
@@ -164,20 +167,6 @@ def encode(args: Args) -> tuple[Path, bool]:
             "activations_bytes": int(args.activations_gb * 1e9),
             **{"splits": splits, "truncated_captions": truncated, "created": now()},
         }
-        write_json(folder / "manifest.json", manifest)
+        write_manifest(folder, args, manifest)
     tell_captions(splits, backbone.context_length)
     return folder, True
-
-
-def _complete(folder: Path) -> bool:
-    """Whether `folder` is finished and every byte is as written; a damaged store is not."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        return False
-    for split, expected in read_json(manifest)["splits"].items():
-        path = folder / f"{split}.safetensors"
-        if not path.is_file() or sha256_file(path) != expected["sha256"]:
-            console.say(f"{path} is missing or was altered: encoding what is not as it was.")
-            manifest.unlink()
-            return False
-    return True

@@ -11,8 +11,8 @@ from typing import Any
 
 from pipelines.console import word
 from pipelines.reporting.numbers import plural
-from trainables.files import read_json
 from trainables.shards import ShardSet
+from trainables.store import read_manifest
 
 TEXTS = {
     "tower": "texts: by the text tower of `{tower}`",
@@ -24,7 +24,7 @@ TEXTS = {
 
 
 def summary(store: Path) -> Iterator[str]:
-    about, shards = read_json(store / "manifest.json"), ShardSet.open(store)
+    about, shards = read_manifest(store), ShardSet.open(store)
     kind = shards.manifest["vectors"]
     half = " in half precision" if kind["half"] else ""
     files = plural(kind["parts"], "file")
@@ -43,7 +43,7 @@ def summary(store: Path) -> Iterator[str]:
 
 def then(store: Path) -> str:
     """What to run next: a task that the store has all for."""
-    about: dict[str, Any] = read_json(store / "manifest.json")
+    about: dict[str, Any] = read_manifest(store)
     if ShardSet.open(store).classes:
         return f"cliptune draw --shards {word(store)} --shots 16"
     adapter = {"pairs": " --adapter auto", "none": " --adapter prefix_captioner"}

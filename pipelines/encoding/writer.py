@@ -17,9 +17,10 @@ import numpy as np
 
 from pipelines import console
 from trainables.errors import DataError
-from trainables.files import append_jsonl, read_jsonl, sha256_file, write_json
+from trainables.files import append_jsonl, read_jsonl, write_json
 from trainables.tensor_file import Array, Layout, TensorFile
 from trainables.texts import Texts
+from trainables.verified import noted
 
 BLOCK = 2**22  # bytes read at once when hashing
 
@@ -115,7 +116,7 @@ class SplitWriter:
             "truncated_captions": self.texts.truncated,
             "repaired_captions": self.texts.repaired,
             "bytes": self.path.stat().st_size,
-            "sha256": sha256_file(self.path),
+            "sha256": noted(self.path),
         }
 
 

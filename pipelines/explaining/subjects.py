@@ -15,8 +15,8 @@ from trainables.backbone import Backbone
 from trainables.draws import measured
 from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures, open_features
-from trainables.files import read_json
 from trainables.shards import ShardSet
+from trainables.store import read_manifest
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Subject:
     def identity(self) -> list[str]:
         """Changes when anything that it says can change."""
         draw = self.contest.draw.key if self.contest.draw else ""
-        key = read_json(self.contest.features / "manifest.json")["key"]
+        key = read_manifest(self.contest.features)["key"]
         return [self.run.as_posix(), self.name, self.contestant.identity(), key, draw, self.metric]
 
 
@@ -59,7 +59,7 @@ def read_subjects(runs: Sequence[Path]) -> list[Subject]:
                 "classification. What a captioner says is shown by `cliptune evaluate --run "
                 f"{run}`, then `cliptune report --run {run}`."
             )
-        made_with = read_json(contest.features / "manifest.json")["backbone"]
+        made_with = read_manifest(contest.features)["backbone"]
         first = first or made_with
         if made_with["fingerprint"] != first["fingerprint"]:
             raise DataError(
@@ -82,7 +82,7 @@ def val_of(contest: Contest, backbone: Backbone) -> SplitFeatures:
 
 def captioned_classes(contest: Contest, val: SplitFeatures) -> tuple[list[int], list[str]] | None:
     """Labels of val's images and class names, where captioned shards have both."""
-    manifest = read_json(contest.features / "manifest.json")
+    manifest = read_manifest(contest.features)
     folder = Path(manifest["shards"] or "missing")
     if not (folder / "manifest.json").is_file():
         return None
