@@ -171,7 +171,10 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "no image": ({"image": None}, "no image"),
     "image of another type": ({"image": 7}, "image is neither a path nor bytes (int)"),
     "parent": ({"image": "../odd.jpg"}, "image path leaves the folder"),
-    "absolute": ({"image": "/etc/passwd"}, "image path leaves the folder"),
+    "absolute": (
+        {"image": "/etc/passwd"},
+        "image path leaves the folder: say with --images where images may lie",
+    ),
     "nul in path": ({"image": "a\0b"}, "image path 'a\\x00b' is not a path"),
     "empty caption": ({"caption": ""}, "caption 1 is empty"),
     "blank caption": ({"caption": ["fine", " \n "]}, "caption 2 is empty"),

@@ -810,7 +810,7 @@ def test_hub_files_and_foreign_paths(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert asked == [(("owner/name", "config"), {"revision": "v1", "streaming": True})]
     assert good(records[0])["captions"] == ["x"]
     for record in records[1:]:
-        assert reason(record) in ("image path leaves the folder", "missing file")
+        assert reason(record).startswith(("image path leaves the folder", "missing file"))
 
 
 def test_an_unknown_hub_id_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

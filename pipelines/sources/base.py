@@ -112,8 +112,10 @@ def inside(root: Path, name: str) -> Path | BadRecord:
     if not name or "\0" in name:
         return BadRecord(f"image path {name!r} is not a path")
     path = root / name  # an absolute name stays as it is
-    if ".." in parts or not path.absolute().is_relative_to(root.absolute()):
+    if ".." in parts:
         return BadRecord("image path leaves the folder")
+    if not path.absolute().is_relative_to(root.absolute()):
+        return BadRecord("image path leaves the folder: say with --images where images may lie")
     here, real = os.path.realpath(root), os.path.realpath(path)
     if os.path.commonpath([here, real]) != here:
         return BadRecord("image path leaves the folder by a link")

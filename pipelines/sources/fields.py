@@ -19,7 +19,7 @@ from trainables.errors import DataError, unknown
 
 _ALIASES = {
     "id": "id image_id img_id imgid uid key",
-    "image": "image image_path image_name image_file img path file file_name filename filepath "
+    "image": "image images image_path image_name image_file img path file file_name filename filepath "
     "video video_path clip clip_path",
     "caption": "caption captions text texts sentence sentences comment description",
     "label": "label target class_id",
@@ -179,8 +179,12 @@ def _image(cell: Any, root: Path) -> bytes | Path | BadRecord:
             return data
         case {"path": str(name)} | str(name):
             return inside(root, name)
-        case None | {"path": None}:
+        case None | [] | {"path": None}:
             raise _BadCell("no image")
+        case [one]:
+            return _image(one, root)
+        case list():
+            raise _BadCell(f"{len(cell)} images in a row: give each a row of its own")
     raise _BadCell(f"image is neither a path nor bytes ({type(cell).__name__})")
 
 

@@ -2,7 +2,8 @@
 
 `owner/name`, `owner/name:config` and `owner/name@revision` all work. Columns are matched by name as
 in a table. Splits are the data set's own where it has several, or its `split` column. No code of a
-data set is ever run: `datasets` reads data files only.
+data set is ever run: `datasets` reads data files only. Images that the rows only name lie in the
+data set's folder, in one in it, or under `--images`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources.base import Options, RawRecord
-from pipelines.sources.fields import cells, match_columns, merge, record_of
+from pipelines.sources.base import Options, RawRecord, image_root
+from pipelines.sources.fields import cells, match_columns, merge, path_of, record_of
 from trainables.errors import DataError
 
 
@@ -69,18 +70,24 @@ def _rows(
     for name, feature in features.items():
         if isinstance(feature, datasets.Image | datasets.Video):  # bytes as they are, not decoded
             data = data.cast_column(name, type(feature)(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            data = data.cast_column(name, datasets.List(datasets.Image(decode=False)))
     names = list(features) or list(next(iter(data), {}))
     columns = match_columns(names, options, f"{source}, split {split}")
     label = features.get(columns["label"][0]) if "label" in columns else None
-    root = options.images or Path(source)
+    root = options.images
     for number, row in enumerate(data, 1):
         values = cells(row, columns)
         if isinstance(label, datasets.ClassLabel) and values["label"] in range(label.num_classes):
             values["class_name"] = label.int2str(values["label"])  # -1 is a label withheld
         if several:
             values.setdefault("split", split)
-        values["image"] = _file(values["image"], root)
-        yield record_of(values, f"{split}-{number}", root, options.notes)
+        name = path_of(values["image"])
+        if root is None and name and Path(source).is_dir():
+            folders = sorted(one for one in Path(source).iterdir() if one.is_dir())
+            root = image_root([Path(source), *folders], name)
+        values["image"] = _file(values["image"], root or Path(source))
+        yield record_of(values, f"{split}-{number}", root or Path(source), options.notes)
 
 
 def _file(image: Any, root: Path) -> Any:
@@ -92,5 +99,6 @@ def _file(image: Any, root: Path) -> Any:
             with fsspec.open(path, "rb") as file:
                 return file.read()
         case {"bytes": None, "path": str(path)} if Path(path).is_absolute():
-            return os.path.relpath(os.path.realpath(path), os.path.realpath(root))
+            real, here = os.path.realpath(path), os.path.realpath(root)
+            return os.path.relpath(real, here) if Path(real).is_relative_to(here) else path
     return image

@@ -3,13 +3,17 @@
 Members that share a name up to its first dot are one sample (`--columns image=*.jpg`: up to its
 last): an image or a clip, `.txt` (its captions, a line each), `.cls` (its label) and `.json` (any
 of the fields below; its other keys are somebody's metadata). Members are read in place, never
-extracted; links, devices, absolute names and `..` are refused. Splits are those that the names of
-several tars tell; as keys may begin anew in each, the tar's name is then part of the id.
+extracted; links, devices, absolute names and `..` are refused. Where the members of a sample lie
+apart (`tar cf x.tar *.jpg *.txt`), a first pass over the headers finds their places. Splits are
+those that the names of several tars tell; as keys may begin anew in each, the tar's name is then
+part of the id.
 """
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
 import json
 import lzma
 import os
@@ -19,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipelines.console import word
 from pipelines.sources.base import (
     MEDIA_SUFFIXES,
     BadRecord,
@@ -28,9 +33,11 @@ from pipelines.sources.base import (
     splits_of_files,
 )
 from pipelines.sources.fields import record_of, told
+from pipelines.sources.gather import Gather
 from trainables.errors import DataError, unknown
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_TOOLS: dict[object, str] = {gzip.GzipFile: "gzip", bz2.BZ2File: "bzip2", lzma.LZMAFile: "xz"}
 _LARGEST = 2**26  # bytes of a member; the limit of an image file too
 _FIELD_OF = {suffix[1:]: "image" for suffix in MEDIA_SUFFIXES} | {
     "txt": "caption", "caption": "caption", "cls": "label", "json": "json",
@@ -64,15 +71,13 @@ def _suffixes(options: Options) -> dict[str, str]:
 
 
 def _samples(path: Path, fields: dict[str, str], options: Options) -> Iterator[tuple[str, Sample]]:
-    """Consecutive members with one key, as their contents by field."""
+    """Members with one key, as their contents by field."""
     key, sample = "", Sample()
     for name, content in _members(path, fields, options):
-        suffix, pattern = _suffix(name, fields)
-        member_key = name.removesuffix("." + suffix) if suffix else name
-        if member_key != key and sample:
+        if _key(name, fields) != key and sample:
             yield key, sample
             sample = {}
-        key, field = member_key, fields.get(pattern, "image")
+        key, field = _key(name, fields), fields.get(_suffix(name, fields)[1], "image")
         double = BadRecord(f"two members are its {field}")
         sample[field] = double if field in sample else content
     if sample:
@@ -89,18 +94,65 @@ def _suffix(name: str, fields: dict[str, str]) -> tuple[str, str]:
     return first, first.lower()
 
 
+def _key(name: str, fields: dict[str, str]) -> str:
+    suffix, _ = _suffix(name, fields)
+    return name.removesuffix("." + suffix) if suffix else name
+
+
 def _members(
     path: Path, fields: dict[str, str], options: Options
 ) -> Iterator[tuple[str, bytes | BadRecord]]:
     """Name and content of each member that `fields` wants or that has to be refused."""
+    for tar, member in _side_by_side(path, fields):
+        content = _content(tar, member, fields, path, options)
+        if content is not None:
+            options.tally.read[ending(PurePosixPath(member.name).name)] += 1
+            yield member.name, content
+
+
+def _side_by_side(
+    path: Path, fields: dict[str, str]
+) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """All members, those of one key together."""
+    apart = _apart(path, fields)
+    if apart is None:
+        yield from _walk(path)
+        return
+    with tarfile.open(path) as tar:
+        if tool := _TOOLS.get(type(tar.fileobj)):
+            raise DataError(
+                f"`{path}`: the members of `{apart}` do not follow each other, and in a packed tar "
+                f"there is no going back. Unpack it first: `{tool} -d {word(path)}`."
+            )
+        places = Gather((_key(m.name, fields), str(m.offset)) for _, m in _walk(path))
+        for key in places:
+            for place in places[key]:
+                assert tar.fileobj is not None
+                tar.fileobj.seek(int(place))
+                yield tar, tarfile.TarInfo.fromtarfile(tar)
+
+
+def _apart(path: Path, fields: dict[str, str]) -> str | None:
+    """A key that comes again after another, if there is one."""
+    seen, last = set[int](), ""
+    for _, member in _walk(path):
+        if _ignored(member) or _suffix(member.name, fields)[1] not in fields:
+            continue
+        key = _key(member.name, fields)
+        if key != last and hash(key) in seen:
+            return key
+        seen.add(hash(key))
+        last = key
+    return None
+
+
+def _walk(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The members in the order of the file; one that is damaged or cut off is an error."""
     try:
         with tarfile.open(path) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else a tar of a million files fills the memory
-                content = _content(tar, member, fields, path, options)
-                if content is not None:
-                    options.tally.read[ending(PurePosixPath(member.name).name)] += 1
-                    yield member.name, content
+                yield tar, member
             _check_end(tar)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
@@ -115,10 +167,10 @@ def _content(
     path: Path,
     options: Options,
 ) -> bytes | BadRecord | None:
-    name = PurePosixPath(member.name)
-    if member.isdir() or name.name.startswith(("__", "._")):
+    if _ignored(member):
         options.tally.ignored["folder" if member.isdir() else "hidden"] += 1
         return None
+    name = PurePosixPath(member.name)
     if not member.isreg():
         return BadRecord("tar member is a link or a device")
     if name.is_absolute() or ".." in name.parts:
@@ -138,6 +190,10 @@ def _content(
         return BadRecord(f"tar member of {member.size:,} bytes is above the limit of {_LARGEST:,}")
     file = tar.extractfile(member)  # opens it in place
     return file.read() if file else BadRecord("tar member has no content")
+
+
+def _ignored(member: tarfile.TarInfo) -> bool:
+    return member.isdir() or PurePosixPath(member.name).name.startswith(("__", "._"))
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
