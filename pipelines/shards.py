@@ -27,9 +27,9 @@ class Args:
     """The folder of the images, where it is not beside the source."""
     columns: tuple[str, ...] = ()
     """Which columns to read, as in `image=path caption=title`; all others are then left out."""
-    split: Literal["source", "hash", "train", "val", "test"] = "source"
-    """The source's splits (80/10/10 by the image's hash where it has none), always by hash, or one
-    split for all."""
+    split: Literal["source", "val-of-train", "hash", "train", "val", "test"] = "source"
+    """The source's splits (80/10/10 by the image's hash where it has none), these with a tenth of
+    train by hash as val, always by hash, or one split for all."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of the records is bad."""
     on_leak: Literal["error", "drop"] = "error"
@@ -68,6 +68,11 @@ def run(args: Args) -> None:
         console.say(f"quarantined: {reason} ({number:,})")
     for note, number in manifest["notes"].items():
         console.say(f"note: {note.replace('_', ' ')} ({number:,})")
+    if "train" in manifest["splits"] and "val" not in manifest["splits"]:
+        console.say(
+            "warning: there is no val, on which `tune` and `train` choose: `--split val-of-train "
+            "--overwrite` takes a tenth of train for it, by the image's hash"
+        )
     console.done([args.out / "manifest.json", args.out / "quarantine.jsonl"], then)
 
 

@@ -145,6 +145,24 @@ def test_split_by_hash_is_stable_and_said(tmp_path: Path) -> None:
     assert before.items() <= after.items()
 
 
+def test_a_source_without_val_is_told_how_to_have_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = table(tmp_path, rows_of(60) + rows_of(10, "test", 60))
+    assert make(source, tmp_path / "out").splits.keys() == {"train", "test"}
+    assert "there is no val" in (said := capsys.readouterr().out)
+    assert "--split val-of-train --overwrite" in said
+    shards = make(source, tmp_path / "out", split="val-of-train", overwrite=True)
+    assert "there is no val" not in capsys.readouterr().out
+    counts = {split: of["images"] for split, of in shards.splits.items()}
+    assert counts["train"] + counts["val"] == 60
+    assert 1 <= counts["val"] <= 15  # of 60, a tenth
+    assert counts["test"] == 10
+    by_hash = make(source, tmp_path / "hash", split="hash")
+    own = {row["id"] for row in shards.rows("val")}
+    assert own == {row["id"] for row in by_hash.rows("val")} - {f"{n}.jpg" for n in range(60, 70)}
+
+
 def test_one_split_for_all(tmp_path: Path) -> None:
     shards = make(table(tmp_path, rows_of(4)), tmp_path / "out", split="test")
     assert shards.splits == {"test": {"images": 4, "captions": 4}}

@@ -69,8 +69,10 @@ def read_labelled(shards: ShardSet) -> Labelled:
     first: dict[int, dict[str, Any]] = {}  # the first row of each label
     for split in SPLITS:
         if split not in shards.splits:
+            how = " `cliptune shards --split val-of-train` takes a tenth of train for val."
             raise DataError(
                 f"`{shards.folder}` has no `{split}` images: a draw takes some of each."
+                + (how if split == "val" else "")
             )
         rows = _of_one_class(shards.rows(split, COLUMNS), split, several)
         members[split] = _members(rows, first)

@@ -132,7 +132,11 @@ def encode(args: Args) -> tuple[Path, bool]:
     shards = ShardSet.open(args.shards)
     for split in SPLITS:
         if not shards.splits.get(split, {}).get("images"):
-            raise DataError(f"`{shards.folder}` must have images in `{split}`, got none.")
+            how = " `cliptune shards --split val-of-train` takes a tenth of train for it."
+            raise DataError(
+                f"`{shards.folder}` must have images in `{split}`, got none."
+                + (how if split == "val" else "")
+            )
     asked = (args.precision, args.workers, args.gpus, args.wait)
     backbone = load_backbone(
         args.backbone, args.revision, precision=settle(*asked), clean_text=args.clean_text

@@ -44,8 +44,8 @@ def check_each(record: RawRecord, split_rule: str) -> list[tuple[str, Checked | 
 
 
 def check(record: RawRecord, split_rule: str, look: Look | None = None) -> Checked | BadRecord:
-    """`split_rule`: "source" (by hash where the source has none), "hash", or one split for all;
-    `look`: what reads the image."""
+    """`split_rule`: "source" (by hash where the source has none), "val-of-train" (the source's,
+    and a tenth of train is val), "hash", or one split for all; `look`: what reads the image."""
     if isinstance(record.image, BadRecord):
         return record.image
     try:
@@ -82,7 +82,7 @@ def check(record: RawRecord, split_rule: str, look: Look | None = None) -> Check
     }
     notes = image_notes | {
         "special_token_captions": any(mark in c for c in captions for mark in _SPECIAL_TOKENS),
-        "split_by_hash": split_rule == "hash" or (split_rule == "source" and split is None),
+        "split_by_hash": split_rule == "hash" or (split_rule not in SPLITS and split is None),
     }
     return Checked(row, tuple(name for name, true in notes.items() if true))
 
@@ -107,10 +107,12 @@ def _size_of(data: bytes) -> tuple[tuple[int, int], dict[str, bool]]:
 def _split(split: str | None, rule: str, digest: str) -> str:
     if rule in SPLITS:
         return rule
-    if rule == "source" and split is not None:
-        return split
     # By the image's own hash: stable when the source grows, and copies of it stay together.
     tenth = int(digest[:8], 16) % 10
+    if rule == "val-of-train" and split == "train":
+        return "val" if tenth == 8 else "train"
+    if rule != "hash" and split is not None:
+        return split
     return {8: "val", 9: "test"}.get(tenth, "train")
 
 

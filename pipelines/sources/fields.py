@@ -19,8 +19,8 @@ from trainables.errors import DataError, unknown
 
 _ALIASES = {
     "id": "id image_id img_id imgid uid key",
-    "image": "image images image_path image_name image_file img path file file_name filename filepath "
-    "video video_path clip clip_path",
+    "image": "image images image_path image_name image_file img path file file_name filename "
+    "filepath video video_path clip clip_path",
     "caption": "caption captions text texts sentence sentences comment description",
     "label": "label target class_id",
     "class_name": "class_name classname class category",
