@@ -13,7 +13,6 @@ from pipelines.sources.base import BadRecord, Options
 from pipelines.sources.registry import SOURCES
 from tests.pictures import draw, jpeg
 
-
 # `Image` as it is stored; saved as one, images that are named would be copied into the data set.
 NAMED = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 
