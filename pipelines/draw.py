@@ -33,12 +33,19 @@ class Args:
     index: Path | None = None
     """Take the images that this index JSON lists (`shot_16-seed_1.json` of cross-modal
     adaptation) and draw none."""
+    missing: Literal["error", "drop"] = "error"
+    """An image of the index that the shards do not have (it was bad, or a copy): stop, or leave it
+    out, with a shot less of its class."""
     fewer: bool = False
     """Where a class has fewer images than shots, take what there is."""
     dataset: str | None = None
     """The data's name in tables; the shards folder's own where not given."""
     out: Path | None = None
     """The file to write; draws/<dataset>-<shots>-<seed>.json where not given."""
+
+    def __post_init__(self) -> None:
+        if self.missing == "drop" and self.index is None:
+            raise DataError("`--missing drop` is for the images of an `--index`, got none.")
 
 
 def run(args: Args) -> None:
@@ -62,6 +69,11 @@ def run(args: Args) -> None:
     console.say(f"{len(draw.names)} classes, such as: {draw.template.format(draw.names[0])}")
     for split, members in (("train", draw.train), ("val", draw.val)):
         console.say(f"{split:<6}{len(members):>9,} images")
+    if draw.missing:
+        console.say(
+            f"left out: {len(draw.missing):,} images of `{args.index}` that the shards do not "
+            f"have, such as {draw.missing[0]}; all are named in `{out}`"
+        )
     console.done([out], then)
 
 
@@ -77,7 +89,7 @@ def _draw(args: Args, shards: ShardSet) -> Draw:
     task = Task(dataset, args.shots, args.seed, args.part, words, args.fewer)
     data = read_labelled(shards)
     if args.index is not None:
-        return index_draw(args.index, data, task)
+        return index_draw(args.index, data, task, args.missing == "drop")
     for note in data.notes():
         console.say(note)
     return make_draw(data, task)

@@ -457,10 +457,11 @@ def test_the_key_is_of_everything() -> None:
             "val": (Member("c", "05", 0), Member("d", "03", 1)),
             "texts": ((), ("it",)),
             "ensemble": True,
+            "missing": ("x.jpg",),
         }.items()
     ]
     assert len(others) == len(dataclasses.fields(Draw))
-    assert len({SMALL.key, *(draw.key for draw in others)}) == 13
+    assert len({SMALL.key, *(draw.key for draw in others)}) == 14
 
 
 @pytest.mark.parametrize(
@@ -589,6 +590,43 @@ def test_an_index_may_hold_any_number_of_val_and_fewer_of_train_when_told(tmp_pa
     draw = index_draw(index, data, task_of(fewer=True))
     assert (len(draw.train), len(draw.val)) == (9, 9)
     assert index_draw(index, data, task_of(0)).train == draw.train
+
+
+def test_images_of_an_index_that_the_shards_lack_are_left_out_when_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a picture stands in train and in test, and `shards --on-leak drop` kept it there."""
+    lost = [row(0, 4), row(2, 1), row(4, 1, "val")]
+    names = [f"./data/x/images/{one['id']}" for one in lost]
+    gone = {one["id"] for one in lost}
+    shards = shards_of(tmp_path / "s", [one for one in rows_of() if one["id"] not in gone])
+    index, out = index_of(tmp_path / "index.json", chosen_rows()), tmp_path / "draw.json"
+    with pytest.raises(DataError) as caught:
+        run(Args(tmp_path / "s", 2, index=index, out=out))
+    said = str(caught.value)
+    assert f"row 1 of `train`: `{names[0]}` is no `train` image of the shards, nor are 1 m" in said
+    assert "`--missing drop`" in said
+    assert not out.exists()
+    run(Args(tmp_path / "s", 2, index=index, out=out, missing="drop"))
+    draw = read_draw(out)
+    assert ids((*draw.train, *draw.val)) == {one["id"] for one in chosen_rows()} - gone
+    assert draw.missing == tuple(names)
+    assert json.loads(out.read_text())["missing"] == names
+    assert "left out: 3 images of" in capsys.readouterr().out
+    new = index_draw(index, read_labelled(shards), task_of(part="new"), drop_missing=True)
+    assert new.missing == (names[2],)
+    fewer = index_of(tmp_path / "fewer.json", chosen_rows()[:-1])
+    with pytest.raises(DataError, match="has 1 of the 2 `train` images"):  # 2 are not listed
+        index_draw(fewer, read_labelled(shards), task_of(), drop_missing=True)
+    whole = read_labelled(shards_of(tmp_path / "whole", rows_of()))
+    drawn = index_draw(index, whole, task_of())
+    assert index_draw(index, whole, task_of(), drop_missing=True).key == drawn.key
+    others = [one | {"id": f"elsewhere/{one['id']}.png"} for one in chosen_rows()]
+    foreign = index_of(tmp_path / "foreign.json", others)
+    with pytest.raises(DataError, match="has no usable image in `train`"):
+        index_draw(foreign, whole, task_of(), drop_missing=True)
+    with pytest.raises(DataError, match="`--missing drop` is for the images of an `--index`"):
+        Args(tmp_path / "s", missing="drop")
 
 
 @pytest.mark.parametrize("value", [[], {"train": []}, {"train": {"data": {}}}])

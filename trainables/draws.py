@@ -56,6 +56,7 @@ class Draw:
     val: tuple[Member, ...]
     texts: tuple[tuple[str, ...], ...] = ()  # of each class beside its name; (): of none
     ensemble: bool = False  # of those texts, instead of their mean
+    missing: tuple[str, ...] = ()  # images of another's draw that the shards do not have
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
@@ -192,6 +193,8 @@ def _to_json(draw: Draw) -> dict[str, Any]:
         del fields["texts"]
     if not draw.ensemble:
         del fields["ensemble"]
+    if not draw.missing:
+        del fields["missing"]
     return {"format": FORMAT, **fields}
 
 
@@ -221,6 +224,7 @@ def _from_json(value: Mapping[str, Any]) -> Draw:
     for name in ("names", "labels"):
         fields[name] = tuple(fields[name])
     fields["texts"] = tuple(map(tuple, fields.get("texts", ())))
+    fields["missing"] = tuple(fields.get("missing", ()))
     for split in ("train", "val"):
         fields[split] = tuple(Member(**member) for member in fields[split])
     return Draw(**fields)

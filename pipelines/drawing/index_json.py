@@ -9,6 +9,7 @@ paths are of another machine, so an image is found by its path's end:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,14 +20,30 @@ from trainables.errors import DataError
 from trainables.files import read_json
 
 
-def index_draw(path: Path, data: Labelled, task: Task) -> Draw:
-    """The images that `path` lists. It must hold `shots` a class of train; val is as it says."""
+@dataclass
+class Listed:
+    """The images that an index lists of a split, by label."""
+
+    members: dict[int, list[Member]] = field(default_factory=dict)
+    missing: dict[int, list[tuple[int, str]]] = field(default_factory=dict)  # row and path
+
+
+def index_draw(path: Path, data: Labelled, task: Task, drop_missing: bool = False) -> Draw:
+    """The images that `path` lists. It must hold `shots` a class of train; val is as it says.
+
+    Shards may lack an image that others had: it was bad, stood in two splits or under two labels,
+    or was another row's picture. `drop_missing` leaves it out, and the draw names it.
+    """
     shots = task.shots
     listed = {split: _read(path, split, data) for split in SPLITS}
+    if not drop_missing:
+        _refuse_missing(path, listed)
 
     def take(split: Split, label: int) -> list[Member]:
-        images = listed[split].get(label, [])
-        check_enough(data, task, split, label, len(images), shots if split == "train" else 0)
+        images = listed[split].members.get(label, [])
+        missing = listed[split].missing.get(label, ())
+        wanted = shots - len(missing) if split == "train" else 0
+        check_enough(data, task, split, label, len(images), wanted)
         if split == "train" and len(images) > shots > 0:
             raise DataError(
                 f"`{path}` has {len(images)} `train` images of class `{data.classes[label]}` "
@@ -34,13 +51,30 @@ def index_draw(path: Path, data: Labelled, task: Task) -> Draw:
             )
         return images
 
-    return assemble(data, task, take)
+    draw = assemble(data, task, take)
+    missing = [
+        name
+        for one in listed.values()
+        for label in draw.labels
+        for _, name in one.missing.get(label, ())
+    ]
+    return replace(draw, missing=tuple(missing))
 
 
-def _read(path: Path, split: Split, data: Labelled) -> dict[int, list[Member]]:
-    """The listed images by label."""
+def _refuse_missing(path: Path, listed: Mapping[Split, Listed]) -> None:
+    for split, one in listed.items():
+        if missing := sorted(row for rows in one.missing.values() for row in rows):
+            number, name = missing[0]
+            more = f", nor are {len(missing) - 1:,} more rows" if len(missing) > 1 else ""
+            raise DataError(
+                f"`{path}`, row {number} of `{split}`: `{name}` is no `{split}` image of the "
+                f"shards{more}; `--missing drop` leaves out what the shards do not have."
+            )
+
+
+def _read(path: Path, split: Split, data: Labelled) -> Listed:
     by_id = {member.id: member for member in data.members[split]}
-    members: dict[int, list[Member]] = {}
+    listed = Listed()
     seen: set[str] = set()
     for number, row in enumerate(_rows(path, split), 1):
         where = f"`{path}`, row {number} of `{split}`"
@@ -51,7 +85,8 @@ def _read(path: Path, split: Split, data: Labelled) -> dict[int, list[Member]]:
             raise DataError(f"{where} must have `impath` and `label`, got {row!r:.60}.")
         member = _find(name, by_id)
         if member is None:
-            raise DataError(f"{where}: `{name}` is no `{split}` image of the shards.")
+            listed.missing.setdefault(label, []).append((number, name))
+            continue
         if member.label != label:
             raise DataError(
                 f"{where}: `{name}` has label {label}, and {member.label} "
@@ -60,8 +95,8 @@ def _read(path: Path, split: Split, data: Labelled) -> dict[int, list[Member]]:
         if member.id in seen:
             raise DataError(f"{where}: `{name}` was listed before.")
         seen.add(member.id)
-        members.setdefault(label, []).append(member)
-    return members
+        listed.members.setdefault(label, []).append(member)
+    return listed
 
 
 def _rows(path: Path, split: Split) -> Sequence[Any]:
