@@ -265,6 +265,7 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
     from pipelines.comparing.progress import Progress
     from pipelines.comparing.queue import CellQueue
     from pipelines.comparing.tuning import Arena, CellTrial
+    from pipelines.searching.from_disk import pausing
     from pipelines.searching.interrupt import Interrupt
     from pipelines.searching.workers import take
 
@@ -293,7 +294,7 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
             verbose=0,
         ),
     )
-    with interrupt:
+    with interrupt, pausing(queue):
         tuner.fit()
     arena.stop_file.unlink(missing_ok=True)
     return interrupt.seen

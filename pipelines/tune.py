@@ -97,6 +97,8 @@ class Args:
     prior: tuple[Path, ...] = ()
     """Earlier searches for the same task, studies or arenas, the most similar first: after its
     recipes, each adapter tries what was best there."""
+    mend: bool = False
+    """Where the study's journal was damaged: go on from what is whole of it. All else is kept."""
     folds: int | None = None
     """Choose by so many folds over the shots of the draw, beside val: in each a run is trained
     without a part of the shots and measured on it, so an epoch takes as many times longer. Default:
@@ -128,8 +130,12 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     from pipelines.searching.budget import Budget
     from pipelines.searching.choice import write_choice
     from pipelines.searching.closing import closing
+    from pipelines.searching.journal import NAME, SUMS
+    from pipelines.searching.mending import check_whole
     from pipelines.searching.study import open_study, states
 
+    for line in check_whole(folder, args.mend):
+        say(line)
     _claim(folder, args, search)
     study = open_study(folder, search.retains)
     write_choice(study, search, folder)  # a kill may have come between a trial's end and this
@@ -146,7 +152,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         interrupted = _tune(args, search, folder, study)
     except BaseException:
         if not study.get_trials(deepcopy=False):  # nothing began: other flags may have the folder
-            for name in ("study.json", "journal.log"):
+            for name in ("study.json", NAME, SUMS):
                 (folder / name).unlink(missing_ok=True)
         raise
     if interrupted:
@@ -165,10 +171,10 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     _over(folder, study)
     say(chosen)
     made = [folder / "schedule.json"] if search.stopping.population else []
-    done([folder / "best.json", *made, folder / "journal.log", folder / "trials"], then)
+    done([folder / "best.json", *made, folder / NAME, folder / "trials"], then)
     say(
         f"look:  tensorboard --logdir {word(args.out / 'ray')}   or   "
-        f"optuna-dashboard {word(args.out / 'journal.log')}"
+        f"optuna-dashboard {word(args.out / NAME)}"
     )
 
 
@@ -224,6 +230,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
 
     from pipelines.searching.best import best_so_far
     from pipelines.searching.callbacks import Losses, Progress
+    from pipelines.searching.from_disk import pausing
     from pipelines.searching.interrupt import Interrupt
     from pipelines.searching.population import rules
     from pipelines.searching.searcher import widest
@@ -270,14 +277,9 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
                 verbose=0,
             ),
         )
-        with interrupt:
+        with interrupt, pausing(searcher):
             tuner.fit()
     settings.stop_file.unlink(missing_ok=True)
-    if searcher.gave_up:
-        raise CliptuneError(
-            f"no group of workers comes up: {searcher.gave_up} "
-            "The same command goes on where the search stopped."
-        )
     return interrupt.seen
 
 

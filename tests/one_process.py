@@ -98,7 +98,7 @@ def copy(whole: Path, to: Path) -> None:
     """Files are replaced, not changed, and so can be shared; all but the journal."""
 
     def link_or_copy(source: str, target: str) -> None:
-        (shutil.copy if source.endswith("journal.log") else os.link)(source, target)
+        (shutil.copy if "journal." in source else os.link)(source, target)
 
     shutil.copytree(whole, to, symlinks=True, copy_function=link_or_copy)
 

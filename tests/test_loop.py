@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -238,13 +239,27 @@ def test_every_flipped_byte_and_every_cut_is_detected(
     assert newest_intact(folder) == (folder, [])
 
 
-def test_a_run_with_no_intact_checkpoint_is_refused(
+def test_a_run_with_no_intact_checkpoint_begins_again_from_its_configuration(
     tmp_path: Path, backbone: Backbone, features: Path
 ) -> None:
-    finish(start(tmp_path, backbone, features, epochs=1))
+    finish(start(tmp_path, backbone, features, epochs=2))
+    expected = trained(tmp_path)
+    shutil.rmtree(tmp_path / "last.old")
     (tmp_path / "last" / "manifest.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no earlier one"):
-        start(tmp_path, backbone, features, epochs=1)
+    run = start(tmp_path, backbone, features, epochs=2)
+    assert run.epoch == 0
+    assert "not a complete checkpoint" in run.warnings[0]
+    assert run.warnings[-1] == "It is trained again from its configuration."
+    finish(run)
+    assert trained(tmp_path) == expected
+    (tmp_path / "last" / "state.json").write_text("{")
+    shutil.rmtree(tmp_path / "last.old")
+    with pytest.raises(CheckpointError, match=r"optim\.lr"):  # nor is another run's folder taken
+        start(tmp_path, backbone, features, epochs=2, optim__lr=1e-3)
+
+
+def trained(folder: Path) -> list[bytes]:
+    return [(folder / kind / "adapter.safetensors").read_bytes() for kind in ("last", "best")]
 
 
 def test_another_config_in_the_same_folder_is_refused(

@@ -558,7 +558,7 @@ def test_equal_inputs_give_equal_bytes_and_a_second_call_does_nothing(
             {"result.json": '{"format": "cliptune-result-2", "baseline": "zero_shot"}'},
             "lacks the field `rows`",
         ),
-        ({"study.json": "{}", "journal.log": "x\ny\n"}, "is not a readable Optuna journal"),
+        ({"study.json": "{}", "journal.log": "x\ny\n"}, "was altered: it is no JSON any more"),
     ],
 )
 def test_faults_are_one_sentence(tmp_path: Path, files: dict[str, str], sentence: str) -> None:

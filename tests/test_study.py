@@ -506,9 +506,10 @@ def test_where_no_group_comes_up_every_trial_is_told_why() -> None:
         await board.give_up(1, "no card 1")
         assert not await board.died(1, "what it said before it died")
         expected = {"number": 4, "state": "interrupted", "done": True}
-        assert await waiting == expected | {"reason": "no card 0; no card 1"}
+        reason = "no group of workers comes up: no card 0; no card 1"
+        assert await waiting == expected | {"reason": reason}
         await board.open("late", Job(5, {}, 0))
-        assert (await board.advance("late"))["reason"] == "no card 0; no card 1"
+        assert (await board.advance("late"))["reason"] == reason
         assert await board.stop() == {0: "no card 0", 1: "no card 1"}
 
     asyncio.run(story())
@@ -559,7 +560,7 @@ def test_a_search_that_no_group_trains_stops_and_keeps_its_trials(tmp_path: Path
     search.suggest("ray0")
     told = {"number": 0, "done": True, "state": "interrupted", "reason": "no card"}
     search.on_trial_complete("ray0", told)
-    assert search.gave_up == "no card"
+    assert search.paused == "no card"
     assert search.suggest("ray1") == Searcher.FINISHED
     assert search.study.trials[0].state == TrialState.RUNNING  # a resumed search goes on with it
 

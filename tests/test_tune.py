@@ -102,20 +102,19 @@ def started(words: list[str], **env: str) -> Iterator[subprocess.Popen[str]]:
             process.stdout.close()
 
 
-def test_a_search_fails_one_trial_alone_and_prunes_and_says_what_to_do_next(
+def test_a_search_fails_its_own_trials_alone_and_prunes_and_says_what_to_do_next(
     tmp_path: Path, features: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "study"
-    hurt = out / "trials" / "0001" / "last"
-    hurt.mkdir(parents=True)
-    (hurt / "manifest.json").write_text("{}")  # a checkpoint that no one can go on from
-    done = tune(features, out, 6)
+    out, diverging = tmp_path / "study", ("--search", "optim.lr=0.002,1e38")
+    done = tune(features, out, 6, *diverging)
     assert done.returncode == 0, done.stdout + done.stderr
     found = trials(out)
     assert len(found) == 6
-    assert found[1].state == TrialState.FAIL
-    assert "no earlier one" in found[1].user_attrs["reason"]
-    others = [t for t in found if t.number != 1]
+    failed = {t.number for t in found if t.state == TrialState.FAIL}
+    assert failed == {t.number for t in found if t.user_attrs["config"]["optim.lr"] == 1e38}
+    assert failed
+    assert all("Diverged" in found[number].user_attrs["reason"] for number in failed)
+    others = [t for t in found if t.number not in failed]
     assert all(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in others)
     assert any(t.state == TrialState.COMPLETE for t in others)
     best = json.loads((out / "best.json").read_text())
@@ -126,12 +125,12 @@ def test_a_search_fails_one_trial_alone_and_prunes_and_says_what_to_do_next(
     assert list((out / "ray").rglob("events.out.tfevents*"))  # TensorBoard
 
     before = (out / "journal.log").read_bytes()
-    code, said, _ = here(capsys, features, out, 6)
+    code, said, _ = here(capsys, features, out, 6, *diverging)
     assert code == 0
     assert "nothing to do" in said
     assert (out / "journal.log").read_bytes() == before
 
-    code, _, error = here(capsys, features, out, 6, "--seed", "9")
+    code, _, error = here(capsys, features, out, 6, *diverging, "--seed", "9")
     assert code == 2
     assert "another study" in error
     assert "Traceback" not in error

@@ -2,8 +2,8 @@
 
 Flows in: a trial's number and values, and those of trials that train with it. Flows out: a result
 for each, an epoch at a time. Its `state` says how it stands: `running`, `finished`, `failed` (it
-would fail again), `interrupted` (it goes on when the search does), or `waits` (for memory: it is to
-be tried once more when nothing else runs).
+would fail again), `interrupted` (it goes on when the search does; `reason`: what keeps all trials
+from going on), or `waits` (for memory: it is to be tried once more when nothing else runs).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainables.distributed import Worker
 from trainables.errors import CliptuneError, ConfigError
-from trainables.faults import is_machines_failure
+from trainables.faults import disk_failure, is_machines_failure
 from trainables.fused import Fleet
 from trainables.loop import LIKELIHOOD, Diverged, Interrupted, Row, Run, best_of
 from trainables.measure import CALIBRATED
@@ -52,6 +52,11 @@ def pruned_file(study: Path, number: int) -> Path:
     return study / "trials" / f"{number:04d}" / "pruned"
 
 
+def stop_file(study: Path) -> Path:
+    """While it exists, the study's trials save and stop at their next step."""
+    return study / "stop"
+
+
 def outcome(run: Run, row: Row) -> dict[str, Any]:
     """The result of one epoch, which may have been trained before a restart."""
     rows = run.rows[: int(row["epoch"])]
@@ -70,6 +75,14 @@ def outcome(run: Run, row: Row) -> dict[str, Any]:
         "done": done,
         "state": "finished" if done else "running",
     }
+
+
+def warned(run: Run | None) -> dict[str, Any]:
+    """What a run found damaged when it began, told once."""
+    if run is None or not run.warnings:
+        return {}
+    said, run.warnings = run.warnings, []
+    return {"warnings": said}
 
 
 def failure(error: Exception) -> dict[str, Any]:
@@ -127,7 +140,7 @@ class Crew:
         results |= self.ended
         self.ended = {}
         for number, result in results.items():
-            result["number"] = number
+            result.update({"number": number}, **warned(self.runs.get(number)))
             self.reported[number] = result.get("epoch", 0)
             if result["done"]:
                 self.runs.pop(number, None)
@@ -201,9 +214,13 @@ class Crew:
             self._build(number, self.bench.resume)
 
     def _end(self, number: int, error: Exception) -> None:
-        """A trial's own failure is a result, and so is too little memory for it alone; anything
-        else ends the worker."""
+        """A trial's own failure is a result, and so are a disk that is full and too little memory
+        for it alone; anything else ends the worker."""
         self.runs.pop(number, None)
+        if full := disk_failure(error):
+            paused = {"done": True, "state": "interrupted", "reason": full, "common": False}
+            self.ended[number] = paused
+            return
         if is_out_of_memory(error):
             reason = shortage(error, self.settings.share)
             waits = {"done": True, "state": "waits", "reason": reason, "common": False}

@@ -12,10 +12,17 @@ from collections.abc import Iterator
 
 import torch
 
+from trainables.errors import CliptuneError
+
 # What an `OSError` says of a path, and so of who gave it; the rest it says of the machine.
 OF_A_PATH = {
     *(None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST),
     *(errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG),
+}
+# What it says of a disk or a file system, which will say it to every run alike.
+OF_A_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS),
+    *(errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
 }
 # How torch, and the libraries that it calls, begin what they say of a GPU.
 OF_A_GPU = re.compile(r"\b(CUDA( driver)?|cuDNN|cusolver|cuFFT|NCCL|Triton) error\b", re.IGNORECASE)
@@ -27,6 +34,17 @@ def is_machines_failure(error: BaseException) -> bool:
     Memory that does not suffice is none of these: how much a run asks for is its own affair.
     """
     return context_is_dead(error) or any(map(_of_the_system, _causes(error)))
+
+
+def disk_failure(error: BaseException) -> str:
+    """What `error`, or what caused it, says of a disk that is full or gone: no other worker would
+    do better. Empty: nothing."""
+    of_disk = (one for one in _causes(error) if isinstance(one, OSError) and one.errno in OF_A_DISK)
+    found = next(of_disk, None)
+    if found is None:
+        return ""
+    words = str(error) if isinstance(error, CliptuneError) else str(found)
+    return " ".join(words.split())
 
 
 def context_is_dead(error: BaseException) -> bool:

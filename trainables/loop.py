@@ -360,9 +360,8 @@ class Run:
         last, self.warnings = newest_intact(self.folder / "last")
         if last is None:
             if self.warnings:
-                raise CheckpointError(
-                    " ".join(self.warnings) + " There is no earlier one to go back to."
-                )
+                self._check_same(self.folder)
+                self.warnings.append("It is trained again from its configuration.")
             if self.worker.rank == 0:
                 write_json(self.folder / "config.json", to_json(self.config))
             return

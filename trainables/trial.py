@@ -22,9 +22,10 @@ from ray import tune
 from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, replace
-from trainables.crew import FOLDS, Crew, Job
+from trainables.crew import FOLDS, Crew, Job, stop_file
 from trainables.distributed import ALONE, Worker
 from trainables.draws import measured, read_draw
+from trainables.errors import CliptuneError
 from trainables.features import SplitFeatures, backbone_of, open_features
 from trainables.hardware import default_device
 from trainables.loop import Run
@@ -54,7 +55,7 @@ class TrialSettings:
     @property
     def stop_file(self) -> Path:
         """While this file exists, trials save and stop at their next step."""
-        return self.folder / "stop"
+        return stop_file(self.folder)
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04d}"
@@ -202,11 +203,35 @@ class InProcess:
         give_back()
 
 
+@dataclass
+class Nobody:
+    """In place of a runner that does not come up, as where the features are gone: each trial stays
+    as it is, for whoever goes on with the search when the reason is gone."""
+
+    reason: str
+    job: Job | None = None
+
+    def start(self, job: Job) -> None:
+        self.job = job
+
+    def advance(self) -> dict[str, Any]:
+        assert self.job is not None
+        told = {"state": "interrupted", "reason": self.reason, "done": True}
+        each = [told | {"number": one.number} for one in self.job.all]
+        return each[0] | {"members": each}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class AdapterTrial(tune.Trainable):
     """One epoch a step. `make_runner` is called once a worker process, not once a trial."""
 
     def setup(self, config: dict[str, Any], make_runner: Callable[[], Runner]) -> None:
-        self.runner = make_runner()
+        try:
+            self.runner = make_runner()
+        except (CliptuneError, OSError) as error:  # for a user to mend: no trial's own failure
+            self.runner = Nobody(" ".join(str(error).split()))
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

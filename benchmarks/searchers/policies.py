@@ -22,16 +22,14 @@ from ray.tune.search.optuna import OptunaSearch
 from benchmarks.searchers.portfolio import data_of, of_other_data
 from benchmarks.searchers.surfaces import Surface
 from pipelines.searching.asha import EarlyStopping, Named
+from pipelines.searching.journal import STUDY, Journal, Storage
 from pipelines.searching.searcher import StudySearcher, suggest
 from pipelines.searching.study import (
     ADAPTER,
     RECIPE,
-    STUDY,
-    Journal,
     Search,
     Start,
     Stopping,
-    Storage,
     doubt_of,
     usual_grace,
 )
@@ -257,7 +255,7 @@ class InMemory(Journal):
 
     def __init__(self) -> None:
         self.logs: list[dict[str, Any]] = []
-        self.waiting = None
+        self.waiting = self.lost = None
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         self.logs += logs

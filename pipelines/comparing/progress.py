@@ -41,6 +41,8 @@ class Progress(Callback):
         del iteration, trials, info
         state = result["state"]
         self.trials += state == "running"
+        for warning in result.get("warnings", []):
+            say(f"{Cell(**trial.config['cell']).task}: {warning}")
         if state == "done":
             cost = f"{result['trials']} trials, {result['seconds']:.0f} s"
             self._line(Cell(**trial.config["cell"]), f"val {result['val']:.4f} ({cost})")

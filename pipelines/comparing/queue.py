@@ -34,18 +34,22 @@ class CellQueue(FromDisk):
         return None if self.live and not self.stopping else Searcher.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        del result
         self.losses.pop(self.live[trial_id], None)
+        self._heed(result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        del result
         cell = self.live.pop(trial_id)
+        self._heed(result or {})
         if error:
             self.losses[cell] += 1
             if not self.gave_up(cell):
                 self.waiting.append(cell)
+
+    def _heed(self, result: dict[str, Any]) -> None:
+        if result.get("state") == "interrupted" and "reason" in result:
+            self.pause(result["reason"])
 
     def gave_up(self, cell: Cell) -> bool:
         return self.losses[cell] > self.retries

@@ -8,6 +8,7 @@ there are.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 from collections.abc import Callable, Iterator
@@ -32,9 +33,9 @@ from pipelines.searching.study import (
 )
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
-from trainables.crew import failure, is_own_failure, outcome
+from trainables.crew import failure, is_own_failure, outcome, warned
 from trainables.draws import read_draw
-from trainables.faults import is_machines_failure
+from trainables.faults import disk_failure, is_machines_failure
 from trainables.files import read_json, write_json
 from trainables.loop import Interrupted
 from trainables.memory import is_out_of_memory
@@ -86,6 +87,7 @@ class CellSearch:
         self.study = open_study(self.folder)
         self.searcher = StudySearcher(self.study, self.search, self.folder, fuse=1)
         self.bench = Workbench(settings, backbone)
+        self.warnings: list[str] = []  # not told yet
 
     @property
     def spent(self) -> float:
@@ -112,6 +114,7 @@ class CellSearch:
         """The result of each epoch that the study does not know, the last one done."""
         try:
             run = self.bench.start(number, values)
+            self.warnings += warned(run).get("warnings", [])
             done = False
             while not done:
                 result = outcome(run, run.advance(should_stop))
@@ -169,17 +172,29 @@ class CellTrial(tune.Trainable):
                 self.backbone = self.search.bench.backbone
             if stop_file.exists():
                 return {"done": True, "state": "interrupted"}
-            if self.search.advance(stop_file.exists):
-                return {"done": False, "state": "running"}
+            more = self.search.advance(stop_file.exists)
+            if self.search.searcher.paused:
+                return self._paused(self.search.searcher.paused)
+            if more:
+                warnings, self.search.warnings = self.search.warnings, []
+                return {"done": False, "state": "running", "warnings": warnings}
             return self.search.close() | {"done": True}
         except Interrupted:
             return {"done": True, "state": "interrupted"}
         except (MemoryError, torch.OutOfMemoryError):  # before any trial: others fill the memory
             raise
         except Exception as error:  # the others go on: the cell is shown as failed
+            if full := disk_failure(error):
+                return self._paused(full)
             if is_machines_failure(error):
                 raise  # this worker ends; another one goes on
             return fail(self.arena.folder, self.cell, f"{type(error).__name__}: {error}")
+
+    def _paused(self, reason: str) -> dict[str, Any]:
+        """The disk is full or gone: no cell can go on, and none is to blame."""
+        with contextlib.suppress(OSError):
+            self.arena.stop_file.touch()
+        return {"done": True, "state": "interrupted", "reason": reason}
 
 
 def fail(folder: Path, cell: Cell, reason: str) -> dict[str, Any]:

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from trainables.errors import DataError
+from pipelines.searching.journal import NAME, read_trials
 from trainables.files import read_json, read_jsonl
 from trainables.metrics.balance import front, standing
 
@@ -149,7 +147,7 @@ def read_study(run: Path) -> Study:
     path = run / "study.json"
     facts = read_json(path) if path.exists() else {}
     adapters = facts.get("adapters", [])
-    frozen = journal_of(run / "journal.log")
+    frozen = read_trials(run / NAME)
     trials = [_trial(t, adapters) for t in frozen if t.state in STATES]
     metric = str(facts.get("metric", "")).removeprefix("val/")
     against = baseline_of(facts.get("task"))
@@ -174,18 +172,6 @@ def baseline_of(task: str | None) -> str:
     The registry of adapters says the same, but reading it needs torch, which a page does without.
     """
     return "nearest_caption" if task == "captioning" else "zero_shot"
-
-
-def journal_of(path: Path) -> list[FrozenTrial]:
-    if not path.exists():  # the backend would create it
-        return []
-    try:
-        storage = JournalStorage(JournalFileBackend(str(path)))
-    except ValueError as error:
-        raise DataError(f"`{path}` is not a readable Optuna journal: {error}.") from error
-    if all(study.study_name != "cliptune" for study in storage.get_all_studies()):
-        return []
-    return storage.get_all_trials(storage.get_study_id_from_name("cliptune"))
 
 
 def _trial(trial: FrozenTrial, adapters: list[str]) -> Trial:

@@ -13,12 +13,13 @@ from optuna.trial import FrozenTrial
 from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
+from pipelines.console import say
 from pipelines.searching.best import Best, best_of, shown
 from pipelines.searching.budget import TICK, Budget
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, frozen_trial
-from trainables.crew import Job
+from trainables.crew import Job, members
 
 
 def reason_of(trial: RayTrial) -> str:
@@ -88,7 +89,10 @@ class Progress(Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        del iteration, trials, result, info
+        del iteration, trials, info
+        for number, own in members(result).items():
+            for warning in own.get("warnings", []):
+                say(f"trial {number}: {warning}")
         self._lines(trial)
 
     def on_trial_complete(

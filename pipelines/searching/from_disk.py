@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
+
+from trainables.errors import CliptuneError
+from trainables.faults import disk_failure
 
 
 class FromDisk(Searcher):
@@ -13,6 +18,7 @@ class FromDisk(Searcher):
     restored from what the trials themselves left on disk."""
 
     stopping = False
+    paused = ""  # why nothing can go on, of which no trial is to blame
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -29,3 +35,25 @@ class FromDisk(Searcher):
     def stop(self) -> None:
         """Hand out no more trials."""
         self.stopping = True
+
+    def pause(self, reason: str) -> None:
+        """The same, until the reason is gone and the same command is given again."""
+        self.paused = self.paused or reason
+        self.stop()
+
+
+@contextmanager
+def pausing(searcher: FromDisk) -> Iterator[None]:
+    """What keeps all trials from going on, as a full disk, ends the command, and is booked as no
+    trial's failure."""
+    try:
+        yield
+    except Exception as error:  # of Tune's own files, on the same disk
+        if not (searcher.paused or disk_failure(error)):
+            raise
+        searcher.pause(disk_failure(error))
+    if searcher.paused:
+        raise CliptuneError(
+            f"paused: {searcher.paused.rstrip('.')}. Nothing is booked as a trial's failure: when "
+            "the reason is gone, the same command goes on where this one stopped."
+        )

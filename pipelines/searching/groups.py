@@ -93,7 +93,8 @@ class Switchboard:
         """No job will be taken any more: each stays as it is, for whoever goes on with the search
         when the reason is gone."""
         if len(self.given_up) == self.groups:
-            reason = "; ".join(dict.fromkeys(self.given_up.values()))
+            reasons = "; ".join(dict.fromkeys(self.given_up.values()))
+            reason = f"no group of workers comes up: {reasons}"
             for name, job in self.jobs.items():
                 told = {"number": job.number, "state": "interrupted", "reason": reason}
                 await self.results[name].put(told | {"done": True})

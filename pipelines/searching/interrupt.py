@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -39,7 +40,8 @@ class Interrupt:
             os._exit(130)
         self.seen = True
         self.stop()
-        self.stop_file.touch()
+        with contextlib.suppress(OSError):  # of a full disk: the deadline still holds
+            self.stop_file.touch()
         threading.Thread(target=self._deadline, daemon=True).start()
 
     def _deadline(self) -> None:

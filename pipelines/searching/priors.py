@@ -19,8 +19,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.reporting.study import journal_of
 from pipelines.searching.best import standing_of
+from pipelines.searching.journal import NAME, read_trials
 from pipelines.searching.study import OVER, PRIOR, Search, Start
 from trainables.errors import DataError
 from trainables.files import read_json
@@ -91,5 +91,5 @@ def _studies(folder: Path, search: Search) -> Iterator[Earlier]:
         if task != search.task:
             rule = f"must be searches for {search.task} as this one"
             raise DataError(f"`--prior` {rule}, got `{path.parent}`, which is for {task}.")
-        journal = path.with_name("journal.log")
-        yield Earlier(path.parent, str(about.get("features_key")), journal_of(journal))
+        trials = read_trials(path.with_name(NAME))
+        yield Earlier(path.parent, str(about.get("features_key")), trials)

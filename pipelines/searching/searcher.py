@@ -6,8 +6,10 @@ with all their intermediate values, failures FAIL with their reason, and the val
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from ray.tune.search import Searcher
 from pipelines.searching.best import Best, write_best
 from pipelines.searching.budget import Budget
 from pipelines.searching.from_disk import FromDisk
+from pipelines.searching.journal import NAME
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.samplers import LikeWithLike
 from pipelines.searching.study import (
@@ -36,7 +39,9 @@ from pipelines.searching.study import (
     trial_id,
 )
 from trainables.config import Value
-from trainables.crew import FOLDS, members, pruned_file
+from trainables.crew import FOLDS, members, pruned_file, stop_file
+from trainables.errors import DataError
+from trainables.faults import disk_failure
 from trainables.fused import FREE
 from trainables.width import Widths
 
@@ -70,7 +75,6 @@ class StudySearcher(FromDisk):
         self.budget = Budget(search, study)
         self.sampler = study.sampler = LikeWithLike(search, self.budget)
         self.best = Ledger(Best())
-        self.gave_up = ""  # why there is nobody left to train a trial
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.unfinished: list[int] = []
         self.waiting: list[int] = []  # until nothing else runs: they had too little memory
@@ -82,8 +86,9 @@ class StudySearcher(FromDisk):
     def suggest(self, trial_id: str) -> Any:
         if self.stopping:
             return Searcher.FINISHED
-        with batch(self.study):
-            return self._suggest(trial_id)
+        with self._writing(), batch(self.study):
+            suggested = self._suggest(trial_id)
+        return Searcher.FINISHED if self.stopping else suggested
 
     def _suggest(self, trial_id: str) -> Any:
         fresh = not self.unfinished
@@ -161,15 +166,16 @@ class StudySearcher(FromDisk):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         live = self.live.get(trial_id, {})
         running = len(live)
-        with batch(self.study):
+        with self._writing(), batch(self.study):
             self._hear_all(trial_id, result)
             self.budget.note()
         # Each of these says what the journal has already: a kill in between loses nothing.
         if len(live) < running:
             self._write()
-        for number, own in members(result).items():
-            if own.get("pruned"):
-                pruned_file(self.folder, number).touch()
+        with self._writing():
+            for number, own in members(result).items():
+                if own.get("pruned") and not self.paused:
+                    pruned_file(self.folder, number).touch()
         self._clear(result)
 
     def on_trial_complete(
@@ -177,7 +183,7 @@ class StudySearcher(FromDisk):
     ) -> None:
         if error or trial_id not in self.live or not result:
             return  # `Losses` decides, it knows the reason
-        with batch(self.study):
+        with self._writing(), batch(self.study):
             self._hear_all(trial_id, result)
             for number, trial in self.live.pop(trial_id).items():  # what the scheduler stopped
                 self._end(trial, members(result)[number], TrialState.PRUNED)
@@ -186,13 +192,14 @@ class StudySearcher(FromDisk):
 
     def _clear(self, result: dict[str, Any]) -> None:
         """Away with the folds of a trial that ended: only what goes on needs them."""
-        for number in members(result) if self.search.folds else ():
+        for number in members(result) if self.search.folds and not self.paused else ():
             if frozen_trial(self.study, number).state.is_finished():
                 folds = self.folder / "trials" / f"{number:04d}" / FOLDS
                 shutil.rmtree(folds, ignore_errors=True)
 
     def _write(self) -> None:
-        write_best(self.study, self.search, self.folder, self.best)
+        with self._writing():
+            write_best(self.study, self.search, self.folder, self.best)
 
     def _hear_all(self, trial_id: str, result: dict[str, Any]) -> None:
         live = self.live.get(trial_id, {})
@@ -215,11 +222,28 @@ class StudySearcher(FromDisk):
             self._wait(trial, result["reason"])
         elif state == "interrupted":  # RUNNING in the journal: a resumed search goes on with it
             if "reason" in result:
-                self.gave_up = result["reason"]
-                self.stop()
+                self.pause(result["reason"])
         else:
             complete = state == "finished"
             self._end(trial, result, TrialState.COMPLETE if complete else TrialState.PRUNED)
+
+    def pause(self, reason: str) -> None:
+        super().pause(reason)
+        with contextlib.suppress(OSError):  # of a full disk; who trains will see for himself
+            stop_file(self.folder).touch()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Where the disk is full or gone, pause: nothing is lost that a resumed search would not
+        find out from the journal and the trials' folders."""
+        try:
+            yield
+        except (OSError, DataError) as error:
+            if not disk_failure(error):
+                raise
+            self.pause(disk_failure(error))
+        if lost := storage_of(self.study).journal.lost:
+            self.pause(f"`{self.folder / NAME}` cannot be written to: {lost.strerror}")
 
     def _wait(self, trial: optuna.Trial, reason: str) -> None:
         """Of too little memory: once more when no other trial is left that takes some."""

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from pipelines.searching import journal
+from pipelines.searching.journal import STUDY, Journal, Storage
 from pipelines.searching.kinds import Sampler
 from search_spaces.common import Space
 from search_spaces.notation import contains, plain, text_of, words
@@ -30,7 +29,6 @@ from trainables.config import Task, Value, flatten
 from trainables.draws import about_draws
 from trainables.files import now, read_json
 
-STUDY = "cliptune"
 OVER = "over a limit"  # noted of a trial that is never chosen
 RACE = "race"  # noted of a trial: how its adapter's turn came
 ADAPTER = "adapter"  # the parameter that says which adapter a trial is of
@@ -241,48 +239,6 @@ def about_study(
     }
 
 
-class Journal(JournalFileBackend):
-    """Optuna's journal file, for its only writer: a `batch` costs one fsync, not one for each of
-    the dozens of facts about a trial, and what is there is read once."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self.logs = list(super().read_logs(0))
-        self.waiting: list[dict[str, Any]] | None = None  # of the current batch
-
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        return iter(self.logs[log_number_from:])
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        self.logs += json.loads(json.dumps(logs))  # as they will be read again
-        if self.waiting is None:
-            super().append_logs(logs)
-        else:
-            self.waiting += logs
-
-    @contextlib.contextmanager
-    def batch(self) -> Iterator[None]:
-        """Write what is told inside at the end; a batch in a batch is part of it."""
-        if self.waiting is not None:
-            yield
-            return
-        self.waiting = []
-        try:
-            yield
-        finally:
-            logs, self.waiting = self.waiting, None
-            if logs:
-                super().append_logs(logs)
-
-
-class Storage(JournalStorage):
-    """Optuna's view of a journal."""
-
-    def __init__(self, journal: Journal) -> None:
-        super().__init__(journal)
-        self.journal = journal
-
-
 def storage_of(study: optuna.Study) -> Storage:
     """What a study of `open_study` is kept in, for what Optuna lets no one tell a study."""
     storage = study._storage
@@ -304,20 +260,12 @@ def trial_id(study: optuna.Study, number: int) -> int:
 
 def open_study(folder: Path, retains: bool = False) -> optuna.Study:
     """The study in `folder`, created if needed, with one goal or two. The caller must be the only
-    writer.
-
-    A writer that was killed may have left half a line and its lock behind; both are removed here.
-    """
+    writer. Raises `Altered` where its journal is not as it was written."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    journal = folder / "journal.log"
-    if journal.exists():
-        data = journal.read_bytes()
-        if not data.endswith(b"\n"):
-            with journal.open("r+b") as file:
-                file.truncate(data.rfind(b"\n") + 1)
-        for lock in folder.glob("journal.log.*"):
-            lock.unlink()
-    storage = Storage(Journal(journal))
+    path = folder / journal.NAME
+    journal.check(path)
+    journal.settle(path)
+    storage = Storage(Journal(path))
     if STUDY in optuna.get_all_study_names(storage):
         return optuna.load_study(study_name=STUDY, storage=storage)
     directions = [optuna.study.StudyDirection.MAXIMIZE] * (1 + retains)
