@@ -21,8 +21,8 @@ class Args:
     out: Path = Path("shards")
     """The folder to write."""
     format: str | None = None
-    """karpathy, coco, flickr_token, table, folder, zhou, webdataset or huggingface; found out if
-    clear."""
+    """karpathy, coco, flickr_token, table, folder, sidecar, text_folder, zhou, webdataset,
+    img2dataset or huggingface; found out if clear."""
     images: Path | None = None
     """The folder of the images, where it is not beside the source."""
     columns: tuple[str, ...] = ()

@@ -90,10 +90,18 @@ def test_a_table_in_each_splits_folder_tells_its_split(tmp_path: Path) -> None:
 
 def test_files_beside_images_of_a_class_that_tell_no_format(tmp_path: Path) -> None:
     pictures(tmp_path / "cup", 2)
-    put(tmp_path / "cup" / "0.json", '{"caption": "a cup"}')
+    put(tmp_path / "cup" / "list.json", '{"caption": "a cup"}')
     said = refused(tmp_path)
-    assert "`cup/0.json`" in said
+    assert "`cup/list.json`" in said
     assert said.endswith("else another `--format`.")
+
+
+def test_words_of_the_images_names_beside_them(tmp_path: Path) -> None:
+    pictures(tmp_path / "cup", 2)
+    for n in range(2):
+        put(tmp_path / "cup" / f"{n}.json", json.dumps({"caption": f"disc {n}"}))
+    found = typed(refused(tmp_path))
+    assert [record.captions for record in found] == [("disc 0",), ("disc 1",)]
 
 
 def test_a_format_that_was_given_is_taken(tmp_path: Path) -> None:

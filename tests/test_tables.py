@@ -4,6 +4,8 @@ images in a folder beside them."""
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,29 @@ def test_a_table_without_a_header_is_told_so(tmp_path: Path) -> None:
         DataError, match=r"no header: .* `0.jpg`\. Write one .* `image<TAB>caption`"
     ):
         read(source)
+
+
+def test_addresses_are_not_downloaded_and_it_is_said_how(tmp_path: Path) -> None:
+    columns = {"URL": ["http://example.com/0.jpg"], "TEXT": ["a disc"], "WIDTH": [24]}
+    source = tmp_path / "part 0.parquet"
+    pq.write_table(pa.table(columns), source)
+    with pytest.raises(DataError, match="addresses of images") as caught:
+        read(source)
+    _, command, then = re.findall(r"`([^`]* --[^`]*)`", f"`{' --'}`{caught.value}")
+    assert shlex.split(command) == [
+        *("img2dataset", "--url_list", str(source), "--input_format", "parquet"),
+        *("--url_col", "URL", "--caption_col", "TEXT"),
+        *("--output_format", "webdataset", "--output_folder", "images"),
+        *("--resize_mode", "keep_ratio"),
+    ]
+    assert then == "cliptune shards --source images"
+    with_paths = write(tmp_path / "t.csv", "url,image,caption", "http://x,0.jpg,a disc")
+    draw(tmp_path, "0.jpg")
+    with pytest.raises(DataError, match=r"unknown column `url`"):
+        read(with_paths)
+    headerless = write(tmp_path / "t.tsv", "a disc\thttp://example.com/0.jpg")
+    with pytest.raises(DataError, match=r"no header: .* as `caption<TAB>url`"):
+        read(headerless)
 
 
 # --- where the images are -----------------------------------------------------------------------

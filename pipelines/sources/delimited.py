@@ -25,11 +25,15 @@ def rows(path: Path) -> Iterator[tuple[int, Row]]:
     names, delimiter = header(path)
     if len(set(names)) != len(names):
         raise DataError(f"`{path}` has two columns of one name in {', '.join(names)}.")
-    if found := [name for name in names if _names_media(name)]:
-        example = f"image{'<TAB>' if delimiter not in ',;|' else delimiter}caption"
+    if found := [name for name in names if _names_media(name) or "://" in name]:
+        between = "<TAB>" if delimiter == "\t" else delimiter
+        columns = between.join(
+            "url" if "://" in name else "image" if _names_media(name) else "caption"
+            for name in names
+        )
         raise DataError(
             f"`{path}` has no header: its first line names an image, `{found[0]}`. Write one above "
-            f"it, as `{example}`."
+            f"it, as `{columns}`."
         )
     quoted = delimiter in ",;" or _quotes(path, delimiter)
     for begin, end, cells in _cells(path, delimiter, quoted):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.console import word
 from pipelines.sources.base import FIELDS, BadRecord, Options, RawRecord, inside
 from pipelines.sources.texts import Refused, listed
 from trainables.errors import DataError, unknown
@@ -27,6 +28,8 @@ _ALIASES = {
     "split": "split partition subset",
 }
 _FIELD_OF = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
+_ADDRESSES = ("url", "urls", "image_url", "img_url", "image_link", "link")
+_LISTS = ("csv", "tsv", "jsonl", "parquet")  # what img2dataset reads
 # Columns that number rows: pandas' index, without a name, as CSV and Parquet have it; Flickr30k's.
 _NUMBERING = re.compile(r"|unnamed: \d+|__index_level_\d+__|(comment|caption)_number")
 
@@ -35,6 +38,8 @@ def match_columns(names: Iterable[str], options: Options, where: str) -> dict[st
     """Field to column names. `--columns` decides alone; without it every column of `where` must be
     known, because a misspelt one would be lost in silence. Those that number rows are noted."""
     names, given = list(names), options.columns
+    if "image" not in given:
+        _refuse_addresses(names, where)
     if given:
         for column in (c for columns in given.values() for c in columns):
             if column not in names:
@@ -61,6 +66,23 @@ def match_columns(names: Iterable[str], options: Options, where: str) -> dict[st
     if "image" not in found:
         raise DataError(f"`{where}` has no image column; name it with `--columns image=...`.")
     return found
+
+
+def _refuse_addresses(names: Sequence[str], where: str) -> None:
+    """Raise where images are only addresses, as in LAION's tables: nothing is downloaded here."""
+    address = next((name for name in names if name.strip().lower() in _ADDRESSES), None)
+    if address is None or "image" in map(field_of, names):
+        return
+    text = next((name for name in names if field_of(name) == "caption"), None)
+    kind = Path(where).suffix.lstrip(".").lower()
+    table, kind = (word(where), kind) if kind in _LISTS else ("TABLE.parquet", "parquet")
+    caption = f" --caption_col {word(text)}" if text else ""
+    raise DataError(
+        f"`{where}` has addresses of images (`{address}`) and no images. Download them first: "
+        f"`img2dataset --url_list {table} --input_format {kind} --url_col {word(address)}{caption} "
+        "--output_format webdataset --output_folder images --resize_mode keep_ratio` (as it is, it "
+        "pads with white), and then `cliptune shards --source images`."
+    )
 
 
 def field_of(column: str) -> str | None:

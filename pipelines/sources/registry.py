@@ -11,8 +11,11 @@ from pipelines.sources import (
     flickr_token,
     folder,
     huggingface,
+    img2dataset,
     karpathy,
+    sidecar,
     table,
+    text_folder,
     webdataset,
     zhou,
 )
@@ -26,8 +29,11 @@ SOURCES: dict[str, Callable[[str, Options], Iterator[RawRecord]]] = {
     "flickr_token": flickr_token.read,
     "table": table.read,
     "folder": folder.read,
+    "sidecar": sidecar.read,
+    "text_folder": text_folder.read,
     "zhou": zhou.read,
     "webdataset": webdataset.read,
+    "img2dataset": img2dataset.read,
     "huggingface": huggingface.read,
 }
 
@@ -56,6 +62,10 @@ def _of_folder(path: Path) -> str | None:
     names = [entry.name.lower() for entry in path.iterdir()]
     if {"dataset_dict.json", "state.json"} & set(names):
         return "huggingface"
+    if img2dataset.is_output(path):
+        return "img2dataset"
+    if text_folder.is_layout(path):
+        return "text_folder"
     if any(name.endswith(webdataset.SUFFIXES) for name in names):
         return "webdataset"
     if any(name.startswith("captions_") and name.endswith(".json") for name in names):
@@ -64,6 +74,8 @@ def _of_folder(path: Path) -> str | None:
         return "flickr_token"
     if any(table.is_table(entry) for entry in path.iterdir()):
         return "table"
+    if sidecar.of_images(path):
+        return "sidecar"
     if not any(entry.is_dir() for entry in path.iterdir()):
         return None
     _refuse_two_readings(path)
@@ -108,6 +120,8 @@ def _kind(path: Path) -> str | None:
     """What a file beside folders of images looks like."""
     if path.name.startswith("captions_") and path.suffix == ".json":
         return "coco"
+    if sidecar.of_images(path.parent):
+        return "sidecar"
     try:
         return _of_file(path)
     except DataError:  # JSON of another shape

@@ -14,36 +14,28 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
-import json
 import lzma
 import os
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from pipelines.console import word
 from pipelines.sources.base import (
-    MEDIA_SUFFIXES,
     BadRecord,
     Options,
     RawRecord,
     ending,
     splits_of_files,
 )
-from pipelines.sources.fields import record_of, told
 from pipelines.sources.gather import Gather
+from pipelines.sources.samples import FIELD_OF, Sample, sample_record
 from trainables.errors import DataError, unknown
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _TOOLS: dict[object, str] = {gzip.GzipFile: "gzip", bz2.BZ2File: "bzip2", lzma.LZMAFile: "xz"}
 _LARGEST = 2**26  # bytes of a member; the limit of an image file too
-_FIELD_OF = {suffix[1:]: "image" for suffix in MEDIA_SUFFIXES} | {
-    "txt": "caption", "caption": "caption", "cls": "label", "json": "json",
-}  # fmt: skip
-
-Sample = dict[str, bytes | BadRecord]  # by field
 
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
@@ -55,7 +47,7 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     for path, name, split in zip(paths, names, splits_of_files(names), strict=True):
         tar = f"{name.partition('.tar')[0].removesuffix('.tgz')}/" if len(paths) > 1 else ""
         for key, sample in _samples(path, _suffixes(options), options):
-            yield _record(tar + key, sample, split, options)
+            yield sample_record(tar + key, sample, split, options)
 
 
 def tars(source: str) -> list[Path]:
@@ -67,7 +59,7 @@ def tars(source: str) -> list[Path]:
 
 def _suffixes(options: Options) -> dict[str, str]:
     given = {column: field for field, columns in options.columns.items() for column in columns}
-    return given or _FIELD_OF
+    return given or FIELD_OF
 
 
 def _samples(path: Path, fields: dict[str, str], options: Options) -> Iterator[tuple[str, Sample]]:
@@ -177,11 +169,11 @@ def _content(
         return BadRecord("tar member's name leaves the folder")
     suffix, pattern = _suffix(member.name, fields)
     if pattern not in fields:
-        if fields is not _FIELD_OF:  # `--columns` said which to read
+        if fields is not FIELD_OF:  # `--columns` said which to read
             options.tally.ignored[ending(name.name)] += 1
             return None
         raise DataError(
-            f"`{path}`: {unknown('suffix', suffix, _FIELD_OF)} A sample's key ends at the first "
+            f"`{path}`: {unknown('suffix', suffix, FIELD_OF)} A sample's key ends at the first "
             "dot of its name, as WebDataset has it. Name the suffixes to read, as in `--columns "
             "image=jpg caption=txt` (all others are then left out), or where keys have dots of "
             "their own, `--columns 'image=*.jpg' 'caption=*.txt'`."
@@ -205,26 +197,3 @@ def _check_end(tar: tarfile.TarFile) -> None:
     while rest := tar.fileobj.read(2**20):  # to the end: a compressed file has its checksum there
         if rest.strip(b"\0"):
             raise tarfile.ReadError(f"more data after the end mark at byte {tar.offset:,}")
-
-
-def _record(key: str, sample: Sample, split: str | None, options: Options) -> RawRecord:
-    values: dict[str, Any] = {}
-    for field, content in sample.items():
-        if isinstance(content, BadRecord):
-            return RawRecord(key, content)
-        values[field] = content
-    if "json" in values:
-        try:
-            extra = json.loads(values.pop("json"))
-            known, chosen = told(extra)
-        except (ValueError, RecursionError, AttributeError):
-            return RawRecord(key, BadRecord("`.json` is not a JSON object"))
-        if chosen:
-            options.notes[chosen] += 1
-        values = known | values
-    if isinstance(lines := values.get("caption"), bytes):
-        several = [line for line in lines.splitlines() if line.strip()]
-        values["caption"] = several or lines
-    if split:
-        values.setdefault("split", split)
-    return record_of({"id": key} | values, key, Path(), options.notes)

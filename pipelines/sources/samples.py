@@ -1,0 +1,46 @@
+"""An image and the files that have its name, by their endings: members of a tar, files of a folder.
+
+Flows in: the contents by field. Flows out: a record. `.txt` and `.caption` hold captions, a line
+each, `.cls` a label and `.json` any of the fields, beside what is somebody's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.sources.base import MEDIA_SUFFIXES, BadRecord, Options, RawRecord
+from pipelines.sources.fields import record_of, told
+
+FIELD_OF = {suffix[1:]: "image" for suffix in MEDIA_SUFFIXES} | {
+    "txt": "caption", "caption": "caption", "cls": "label", "json": "json",
+}  # fmt: skip
+
+Sample = dict[str, bytes | str | BadRecord]  # by field; an image may be its path
+
+
+def sample_record(
+    key: str, sample: Sample, split: str | None, options: Options, root: Path = Path()
+) -> RawRecord:
+    """The record of a sample; image paths are relative to `root`."""
+    values: dict[str, Any] = {}
+    for field, content in sample.items():
+        if isinstance(content, BadRecord):
+            return RawRecord(key, content)
+        values[field] = content
+    if "json" in values:
+        try:
+            extra = json.loads(values.pop("json"))
+            known, chosen = told(extra)
+        except (ValueError, RecursionError, AttributeError):
+            return RawRecord(key, BadRecord("`.json` is not a JSON object"))
+        if chosen:
+            options.notes[chosen] += 1
+        values = known | values
+    if isinstance(lines := values.get("caption"), bytes):
+        several = [line for line in lines.splitlines() if line.strip()]
+        values["caption"] = several or lines
+    if split:
+        values.setdefault("split", split)
+    return record_of({"id": key} | values, key, root, options.notes)

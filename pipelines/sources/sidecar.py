@@ -1,0 +1,65 @@
+"""Images with what is said of them in files of the same name beside them.
+
+`0001.jpg` and `0001.txt` (captions, a line each), `.caption`, `.cls` or `.json`, in one folder or
+in folders of it, at any depth. Folders whose names are all splits tell the split. An image without
+words is a bad record; words without an image are left out and counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.sources.base import BadRecord, Options, RawRecord, ending, image_files, split_name
+from pipelines.sources.samples import FIELD_OF, Sample, sample_record
+
+_LARGEST = 2**20  # bytes of a file of words
+_WORDS = tuple(f".{suffix}" for suffix, field in FIELD_OF.items() if field != "image")
+
+
+def read(source: str, options: Options) -> Iterator[RawRecord]:
+    root = Path(source)
+    splits = {split_name(one.name) for one in root.iterdir() if one.is_dir()}
+    told = bool(splits) and splits <= {"train", "val", "test"}
+    for here, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        place = Path(here).relative_to(root)
+        split = place.parts[0] if told and place.parts else None
+        yield from _folder(root, Path(here), names, split, options)
+
+
+def _folder(
+    root: Path, here: Path, names: list[str], split: str | None, options: Options
+) -> Iterator[RawRecord]:
+    words = {name.lower(): name for name in names if name.lower().endswith(_WORDS)}
+    unused = set(names)
+    for image in image_files(here):
+        sample: Sample = {"image": str(image.relative_to(root))}
+        used = [image.name]
+        for suffix in _WORDS:
+            if name := words.get(f"{image.stem}{suffix}".lower()):
+                sample[FIELD_OF[suffix[1:]]] = _content(here / name)
+                used.append(name)
+        unused -= set(used)
+        options.tally.read.update(map(ending, used))
+        key = str(image.relative_to(root))
+        yield sample_record(key, sample, split, options, root)
+    options.tally.ignored.update(map(ending, unused))
+
+
+def _content(path: Path) -> bytes | BadRecord:
+    if path.stat().st_size > _LARGEST:
+        return BadRecord(f"`{path.name}` is above the limit of {_LARGEST:,} bytes")
+    data = path.read_bytes()
+    text = data.decode("utf-8", "replace")
+    if path.suffix.lower() == ".txt" and text.strip() and not any(map(str.isalpha, text)):
+        return BadRecord(f"`{path.name}` has numbers and no words")  # as boxes are kept
+    return data
+
+
+def of_images(folder: Path) -> Path | None:
+    """The first file of words in `folder` that has an image of its name beside it."""
+    stems = {image.stem.lower() for image in image_files(folder)}
+    words = (one for one in sorted(folder.iterdir()) if one.name.lower().endswith(_WORDS))
+    return next((one for one in words if one.stem.lower() in stems), None)

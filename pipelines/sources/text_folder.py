@@ -1,0 +1,78 @@
+"""Captions in a folder of texts beside the folder of images, as Reed et al. 2016 give CUB's and
+Flowers': ten captions an image, a line each.
+
+`text_c10/001.Black_footed_Albatross/NAME.txt` (or `text/...`, `captions/...`); the image is
+`images/001.Black_footed_Albatross/NAME.jpg` (CUB) or `jpg/NAME.jpg` (Flowers), beside the folder of
+texts or under `--images`. The class is the folder's name without its number, the label its place in
+alphabetical order; texts that lie in no folder have none. Images without a text are counted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.sources.base import BadRecord, Options, RawRecord, ending, image_files, inside
+from trainables.errors import DataError
+
+_TEXTS = ("text_c10", "text", "captions")
+_IMAGES = ("images", "jpg", "CUB_200_2011/images")
+
+
+def read(source: str, options: Options) -> Iterator[RawRecord]:
+    root = Path(source)
+    texts = root if root.name in _TEXTS else _first(root, _TEXTS)
+    images = options.images or _first(texts.parent if texts else root, _IMAGES)
+    if texts is None or images is None:
+        wanted = _IMAGES if texts else _TEXTS
+        names = ", ".join(f"`{name}`" for name in wanted)
+        raise DataError(
+            f"`{root}` must have a folder of {'images' if texts else 'texts'}, one of {names}; "
+            "`--images` names that of the images."
+        )
+    classes = sorted(one.name for one in texts.iterdir() if one.is_dir())
+    flat, found = _by_stem(images), 0
+    for label, name in enumerate(classes or [""]):
+        own = _by_stem(images / name) if (images / name).is_dir() else flat
+        for text in sorted((texts / name).iterdir()):
+            if text.suffix.lower() != ".txt":
+                options.tally.ignored[ending(text.name)] += 1
+                continue
+            options.tally.read[".txt"] += 1
+            image = own.get(text.stem)
+            found += image is not None
+            yield _record(images, text, image, label, name)
+    total = sum(len(list(image_files(Path(here)))) for here, _, _ in os.walk(images))
+    options.tally.ignored["image without a text"] += max(total - found, 0)
+
+
+def is_layout(path: Path) -> bool:
+    """Whether a folder has texts, and a folder of images beside them."""
+    texts = _first(path, _TEXTS)
+    if texts is None or _first(path, _IMAGES) is None:
+        return False
+    return (
+        next(texts.glob("*.txt"), None) is not None or next(texts.glob("*/*.txt"), None) is not None
+    )
+
+
+def _first(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    return {image.stem: image for image in image_files(folder)}
+
+
+def _record(images: Path, text: Path, image: Path | None, label: int, name: str) -> RawRecord:
+    if image is None:
+        return RawRecord(str(Path(name) / text.name), BadRecord("no image of its name"))
+    key = str(image.relative_to(images))
+    captions = tuple(line for line in text.read_bytes().splitlines() if line.strip())
+    record = RawRecord(key, inside(images, key), captions)
+    if not name:
+        return record
+    return replace(record, label=label, class_name=re.sub(r"^\d+\.", "", name))

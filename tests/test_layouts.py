@@ -1,0 +1,233 @@
+"""Layouts of folders that tools and data sets have: img2dataset's outputs, files beside images,
+Flickr on Kaggle, CUB and Flowers."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.sharding.records import check
+from pipelines.sources.base import BadRecord, Options, RawRecord
+from pipelines.sources.registry import SOURCES, source_format
+from tests.pictures import draw, jpeg
+from trainables.errors import DataError
+
+
+def put(path: Path, text: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def read(source: Path, expected: str, options: Options | None = None) -> list[RawRecord]:
+    """All records; the format has to be found out."""
+    assert source_format(str(source), None) == expected
+    return list(SOURCES[expected](str(source), options or Options()))
+
+
+def words(records: list[RawRecord]) -> dict[str, Any]:
+    """Captions by id, or why there are none."""
+    checked = {record.id: check(record, "source") for record in records}
+    return {
+        key: one.reason if isinstance(one, BadRecord) else one.row["captions"]
+        for key, one in checked.items()
+    }
+
+
+# --- img2dataset --------------------------------------------------------------------------------
+
+STATUS = ["success", "failed_to_download", "success", "failed_to_resize"]
+
+
+def meta(part: int, number: int) -> dict[str, Any]:
+    """As img2dataset keeps it of each address."""
+    good = STATUS[number] == "success"
+    return {
+        "url": f"http://example.com/{part}/{number}.jpg",
+        "caption": f"disc {part} {number}",
+        "key": f"{part:05d}{number:04d}",
+        "status": STATUS[number],
+        "error_message": None if good else "HTTP Error 404: Not Found",
+        "width": 24 if good else None,
+        "height": 16 if good else None,
+        "original_width": 24 if good else None,
+        "original_height": 16 if good else None,
+        "exif": "{}" if good else None,
+        "sha256": "0" * 64 if good else None,
+    }
+
+
+def img2dataset(folder: Path, kind: str) -> Path:
+    """Two parts of four addresses, half of which gave an image, in one of its output formats."""
+    folder.mkdir()
+    for part in range(2):
+        rows = [meta(part, number) for number in range(4)]
+        good = [(n, row) for n, row in enumerate(rows) if row["status"] == "success"]
+        columns = pa.Table.from_pylist(rows)
+        files = [
+            (f"{row['key']}{ending}", content)
+            for n, row in good
+            for ending, content in (
+                (".jpg", jpeg(10 * part + n)),
+                (".txt", row["caption"].encode()),
+                (".json", json.dumps(row, indent=4).encode()),
+            )
+        ]
+        if kind == "parquet":
+            images = [jpeg(10 * part + n) if (n, r) in good else None for n, r in enumerate(rows)]
+            columns = columns.append_column("jpg", pa.array(images, pa.binary()))
+        elif kind == "files":
+            for name, content in files:
+                put(folder / f"{part:05d}" / name, content)
+        else:
+            with tarfile.open(folder / f"{part:05d}.tar", "w") as tar:
+                for name, content in files:
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        pq.write_table(columns, folder / f"{part:05d}.parquet")
+        stats = {"count": 4, "successes": 2, "failed_to_download": 1, "failed_to_resize": 1}
+        put(folder / f"{part:05d}_stats.json", json.dumps(stats))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet", "files"])
+def test_outputs_of_img2dataset(tmp_path: Path, kind: str) -> None:
+    options = Options()
+    found = read(img2dataset(tmp_path / "out", kind), "img2dataset", options)
+    assert [*words(found).values()] == [[f"disc {p} {n}"] for p in range(2) for n in (0, 2)]
+    assert [Path(one.id).stem[-4:] for one in found] == ["0000", "0002"] * 2
+    assert options.tally.left_out == {
+        "img2dataset: failed_to_download": 2,
+        "img2dataset: failed_to_resize": 2,
+    }
+    assert {one.split for one in found} == {None}
+
+
+# --- files of one name --------------------------------------------------------------------------
+
+
+def test_words_beside_their_images(tmp_path: Path) -> None:
+    draw(tmp_path, "a.jpg", "b.JPG", "deep/c.png", "d.jpg", "e.jpg", "f.jpg")
+    put(tmp_path / "a.txt", "a disc\nred\n")
+    put(tmp_path / "b.json", json.dumps({"caption": "b", "width": 3}))
+    put(tmp_path / "deep" / "c.TXT", "deep")
+    put(tmp_path / "e.txt", "0 0.5 0.5 0.25 0.25\n")  # a box
+    put(tmp_path / "f.txt", "")
+    put(tmp_path / "g.txt", "of no image")
+    options = Options()
+    assert words(read(tmp_path, "sidecar", options)) == {
+        "a.jpg": ["a disc", "red"],
+        "b.JPG": ["b"],
+        "d.jpg": "no caption and no class name",
+        "deep/c.png": ["deep"],
+        "e.jpg": "`e.txt` has numbers and no words",
+        "f.jpg": "caption 1 is empty",
+    }
+    assert options.tally.ignored == {".txt": 1}
+    assert options.tally.read == {".jpg": 5, ".txt": 4, ".json": 1, ".png": 1}
+
+
+def test_folders_of_splits_with_words_beside_images(tmp_path: Path) -> None:
+    for n, split in enumerate(("train", "valid", "test")):
+        draw(tmp_path / split, f"{n}.jpg", first=n)
+        put(tmp_path / split / f"{n}.txt", f"disc {n}")
+    found = list(SOURCES["sidecar"](str(tmp_path), Options()))
+    assert Counter(one.split for one in found) == {"train": 1, "valid": 1, "test": 1}
+
+
+# --- Flickr as Kaggle has it --------------------------------------------------------------------
+
+
+def test_flickr8k_of_kaggle(tmp_path: Path) -> None:
+    draw(tmp_path / "Images", "1_a.jpg", "2_b.jpg")
+    lines = [
+        "image,caption",
+        "1_a.jpg,A child in a pink dress .",
+        '1_a.jpg,"A girl , going in ."',
+        '2_b.jpg,"""A dog"" is ."',
+    ]
+    put(tmp_path / "captions.txt", "\n".join(lines) + "\n")
+    assert words(read(tmp_path, "table")) == {
+        "1_a.jpg": ["A child in a pink dress .", "A girl , going in ."],
+        "2_b.jpg": ['"A dog" is .'],
+    }
+
+
+def test_flickr30k_of_kaggle(tmp_path: Path) -> None:
+    """One of its 158,915 rows lacks a bar: it is quarantined, and takes no other with it."""
+    draw(tmp_path / "flickr30k_images", "1.jpg", "2199200615.jpg", "3.jpg")
+    lines = [
+        "image_name| comment_number| comment",
+        '1.jpg| 0| Two young guys with "shaggy hair .',
+        "1.jpg| 1| Two men , one | in green .",
+        "2199200615.jpg| 0| A dog .",
+        "2199200615.jpg| 4   A dog runs across the grass .",
+        '3.jpg| 0| "A man" smiles .',
+    ]
+    put(tmp_path / "results.csv", "\n".join(lines) + "\n")
+    options = Options()
+    assert words(read(tmp_path, "table", options)) == {
+        "1.jpg": ['Two young guys with "shaggy hair .'],
+        "row 3": "4 cells where the header has 3",
+        "2199200615.jpg": ["A dog ."],
+        "row 5": "2 cells where the header has 3",
+        "3.jpg": ['"A man" smiles .'],
+    }
+    assert options.notes == {"column 'comment_number' numbers rows and is left out": 1}
+
+
+# --- CUB and Flowers ----------------------------------------------------------------------------
+
+
+def test_captions_of_cub(tmp_path: Path) -> None:
+    names = ("001.Black_footed_Albatross", "002.Laysan_Albatross")
+    for n, name in enumerate(names):
+        draw(tmp_path / "images" / name, f"bird_{n}.jpg", first=n)
+        put(tmp_path / "text" / name / f"bird_{n}.txt", f"bird {n}\n\nit is black\n")
+    draw(tmp_path / "images" / names[0], "bird_9.jpg", first=9)
+    put(tmp_path / "text" / names[1] / "lost.txt", "of no image")
+    options = Options()
+    found = read(tmp_path, "text_folder", options)
+    assert words(found) == {
+        f"{names[0]}/bird_0.jpg": ["bird 0", "it is black"],
+        f"{names[1]}/bird_1.jpg": ["bird 1", "it is black"],
+        f"{names[1]}/lost.txt": "no image of its name",
+    }
+    classes = [(one.label, one.class_name) for one in found[:2]]
+    assert classes == [(0, "Black_footed_Albatross"), (1, "Laysan_Albatross")]
+    assert options.tally.ignored == {"image without a text": 1}
+
+
+def test_captions_of_flowers(tmp_path: Path) -> None:
+    draw(tmp_path / "jpg", "image_00001.jpg", "image_00002.jpg")
+    for n in (1, 2):
+        folder = tmp_path / "text_c10" / f"class_{n:05d}"
+        put(folder / f"image_{n:05d}.txt", f"flower {n}\nred petals\n")
+        put(folder.with_suffix(".t7"), b"T7")
+    found = read(tmp_path, "text_folder")
+    assert words(found) == {f"image_{n:05d}.jpg": [f"flower {n}", "red petals"] for n in (1, 2)}
+    assert [one.label for one in found] == [0, 1]
+    texts, images = tmp_path / "text_c10", tmp_path / "elsewhere"
+    (tmp_path / "jpg").rename(images)
+    with pytest.raises(DataError, match=r"must have a folder of images, one of `images`, `jpg`"):
+        list(SOURCES["text_folder"](str(texts), Options()))
+    again = list(SOURCES["text_folder"](str(texts), Options(images)))
+    assert [(one.id, one.captions) for one in again] == [(one.id, one.captions) for one in found]
+    assert all(isinstance(captions, list) for captions in words(again).values())
+
+
+def test_texts_in_no_class_have_none(tmp_path: Path) -> None:
+    draw(tmp_path / "images", "0.jpg", "1.jpg")
+    for n in range(2):
+        put(tmp_path / "captions" / f"{n}.txt", f"disc {n}")
+    found = read(tmp_path, "text_folder")
+    assert words(found) == {"0.jpg": ["disc 0"], "1.jpg": ["disc 1"]}
+    assert {one.class_name for one in found} == {None}
