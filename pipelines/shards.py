@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,8 @@ class Args:
     """The same image in two splits: stop, or keep it in test before val before train."""
     rows_per_shard: int = 1000
     """Images a file."""
+    dry_run: bool = False
+    """Only say what is seen: format, files, splits, the first records. Nothing is written."""
     overwrite: bool = False
     """Replace shards of another source in `out`, once the new ones are complete."""
 
@@ -48,17 +51,24 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines import console
+    from pipelines.sharding import survey
     from pipelines.sharding.account import account
     from pipelines.sources.base import Options, parse_columns
-    from pipelines.sources.registry import source_format
+    from pipelines.sources.registry import recognised
 
     options = Options(args.images, parse_columns(args.columns))
-    name = source_format(args.source, args.format)
+    name, why = recognised(args.source, args.format)
+    if args.dry_run:
+        _say_what_is_seen(args, name, why, options)
+        return
     description, expected = _describe(args, name, options)
     then = f"cliptune encode --shards {console.word(args.out)}"
     if _is_up_to_date(args, description):
         console.nothing_to_do(args.out, then)
         return
+    console.say(f"format: {name}, {why}")
+    for line in survey.files_of(args.source, name):
+        console.say(line)
     manifest = _write(args, name, options, description, expected)
     for split, count in manifest["splits"].items():
         console.say(f"{split:<6}{count['images']:>9,} images{count['captions']:>11,} captions")
@@ -74,6 +84,33 @@ def run(args: Args) -> None:
             "--overwrite` takes a tenth of train for it, by the image's hash"
         )
     console.done([args.out / "manifest.json", args.out / "quarantine.jsonl"], then)
+
+
+def _say_what_is_seen(args: Args, name: str, why: str, options: Options) -> None:
+    from pipelines import console
+    from pipelines.sharding.survey import look
+
+    console.say(f"format: {name}, {why}")
+    for line in look(args.source, name, options, args.split):
+        console.say(line)
+    console.say("nothing was written, as `--dry-run` says")
+    console.say(f"next: {_typed(args)}")
+
+
+def _typed(args: Args) -> str:
+    """The command without `--dry-run`."""
+    from pipelines.typed import typed
+
+    words: list[object] = ["shards"]
+    for field in dataclasses.fields(args):
+        value, flag = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
+        if field.name == "dry_run" or value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flag)
+        else:
+            words += [flag, *(value if isinstance(value, tuple) else (value,))]
+    return typed(*words)
 
 
 def _describe(args: Args, name: str, options: Options) -> tuple[dict[str, Any], int | None]:
@@ -123,9 +160,13 @@ def _is_up_to_date(args: Args, description: dict[str, Any]) -> bool:
 def _write(
     args: Args, name: str, options: Options, description: dict[str, Any], expected: int | None
 ) -> dict[str, Any]:
+    from itertools import chain, islice
+
     import pyarrow as pa
     from tqdm import tqdm
 
+    from pipelines import console
+    from pipelines.sharding import survey
     from pipelines.sharding.quarantine import Quarantine
     from pipelines.sharding.work import Sharding, checked
     from pipelines.sharding.workspace import workspace
@@ -139,8 +180,12 @@ def _write(
             with Quarantine(folder / "quarantine.jsonl", args.max_bad_fraction) as quarantine:
                 writer = ShardWriter(folder, args.rows_per_shard)
                 sharding = Sharding(writer, quarantine, options, args.on_leak == "drop")
-                records = checked(SOURCES[name](args.source, options), args.split)
-                for outcomes in tqdm(records, total=expected, unit=" images"):
+                records = SOURCES[name](args.source, options)
+                first = list(islice(records, survey.SHOWN))
+                for line in survey.first_lines(args.source, name, args.split, first):
+                    console.say(line)
+                every = checked(chain(first, records), args.split)
+                for outcomes in tqdm(every, total=expected, unit=" images"):
                     for record, outcome in outcomes:
                         sharding.take(record, outcome)
                 if not sharding.seen:

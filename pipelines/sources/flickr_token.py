@@ -31,6 +31,10 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
         yield RawRecord(name, inside(root, name), captions[name], split=split)
 
 
+def split_lists(source: Path) -> list[Path]:
+    return files(_token_file(source))[1:]
+
+
 def files(token_file: Path) -> list[Path]:
     """The token file and its split lists."""
     lists = sorted(p for p in token_file.parent.glob("*.txt") if split_of_name(p.stem))

@@ -17,8 +17,7 @@ from trainables.errors import DataError
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     root = Path(source)
-    tops = _folders(root)
-    splits = [name for name in tops if split_name(name) in {"train", "val", "test"}]
+    tops, splits = _folders(root), split_folders(root)
     if len(splits) > 1 and splits != tops:
         others = ", ".join(f"`{name}`" for name in tops if name not in splits)
         raise DataError(
@@ -38,6 +37,11 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
         for label, name in enumerate(classes):
             if (folder / name).is_dir():
                 yield from _class(root, folder / name, label, split, options)
+
+
+def split_folders(root: Path) -> list[str]:
+    """The folders in `root` that are called as splits are."""
+    return [name for name in _folders(root) if split_name(name) in {"train", "val", "test"}]
 
 
 def _folders(folder: Path) -> list[str]:

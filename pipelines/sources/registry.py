@@ -40,17 +40,22 @@ SOURCES: dict[str, Callable[[str, Options], Iterator[RawRecord]]] = {
 
 def source_format(source: str, given: str | None) -> str:
     """The format `given`, or what `source` looks like; a `DataError` where that is not clear."""
+    return recognised(source, given)[0]
+
+
+def recognised(source: str, given: str | None) -> tuple[str, str]:
+    """`source_format`, and in words why it is that one."""
     if given is not None:
         if given not in SOURCES:
             raise DataError(unknown("format", given, SOURCES))
-        return given
+        return given, "as `--format` says"
     path = Path(source)
     guess = _of_folder(path) if path.is_dir() else _of_file(path)
     if guess is None and not path.exists():
         if webdataset.tars(source):
-            return "webdataset"
+            return "webdataset", "it is a pattern that tars match"
         if source.count("/") == 1 and not path.suffix and not source.startswith((".", "/")):
-            return "huggingface"  # owner/name
+            return "huggingface", "it is no path here, but `owner/name`"
         raise DataError(f"`{source}` does not exist.")
     if guess is None:
         choices = ", ".join(f"`{name}`" for name in SOURCES)
@@ -58,28 +63,37 @@ def source_format(source: str, given: str | None) -> str:
     return guess
 
 
-def _of_folder(path: Path) -> str | None:
-    names = [entry.name.lower() for entry in path.iterdir()]
-    if {"dataset_dict.json", "state.json"} & set(names):
-        return "huggingface"
+_TOKEN = (".token", ".token.txt")
+# What a folder of a format has in it; the first of these decides.
+SIGNS: dict[str, Callable[[Path], bool]] = {
+    "huggingface": lambda path: path.name in ("dataset_dict.json", "state.json"),
+    "webdataset": lambda path: path.name.lower().endswith(webdataset.SUFFIXES),
+    "coco": lambda path: _is_coco(path.name.lower()),
+    "flickr_token": lambda path: path.name.lower().endswith(_TOKEN),
+    "table": table.is_table,
+}
+
+
+def _is_coco(name: str) -> bool:
+    return name.startswith("captions_") and name.endswith(".json")
+
+
+def _of_folder(path: Path) -> tuple[str, str] | None:
     if img2dataset.is_output(path):
-        return "img2dataset"
+        return "img2dataset", "it holds `*_stats.json`, as img2dataset writes them"
     if text_folder.is_layout(path):
-        return "text_folder"
-    if any(name.endswith(webdataset.SUFFIXES) for name in names):
-        return "webdataset"
-    if any(name.startswith("captions_") and name.endswith(".json") for name in names):
-        return "coco"
-    if any(name.endswith((".token", ".token.txt")) for name in names):
-        return "flickr_token"
-    if any(table.is_table(entry) for entry in path.iterdir()):
-        return "table"
-    if sidecar.of_images(path):
-        return "sidecar"
-    if not any(entry.is_dir() for entry in path.iterdir()):
+        return "text_folder", "it holds a folder of texts and one of images"
+    paths = sorted(path.iterdir())
+    for name, sign in SIGNS.items():
+        if found := next(filter(sign, paths), None):
+            return name, f"it holds `{found.name}`"
+    if words := sidecar.of_images(path):
+        return "sidecar", f"it holds `{words.name}` beside an image of its name"
+    folder = next((one for one in paths if one.is_dir()), None)
+    if folder is None:
         return None
     _refuse_two_readings(path)
-    return "folder"
+    return "folder", f"it holds folders, such as `{folder.name}`, and no table and no tar"
 
 
 # Endings of what may hold captions or labels.
@@ -118,36 +132,43 @@ def _tells(path: Path) -> bool:
 
 def _kind(path: Path) -> str | None:
     """What a file beside folders of images looks like."""
-    if path.name.startswith("captions_") and path.suffix == ".json":
+    if _is_coco(path.name.lower()):
         return "coco"
     if sidecar.of_images(path.parent):
         return "sidecar"
     try:
-        return _of_file(path)
+        found = _of_file(path)
     except DataError:  # JSON of another shape
         return None
+    return found[0] if found else None
 
 
-def _of_file(path: Path) -> str | None:
+def _of_file(path: Path) -> tuple[str, str] | None:
     if not path.is_file():
         return None
     name = path.name.lower()
-    if name.endswith(webdataset.SUFFIXES):
-        return "webdataset"
-    if name.endswith((".token", ".token.txt")):
-        return "flickr_token"
+    kinds = {"webdataset": webdataset.SUFFIXES, "flickr_token": _TOKEN}
+    for kind, endings in kinds.items():
+        if found := next(filter(name.endswith, endings), None):
+            return kind, f"its name ends in `{found}`"
     if name.endswith(".json"):
         return _of_json(path)
-    return "table" if path.suffix.lower() in table.READERS else None
+    return (
+        ("table", f"its name ends in `{path.suffix}`")
+        if path.suffix.lower() in table.READERS
+        else None
+    )
 
 
-def _of_json(path: Path) -> str | None:
+def _of_json(path: Path) -> tuple[str, str] | None:
     """By its first telling entry, so that the file's name does not matter."""
     for key, value in entries(path):
         if key in {"train", "val", "test"}:
-            return "zhou"
+            return "zhou", f"it lists images at `{key}`"
         if key == "annotations":
-            return "coco"
+            return "coco", "it has `annotations`"
         if key == "images" and isinstance(value, dict):
-            return "karpathy" if "sentences" in value else "coco"
+            if "sentences" in value:
+                return "karpathy", "its `images` have `sentences`"
+            return "coco", "its `images` have no `sentences`"
     return None

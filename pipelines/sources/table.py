@@ -10,7 +10,7 @@ all, unless the whole file quotes by the rules of CSV.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipelines.sources.base import BadRecord, Options, RawRecord, image_root, splits_of_files
@@ -22,12 +22,18 @@ from trainables.errors import DataError, unknown
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     paths = tables(source)
-    splits = splits_of_files([path.name for path in paths])
-    if None in splits and len(paths) > 1:  # as in train/metadata.csv
-        splits = splits_of_files([str(path.parent.relative_to(source)) for path in paths])
-    for path, split in zip(paths, splits, strict=True):
+    for path, split in zip(paths, file_splits(source, paths), strict=True):
         prefix = f"{path.relative_to(source)} " if len(paths) > 1 else ""
         yield from merge(_records(path, split, prefix, options))
+
+
+def file_splits(source: str, paths: Sequence[Path]) -> list[str | None]:
+    """The splits that several tables tell, by their names or by their folders' as in
+    `train/metadata.csv`."""
+    splits = splits_of_files([path.name for path in paths])
+    if None in splits and len(paths) > 1:
+        splits = splits_of_files([str(path.parent.relative_to(source)) for path in paths])
+    return splits
 
 
 def tables(source: str) -> list[Path]:
