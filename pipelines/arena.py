@@ -177,10 +177,11 @@ def _pairs(flag: str, words: Iterable[str]) -> dict[str, str]:
 
 
 def _compete(args: Args, plan: Plan, folder: Path) -> None:
+    from pipelines.comparing.cells import FORMAT
     from pipelines.comparing.page import write_page
     from pipelines.comparing.plan import pending, store_of, write_plan
     from pipelines.typed import run_stage
-    from trainables.files import read_json
+    from trainables.files import read_hashed
 
     _draw(args, plan, folder)
     write_plan(folder, plan)
@@ -201,7 +202,7 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
         say("interrupted: what is trained is saved; the same command goes on from here.")
         os._exit(130)
     run_stage("evaluate", "--run", folder)
-    wrote = write_page(read_json(folder / "arena.json"), folder)
+    wrote = write_page(read_hashed(folder / "arena.json", FORMAT), folder)
     done([folder / "arena.json", *wrote], f"open {wrote[0]} in a browser")
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.console import done, nothing_to_do, say, word
+from pipelines.outcome import measured
 from trainables.errors import ConfigError, DataError
-from trainables.files import now, read_json, sha256_json, write_json
+from trainables.files import now, sha256_json, write_hashed
 from trainables.store import read_manifest
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def run(args: Args) -> None:
     part = f"-{contest.others.part}" if contest.others else ""
     path = args.run / f"result{part}.json"
     then = f"cliptune report --run {word(args.run)}"
-    if path.exists() and read_json(path).get("inputs") == inputs:
+    if measured(path, FORMAT, inputs):
         nothing_to_do(path, then)
         return
     backbone = backbone_of(contest.features, default_device())
@@ -87,7 +88,7 @@ def run(args: Args) -> None:
     result |= {"inputs": inputs, "test_openings": openings, "seconds": time.monotonic() - started}
     result["warnings"] += (damaged := damages(openings))
     result["protocol"] += damaged
-    write_json(path, result)
+    write_hashed(path, result)
     for line in (*table(result["rows"], contest.metric), *calibration.table(result["rows"])):
         say(line)
     if kept := retention(result["rows"]):
@@ -99,13 +100,14 @@ def run(args: Args) -> None:
 
 def _evaluate_arena(args: Args) -> None:
     """All cells of an arena, as `cliptune arena` asks for it at its end."""
+    from pipelines.comparing.cells import FORMAT as ARENA
     from pipelines.comparing.measuring import identity, measure_arena
     from pipelines.measuring.openings import damages, log_opening
     from trainables.shards import Seal
 
     path, inputs = args.run / "arena.json", identity(args.run)
     then = "cliptune arena, as before: it writes the page"
-    if path.exists() and read_json(path).get("inputs") == inputs:
+    if measured(path, ARENA, inputs):
         nothing_to_do(path, then)
         return
     opening = {"at": now(), "by": "cliptune evaluate", "inputs": inputs}
@@ -113,7 +115,7 @@ def _evaluate_arena(args: Args) -> None:
     for warning in damages(openings):
         say(f"warning: {warning}")
     arena = measure_arena(args.run, Seal(f"cliptune evaluate --run {args.run}"))
-    write_json(path, arena | {"inputs": inputs, "test_openings": openings})
+    write_hashed(path, arena | {"inputs": inputs, "test_openings": openings})
     done([path], then)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.console import done, nothing_to_do, say
+from pipelines.outcome import stands, write_outcome
 from trainables.errors import ConfigError
-from trainables.files import now, read_json, sha256_json, write_json
+from trainables.files import now, sha256_json
 
 if TYPE_CHECKING:
     from pipelines.explaining.subjects import Subject
@@ -58,12 +59,13 @@ def run(args: Args) -> None:
     folder = args.out or args.run[0] / "explain"
     path, page = folder / "explain.json", folder / "explain.html"
     then = f"open {page} in a browser"
-    if path.exists() and page.exists() and read_json(path).get("inputs") == inputs:
+    if stands(path, FORMAT, inputs):
         nothing_to_do(page, then)
         return
-    found = _explain(args, subjects) | {"inputs": inputs}
-    write_json(path, found)
-    done([path, *write_page(found, folder), *_linked(args.run[0], page)], then)
+    found = _explain(args, subjects)
+    pages = write_page(found, folder)
+    write_outcome(path, found, inputs, pages)
+    done([path, *pages, *_linked(args.run[0], page)], then)
 
 
 def _explain(args: Args, subjects: list[Subject]) -> dict[str, Any]:

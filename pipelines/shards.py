@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,8 @@ from trainables.errors import DataError
 
 if TYPE_CHECKING:
     from pipelines.sources.base import Options
+
+OURS = re.compile(r"manifest\.json|quarantine\.jsonl|(train|val|test|pool)-\d+\.parquet")
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def _describe(args: Args, name: str, options: Options) -> tuple[dict[str, Any], 
 
 def _is_up_to_date(args: Args, description: dict[str, Any]) -> bool:
     """Whether `out` is the outcome of these inputs; whatever else is in it is protected."""
+    from pipelines import console
     from trainables.shards import ShardSet
 
     source, out = Path(args.source).resolve(), args.out.resolve()
@@ -141,9 +145,20 @@ def _is_up_to_date(args: Args, description: dict[str, Any]) -> bool:
         raise DataError(f"`--out` must lie outside `--source`, got `{out}`.")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    shards = ShardSet.open(out)  # anything but finished shards is an error
-    old = shards.manifest["source"]
+    names = sorted(path.name for path in out.iterdir())
+    others = [name for name in names if not OURS.fullmatch(name)]
+    try:
+        shards = ShardSet.open(out)  # anything but finished shards is an error
+    except DataError:
+        if others or not {"quarantine.jsonl", "manifest.json"} & {*names} or len(names) < 2:
+            raise
+        console.say(f"{out / 'manifest.json'} is damaged: the shards are written again.")
+        return False
+    old = shards.manifest.get("source", {})
     if old == description:
+        for path in shards.damaged():
+            console.say(f"{path} is missing or was altered: the shards are written again.")
+            return False
         return True
     if not args.overwrite:
         changed = ", ".join(key for key in description if old.get(key) != description[key])
@@ -151,8 +166,7 @@ def _is_up_to_date(args: Args, description: dict[str, Any]) -> bool:
             f"`{out}` holds shards of other inputs ({changed} changed). "
             "Choose another `--out`, or replace them with `--overwrite`."
         )
-    ours = {"manifest.json", "quarantine.jsonl", *(s["file"] for s in shards.manifest["shards"])}
-    if others := sorted({entry.name for entry in out.iterdir()} - ours):
+    if others:
         raise DataError(f"`{out}` also holds `{others[0]}`, which `--overwrite` would delete.")
     return False
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
+from pipelines.outcome import stands, write_outcome
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, sha256_json, write_bytes, write_json
 
@@ -84,7 +85,7 @@ def _sweep(args: Args, contest: Contest) -> None:
     inputs = sha256_json({"adapters": who, "shares": shares, "retain": keys})
     path, page = args.run / "sweep.json", args.run / "sweep.html"
     then = f"cliptune sweep --run {word(args.run)} --take SHARE --out RUN"
-    if path.exists() and page.exists() and read_json(path).get("inputs") == inputs:
+    if stands(path, FORMAT, inputs):
         nothing_to_do(path, then)
         return
     bench = _open(contest)
@@ -93,7 +94,7 @@ def _sweep(args: Args, contest: Contest) -> None:
     for curve in curves:
         say(_sentence(curve, contest.metric, zero_shot))
     write_bytes(page, render(args.run, contest.metric, curves, zero_shot).encode())
-    write_json(path, {"inputs": inputs} | _result(contest, curves, zero_shot))
+    write_outcome(path, _result(contest, curves, zero_shot), inputs, [page])
     done([path, page], then)
 
 
@@ -137,6 +138,7 @@ def _sentence(curve: Curve, metric: str, zero_shot: Point) -> str:
 def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
     """A folder as `cliptune train` leaves it, with the adapter at `share`; run.json comes last."""
     from pipelines.sweeping.points import choose
+    from trainables.checkpoint import verify
 
     one = choose(contest, args.adapter)
     assert one.folder is not None
@@ -146,6 +148,7 @@ def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
     then = f"cliptune evaluate --run {word(args.out)}"
     path = out / "run.json"
     if path.exists() and read_json(path) == about:
+        verify(out / "best")
         nothing_to_do(out / "best", then)
         return
     if any((out / name).exists() for name in ("run.json", "study.json")):

@@ -15,7 +15,7 @@ from pipelines.capacity import Gpus, check_gpus
 from pipelines.cluster import check_here
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
-from trainables.errors import CliptuneError, ConfigError, DataError
+from trainables.errors import CheckpointError, CliptuneError, ConfigError, DataError
 from trainables.files import read_json, read_jsonl, write_json
 from trainables.store import find_store, read_manifest
 
@@ -105,7 +105,21 @@ def run(args: Args) -> None:
     if ran:
         done([folder / "best", folder / "metrics.csv"], then)
     else:
+        _check_best(folder)
         nothing_to_do(folder / "best", then)
+
+
+def _check_best(folder: Path) -> None:
+    """What a finished run is there for."""
+    from trainables.checkpoint import verify
+
+    try:
+        verify(folder / "best")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} Restore it, or remove `{folder}` and run the same command: it trains the "
+            "same adapter again."
+        ) from None
 
 
 def _configure(args: Args) -> tuple[TrainConfig, Mapping[str, Any]]:

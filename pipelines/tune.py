@@ -12,7 +12,7 @@ from pipelines.capacity import Gpus
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
 from pipelines.searching.kinds import Sampler, Scheduler
-from trainables.errors import CliptuneError, DataError
+from trainables.errors import CheckpointError, CliptuneError, DataError
 from trainables.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
             why = over_all(study, search, folder) or f"no trial of `{folder}` succeeded"
             raise CliptuneError(f"{why}: give another `--out`.")
         _over(folder, study)
+        _check_best(folder)
         nothing_to_do(folder / "best.json", then)
         return
     try:
@@ -176,6 +177,17 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         f"look:  tensorboard --logdir {word(args.out / 'ray')}   or   "
         f"optuna-dashboard {word(args.out / NAME)}"
     )
+
+
+def _check_best(folder: Path) -> None:
+    """What a finished search is there for."""
+    from pipelines.measuring.contestants import read_contest
+
+    try:
+        for one in read_contest(folder, only_best=False).contestants:
+            one.identity()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} Restore it, or search with another `--out`.") from None
 
 
 def _claim(folder: Path, args: Args, search: Search) -> None:

@@ -534,7 +534,7 @@ def test_unknown_names_and_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no manifest"):
         ShardSet.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "other"}')
-    with pytest.raises(DataError, match="not a manifest"):
+    with pytest.raises(DataError, match="not of the format"):
         ShardSet.open(tmp_path)
 
 

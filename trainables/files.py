@@ -75,19 +75,22 @@ def write_hashed(path: Path, value: Mapping[str, Any]) -> None:
     write_json(path, rest | {"sha256": sha256_json(rest)})
 
 
-def read_hashed(path: Path, form: str, **fields: type) -> dict[str, Any]:
+def read_hashed(path: Path, form: str, help: str = "", **fields: type) -> dict[str, Any]:
     """The object of format `form` in `path`, with these fields. One that has its own hash is
-    unaltered."""
-    value = read_json(path)
+    unaltered. `help`: what is to be done where it is not so."""
+    try:
+        value = read_json(path)
+    except DataError as error:
+        raise DataError(f"{error} {help}".rstrip()) from error
     if not isinstance(value, dict) or value.get("format") != form:
-        raise DataError(f"`{path}` is not a manifest of format {form}.")
+        raise DataError(f"`{path}` is not of the format {form}. {help}".rstrip())
     if value.get("sha256", "") not in ("", sha256_json(_without_hash(value))):
-        raise DataError(f"`{path}` was altered since it was written.")
+        raise DataError(f"`{path}` was altered since it was written. {help}".rstrip())
     for name, kind in fields.items():
         if not isinstance(value.get(name), kind):
-            raise DataError(
-                f"`{path}`: `{name}` must be a JSON {JSON[kind]}, got {value.get(name)!r}."
-            )
+            got = f"{value.get(name)!r:.60}"
+            said = f"`{path}`: `{name}` must be a JSON {JSON[kind]}, got {got}. {help}"
+            raise DataError(said.rstrip())
     return value
 
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainables.errors import DataError, unknown
-from trainables.files import read_hashed, sha256_file, sha256_json
+from trainables.files import read_hashed, sha256_json
+from trainables.verified import intact
 
 T = TypeVar("T")
 FORMAT = "cliptune-shards-1"
@@ -63,12 +64,8 @@ class ShardSet:
         path = folder / "manifest.json"
         if not path.is_file():
             raise DataError(f"`{folder}` holds no finished shards: it has no manifest.json.")
-        fields = {"splits": dict, "shards": list, "classes": dict}
-        try:
-            return cls(folder, read_hashed(path, FORMAT, **fields))
-        except DataError as error:
-            how = f"The `{_maker(folder)}` that wrote it, run again, makes it anew."
-            raise DataError(f"{error} {how}") from None
+        help = f"If `{_maker(folder)}` wrote it, the same command makes it anew."
+        return cls(folder, read_hashed(path, FORMAT, help, splits=dict, shards=list, classes=dict))
 
     @property
     def digest(self) -> str:
@@ -128,11 +125,21 @@ class ShardSet:
             return self.folder.parent / f"{POOL}.safetensors"
         return (self.folder if split == "test" else self.folder.parent) / f"{split}.safetensors"
 
+    def damaged(self) -> list[Path]:
+        """Files that are not there, or not as they were written."""
+        wrong = []
+        for shard in self.manifest["shards"]:
+            try:
+                self._checked(shard)
+            except DataError:
+                wrong.append(self.folder / shard["file"])
+        return wrong
+
     def _checked(self, shard: dict[str, Any]) -> Path:
         path = self.folder / shard["file"]
         if path.parent != self.folder or not path.is_file():
             raise DataError(f"`{path}` is missing; run `{_maker(self.folder)}` again.")
-        if sha256_file(path) != shard["sha256"]:
+        if not intact(path, shard["sha256"]):
             raise DataError(f"`{path}` was changed or damaged; run `{_maker(self.folder)}` again.")
         return path
 

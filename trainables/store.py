@@ -35,12 +35,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(f"`{folder}` holds no finished features (no {MANIFEST}).")
-    try:
-        return read_hashed(path, FORMAT, key=str, shards=str, backbone=dict, splits=dict)
-    except DataError as error:
-        raise DataError(
-            f"{error} The `cliptune encode` that wrote it, run again, makes it anew."
-        ) from None
+    help = "If `cliptune encode` wrote it, the same command makes it anew."
+    return read_hashed(path, FORMAT, help, key=str, shards=str, backbone=dict, splits=dict)
 
 
 def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:

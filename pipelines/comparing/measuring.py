@@ -31,7 +31,7 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.backbone import Backbone
 from trainables.calibration import TIMES, Calibration
-from trainables.checkpoint import digest, load_adapter, read_config
+from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.errors import DataError
 from trainables.features import (
     SplitFeatures,
@@ -65,6 +65,7 @@ def _standing(folder: Path, cell: Cell) -> tuple[str, str]:
         found = read_json(own / "cell.json")
         if found["state"] == "failed":
             return "failed", found["reason"]
+        verify(_winner(folder, cell))
         return "done", digest(_winner(folder, cell))
     if (own / "failed.json").exists():
         return "failed", read_json(own / "failed.json")["reason"]

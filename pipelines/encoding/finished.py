@@ -55,7 +55,7 @@ def complete(folder: Path) -> bool:
     try:
         manifest = read_manifest(folder)
     except DataError as error:
-        console.say(f"{error.args[0].partition(' The `cliptune')[0]} The store is made anew.")
+        console.say(f"{error.args[0].partition(' If `cliptune')[0]} The store is made anew.")
         return False
     for name, expected in hashes(manifest).items():
         path = folder / name

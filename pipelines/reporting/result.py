@@ -16,7 +16,7 @@ from pipelines.reporting.calibration import Calibration, read_calibration
 from pipelines.reporting.checked import Estimate, Place
 from pipelines.reporting.pictures import Captioned, Query, one_of, read_captioned, read_query
 from trainables.errors import DataError
-from trainables.files import read_json
+from trainables.files import read_hashed
 
 FORMAT = "cliptune-result-2"
 DATA = ["shards", "digest", "split", "images", "captions", "quarantined", "notes"]
@@ -89,9 +89,7 @@ def read_result(path: Path) -> Result | None:
     """The result in `path`, or None while the test split is sealed."""
     if not path.exists():
         return None
-    raw = read_json(path)
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise DataError(f"`{path}` must have the format `{FORMAT}`: run `cliptune evaluate` again.")
+    raw = read_hashed(path, FORMAT, "Restore it, or remove it and run `cliptune evaluate` again.")
     try:
         return _result(raw)
     except DataError as error:

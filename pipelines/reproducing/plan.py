@@ -15,7 +15,7 @@ from pipelines.reproducing.recipes import Recipe
 from pipelines.typed import command, typed
 from trainables.config import Value
 from trainables.errors import DataError
-from trainables.files import read_json
+from trainables.files import read_hashed
 
 STOPPED = 130  # the exit code of a stage that was interrupted
 
@@ -115,7 +115,7 @@ def _text(value: object) -> str:
 def _measured(path: Path, names: Iterable[str]) -> Measured:
     """Metrics `names` of the trained adapter and of the baseline, as `evaluate` wrote them: each
     with the number of classes or images behind its name."""
-    rows = read_json(path)["rows"]
+    rows = read_hashed(path, "cliptune-result-2")["rows"]
     chosen = next((row for row in rows if row["selected"]), None)
     if chosen is None:
         raise DataError(f"`{path}` has no row that was chosen on val.")
