@@ -26,7 +26,7 @@ class Args:
     """The folder to write."""
     format: str | None = None
     """karpathy, coco, flickr_token, table, folder, sidecar, text_folder, zhou, webdataset,
-    img2dataset or huggingface; found out if clear."""
+    img2dataset, lance or huggingface; found out if clear."""
     images: Path | None = None
     """The folder of the images, where it is not beside the source."""
     columns: tuple[str, ...] = ()
@@ -34,6 +34,8 @@ class Args:
     split: Literal["source", "val-of-train", "hash", "train", "val", "test"] = "source"
     """The source's splits (80/10/10 by the image's hash where it has none), these with a tenth of
     train by hash as val, always by hash, or one split for all."""
+    multi_label: Literal["largest", "drop"] = "largest"
+    """Of COCO's images with objects of several classes: the largest object's, or none of them."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of the records is bad."""
     on_leak: Literal["error", "drop"] = "error"
@@ -59,7 +61,7 @@ def run(args: Args) -> None:
     from pipelines.sources.base import Options, parse_columns
     from pipelines.sources.registry import recognised
 
-    options = Options(args.images, parse_columns(args.columns))
+    options = Options(args.images, parse_columns(args.columns), args.multi_label)
     name, why = recognised(args.source, args.format)
     if args.dry_run:
         _say_what_is_seen(args, name, why, options)
@@ -80,7 +82,8 @@ def run(args: Args) -> None:
     for reason, number in manifest["quarantined"].items():
         console.say(f"quarantined: {reason} ({number:,})")
     for note, number in manifest["notes"].items():
-        console.say(f"note: {note.replace('_', ' ')} ({number:,})")
+        words = note if " " in note else note.replace("_", " ")  # else the names in it would change
+        console.say(f"note: {words} ({number:,})")
     if "train" in manifest["splits"] and "val" not in manifest["splits"]:
         console.say(
             "warning: there is no val, on which `tune` and `train` choose: `--split val-of-train "
@@ -128,6 +131,7 @@ def _describe(args: Args, name: str, options: Options) -> tuple[dict[str, Any], 
         "images": str(args.images.resolve()) if args.images else None,
         "columns": list(args.columns),
         "split": args.split,
+        **({"multi_label": args.multi_label} if args.multi_label != "largest" else {}),
         "max_bad_fraction": args.max_bad_fraction,
         "on_leak": args.on_leak,
         "rows_per_shard": args.rows_per_shard,

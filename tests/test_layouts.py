@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import shards
 from pipelines.sharding.records import check
 from pipelines.sources.base import BadRecord, Options, RawRecord
 from pipelines.sources.registry import SOURCES, source_format
 from tests.pictures import draw, jpeg
 from trainables.errors import DataError
+from trainables.shards import ShardSet
 
 
 def put(path: Path, text: str | bytes) -> None:
@@ -231,3 +233,83 @@ def test_texts_in_no_class_have_none(tmp_path: Path) -> None:
     found = read(tmp_path, "text_folder")
     assert words(found) == {"0.jpg": ["disc 0"], "1.jpg": ["disc 1"]}
     assert {one.class_name for one in found} == {None}
+
+
+# --- classes of COCO ----------------------------------------------------------------------------
+
+
+def instances(images: dict[int, str], *objects: tuple[int, int, float, int]) -> str:
+    """Objects are of image, category, area and crowd."""
+    return json.dumps(
+        {
+            "images": [{"id": key, "file_name": name} for key, name in images.items()],
+            "annotations": [
+                {"image_id": i, "category_id": c, "area": a, "iscrowd": crowd, "bbox": [0, 0, 1, 1]}
+                for i, c, a, crowd in objects
+            ],
+            "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}],
+        }
+    )
+
+
+OBJECTS = ((1, 18, 5.0, 0), (1, 3, 9.0, 0), (1, 18, 99.0, 1), (2, 18, 1.0, 0), (2, 18, 2.0, 0))
+
+
+def test_classes_of_coco_by_the_largest_object(tmp_path: Path) -> None:
+    draw(tmp_path / "train2017", "1.jpg", "2.jpg", "3.jpg")
+    images = {n: f"{n}.jpg" for n in (1, 2, 3)}
+    put(tmp_path / "annotations" / "instances_train2017.json", instances(images, *OBJECTS))
+    source, options = tmp_path / "annotations", Options()
+    found = read(source, "coco", options)
+    assert [(one.id, one.label, one.class_name) for one in found] == [
+        ("1.jpg", 0, "car"),
+        ("2.jpg", 1, "dog"),
+    ]
+    assert {one.split for one in found} == {"train"}
+    assert all(isinstance(one.image, Path) and one.image.is_file() for one in found)
+    assert options.notes == {"the largest object's class of several": 1}
+    assert options.tally.left_out == {"no object": 1}
+    assert options.tally.ignored["crowd"] == 1
+    alone = Options(multi_label="drop")
+    found = read(source / "instances_train2017.json", "coco", alone)
+    assert [(one.id, one.class_name) for one in found] == [("2.jpg", "dog")]
+    assert alone.tally.left_out == {"objects of several classes": 1, "no object": 1}
+
+
+def test_odd_objects_of_coco(tmp_path: Path) -> None:
+    draw(tmp_path, "1.jpg")
+    value = json.loads(instances({1: "1.jpg"}, (1, 7, 1.0, 0)))
+    value["annotations"] += [{"image_id": 1}, {"image_id": 1, "category_id": "dog"}, 5]
+    put(tmp_path / "instances_val.json", json.dumps(value))
+    assert words(list(SOURCES["coco"](str(tmp_path), Options()))) == {
+        "annotation 2": "no `category_id`",
+        "annotation 3": "`category_id` is not a number",
+        "annotation 4": "`category_id` is not a number",
+        "1.jpg": "category 7 is not in `categories`",
+    }
+
+
+def test_coco_as_roboflow_exports_it(tmp_path: Path) -> None:
+    for n, split in enumerate(("train", "valid", "test"), 1):
+        draw(tmp_path / split, f"{n}.jpg", first=n)
+        put(tmp_path / split / "_annotations.coco.json", instances({n: f"{n}.jpg"}, (n, 3, 1.0, 0)))
+    found = list(SOURCES["coco"](str(tmp_path), Options()))
+    assert {one.id: one.split for one in found} == {
+        "1.jpg": "train",
+        "2.jpg": "val",
+        "3.jpg": "test",
+    }
+    assert all(isinstance(one.image, Path) and one.image.is_file() for one in found)
+
+
+def test_the_flag_of_several_labels_is_part_of_what_shards_are_made_of(tmp_path: Path) -> None:
+    draw(tmp_path / "source", "1.jpg", "2.jpg")
+    text = instances({n: f"{n}.jpg" for n in (1, 2)}, *OBJECTS)
+    put(tmp_path / "source" / "instances_train.json", text)
+    out = tmp_path / "out"
+    shards.run(shards.Args(str(tmp_path / "source"), out))
+    assert ShardSet.open(out).classes == {"car": 0, "dog": 1}
+    again = shards.Args(str(tmp_path / "source"), out, multi_label="drop", overwrite=True)
+    shards.run(again)
+    assert ShardSet.open(out).manifest["counts"]["left_out"] == {"objects of several classes": 1}
+    assert ShardSet.open(out).classes == {"dog": 1}

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 OURS = ("pipelines", "trainables", "search_spaces", "benchmarks", "tests")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+# Whose a package is that may not be installed.
+OWNERS = {"lance": ["pylance"]}
 
 
 def named(requirements: Iterable[str]) -> set[str]:
@@ -34,7 +36,7 @@ def pinned() -> dict[str, str]:
 
 def undeclared(folders: Iterable[str], declared: set[str]) -> dict[str, str]:
     """Top-level packages that are imported there and belong to nothing declared: one place each."""
-    owners = packages_distributions()
+    owners = OWNERS | dict(packages_distributions())
     return {
         top: path
         for path, tree in sources(*folders).items()
@@ -46,7 +48,7 @@ def undeclared(folders: Iterable[str], declared: set[str]) -> dict[str, str]:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     own = named(PROJECT["dependencies"])
-    extra = named(EXTRAS["cmaes"] + EXTRAS["umap"] + EXTRAS["spice"])
+    extra = named(EXTRAS["cmaes"] + EXTRAS["umap"] + EXTRAS["spice"] + EXTRAS["lance"])
     assert undeclared(("pipelines", "trainables", "search_spaces", "benchmarks"), own | extra) == {}
     assert undeclared(("tests",), own | named(EXTRAS["dev"])) == {}
     assert undeclared(("trainables",), own - {"torch"}).keys() == {"torch"}

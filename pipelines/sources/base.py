@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from trainables.errors import DataError, unknown
 from trainables.frame_folders import IMAGE_SUFFIXES
@@ -68,6 +69,7 @@ class Options:
 
     images: Path | None = None  # the folder of the images, where not beside the source
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)  # field: columns of a table
+    multi_label: Literal["largest", "drop"] = "largest"  # of an image with several classes' objects
     notes: Counter[str] = field(default_factory=Counter)
     tally: Tally = field(default_factory=Tally)
 

@@ -13,6 +13,7 @@ from pipelines.sources import (
     huggingface,
     img2dataset,
     karpathy,
+    lance,
     sidecar,
     table,
     text_folder,
@@ -34,6 +35,7 @@ SOURCES: dict[str, Callable[[str, Options], Iterator[RawRecord]]] = {
     "zhou": zhou.read,
     "webdataset": webdataset.read,
     "img2dataset": img2dataset.read,
+    "lance": lance.read,
     "huggingface": huggingface.read,
 }
 
@@ -75,10 +77,12 @@ SIGNS: dict[str, Callable[[Path], bool]] = {
 
 
 def _is_coco(name: str) -> bool:
-    return name.startswith("captions_") and name.endswith(".json")
+    return name.startswith(("captions_", "instances_")) and name.endswith(".json")
 
 
 def _of_folder(path: Path) -> tuple[str, str] | None:
+    if lance.is_table(path):
+        return "lance", "it is named or laid out as Lance's tables are"
     if img2dataset.is_output(path):
         return "img2dataset", "it holds `*_stats.json`, as img2dataset writes them"
     if text_folder.is_layout(path):

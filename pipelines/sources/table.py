@@ -24,7 +24,8 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     paths = tables(source)
     for path, split in zip(paths, file_splits(source, paths), strict=True):
         prefix = f"{path.relative_to(source)} " if len(paths) > 1 else ""
-        yield from merge(_records(path, split, prefix, options))
+        rows = READERS[path.suffix.lower()](path)
+        yield from merge(records(rows, path, split, prefix, options))
 
 
 def file_splits(source: str, paths: Sequence[Path]) -> list[str | None]:
@@ -57,11 +58,14 @@ def is_table(path: Path) -> bool:
     return "image" in named and bool(named & {"caption", "label", "class_name"})
 
 
-def _records(path: Path, split: str | None, prefix: str, options: Options) -> Iterator[RawRecord]:
+def records(
+    rows: Iterator[tuple[int, Row]], path: Path, split: str | None, prefix: str, options: Options
+) -> Iterator[RawRecord]:
+    """The records of the numbered rows of the table `path`."""
     columns: dict[str, list[str]] = {}
     names: list[str] = []
     root = options.images
-    for number, row in READERS[path.suffix.lower()](path):
+    for number, row in rows:
         where = f"{prefix}row {number}"
         options.tally.read["row"] += 1
         if isinstance(row, BadRecord):
