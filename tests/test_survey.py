@@ -164,6 +164,28 @@ def test_coco_and_flickr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
+def test_classes_of_coco_as_roboflow_has_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n, part in enumerate(("train", "valid")):
+        pictures(tmp_path / part, 1, n)
+        value = {
+            "images": [{"id": n, "file_name": f"{n}.jpg"}],
+            "annotations": [{"image_id": n, "category_id": 1, "area": 2.0}],
+            "categories": [{"id": 1, "name": "cup"}],
+        }
+        put(tmp_path / part / "_annotations.coco.json", json.dumps(value))
+    assert said(tmp_path, capsys, format="coco") == [
+        "format: coco, as `--format` says",
+        "files: 4: 2 .jpg, 2 .json",
+        "read: train/_annotations.coco.json, valid/_annotations.coco.json",
+        "splits: by name, train (train/_annotations.coco.json), val (valid/_annotations.coco.json)",
+        "first: `0.jpg`: train; class `cup` (label 0)",
+        "first: `1.jpg`: val; class `cup` (label 0)",
+        "records: 2 in all; by split: 1 train, 1 val; of 1 classes",
+    ]
+
+
 def test_json_parquet_and_a_saved_data_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

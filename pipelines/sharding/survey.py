@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from threading import Thread
 
-from pipelines.sources import flickr_token, folder, table, webdataset
+from pipelines.sources import coco, flickr_token, folder, table, webdataset
 from pipelines.sources.base import (
     MEDIA_SUFFIXES,
     BadRecord,
@@ -63,6 +63,7 @@ def files_of(source: str, name: str) -> Iterator[str]:
     if not root.is_dir():
         return
     files, until = Files(), time.monotonic() + SECONDS
+    of_coco = coco.files(root) if name == "coco" else []
     for number, path in enumerate(_walk(root)):
         if number == FILES or time.monotonic() > until:
             files.more = True
@@ -70,7 +71,7 @@ def files_of(source: str, name: str) -> Iterator[str]:
         shown = str(path.relative_to(root))
         kind = "hidden" if "/." in f"/{shown}" else ending(path.name)
         files.found[kind] += 1
-        if kind != "hidden" and _is_read(name, path, root):
+        if path in of_coco or (kind != "hidden" and _is_read(name, path, root)):
             files.read.append(shown)
         elif kind == "hidden" or not _is_picture(name, path):
             files.unread[kind] += 1
@@ -99,16 +100,20 @@ def _is_read(name: str, path: Path, root: Path) -> bool:
     if name in ("sidecar", "text_folder", "img2dataset"):
         words = FIELD_OF.get(path.suffix.lower()[1:], "image") != "image"
         return words and not path.name.endswith("_stats.json")
-    return name != "huggingface" and name in SIGNS and SIGNS[name](path)
+    return name not in ("coco", "huggingface") and name in SIGNS and SIGNS[name](path)
 
 
 def _is_picture(name: str, path: Path) -> bool:
     """Whether a file is an image that the format may read, or is part of a saved data set."""
-    return name == "huggingface" or (name != "webdataset" and path.suffix.lower() in MEDIA_SUFFIXES)
+    return name in ("huggingface", "lance") or (
+        name != "webdataset" and path.suffix.lower() in MEDIA_SUFFIXES
+    )
 
 
 def _splits_of(source: str, name: str, rule: str, records: Sequence[RawRecord]) -> Iterator[str]:
     """A line about the splits, and about what tells them."""
+    if rule == "val-of-train":
+        yield "splits: a tenth of train is val, by each image's hash, as `--split` says"
     if rule in SPLITS:
         yield f"splits: all {rule}, as `--split` says"
     elif rule == "hash" or all(record.split is None for record in records):
@@ -127,8 +132,9 @@ def _split_files(source: str, name: str) -> Mapping[str, str]:
     """The files or folders whose names tell a split."""
     path = Path(source)
     if name == "coco":
-        names = [one.name for one in sorted(path.glob("captions_*.json"))] or [path.name]
-        splits = [split_of_name(Path(one).stem) for one in names]
+        found = coco.files(path)
+        names = [os.path.relpath(one, path if path.is_dir() else path.parent) for one in found]
+        splits = [coco.split_of(one) for one in found]
     elif name == "flickr_token":
         lists = flickr_token.split_lists(path)
         names, splits = [one.name for one in lists], [split_of_name(one.stem) for one in lists]

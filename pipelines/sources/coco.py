@@ -38,14 +38,22 @@ SEVERAL = "the largest object's class of several"
 
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
-    path = Path(source)
-    files = [path]
-    if path.is_dir():
-        files = next((found for kind in _FILES if (found := sorted(path.glob(kind)))), [])
-    if not files:
-        raise DataError(f"`{path}` has no `captions_*.json` and no `instances_*.json`.")
-    for file in files:
+    for file in files(Path(source)):
         yield from _file(file, options)
+
+
+def files(path: Path) -> list[Path]:
+    """The files of a source: those of one kind."""
+    if not path.is_dir():
+        return [path]
+    found = next((found for kind in _FILES if (found := sorted(path.glob(kind)))), [])
+    if not found:
+        raise DataError(f"`{path}` has no `captions_*.json` and no `instances_*.json`.")
+    return found
+
+
+def split_of(path: Path) -> str | None:
+    return split_of_name(path.stem) or split_of_name(path.parent.name)
 
 
 def _file(path: Path, options: Options) -> Iterator[RawRecord]:
@@ -58,7 +66,7 @@ def _file(path: Path, options: Options) -> Iterator[RawRecord]:
     tally, left = options.tally, len(told)
     tally.read["annotation"] += len(bad)
     subset = re.sub(r"^(captions|instances)_", "", path.stem)
-    split = split_of_name(path.stem) or split_of_name(path.parent.name)
+    split = split_of(path)
     parents = [options.images] if options.images else [path.parent, path.parent.parent]
     candidates = [folder / part for folder in parents for part in ("", subset, "images")]
     root = None
