@@ -32,14 +32,17 @@ def test_a_table_of_bytes_and_one_of_paths(tmp_path: Path) -> None:
     lance.write_dataset(pa.table(columns), str(tmp_path / "bytes.lance"))
     columns["image"] = [f"{n}.jpg" for n in range(40)]
     lance.write_dataset(pa.table(columns), str(tmp_path / "paths.lance"))
-    for name in ("bytes", "paths"):
-        for n, record in enumerate(read(tmp_path / f"{name}.lance")):
+    for name in ("bytes.lance", "paths.lance"):
+        for n, record in enumerate(read(tmp_path / name)):
             checked = check(record, "source")
             assert not isinstance(checked, BadRecord)
             assert checked.row["image"] == jpeg(n)
             assert checked.row["captions"] == [f"disc {n}", "round"]
             assert checked.row["split"] == ("train", "val")[n % 2]
     assert n == 39
+    (tmp_path / "base").mkdir()
+    (tmp_path / "bytes.lance").rename(tmp_path / "base" / "bytes.lance")
+    assert len(read(tmp_path / "base")) == 40
 
 
 def test_a_damaged_table_is_one_sentence(tmp_path: Path) -> None:

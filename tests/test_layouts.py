@@ -137,6 +137,12 @@ def test_words_beside_their_images(tmp_path: Path) -> None:
     assert options.tally.read == {".jpg": 5, ".txt": 4, ".json": 1, ".png": 1}
 
 
+def test_a_text_that_windows_marked(tmp_path: Path) -> None:
+    draw(tmp_path, "a.jpg")
+    put(tmp_path / "a.txt", "\ufeffa disc\r\nred\r\n")
+    assert words(read(tmp_path, "sidecar")) == {"a.jpg": ["a disc", "red"]}
+
+
 def test_folders_of_splits_with_words_beside_images(tmp_path: Path) -> None:
     for n, split in enumerate(("train", "valid", "test")):
         draw(tmp_path / split, f"{n}.jpg", first=n)

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import shards
 from pipelines.sharding.records import check
 from pipelines.sources.base import BadRecord, Options, RawRecord
 from pipelines.sources.registry import SOURCES, source_format
 from pipelines.sources.texts import listed
 from tests.pictures import draw
 from trainables.errors import DataError
+from trainables.shards import ShardSet
 
 
 def read(source: Path, options: Options | None = None) -> list[RawRecord]:
@@ -166,7 +168,7 @@ def test_labels_that_pandas_made_floats(tmp_path: Path) -> None:
         assert "is not a whole number" in half.reason
 
 
-@pytest.mark.parametrize("name", ["", "Unnamed: 0", "__index_level_0__"])
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "Unnamed: 0.1", "__index_level_0__"])
 def test_pandas_index_is_left_out_and_said(tmp_path: Path, name: str) -> None:
     draw(tmp_path, "0.jpg", "1.jpg")
     csv = write(tmp_path / "t.csv", f"{name},image,caption", "0,0.jpg,a", "1,1.jpg,b")
@@ -209,6 +211,32 @@ def test_addresses_are_not_downloaded_and_it_is_said_how(tmp_path: Path) -> None
         read(headerless)
 
 
+def test_a_list_of_json_is_a_table(tmp_path: Path) -> None:
+    draw(tmp_path / "val2014", "0.jpg", "1.jpg")
+    rows = [
+        {"image": "val2014/0.jpg", "caption": "a disc", "image_id": "coco_0"},
+        {"image": "val2014/0.jpg", "caption": "red", "image_id": "coco_0"},
+        {"image": "val2014/1.jpg", "caption": ["b", "c"], "image_id": "coco_1"},
+        5,
+    ]
+    (tmp_path / "coco_train.json").write_text(json.dumps(rows, indent=1))
+    assert outcomes(tmp_path / "coco_train.json") == [
+        ["a disc", "red"], ["b", "c"], "not a JSON object"
+    ]  # fmt: skip
+    assert outcomes(tmp_path) == outcomes(tmp_path / "coco_train.json")
+    (tmp_path / "coco_train.json").write_text("[1, 2]")
+    with pytest.raises(DataError, match="it is not guessed"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_tables_as_excel_saves_them(tmp_path: Path, encoding: str) -> None:
+    draw(tmp_path, "0.jpg")
+    text = "image\tcaption\r\n0.jpg\tein Männchen\r\n"
+    (tmp_path / "t.txt").write_bytes(text.encode(encoding))
+    assert outcomes(tmp_path / "t.txt") == [["ein Männchen"]]
+
+
 # --- where the images are -----------------------------------------------------------------------
 
 
@@ -238,3 +266,32 @@ def test_a_path_that_stands_in_hugging_faces_form(tmp_path: Path) -> None:
     cells = [{"bytes": None, "path": "0.jpg"}]
     pq.write_table(pa.table({"image": cells, "caption": ["a disc"]}), tmp_path / "t.parquet")
     assert outcomes(tmp_path / "t.parquet") == [["a disc"]]
+
+
+def test_paths_that_windows_wrote(tmp_path: Path) -> None:
+    draw(tmp_path / "pictures" / "deep", "0.jpg")
+    source = write(tmp_path / "t.csv", "image,caption", "pictures\\deep\\0.jpg,a disc")
+    assert outcomes(source) == [["a disc"]]
+    source = write(tmp_path / "t.csv", "image,caption", "pictures\\..\\..\\0.jpg,a disc")
+    assert outcomes(source) == ["image path leaves the folder"]
+
+
+def test_what_a_mac_puts_into_a_zip_is_no_data(tmp_path: Path) -> None:
+    draw(tmp_path, "Images/0.jpg", "__MACOSX/Images/._0.jpg")
+    write(tmp_path / "captions.csv", "image,caption", "0.jpg,a disc")
+    (tmp_path / "._captions.csv").write_bytes(b"\x00\x05\x16\x07")
+    assert outcomes(tmp_path) == [["a disc"]]
+    draw(tmp_path / "classes", "cup/0.jpg", "plate/1.jpg", "__MACOSX/cup/._0.jpg", "A/2.jpg")
+    found = read(tmp_path / "classes")
+    assert [(one.label, one.class_name) for one in found] == [(0, "A"), (1, "cup"), (2, "plate")]
+
+
+def test_the_command_line_reads_what_pandas_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path, *(f"{n}.jpg" for n in range(20)))
+    lines = [f"{n},{n}.jpg,{n % 2}.0,{'cup' if n % 2 else 'plate'}" for n in range(20)]
+    source = write(tmp_path / "t.csv", ",image,label,class_name", *lines)
+    shards.run(shards.Args(str(source), tmp_path / "out"))
+    assert "note: column '' numbers rows and is left out (1)" in capsys.readouterr().out
+    assert ShardSet.open(tmp_path / "out").classes == {"plate": 0, "cup": 1}

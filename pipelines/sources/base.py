@@ -132,12 +132,17 @@ def image_root(candidates: Sequence[Path], name: str) -> Path:
     return next((root for root in found if (root / name).exists()), candidates[0])
 
 
+def hidden(name: str) -> bool:
+    """Whether a file or folder is no data: a dot file, or a Mac's copy in a ZIP."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def ending(name: str) -> str:
     """What a file is counted as."""
-    return "hidden" if name.startswith(".") else Path(name).suffix.lower() or "no ending"
+    return "hidden" if hidden(name) else Path(name).suffix.lower() or "no ending"
 
 
 def image_files(folder: Path) -> Iterator[Path]:
     """The image and clip files directly in `folder`, by name."""
-    names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith("."))
+    names = sorted(e.name for e in os.scandir(folder) if not hidden(e.name))
     return (folder / n for n in names if Path(n).suffix.lower() in MEDIA_SUFFIXES)

@@ -59,6 +59,9 @@ def header(path: Path) -> tuple[list[str], str]:
 
 
 def _open(path: Path) -> IO[str]:
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):  # as Excel saves "Unicode text"
+            return path.open(encoding="utf-16", errors="replace", newline="")
     # Bytes that are not UTF-8 survive as surrogates, so that only their own row is refused.
     return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 

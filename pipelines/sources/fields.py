@@ -31,7 +31,7 @@ _FIELD_OF = {alias: name for name, aliases in _ALIASES.items() for alias in alia
 _ADDRESSES = ("url", "urls", "image_url", "img_url", "image_link", "link")
 _LISTS = ("csv", "tsv", "jsonl", "parquet")  # what img2dataset reads
 # Columns that number rows: pandas' index, without a name, as CSV and Parquet have it; Flickr30k's.
-_NUMBERING = re.compile(r"|unnamed: \d+|__index_level_\d+__|(comment|caption)_number")
+_NUMBERING = re.compile(r"|unnamed: [\d.]+|__index_level_\d+__|(comment|caption)_number")
 
 
 def match_columns(names: Iterable[str], options: Options, where: str) -> dict[str, list[str]]:
@@ -185,8 +185,13 @@ def path_of(cell: Any) -> str | None:
         case {"bytes": bytes()}:
             return None
         case {"path": str(name)} | str(name):
-            return name
+            return slashed(name)
     return None
+
+
+def slashed(name: str) -> str:
+    """A path as it is here, also one that Windows wrote."""
+    return name.replace("\\", "/")
 
 
 class _BadCell(Exception):
@@ -200,7 +205,7 @@ def _image(cell: Any, root: Path) -> bytes | Path | BadRecord:
         case {"bytes": bytes(data)}:  # Hugging Face's `Image`
             return data
         case {"path": str(name)} | str(name):
-            return inside(root, name)
+            return inside(root, slashed(name))
         case None | [] | {"path": None}:
             raise _BadCell("no image")
         case [one]:

@@ -11,7 +11,15 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipelines.sources.base import Options, RawRecord, ending, image_files, inside, split_name
+from pipelines.sources.base import (
+    Options,
+    RawRecord,
+    ending,
+    hidden,
+    image_files,
+    inside,
+    split_name,
+)
 from trainables.errors import DataError
 
 
@@ -45,7 +53,7 @@ def split_folders(root: Path) -> list[str]:
 
 
 def _folders(folder: Path) -> list[str]:
-    found = (e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    found = (e.name for e in os.scandir(folder) if e.is_dir() and not hidden(e.name))
     return sorted(found)
 
 
@@ -55,7 +63,7 @@ def _class(
     for here, below, names in os.walk(folder):
         files = list(image_files(Path(here)))
         _ignore(Path(here), below, {*names} - {path.name for path in files}, options)
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        below[:] = sorted(name for name in below if not hidden(name))
         for path in files:
             options.tally.read[ending(path.name)] += 1
             name = str(path.relative_to(root))
@@ -68,6 +76,6 @@ def _ignore(here: Path, below: Iterable[str], names: Iterable[str], options: Opt
     """Count the files in `here` that are no images, and all in its hidden folders."""
     options.tally.ignored.update(map(ending, names))
     for name in below:
-        if name.startswith("."):
+        if hidden(name):
             files = sum(len(inner) for _, _, inner in os.walk(here / name))
             options.tally.ignored["hidden"] += files

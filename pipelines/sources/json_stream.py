@@ -1,4 +1,4 @@
-"""A JSON object of long arrays, one element at a time.
+"""A JSON object of long arrays, or one long array, one element at a time.
 
 COCO's caption files and Karpathy's take over 1 GiB as Python objects; read like this, only one
 element and one block of text are in memory.
@@ -7,6 +7,7 @@ element and one block of text are in memory.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +19,8 @@ _LONGEST = 2**26  # characters of one element
 
 
 def entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """`(key, element)` for every top-level array in the file, `(key, value)` for other values."""
+    """`(key, element)` for every top-level array in the file, `(key, value)` for other values; of
+    a file that is an array `("", element)`."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             yield from _Reader(file).entries()
@@ -28,6 +30,12 @@ def entries(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"`{path}` is nested too deeply.") from error
     except ValueError as error:  # malformed JSON or UTF-8
         raise DataError(f"`{path}` is not valid JSON: {error}.") from error
+
+
+def is_list(path: Path) -> bool:
+    """Whether the file begins as an array of objects."""
+    with path.open("rb") as file:
+        return re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", file.read(1_000)) is not None
 
 
 def items(path: Path, key: str) -> Iterator[Any]:
@@ -52,6 +60,15 @@ class _Reader:
         self.decoder = json.JSONDecoder()
 
     def entries(self) -> Iterator[tuple[str, Any]]:
+        if self._peek() == "[":
+            for _ in self._between("[", "]"):
+                yield "", self._value()
+        else:
+            yield from self._of_object()
+        if more := self._peek():
+            raise ValueError(f"{more!r} after its end")
+
+    def _of_object(self) -> Iterator[tuple[str, Any]]:
         for _ in self._between("{", "}"):
             key = self._value()
             self._expect(":")
@@ -60,8 +77,6 @@ class _Reader:
                     yield key, self._value()
             else:
                 yield key, self._value()
-        if more := self._peek():
-            raise ValueError(f"{more!r} after its end")
 
     def _between(self, begin: str, end: str) -> Iterator[None]:
         """Stop before each element of an object or array, for the caller to read it."""

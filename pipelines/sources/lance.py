@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
-    path = Path(source)
+    path = table_of(Path(source)) or Path(source)
     return merge(records(_rows(path), path, None, "", options))
 
 
-def is_table(path: Path) -> bool:
-    return (path / "_versions").is_dir() or (path.suffix == ".lance" and path.is_dir())
+def table_of(path: Path) -> Path | None:
+    """The table that a folder is, or the only one in it, as in a database of LanceDB's."""
+    if (path / "_versions").is_dir() or (path.suffix == ".lance" and path.is_dir()):
+        return path
+    found = sorted(path.glob("*.lance"))
+    return found[0] if len(found) == 1 else None
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:

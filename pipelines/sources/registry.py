@@ -20,7 +20,7 @@ from pipelines.sources import (
     webdataset,
     zhou,
 )
-from pipelines.sources.base import Options, RawRecord, image_files
+from pipelines.sources.base import Options, RawRecord, hidden, image_files
 from pipelines.sources.json_stream import entries
 from trainables.errors import DataError, unknown
 
@@ -81,13 +81,13 @@ def _is_coco(name: str) -> bool:
 
 
 def _of_folder(path: Path) -> tuple[str, str] | None:
-    if lance.is_table(path):
-        return "lance", "it is named or laid out as Lance's tables are"
+    if lance.table_of(path):
+        return "lance", "it is laid out as Lance's tables are, or holds one"
     if img2dataset.is_output(path):
         return "img2dataset", "it holds `*_stats.json`, as img2dataset writes them"
     if text_folder.is_layout(path):
         return "text_folder", "it holds a folder of texts and one of images"
-    paths = sorted(path.iterdir())
+    paths = sorted(one for one in path.iterdir() if not hidden(one.name))
     for name, sign in SIGNS.items():
         if found := next(filter(sign, paths), None):
             return name, f"it holds `{found.name}`"
@@ -107,7 +107,7 @@ ABOUT = ("readme", "license", "licence", "citation", "changelog")
 
 def _refuse_two_readings(path: Path) -> None:
     """Raise where folders of images stand beside files that may say more of them than a class."""
-    below = sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
+    below = sorted(one for one in path.iterdir() if one.is_dir() and not hidden(one.name))
     for place in (path, *below):
         told = min(filter(_tells, place.iterdir()), default=None)
         if told is None:
@@ -169,6 +169,8 @@ def _of_json(path: Path) -> tuple[str, str] | None:
     for key, value in entries(path):
         if key in {"train", "val", "test"}:
             return "zhou", f"it lists images at `{key}`"
+        if key == "" and isinstance(value, dict):
+            return "table", "it is a list of objects"
         if key == "annotations":
             return "coco", "it has `annotations`"
         if key == "images" and isinstance(value, dict):

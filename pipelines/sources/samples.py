@@ -17,6 +17,8 @@ FIELD_OF = {suffix[1:]: "image" for suffix in MEDIA_SUFFIXES} | {
     "txt": "caption", "caption": "caption", "cls": "label", "json": "json",
 }  # fmt: skip
 
+_MARK = "\ufeff".encode()  # which Windows puts before a text
+
 Sample = dict[str, bytes | str | BadRecord]  # by field; an image may be its path
 
 
@@ -39,8 +41,12 @@ def sample_record(
             options.notes[chosen] += 1
         values = known | values
     if isinstance(lines := values.get("caption"), bytes):
-        several = [line for line in lines.splitlines() if line.strip()]
-        values["caption"] = several or lines
+        values["caption"] = lines_of(lines) or lines
     if split:
         values.setdefault("split", split)
     return record_of({"id": key} | values, key, root, options.notes)
+
+
+def lines_of(text: bytes) -> list[bytes]:
+    """The captions in a file, a line each."""
+    return [line for line in text.removeprefix(_MARK).splitlines() if line.strip()]

@@ -11,7 +11,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.sources.base import BadRecord, Options, RawRecord, ending, image_files, split_name
+from pipelines.sources.base import (
+    BadRecord,
+    Options,
+    RawRecord,
+    ending,
+    hidden,
+    image_files,
+    split_name,
+)
 from pipelines.sources.samples import FIELD_OF, Sample, sample_record
 
 _LARGEST = 2**20  # bytes of a file of words
@@ -20,10 +28,12 @@ _WORDS = tuple(f".{suffix}" for suffix, field in FIELD_OF.items() if field != "i
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     root = Path(source)
-    splits = {split_name(one.name) for one in root.iterdir() if one.is_dir()}
+    splits = {
+        split_name(one.name) for one in root.iterdir() if one.is_dir() and not hidden(one.name)
+    }
     told = bool(splits) and splits <= {"train", "val", "test"}
     for here, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        below[:] = sorted(name for name in below if not hidden(name))
         place = Path(here).relative_to(root)
         split = place.parts[0] if told and place.parts else None
         yield from _folder(root, Path(here), names, split, options)
@@ -32,7 +42,9 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
 def _folder(
     root: Path, here: Path, names: list[str], split: str | None, options: Options
 ) -> Iterator[RawRecord]:
-    words = {name.lower(): name for name in names if name.lower().endswith(_WORDS)}
+    words = {
+        name.lower(): name for name in names if name.lower().endswith(_WORDS) and not hidden(name)
+    }
     unused = set(names)
     for image in image_files(here):
         sample: Sample = {"image": str(image.relative_to(root))}

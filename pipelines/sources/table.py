@@ -1,4 +1,4 @@
-"""CSV, TSV, JSONL and Parquet tables: one file, or a folder of them.
+"""CSV, TSV, JSON lines, JSON lists and Parquet tables: one file, or a folder of them.
 
 A row has an image (a path relative to the table, to a folder beside it or to `--images`, or in
 Parquet its bytes) and captions, a class, or both. Rows of one image that follow each other, as in a
@@ -13,10 +13,18 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.sources.base import BadRecord, Options, RawRecord, image_root, splits_of_files
+from pipelines.sources.base import (
+    BadRecord,
+    Options,
+    RawRecord,
+    hidden,
+    image_root,
+    splits_of_files,
+)
 from pipelines.sources.delimited import LONGEST, Row, header
 from pipelines.sources.delimited import rows as _delimited
 from pipelines.sources.fields import cells, field_of, match_columns, merge, path_of, record_of
+from pipelines.sources.json_stream import entries, is_list
 from trainables.errors import DataError, unknown
 
 
@@ -51,10 +59,17 @@ def tables(source: str) -> list[Path]:
 
 
 def is_table(path: Path) -> bool:
-    """By its ending; of a `.txt` the first line must name columns of images and of words too."""
-    if path.suffix.lower() != ".txt":
-        return path.suffix.lower() in READERS
-    named = {field_of(name) for name in header(path)[0]} if path.is_file() else set()
+    """By its ending; the header of a `.txt` and the first object of a `.json`, which must be a list
+    of them, must name an image and words too."""
+    suffix = path.suffix.lower()
+    if hidden(path.name) or suffix not in READERS or not path.is_file():
+        return False
+    if suffix not in (".txt", ".json"):
+        return True
+    if suffix == ".json" and not is_list(path):
+        return False
+    first = header(path)[0] if suffix == ".txt" else next(entries(path))[1]
+    named = {field_of(name) for name in first}
     return "image" in named and bool(named & {"caption", "label", "class_name"})
 
 
@@ -107,6 +122,13 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                     yield number, BadRecord("not a JSON object")
 
 
+def _json(path: Path) -> Iterator[tuple[int, Row]]:
+    for number, (key, row) in enumerate(entries(path), 1):
+        if key:
+            raise DataError(f"`{path}` is an object of JSON where a table is a list of objects.")
+        yield number, row if isinstance(row, dict) else BadRecord("not a JSON object")
+
+
 def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -128,5 +150,6 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
 READERS = {
     **dict.fromkeys((".csv", ".tsv", ".txt"), _delimited),
     ".jsonl": _jsonl,
+    ".json": _json,
     ".parquet": _parquet,
 }

@@ -15,7 +15,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.sources.base import BadRecord, Options, RawRecord, ending, image_files, inside
+from pipelines.sources.base import (
+    BadRecord,
+    Options,
+    RawRecord,
+    ending,
+    hidden,
+    image_files,
+    inside,
+)
+from pipelines.sources.samples import lines_of
 from trainables.errors import DataError
 
 _TEXTS = ("text_c10", "text", "captions")
@@ -33,12 +42,12 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
             f"`{root}` must have a folder of {'images' if texts else 'texts'}, one of {names}; "
             "`--images` names that of the images."
         )
-    classes = sorted(one.name for one in texts.iterdir() if one.is_dir())
+    classes = sorted(one.name for one in texts.iterdir() if one.is_dir() and not hidden(one.name))
     flat, found = _by_stem(images), 0
     for label, name in enumerate(classes or [""]):
         own = _by_stem(images / name) if (images / name).is_dir() else flat
         for text in sorted((texts / name).iterdir()):
-            if text.suffix.lower() != ".txt":
+            if text.suffix.lower() != ".txt" or hidden(text.name):
                 options.tally.ignored[ending(text.name)] += 1
                 continue
             options.tally.read[".txt"] += 1
@@ -71,7 +80,7 @@ def _record(images: Path, text: Path, image: Path | None, label: int, name: str)
     if image is None:
         return RawRecord(str(Path(name) / text.name), BadRecord("no image of its name"))
     key = str(image.relative_to(images))
-    captions = tuple(line for line in text.read_bytes().splitlines() if line.strip())
+    captions = tuple(lines_of(text.read_bytes()))
     record = RawRecord(key, inside(images, key), captions)
     if not name:
         return record

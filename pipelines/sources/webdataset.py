@@ -27,6 +27,7 @@ from pipelines.sources.base import (
     Options,
     RawRecord,
     ending,
+    hidden,
     splits_of_files,
 )
 from pipelines.sources.gather import Gather
@@ -53,7 +54,11 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
 def tars(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES))
+        return sorted(
+            one
+            for one in path.rglob("*")
+            if one.name.lower().endswith(SUFFIXES) and not hidden(one.name)
+        )
     return [path] if path.is_file() else sorted(map(Path, glob.glob(source)))  # noqa: PTH207
 
 
