@@ -369,7 +369,7 @@ def test_several_caption_columns(tmp_path: Path) -> None:
     assert good(read(source, columns=columns)[0])["captions"] == ["z", "x"]
 
 
-PIECES = b'a.jpg , " \r \0 \xff x { } : 1 null [ ] "image" "caption" \\ud800 1e999 -'.split(b" ")
+PIECES = b'a.jpg , " \t \r \0 \xff x { } : 1 null [ ] "image" "caption" \\ud800 1e999 -'.split(b" ")
 CHAOS = st.binary(max_size=300) | st.lists(
     st.sampled_from([*PIECES, b"\n", b" "]), max_size=40
 ).map(b"".join)
@@ -377,7 +377,11 @@ CHAOS = st.binary(max_size=300) | st.lists(
 
 @pytest.mark.parametrize(
     ("name", "head"),
-    [("t.csv", b"image,caption\n"), ("t.jsonl", b'{"image": "a.jpg", "caption": "x"}\n')],
+    [
+        ("t.csv", b"image,caption\n"),
+        ("t.tsv", b"image\tcaption\na.jpg\tx\n"),
+        ("t.jsonl", b'{"image": "a.jpg", "caption": "x"}\n'),
+    ],
 )
 def test_fuzz_tables(tmp_path: Path, name: str, head: bytes) -> None:
     """Any bytes give records that pass or clean reasons; the first, good row is never lost."""

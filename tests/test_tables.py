@@ -103,6 +103,7 @@ def test_rows_that_a_quoted_cell_swallows_are_counted_where_commas_part_cells(
         ("['a disc'\n 'b']", ["a disc", "b"]),  # an array of NumPy's, as pandas writes one
         (r"['caf\xe9', 'it\'s']", ["café", "it's"]),
         ("[]", []),
+        ("[" + " " * 90_000 + "x]", None),  # at once
         ("[a man] walks [there]", None),
         ("a disc", None),
         ("[UNK]", None),
@@ -121,6 +122,7 @@ def test_a_text_that_is_a_list(text: str, captions: list[str] | None) -> None:
         ("['a', 1]", "caption begins as a list of texts and is none"),
         ("['a', print('b')]", "caption begins as a list of texts and is none"),
         ("['a''b']", "caption begins as a list of texts and is none"),
+        ("['a'" + " " * 90_000 + "x]", "caption begins as a list of texts and is none"),
         ("['" + "a" * 100_000 + "']", "caption begins as a list of texts and is none"),
     ],
 )

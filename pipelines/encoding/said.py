@@ -22,7 +22,7 @@ def read_said(source: Path) -> Gather:
     how = source_format(str(source), None)
     said = Gather(_captions(source, how))
     if next(iter(said), None) is None:
-        files = [p for p in source.glob("*") if p.suffix in (".json", *READERS)]
+        files = [p for p in source.glob("*") if p.suffix.lower() in READERS]
         such = f", such as `--captions {min(files)}`" if files else ""
         raise DataError(
             f"`--captions {source}` has no captions, read as `{how}` of `cliptune shards`: name "

@@ -13,7 +13,9 @@ _LONGEST = 100_000  # characters of a caption
 _ESCAPE = r"""\\(?:[\\'"nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"""
 _QUOTED = rf"""(?:'(?:[^'\\\n]|{_ESCAPE})*'|"(?:[^"\\\n]|{_ESCAPE})*")"""
 # A printed list of Python's, `['a', "b"]`, or an array of NumPy's, which has no commas.
-_PRINTED = re.compile(rf"\[\s*(?:{_QUOTED}(?:(?:\s*,\s*|\s+){_QUOTED})*\s*,?)?\s*\]")
+# What is white is never given back, or a long blank would be tried at each of its places.
+_BETWEEN = r"(?:\s*+,\s*+|\s++)"
+_PRINTED = re.compile(rf"\[\s*+(?:{_QUOTED}(?:{_BETWEEN}{_QUOTED})*(?:\s*+,)?\s*+)?\]")
 
 
 class Refused(DataError):
