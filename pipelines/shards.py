@@ -35,7 +35,7 @@ class Args:
     """The source's splits (80/10/10 by the image's hash where it has none), these with a tenth of
     train by hash as val, always by hash, or one split for all."""
     multi_label: Literal["largest", "drop"] = "largest"
-    """Of COCO's images with objects of several classes: the largest object's, or none of them."""
+    """COCO's images with objects of several classes: as the largest object's, or left out."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of the records is bad."""
     on_leak: Literal["error", "drop"] = "error"
