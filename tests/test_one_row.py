@@ -187,6 +187,22 @@ def test_the_order_of_labels_and_captions_is_without_effect(tmp_path: Path) -> N
     assert (["one", "two"], None, None, ["cat", "dog"]) in found[0].values()
 
 
+@pytest.mark.usefixtures("late")
+def test_class_names_alone_in_any_order_are_the_same_classes(tmp_path: Path) -> None:
+    draw(tmp_path, 9)
+    rows = [{"image": f"{n}.jpg", "class": ["ant", "bee", "cow"][n % 3]} for n in range(9)]
+    rows += [{"image": f"{n}.jpg", "class": "dog"} for n in (2, 5)]
+    found = []
+    for seed in range(4):
+        order = random.Random(seed).sample(rows, len(rows))
+        source = table(tmp_path / f"{seed}.csv", order)
+        shards = make(source, tmp_path / f"out-{seed}", split="train", rows_per_shard=4)
+        assert shards.classes == {"ant": 0, "bee": 1, "cow": 2, "dog": 3}
+        found.append(content(shards))
+    assert all(one == found[0] for one in found)
+    assert sum(classes is not None for *_, classes in found[0].values()) == 2
+
+
 def test_an_id_twice_is_the_same_picture_or_a_fault(tmp_path: Path) -> None:
     draw(tmp_path, 4)
     rows = [

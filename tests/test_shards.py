@@ -168,11 +168,25 @@ def test_one_split_for_all(tmp_path: Path) -> None:
     assert shards.splits == {"test": {"images": 4, "captions": 4}}
 
 
-def test_classes_get_labels_in_the_order_they_come(tmp_path: Path) -> None:
-    rows = [{"image": f"{n}.jpg", "class": name, "split": "val"} for n, name in enumerate("bab")]
+@pytest.mark.parametrize("order", ["baca", "abac"])
+def test_classes_get_labels_by_name_in_whatever_order_they_come(tmp_path: Path, order: str) -> None:
+    rows = [{"image": f"{n}.jpg", "class": name, "split": "val"} for n, name in enumerate(order)]
+    shards = make(table(tmp_path, rows), tmp_path / "out", rows_per_shard=2)
+    assert [*shards.classes.items()] == [("a", 0), ("b", 1), ("c", 2)]
+    assert [(row["class_name"], row["label"]) for row in shards.rows("val")] == [
+        (name, "abc".index(name)) for name in order
+    ]
+
+
+def test_a_label_that_the_source_gives_stays(tmp_path: Path) -> None:
+    labelled = [("z", 4), ("y", None), ("x", None), ("z", None), ("w", 2)]
+    rows = [
+        {"image": f"{n}.jpg", "class": name, "label": label, "split": "val"}
+        for n, (name, label) in enumerate(labelled)
+    ]
     shards = make(table(tmp_path, rows), tmp_path / "out")
-    assert shards.classes == {"b": 0, "a": 1}
-    assert [row["label"] for row in shards.rows("val")] == [0, 1, 0]
+    assert shards.classes == {"w": 2, "z": 4, "x": 5, "y": 6}
+    assert [row["label"] for row in shards.rows("val")] == [4, 6, 5, 4, 2]
 
 
 # --- what is refused ----------------------------------------------------------------------------

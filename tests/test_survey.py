@@ -182,7 +182,7 @@ def test_classes_of_coco_as_roboflow_has_them(
         "splits: by name, train (train/_annotations.coco.json), val (valid/_annotations.coco.json)",
         "first: `0.jpg`: train; class `cup` (label 0)",
         "first: `1.jpg`: val; class `cup` (label 0)",
-        "records: 2 in all; by split: 1 train, 1 val; of 1 classes",
+        "records: 2 in all; by split: 1 train, 1 val; of 1 class",
     ]
 
 
@@ -259,7 +259,7 @@ def test_words_beside_images_in_files_of_their_own(
     put(tmp_path / "c" / "text" / "001.Gull" / "0.txt", "a gull\nit flies\n")
     assert said(tmp_path / "c", capsys)[4:] == [
         'first: `001.Gull/0.jpg`: class `Gull` (label 0); 2 captions: "a gull", "it flies"',
-        "records: 1 in all; of 1 classes",
+        "records: 1 in all; of 1 class",
     ]
 
 
@@ -274,7 +274,7 @@ def test_the_looking_ends_after_so_many_files_and_records(
     pictures(tmp_path / "source" / "cat", 9)
     lines = said(tmp_path / "source", capsys)
     assert lines[1] == "files: at least 5: 5 .jpg"
-    assert lines[-1] == "records: 4, and maybe more; of 1 classes"
+    assert lines[-1] == "records: 4, and maybe more; of 1 class"
 
 
 def test_the_looking_ends_after_so_many_seconds(

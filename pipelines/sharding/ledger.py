@@ -33,6 +33,7 @@ class Ledger:
     def __init__(self) -> None:
         self.classes: dict[str, int] = {}  # name to label
         self._names: dict[int, str] = {}  # and back
+        self._ours: set[str] = set()  # classes that the source gives no label
         self._db = sqlite3.connect("", isolation_level=None)  # "": temporary, on disk when large
         self._db.execute("pragma cache_size = -65536")
         for table in (
@@ -54,14 +55,26 @@ class Ledger:
         if name is None:
             return None
         if label is None:
+            if name not in self.classes:
+                self._ours.add(name)
             label = self.classes.get(name, max(self._names, default=-1) + 1)
         if self.classes.setdefault(name, label) != label:
             return f"class `{name}` has label {label} here and {self.classes[name]} before"
         if self._names.setdefault(label, name) != name:
             del self.classes[name]
+            self._ours.discard(name)
             return f"label {label} is class `{name}` here and `{self._names[label]}` before"
         row["label"] = label
         return None
+
+    def settle(self) -> dict[int, int]:
+        """Number the classes that the source gives no label by name, whichever came first; how
+        their labels change."""
+        labels = sorted(self.classes[name] for name in self._ours)
+        now = dict(zip(sorted(self._ours), labels, strict=True))
+        changed = {self.classes[name]: label for name, label in now.items()}
+        self.classes.update(now)
+        return {old: new for old, new in changed.items() if old != new}
 
     def twin(self, row: Row, better: bool = False) -> Twin | None:
         """The row of this picture in another split; `better`: in one that it gives way to, test
@@ -102,13 +115,14 @@ class Ledger:
         query = "select records from picture where digest = ? and rank = ?"
         return int(self._db.execute(query, _key(row)).fetchone()[0])
 
-    def stale(self) -> Iterator[tuple[str, int]]:
+    def stale(self, every: bool = False) -> Iterator[tuple[str, int]]:
         """Split and number of each shard with a row that says too little, or gives way to one of
-        another split."""
+        another split; of `every` shard that was written."""
         found = self._db.execute(
-            "select distinct rank, shard from picture a where "
+            "select distinct rank, shard from picture a where ? or "
             "exists (select 1 from later b where b.digest = a.digest and b.rank = a.rank) or "
-            "exists (select 1 from picture b where b.digest = a.digest and b.rank > a.rank)"
+            "exists (select 1 from picture b where b.digest = a.digest and b.rank > a.rank)",
+            (every,),
         )
         return ((SPLITS[rank], shard) for rank, shard in found.fetchall())
 

@@ -34,7 +34,7 @@ from trainables.shards import SPLITS
 
 FILES = 100_000
 RECORDS = 1_000
-SECONDS = 3.0  # for the files, and again for the records
+FILE_SECONDS, SECONDS = 2.0, 5.0  # for the files, and for the records
 SHOWN = 3
 
 # What says the split of a record, where neither the names of files nor of folders do.
@@ -62,7 +62,7 @@ def files_of(source: str, name: str) -> Iterator[str]:
     root = Path(source)
     if not root.is_dir():
         return
-    files, until = Files(), time.monotonic() + SECONDS
+    files, until = Files(), time.monotonic() + FILE_SECONDS
     of_coco = coco.files(root) if name == "coco" else []
     for number, path in enumerate(_walk(root)):
         if number == FILES or time.monotonic() > until:
@@ -212,7 +212,7 @@ def _told(known: Sequence[RawRecord]) -> str:
     splits = Counter(one.split for one in known if one.split is not None)
     classes = len({(one.class_name, one.label) for one in known} - {(None, None)})
     of_splits = f"; by split: {_counted(splits)}" if splits else ""
-    return of_splits + (f"; of {classes:,} classes" if classes else "")
+    return of_splits + (f"; of {classes:,} class{'es' * (classes > 1)}" if classes else "")
 
 
 def _bare(record: RawRecord) -> RawRecord:

@@ -64,6 +64,7 @@ class Sharding:
         self.ledger = Ledger()
         self.seen = self.dropped = 0  # records
         self.stale = False  # whether rows on disk are not as they should be
+        self.relabel: dict[int, int] = {}  # how the labels of classes without one end
 
     def take(self, name: str, outcome: Checked | BadRecord) -> None:
         self.seen += 1
@@ -102,12 +103,15 @@ class Sharding:
             self.dropped += self.ledger.records(row)
             self.quarantine.write(row["id"], f"same image as `{twin.id}` ({twin.split})")
             return None
-        return united(row, self.ledger.later(row))
+        row = united(row, self.ledger.later(row))
+        return row | {"label": self.relabel.get(row["label"], row["label"])}
 
     def finish(self) -> dict[str, Any]:
         """Complete the shards; what the manifest says of them."""
         self.quarantine.check(self.seen, finished=True)
-        shards = self.writer.close(self._amend, self.ledger.stale() if self.stale else ())
+        self.relabel = self.ledger.settle()
+        stale = self.ledger.stale(every=bool(self.relabel)) if self.stale or self.relabel else ()
+        shards = self.writer.close(self._amend, stale)
         self.notes["images_of_several_classes"] = self.writer.several
         splits: dict[str, dict[str, int]] = {}
         for split in SPLITS:
@@ -118,7 +122,7 @@ class Sharding:
         return {
             "splits": splits,
             "shards": shards,
-            "classes": self.ledger.classes,
+            "classes": dict(sorted(self.ledger.classes.items(), key=lambda one: one[1])),
             "counts": self._counts(sum(shard["rows"] for shard in shards)),
             "quarantined": dict(self.quarantine.reasons.most_common()),
             "notes": {note: count for note, count in sorted(self.notes.items()) if count},
