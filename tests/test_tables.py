@@ -61,6 +61,10 @@ def test_stray_marks_between_tabs_stand_as_they_are(
     lines = [f"{n}.jpg{delimiter}{text}" for n, text in enumerate(texts)]
     source = write(tmp_path / "t.tsv", f"image{delimiter}caption", *lines)
     assert outcomes(source) == [[text] for text in texts]
+    options, quoted = Options(), texts[0] != '15" screen'
+    read(source, options)
+    assert sum(options.notes.values()) == quoted
+    assert all("quotation marks" in note for note in options.notes)
 
 
 @pytest.mark.parametrize("delimiter", ["\t", "|"])

@@ -8,6 +8,7 @@ quotation marks and all, unless the whole file quotes by the rules of CSV.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import IO, Any
@@ -21,7 +22,7 @@ _HEADER = 2**16  # of the header, below what the parser takes for one cell
 Row = dict[str, Any] | BadRecord
 
 
-def rows(path: Path) -> Iterator[tuple[int, Row]]:
+def rows(path: Path, notes: Counter[str]) -> Iterator[tuple[int, Row]]:
     names, delimiter = header(path)
     if len(set(names)) != len(names):
         raise DataError(f"`{path}` has two columns of one name in {', '.join(names)}.")
@@ -36,6 +37,8 @@ def rows(path: Path) -> Iterator[tuple[int, Row]]:
             f"it, as `{columns}`."
         )
     quoted = delimiter in ",;" or _quotes(path, delimiter)
+    if not quoted:
+        notes["files in which quotation marks are no rule and stand as they are"] += 1
     for begin, end, cells in _cells(path, delimiter, quoted):
         if isinstance(cells, csv.Error):
             reason = f"malformed CSV ({cells})"

@@ -3,7 +3,8 @@
 `owner/name`, `owner/name:config` and `owner/name@revision` all work. Columns are matched by name as
 in a table. Splits are the data set's own where it has several, or its `split` column. No code of a
 data set is ever run: `datasets` reads data files only. Images that the rows only name lie in the
-data set's folder, in one in it, or under `--images`.
+data set's folder, in one in it, or under `--images`. A row is of one image: a list of one is it, and
+a row with several is a bad record, as its captions may be of the one or of all together.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ all, unless the whole file quotes by the rules of CSV.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     paths = tables(source)
     for path, split in zip(paths, file_splits(source, paths), strict=True):
         prefix = f"{path.relative_to(source)} " if len(paths) > 1 else ""
-        rows = READERS[path.suffix.lower()](path)
+        rows = READERS[path.suffix.lower()](path, options.notes)
         yield from merge(records(rows, path, split, prefix, options))
 
 
@@ -104,7 +105,7 @@ def records(
         yield record_of(values, where, root or path.parent, options.notes)
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
+def _jsonl(path: Path, _notes: Counter[str]) -> Iterator[tuple[int, Row]]:
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
             if not line.strip():
@@ -122,14 +123,14 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                     yield number, BadRecord("not a JSON object")
 
 
-def _json(path: Path) -> Iterator[tuple[int, Row]]:
+def _json(path: Path, _notes: Counter[str]) -> Iterator[tuple[int, Row]]:
     for number, (key, row) in enumerate(entries(path), 1):
         if key:
             raise DataError(f"`{path}` is an object of JSON where a table is a list of objects.")
         yield number, row if isinstance(row, dict) else BadRecord("not a JSON object")
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
+def _parquet(path: Path, _notes: Counter[str]) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
