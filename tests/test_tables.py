@@ -253,6 +253,13 @@ def test_captions_beside_a_folder_of_images_are_read(tmp_path: Path) -> None:
     assert outcomes(tmp_path) == [["a disc", "red"], ["b"]]
 
 
+def test_the_first_images_may_be_missing(tmp_path: Path) -> None:
+    draw(tmp_path / "Images", "2.jpg", "3.jpg")
+    lines = [f"{n}.jpg,disc {n}" for n in range(4)]
+    write(tmp_path / "captions.txt", "image,caption", *lines)
+    assert outcomes(tmp_path) == ["missing file", "missing file", ["disc 2"], ["disc 3"]]
+
+
 @pytest.mark.parametrize("ending", ["jfif", "JFIF", "JPG", "Png", "TIFF"])
 def test_endings_of_images(tmp_path: Path, ending: str) -> None:
     draw(tmp_path, f"cup/0.{ending}", f"plate/1.{ending}", first=3)

@@ -126,10 +126,27 @@ def inside(root: Path, name: str) -> Path | BadRecord:
     return path
 
 
-def image_root(candidates: Sequence[Path], name: str) -> Path:
-    """The first of `candidates` that holds the image `name`; the first of all if none does."""
-    found = (root for root in candidates if not isinstance(inside(root, name), BadRecord))
-    return next((root for root in found if (root / name).exists()), candidates[0])
+class ImageRoot:
+    """The folder that a source's images are named from: `given`, or the first of `folders` in which
+    one of them is found. Until then, and where the first thousand are in none, it is the first."""
+
+    def __init__(self, given: Path | None, folders: Sequence[Path]) -> None:
+        self._found, self._folders, self._left = given, folders, 1_000
+
+    def of(self, name: str) -> Path:
+        """The folder for the image `name`."""
+        if self._found is None and name and self._left:
+            self._left -= 1
+            may = (root for root in self._folders if not isinstance(inside(root, name), BadRecord))
+            self._found = next((root for root in may if (root / name).exists()), None)
+        return self._found or self._folders[0]
+
+
+def with_folders(folder: Path) -> list[Path]:
+    """`folder` and those in it."""
+    with os.scandir(folder) as entries:
+        below = sorted(one.name for one in entries if one.is_dir() and not hidden(one.name))
+    return [folder, *(folder / name for name in below)]
 
 
 def hidden(name: str) -> bool:

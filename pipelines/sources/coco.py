@@ -22,9 +22,9 @@ from typing import Any
 
 from pipelines.sources.base import (
     BadRecord,
+    ImageRoot,
     Options,
     RawRecord,
-    image_root,
     inside,
     split_of_name,
 )
@@ -68,17 +68,16 @@ def _file(path: Path, options: Options) -> Iterator[RawRecord]:
     subset = re.sub(r"^(captions|instances)_", "", path.stem)
     split = split_of(path)
     parents = [options.images] if options.images else [path.parent, path.parent.parent]
-    candidates = [folder / part for folder in parents for part in ("", subset, "images")]
-    root = None
+    folders = [folder / part for folder in parents for part in ("", subset, "images")]
+    root = ImageRoot(None, folders)  # below `--images` there may be one of the subset
     for number, image in enumerate(items(path, "images"), 1):
         tally.read["image"] += 1
         match image:
             case {"id": key, "file_name": str(name)}:
-                root = root or image_root(candidates, name)
                 found = told[str(key)]
                 tally.read["annotation"] += len(found)
                 left -= len(found)
-                record = say(RawRecord(name, inside(root, name), split=split), found)
+                record = say(RawRecord(name, inside(root.of(name), name), split=split), found)
                 if record is not None:
                     yield record
             case _:

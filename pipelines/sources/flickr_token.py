@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.sources.base import Options, RawRecord, image_root, inside, split_of_name
+from pipelines.sources.base import (
+    ImageRoot,
+    Options,
+    RawRecord,
+    inside,
+    split_of_name,
+    with_folders,
+)
 from pipelines.sources.gather import Gather
 from trainables.errors import DataError
 
@@ -19,16 +26,13 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     path = _token_file(Path(source))
     splits = _split_lists(path)
     captions = Gather(_captions(path, options))
-    root = options.images
+    root = ImageRoot(options.images, with_folders(path.parent))
     for name in captions:
         split = splits.get(name) or splits.get(name.removesuffix(".jpg"))
         if splits and split is None:
             options.tally.left_out["in no split list"] += 1
             continue
-        if root is None:
-            folders = sorted(p for p in path.parent.iterdir() if p.is_dir())
-            root = image_root([path.parent, *folders], name)
-        yield RawRecord(name, inside(root, name), captions[name], split=split)
+        yield RawRecord(name, inside(root.of(name), name), captions[name], split=split)
 
 
 def split_lists(source: Path) -> list[Path]:

@@ -3,8 +3,8 @@
 `owner/name`, `owner/name:config` and `owner/name@revision` all work. Columns are matched by name as
 in a table. Splits are the data set's own where it has several, or its `split` column. No code of a
 data set is ever run: `datasets` reads data files only. Images that the rows only name lie in the
-data set's folder, in one in it, or under `--images`. A row is of one image: a list of one is it, and
-a row with several is a bad record, as its captions may be of the one or of all together.
+data set's folder, in one in it, or under `--images`. A row is of one image, as is a list of
+one; a row with several is a bad record, as its captions may be of each or of all together.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources.base import Options, RawRecord, image_root
+from pipelines.sources.base import ImageRoot, Options, RawRecord, with_folders
 from pipelines.sources.fields import cells, match_columns, merge, path_of, record_of
 from trainables.errors import DataError
 
@@ -76,19 +76,17 @@ def _rows(
     names = list(features) or list(next(iter(data), {}))
     columns = match_columns(names, options, f"{source}, split {split}")
     label = features.get(columns["label"][0]) if "label" in columns else None
-    root = options.images
+    local = Path(source).is_dir()
+    where = ImageRoot(options.images, with_folders(Path(source)) if local else [Path(source)])
     for number, row in enumerate(data, 1):
         values = cells(row, columns)
         if isinstance(label, datasets.ClassLabel) and values["label"] in range(label.num_classes):
             values["class_name"] = label.int2str(values["label"])  # -1 is a label withheld
         if several:
             values.setdefault("split", split)
-        name = path_of(values["image"])
-        if root is None and name and Path(source).is_dir():
-            folders = sorted(one for one in Path(source).iterdir() if one.is_dir())
-            root = image_root([Path(source), *folders], name)
-        values["image"] = _file(values["image"], root or Path(source))
-        yield record_of(values, f"{split}-{number}", root or Path(source), options.notes)
+        root = where.of(path_of(values["image"]) or "")
+        values["image"] = _file(values["image"], root)
+        yield record_of(values, f"{split}-{number}", root, options.notes)
 
 
 def _file(image: Any, root: Path) -> Any:

@@ -11,22 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources.base import BadRecord, Options, RawRecord, image_root, inside
+from pipelines.sources.base import BadRecord, ImageRoot, Options, RawRecord, inside
 from pipelines.sources.json_stream import items
 
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     path = Path(source)
-    root: Path | None = options.images
+    root = ImageRoot(options.images, [path.parent, path.parent / "images"])
     for number, image in enumerate(items(path, "images"), 1):
         record = _record(image)
         if isinstance(record, BadRecord):
             yield RawRecord(f"image {number}", record)
             continue
         name, captions, split = record
-        if root is None:
-            root = image_root([path.parent, path.parent / "images"], name)
-        yield RawRecord(name, inside(root, name), captions, split=split)
+        yield RawRecord(name, inside(root.of(name), name), captions, split=split)
 
 
 def _record(image: Any) -> tuple[str, tuple[str, ...], str | None] | BadRecord:

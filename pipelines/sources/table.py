@@ -16,11 +16,12 @@ from pathlib import Path
 
 from pipelines.sources.base import (
     BadRecord,
+    ImageRoot,
     Options,
     RawRecord,
     hidden,
-    image_root,
     splits_of_files,
+    with_folders,
 )
 from pipelines.sources.delimited import LONGEST, Row, header
 from pipelines.sources.delimited import rows as _delimited
@@ -80,7 +81,7 @@ def records(
     """The records of the numbered rows of the table `path`."""
     columns: dict[str, list[str]] = {}
     names: list[str] = []
-    root = options.images
+    root = ImageRoot(options.images, with_folders(path.parent))
     for number, row in rows:
         where = f"{prefix}row {number}"
         options.tally.read["row"] += 1
@@ -97,12 +98,10 @@ def records(
                 continue
             names = list(row)
         values = cells(row, columns)
-        if root is None and (name := path_of(values["image"])):
-            folders = sorted(one for one in path.parent.iterdir() if one.is_dir())
-            root = image_root([path.parent, *folders], name)
         if split:
             values.setdefault("split", split)
-        yield record_of(values, where, root or path.parent, options.notes)
+        folder = root.of(path_of(values["image"]) or "")
+        yield record_of(values, where, folder, options.notes)
 
 
 def _jsonl(path: Path, _notes: Counter[str]) -> Iterator[tuple[int, Row]]:

@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.sources.base import BadRecord, Options, RawRecord, image_root, inside
+from pipelines.sources.base import BadRecord, ImageRoot, Options, RawRecord, inside, with_folders
 from pipelines.sources.json_stream import entries
 
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     path = Path(source)
-    root = options.images
+    root = ImageRoot(options.images, with_folders(path.parent))
     for number, (split, entry) in enumerate(entries(path), 1):
         match entry:
             case [str(name), int(label), str(class_name)]:
-                if root is None:
-                    folders = sorted(p for p in path.parent.iterdir() if p.is_dir())
-                    root = image_root([path.parent, *folders], name)
-                image = inside(root, name)
+                image = inside(root.of(name), name)
                 yield RawRecord(name, image, label=label, class_name=class_name, split=split)
             case _:
                 yield RawRecord(f"entry {number}", BadRecord("not [path, label, class name]"))
