@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,6 +16,7 @@ from pipelines.console import complain
 from pipelines.door import expected, keep, sentence
 from trainables.errors import unknown
 
+LARGEST = 2**31  # no whole number on a command line means anything from here on
 STAGES = {
     "demo": "the whole line on a drawn data set: see it work first",
     "shards": "check a source of images and words, write Parquet shards",
@@ -130,7 +132,8 @@ def _refuse_wrong_values(args: type, words: Sequence[str]) -> None:
 
 def _broken_rule(kind: Any, value: str) -> str:
     """What a value of this type must be; empty where it is, or where any word will do."""
-    names = {int: "a whole number", float: "a number"}
+    small = f" below {LARGEST:,}" if value.lstrip("+-").isdecimal() else ""
+    names = {int: f"a whole number{small}", float: "a number"}
     rules: list[str] = []
     for one in _parts(kind):
         choices = [str(choice) for choice in get_args(one)]
@@ -153,7 +156,7 @@ def _parts(kind: Any) -> Iterator[Any]:
 
 def _reads(number: Any, value: str) -> bool:
     try:
-        number(value)
+        found = number(value)
     except ValueError:
         return False
-    return True
+    return not math.isnan(found) if number is float else abs(found) < LARGEST

@@ -180,6 +180,8 @@ def _claim(folder: Path, args: Args, task: Task) -> None:
     }
     path = folder / "run.json"
     found = read_json(path) if path.exists() else wanted
+    if not isinstance(found, dict):
+        raise DataError(f"`{path}` must be a JSON object, got {found!r:.60}.")
     for name in ("features_key", "metric", "draw_key", "retain_keys", "share", "val"):
         if found.get(name) != wanted.get(name):
             raise DataError(

@@ -66,7 +66,8 @@ def shards_of(folder: Path, rows: Sequence[Row], rows_per_shard: int = 1000) -> 
         for start in range(0, len(here), rows_per_shard):
             path = folder / f"{split}-{start:05}.parquet"
             pq.write_table(pa.Table.from_pylist(here[start : start + rows_per_shard], SCHEMA), path)
-            shards.append({"file": path.name, "split": split, "sha256": sha256_file(path)})
+            entry = {"file": path.name, "split": split, "rows": len(here[start:][:rows_per_shard])}
+            shards.append(entry | {"sha256": sha256_file(path)})
     manifest = {"format": "cliptune-shards-1", "splits": splits, "shards": shards, "classes": {}}
     write_json(folder / "manifest.json", manifest)
     return ShardSet.open(folder)

@@ -30,10 +30,12 @@ from trainables.classes import Classes
 from trainables.config import TrainConfig, in_epoch, to_json
 from trainables.errors import CheckpointError, CliptuneError, DataError
 from trainables.files import (
+    JSON,
     read_json,
     sha256_bytes,
     sha256_file,
     sha256_json,
+    understood,
     write_bytes,
     write_json,
 )
@@ -108,6 +110,12 @@ def verify(folder: Path) -> None:
         raise CheckpointError(f"`{folder}` is not a complete checkpoint: {error}") from None
     if own != sha256_json(manifest):
         raise CheckpointError(f"`{folder / 'manifest.json'}` was altered since it was written.")
+    for name, kind in (("files", dict), ("backbone", dict), ("precision", str)):
+        if not isinstance(manifest.get(name, kind()), kind):
+            raise CheckpointError(
+                f"`{folder / 'manifest.json'}`: `{name}` must be a JSON {JSON[kind]}, got "
+                f"{manifest[name]!r:.60}."
+            )
     for name, digest in files.items():
         path = folder / name
         if path.name != name or not path.is_file() or sha256_file(path) != digest:
@@ -132,7 +140,11 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
 def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
     """Put the tensors of a verified checkpoint into `adapter`, in place. Raises `CheckpointError`
     for other names, shapes or types, and for what is not finite."""
-    stored = load_file(folder / "adapter.safetensors")
+    try:
+        stored = load_file(folder / "adapter.safetensors")
+    except SafetensorError as error:
+        path = folder / "adapter.safetensors"
+        raise CheckpointError(f"`{path}` is not a safetensors file: {error}.") from None
     named = live_tensors(adapter)
     if stored.keys() != named.keys():
         odd = sorted(stored.keys() ^ named.keys())
@@ -177,31 +189,34 @@ def check_beside(folder: Path, adapter: Adapter[Any]) -> None:
 
 def read_config(folder: Path) -> TrainConfig:
     """The config a checkpoint or run folder was trained with."""
-    flat = dict(read_json(folder / "config.json"))
-    return make_config(str(flat.pop("name")), flat)
+    with understood(folder / "config.json"):
+        flat = dict(read_json(folder / "config.json"))
+        return make_config(str(flat.pop("name")), flat)
 
 
 def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
     """The trained adapter in `folder`, verified, in eval mode, on a backbone of equal weights. It
     computes in what it was trained and chosen in, also where `auto` would be something else."""
     verify(folder)
-    manifest = read_json(folder / "manifest.json")
-    made_on, config = manifest["backbone"], read_config(folder)
-    if made_on["fingerprint"] != backbone.fingerprint:
-        raise CheckpointError(
-            f"`{folder}` was trained on backbone `{made_on['name']}` with fingerprint "
-            f"{made_on['fingerprint'][:12]}, got `{backbone.name}` "
-            f"with {backbone.fingerprint[:12]}."
-        )
-    here = resolved(config.precision, backbone.device)
-    if (computed := manifest.get("precision", here)) != here:
-        config = replace(config, precision=computed)
+    manifest, config = read_json(folder / "manifest.json"), read_config(folder)
+    with understood(folder / "manifest.json"):
+        made_on = manifest["backbone"]
+        if made_on["fingerprint"] != backbone.fingerprint:
+            raise CheckpointError(
+                f"`{folder}` was trained on backbone `{made_on['name']}` with fingerprint "
+                f"{made_on['fingerprint'][:12]}, got `{backbone.name}` "
+                f"with {backbone.fingerprint[:12]}."
+            )
+        here = resolved(config.precision, backbone.device)
+        if (computed := manifest.get("precision", here)) != here:
+            config = replace(config, precision=computed)
     adapter = build(config, backbone)
     now = in_epoch(config, config.epochs)  # those of the changes that are in it have begun
     adapter.objective.follow(now.loss, now.temperature)
     check_beside(folder, adapter)
     if (folder / "classes.json").is_file():
-        adapter.classes = Classes.of_json(read_json(folder / "classes.json"))
+        with understood(folder / "classes.json"):
+            adapter.classes = Classes.of_json(read_json(folder / "classes.json"))
     if "calibration.safetensors" in manifest["files"]:
         adapter.calibration = _calibration(folder, len(adapter.classes or ()))
     load_tensors(folder, adapter)

@@ -215,7 +215,13 @@ def read_draw(path: Path) -> Draw:
         )
     try:
         return _from_json(value)
-    except (KeyError, TypeError, DataError) as error:  # a right hash over what we never wrote
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        DataError,
+    ) as error:  # a right hash over what we never wrote
         raise DataError(f"`{path}` is not a draw: {error}") from None
 
 
@@ -227,6 +233,7 @@ def _from_json(value: Mapping[str, Any]) -> Draw:
     fields["missing"] = tuple(fields.get("missing", ()))
     for split in ("train", "val"):
         fields[split] = tuple(Member(**member) for member in fields[split])
+    fields["shards_sha256"] = str(fields["shards_sha256"])
     return Draw(**fields)
 
 

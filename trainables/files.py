@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ def read_json(path: Path) -> Any:
         raise DataError(f"`{path}` is not valid JSON: it is nested without an end.") from None
 
 
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """While what `path` holds is taken apart: a `DataError` names it where it is not what we
+    write."""
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(f"`{path}` lacks the field `{error.args[0]!s:.60}`.") from error
+    except (TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
+        raise DataError(f"`{path}` has a field of a wrong type: {error!s:.200}.") from error
+
+
 def write_hashed(path: Path, value: Mapping[str, Any]) -> None:
     """A JSON object with its own hash in it, for `read_hashed`."""
     rest = _without_hash(value)
@@ -105,9 +118,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
             break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
     return rows
 
 

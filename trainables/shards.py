@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainables.errors import DataError, unknown
-from trainables.files import read_hashed, sha256_json
+from trainables.files import read_hashed, sha256_json, understood
 from trainables.verified import intact
 
 T = TypeVar("T")
@@ -25,6 +25,7 @@ SPLITS = ("train", "val", "test")
 RECORDS = "records"  # the shards, without images, inside a store of finished embeddings
 POOL = "pool"  # all rows of a source that draws divide
 CAPTION_COLUMNS = ("id", "captions", "class_name", "classes")  # what `captions_of` reads
+ENTRY = {"file": str, "split": str, "rows": int, "sha256": str}  # of a shard in the manifest
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -65,7 +66,18 @@ class ShardSet:
         if not path.is_file():
             raise DataError(f"`{folder}` holds no finished shards: it has no manifest.json.")
         help = f"If `{_maker(folder)}` wrote it, the same command makes it anew."
-        return cls(folder, read_hashed(path, FORMAT, help, splits=dict, shards=list, classes=dict))
+        found = read_hashed(path, FORMAT, help, splits=dict, shards=list, classes=dict)
+        with understood(path):
+            parts: list[tuple[Mapping[str, Any], Mapping[str, type]]] = [
+                *((shard, ENTRY) for shard in found["shards"]),
+                *((counts, {"images": int}) for counts in found["splits"].values()),
+                ({"notes": {}} | found, {"notes": dict}),
+            ]
+            for part, kinds in parts:
+                for name, kind in kinds.items():
+                    if not isinstance(part[name], kind):
+                        raise TypeError(f"`{name}`, {part[name]!r:.60}")
+        return cls(folder, found)
 
     @property
     def digest(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.errors import DataError
-from trainables.files import read_hashed
+from trainables.files import read_hashed, understood
 from trainables.verified import intact
 
 FORMAT = "cliptune-features-2"
@@ -36,7 +36,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"`{folder}` holds no finished features (no {MANIFEST}).")
     help = "If `cliptune encode` wrote it, the same command makes it anew."
-    return read_hashed(path, FORMAT, help, key=str, shards=str, backbone=dict, splits=dict)
+    found = read_hashed(path, FORMAT, help, key=str, shards=str, backbone=dict, splits=dict)
+    with understood(path):
+        for name in ("name", "revision", "fingerprint"):
+            found["backbone"][name]
+        for split in found["splits"].values():
+            split["images"] + split["truncated_captions"]
+    return found
 
 
 def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from trainables.adapters.base import Adapter
-from trainables.adapters.registry import BASELINES, build, make_config
+from trainables.adapters.registry import ADAPTERS, BASELINES, build, make_config
 from trainables.backbone import Backbone
 from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.config import Task, TrainConfig, Value
 from trainables.draws import Draw, check_draw, read_draw
-from trainables.errors import ConfigError, DataError
+from trainables.errors import ConfigError, DataError, unknown
 from trainables.features import SplitFeatures, open_features
-from trainables.files import read_json, read_jsonl
-from trainables.loop import METRICS
+from trainables.files import read_json, read_jsonl, understood
+from trainables.loop import METRICS, check_metric
 
 PLAIN: dict[str, Value] = {"adapter.template": "{}"}  # the captions as they are
 
@@ -59,10 +59,12 @@ class Contestant:
         """Epochs and seconds of its training, and its val metrics at the chosen epoch."""
         if self.folder is None:
             return {"val": {}, "epochs": 0, "seconds": 0.0}
-        chosen = read_json(self.folder / "best" / "state.json")["row"]
-        last = read_jsonl(self.folder / "metrics.jsonl")[-1]
-        val = {k.removeprefix("val/"): v for k, v in chosen.items() if k.startswith("val/")}
-        return {"val": val, "epochs": int(last["epoch"]), "seconds": float(last["seconds"])}
+        with understood(self.folder / "best" / "state.json"):
+            chosen = read_json(self.folder / "best" / "state.json")["row"]
+            val = {k.removeprefix("val/"): v for k, v in chosen.items() if k.startswith("val/")}
+        with understood(self.folder / "metrics.jsonl"):
+            last = read_jsonl(self.folder / "metrics.jsonl")[-1]
+            return {"val": val, "epochs": int(last["epoch"]), "seconds": float(last["seconds"])}
 
 
 @dataclass(frozen=True)
@@ -115,28 +117,32 @@ class Contest:
 def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Contest:
     """The contestants of the study, or of the single training run, in folder `run`; `others` is a
     draw of the classes to measure."""
-    if (run / "study.json").is_file():
-        about = read_json(run / "study.json")
-        trained = _of_study(run, only_best)
-    elif (run / "run.json").is_file():
-        about = read_json(run / "run.json")
-        name = str(read_json(run / "config.json")["name"])
-        if "share" in about:
-            name += f" at {about['share']:g}"
-        trained = [Contestant(name, run, selected=True)]
-    else:
+    names = [name for name in ("study.json", "run.json") if (run / name).is_file()]
+    if not names:
         raise DataError(f"`{run}` holds no run: neither study.json nor run.json is there.")
-    task: Task = about.get("task", "classification" if "draw" in about else "retrieval")
-    metric = str(about.get("metric", METRICS[task][0])).removeprefix("val/")
-    features = Path(about["features"])
-    draw = _draw(about["draw"], about["draw_key"]) if "draw" in about else None
-    pairs = zip(about.get("retain", []), about.get("retain_keys", []), strict=True)
-    retain = tuple(_draw(path, key) for path, key in pairs)
+    with understood(run / names[0]):
+        about = dict(read_json(run / names[0]))
+        task: Task = about.get("task", "classification" if "draw" in about else "retrieval")
+        if task not in METRICS:
+            raise DataError(f"`{run / names[0]}`: " + unknown("task", str(task), METRICS))
+        check_metric(about.get("metric", METRICS[task][0]), task)
+        metric = str(about.get("metric", METRICS[task][0])).removeprefix("val/")
+        features = Path(about["features"])
+        draw = _draw(about["draw"], about["draw_key"]) if "draw" in about else None
+        if task == "classification" and draw is None:
+            raise DataError(f"`{run / names[0]}` lacks the field `draw`.")
+        pairs = zip(about.get("retain", []), about.get("retain_keys", []), strict=True)
+        retain = tuple(_draw(path, key) for path, key in pairs)
+        how = int(about.get("folds", 0)), bool(about.get("val", True))
+        share = f" at {about['share']:g}" if "share" in about else ""
+    if names[0] == "study.json":
+        trained = _of_study(run, only_best)
+    else:
+        trained = [Contestant(read_config(run).name + share, run, selected=True)]
     if others is not None and draw is None:
         raise ConfigError(f"`--draw` is for classes, but `{run}` was trained on captions.")
     asked = None if others is None else check_draw(features, others)
     contestants = _with_baseline(trained, task)
-    how = int(about.get("folds", 0)), bool(about.get("val", True))
     return Contest(features, task, metric, contestants, draw, retain, asked, *how)
 
 
@@ -168,7 +174,10 @@ def join(contest: Contest, run: Path, beside: Sequence[Path]) -> Contest:
 
 
 def check_open(contest: Contest, adapters: Sequence[Adapter[Any]]) -> None:
-    """Raise where an adapter that knows only its own classes is asked about others."""
+    """Raise where an adapter that knows only its own classes is asked about others, or what is told
+    of its training cannot be read."""
+    for one in contest.contestants:
+        one.history()
     own, asked = contest.draw, contest.others
     if own is None or asked is None or asked.names == own.names:
         return
@@ -192,14 +201,19 @@ def _of_study(run: Path, only_best: bool) -> list[Contestant]:
     path = run / "best.json"
     if not path.is_file():
         raise DataError(f"`{run}` has no best.json: no trial has finished, run `cliptune tune`.")
-    best = read_json(path)
-    entries = [best] if only_best else [*best["per_adapter"].values()]
-    if best not in entries and best["trial"] is None:  # val prefers what needs no training
-        entries.append(best)
-    return [
-        Contestant(one["adapter"], _inside(run, one), one["trial"], one["trial"] == best["trial"])
-        for one in entries
-    ]
+    with understood(path):
+        best = read_json(path)
+        entries = [best] if only_best else [*best["per_adapter"].values()]
+        if best not in entries and best["trial"] is None:  # val prefers what needs no training
+            entries.append(best)
+        for one in entries:
+            if one["adapter"] not in ADAPTERS:
+                raise DataError(f"`{path}`: " + unknown("adapter", str(one["adapter"]), ADAPTERS))
+        return [
+            Contestant(one["adapter"], _inside(run, one), number, number == best["trial"])
+            for one in entries
+            for number in [one["trial"]]
+        ]
 
 
 def _inside(run: Path, entry: Mapping[str, Any]) -> Path:

@@ -15,8 +15,8 @@ from pipelines.baselines import WORDS
 from pipelines.reporting.calibration import Calibration, read_calibration
 from pipelines.reporting.checked import Estimate, Place
 from pipelines.reporting.pictures import Captioned, Query, one_of, read_captioned, read_query
-from trainables.errors import DataError
-from trainables.files import read_hashed
+from trainables.errors import DataError, unknown
+from trainables.files import read_hashed, understood
 
 FORMAT = "cliptune-result-2"
 DATA = ["shards", "digest", "split", "images", "captions", "quarantined", "notes"]
@@ -91,13 +91,10 @@ def read_result(path: Path) -> Result | None:
         return None
     raw = read_hashed(path, FORMAT, "Restore it, or remove it and run `cliptune evaluate` again.")
     try:
-        return _result(raw)
+        with understood(path):
+            return _result(raw)
     except DataError as error:
-        raise DataError(f"`{path}`: {error}") from error
-    except KeyError as error:
-        raise DataError(f"`{path}` lacks the field `{error.args[0]}`.") from error
-    except (TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"`{path}` has a field of a wrong type: {error}.") from error
+        raise DataError(str(error) if str(path) in str(error) else f"`{path}`: {error}") from error
 
 
 def _result(raw: Mapping[str, Any]) -> Result:
@@ -106,9 +103,9 @@ def _result(raw: Mapping[str, Any]) -> Result:
     names = [row.name for row in rows]
     return Result(
         created=str(raw["created"]),
-        seconds=raw.get("seconds"),
+        seconds=None if raw.get("seconds") is None else float(raw["seconds"]),
         data={key: raw["data"][key] for key in DATA},
-        backbone=raw["backbone"],
+        backbone=dict(raw["backbone"]),
         key=_key(str(raw["metric"]), rows),
         protocol=[str(line) for line in raw["protocol"]],
         against=against,
@@ -117,8 +114,8 @@ def _result(raw: Mapping[str, Any]) -> Result:
         gallery=[read_query(query) for query in raw.get("gallery") or []],
         captions=[read_captioned(one, names) for one in raw.get("captions") or []],
         test_openings=list(raw["test_openings"]),
-        versions=raw["versions"],
-        hardware=raw["hardware"],
+        versions=dict(raw["versions"]),
+        hardware=dict(raw["hardware"]),
     )
 
 
@@ -126,7 +123,10 @@ def _key(metric: str, rows: list[Row]) -> str:
     """`t2i_r1` names the metric of the search; on test it carries its pool, `t2i_r1@1000`."""
     metric = metric.removeprefix("val/")
     keys = [key for row in rows for key in row.metrics]
-    return next((k for k in keys if k == metric or k.startswith(metric + "@")), metric)
+    found = next((k for k in keys if k == metric or k.startswith(metric + "@")), None)
+    if found is None:
+        raise DataError(unknown("metric", metric, keys))
+    return found
 
 
 def _row(raw: Mapping[str, Any], against: str) -> Row:

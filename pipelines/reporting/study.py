@@ -8,7 +8,7 @@ locked.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.searching.journal import NAME, read_trials
+from trainables.errors import DataError
 from trainables.files import read_json, read_jsonl
 from trainables.metrics.balance import front, standing
 
@@ -29,6 +30,20 @@ STATES = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
+}
+
+
+def _list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda found: isinstance(found, list) and all(isinstance(one, kind) for one in found)
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {  # of study.json and best.json, what is reckoned with
+    "adapters": _list_of(str),
+    "rungs": lambda found: found is None or _list_of(int)(found),
+    "trials": lambda found: found is None or type(found) is int,
+    "folds": lambda found: type(found) is int,
+    "per_adapter": lambda found: isinstance(found, dict) and _list_of(dict)([*found.values()]),
+    "chosen": lambda found: isinstance(found, dict) and isinstance(found.get("words"), str),
 }
 
 
@@ -145,7 +160,7 @@ class Study:
 def read_study(run: Path) -> Study:
     """The study in `run`; one without study.json (a single `train`) is a study without trials."""
     path = run / "study.json"
-    facts = read_json(path) if path.exists() else {}
+    facts = _facts(path)
     adapters = facts.get("adapters", [])
     frozen = read_trials(run / NAME)
     trials = [_trial(t, adapters) for t in frozen if t.state in STATES]
@@ -162,8 +177,20 @@ def read_study(run: Path) -> Study:
         baseline=measured.get(f"val/{metric}"),
         facts=facts,
         baseline_retained=measured.get("val/retained"),
-        choice=read_json(run / "best.json") if (run / "best.json").exists() else {},
+        choice=_facts(run / "best.json"),
     )
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What a JSON file of the run says, with those fields that the page reckons with as we write
+    them; an object without any where there is none."""
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise DataError(f"`{path}` must be a JSON object, got {found!r:.60}.")
+    for name, right in KINDS.items():
+        if name in found and not right(found[name]):
+            raise DataError(f"`{path}` has a field of a wrong type: `{name}`, {found[name]!r:.60}.")
+    return found
 
 
 def baseline_of(task: str | None) -> str:
