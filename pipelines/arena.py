@@ -170,7 +170,7 @@ def _pairs(flag: str, words: Iterable[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if not (name and equals and value) or name in pairs or "/" in name:
+        if not (name and equals and value) or name in pairs or "/" in name or name in (".", ".."):
             raise CliptuneError(f"`{flag}` takes each NAME=VALUE once, got {word!r}.")
         pairs[name] = value
     return pairs

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -76,11 +77,24 @@ def _run(stage: str, words: list[str]) -> None:
     import tyro
 
     module = importlib.import_module(f"pipelines.{stage}")
-    _refuse_unknown_flags(module.Args, words, getattr(module, "NO_FLAGS", {}))
-    _refuse_lists_given_twice(module.Args, words)
-    _refuse_wrong_values(module.Args, words)
+    flags = words[: words.index("--")] if "--" in words else words  # behind it there are none
+    _refuse_dashes(flags)
+    _refuse_unknown_flags(module.Args, flags, getattr(module, "NO_FLAGS", {}))
+    _refuse_lists_given_twice(module.Args, flags)
+    _refuse_wrong_values(module.Args, flags)
     prog = f"cliptune {stage}"  # `Args` checks its own values
     module.run(tyro.cli(module.Args, args=words, prog=prog, description=module.__doc__))
+
+
+def _refuse_dashes(words: Sequence[str]) -> None:
+    """A text or a path that begins with a dash would be read as flags of one letter."""
+    for word in words:
+        if word[:1] == "-" and word[:2] != "--" and word != "-h" and not _reads(float, word):
+            complain(
+                f"error: {word} begins with a dash, as flags do: put it at the end, behind `--`, "
+                f"as in `-- {shlex.quote(word)}`; a flag's value behind `=`."
+            )
+            sys.exit(2)
 
 
 def _refuse_unknown_flags(args: type, words: Sequence[str], why: Mapping[str, str]) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trainables.shards import Seal, ShardSet
 
 FORMAT = "cliptune-result-2"
+FEW = 64  # images whose embedding needs no bar
 
 
 @dataclass(frozen=True)
@@ -180,19 +181,26 @@ def _open(
     seal: Seal,
 ) -> SplitFeatures:
     """The test split's features; of classes, those of the images to measure, with their labels."""
+    from tqdm import tqdm
+
     from trainables.features import embed_split, frames_of
 
     doing = "reading" if shards.embedded else "embedding"
-    say(f"{doing} the {shards.splits['test']['images']:,} images of test ...")
-    data = embed_split(
-        backbone,
-        shards,
-        "test",
-        seal=seal,
-        pixels=any(adapter.image_block is not None for adapter in adapters),
-        batch_size=args.batch_size,
-        seen=frames_of(contest.features),
-    )
+    images = shards.splits["test"]["images"]
+    say(f"{doing} the {images:,} images of test ...")
+    with tqdm(
+        total=images, unit="img", desc="embed", disable=shards.embedded or images <= FEW
+    ) as bar:
+        data = embed_split(
+            backbone,
+            shards,
+            "test",
+            seal=seal,
+            pixels=any(adapter.image_block is not None for adapter in adapters),
+            batch_size=args.batch_size,
+            seen=frames_of(contest.features),
+            done=bar.update,
+        )
     if contest.measured is None:
         return data
     rows = shards.rows("test", ["id", "label"], seal)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Args:
     queries: Positional[tuple[str, ...]]
-    """What to look for, each in quotes: "a dog on the beach"."""
+    """What to look for, each in quotes: "a dog on the beach". What begins with a dash goes to the
+    end, behind `--`."""
     images: Path
     """Folder of images, at any depth; or finished embeddings: a file or a folder of such, or the
     store that `encode --embeddings` made of them."""

@@ -229,6 +229,12 @@ def test_no_reader_takes_such_an_adapter_and_test_stays_closed(
         (("export", "--run", "{words}", "--out", "{draw}"), "exists already"),
         (("tune", "--features", "{store}", "--concurrent", -1), "`--concurrent`"),
         (("tune", "--features", "{store}", "--epochs", 10**20), "`--epochs`"),
+        (("search", "-x", "--images", "{images}", "--run", "{words}"), "as in `-- -x`"),
+        (
+            ("arena", "--data", ".={shards}", "--backbone", "{clip}"),
+            "`--data` takes each NAME=VALUE",
+        ),
+        (("arena", "--data", "..={shards}", "--backbone", "{clip}"), "`--data` takes each NAME"),
         (("tune", "--features", "{store}", "--minutes", "nan"), "`--minutes` must be a number"),
         (("evaluate", "--run", "{words}", "--bootstrap", 10**20), "`--bootstrap`"),
     ],
@@ -250,3 +256,26 @@ def test_a_wrong_folder_or_number_is_one_sentence(
     assert (code, len(errors)) == (2, 1), said
     assert rule.format(**names) in errors[0]
     assert read_json(world["draw"])["format"] == "cliptune-draw-1"
+
+
+def test_a_query_may_begin_with_a_dash(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ("--images", world["images"], "--run", world["words"], "--json")
+    assert in_this_process("search", *own, "--", "-x", "--cat") == 0
+    found = json.loads(capsys.readouterr().out)["queries"]
+    assert [one["query"] for one in found] == ["-x", "--cat"]
+
+
+def test_how_far_embedding_test_is_is_shown(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipelines.evaluate.FEW", 0)
+    own = Path(shutil.copytree(world["words"], tmp_path / "own"))
+    (own / "result.json").unlink()
+    assert in_this_process("evaluate", "--run", own, "--bootstrap", 100) == 0
+    images = read_json(world["shards"] / "manifest.json")["splits"]["test"]["images"]
+    assert f"embed: 100%|██████████| {images}/{images} [" in capsys.readouterr().err

@@ -561,7 +561,7 @@ def test_few_val_images_leave_every_class_in(
         (["--run", "coop", "--classes", "dog", "cat"], "`--confidence` needs val images of the"),
         (["--run", "coop", "--sets", "class-wise"], "need 9 val images of each class, got 2 of"),
         (["--run", "coop", "--confidence", "1"], "must be from 0.5 to below 1, got 1."),
-        (["--run", "coop", "--confidence", "nan"], "must be from 0.5 to below 1, got nan."),
+        (["--run", "coop", "--confidence", "nan"], "`--confidence` must be a number, got nan."),
     ],
 )
 def test_sets_that_cannot_be_promised_are_refused(

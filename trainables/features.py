@@ -10,7 +10,7 @@ written last.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -361,9 +361,11 @@ def embed_split(
     pixels: bool = False,
     batch_size: int = 64,
     seen: Frames = STILLS,
+    done: Callable[[int], object] = int,
 ) -> SplitFeatures:
     """Embed the clean view of a split in this process, in memory: what `evaluate` does for test, in
-    the precision of `backbone`. What came as finished embeddings is read."""
+    the precision of `backbone`. What came as finished embeddings is read. `done` is told of images
+    as they are embedded."""
     if shards.embedded:
         rows = shards.rows(split, TEXT_COLUMNS, seal)
         kept = {"texts": [text for row in rows for text in captions_of(row)]}
@@ -383,6 +385,7 @@ def embed_split(
             embeds.append(backbone.frozen_embeds(square))
         if pixels:
             squares.append(square)
+        done(len(square))
     size = backbone.preprocess.size
     return SplitFeatures(
         ids=texts.ids,
