@@ -153,3 +153,51 @@ def test_the_next_line_can_be_pasted(
     assert in_this_process(*words, "--set", "epochs=1") == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert shlex.split(last.removeprefix("next: ")) == ["cliptune", "evaluate", "--run", str(out)]
+
+
+def test_a_checkpoint_is_not_read_through_a_link(
+    tmp_path: Path, backbone: Backbone, features: Path
+) -> None:
+    """A run that is itself reached by one is."""
+    finish(start(tmp_path / "run", backbone, features, "clip_adapter", epochs=1))
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    load_adapter(tmp_path / "link" / "best", backbone)
+    best, away = tmp_path / "run" / "best", tmp_path / "away"
+    name = "adapter.safetensors"
+    (best / name).rename(away)
+    (best / name).symlink_to(away)
+    with pytest.raises(CheckpointError, match=rf"{name}` is a symbolic link, to `{away}`: a check"):
+        load_adapter(best, backbone)
+    (best / name).unlink()
+    away.rename(best / name)
+    best.rename(away)
+    best.symlink_to(away)
+    with pytest.raises(CheckpointError, match=rf"best` is a symbolic link, to `{away}`: a check"):
+        load_adapter(best, backbone)
+
+
+@pytest.mark.parametrize("place", ["best", "best.new", "best.old", "last.new"])
+def test_nothing_is_written_where_a_link_leads(
+    tmp_path: Path, backbone: Backbone, features: Path, place: str
+) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "mine.txt").write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / place).symlink_to(away)
+    finish(start(run, backbone, features, "clip_adapter", epochs=2))
+    assert files(away) == {"mine.txt": b"mine"}
+    load_adapter(run / "best", backbone)
+
+
+def test_what_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
+    with pytest.raises(DataError), hold(tmp_path / "a" / "b" / "c"):
+        raise DataError("nothing came of it.")
+    assert list(tmp_path.iterdir()) == []
+    with hold(tmp_path / "a" / "b" / "c"):
+        (tmp_path / "a" / "other").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
+    with hold(tmp_path / "a" / "b" / "c"):
+        (tmp_path / "a" / "b" / "c" / "own").touch()
+    assert (tmp_path / "a" / "b" / "c" / "own").exists()

@@ -66,7 +66,7 @@ def save_checkpoint(
 ) -> None:
     """Write `folder` whole; what stood there becomes `<folder>.old`, the one to fall back to."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(new, ignore_errors=True)
+    _remove(new)
     config = to_json(adapter.train_config)
     backbone = adapter.backbone
     files = {"adapter.safetensors": save(trained_tensors(adapter))}
@@ -95,13 +95,27 @@ def save_checkpoint(
     }
     write_json(new / "manifest.json", manifest | {"sha256": sha256_json(manifest)})
     if folder.exists():  # else a save was killed right here, and `old` is all there is
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         folder.rename(old)
     new.rename(folder)
 
 
+def _remove(folder: Path) -> None:
+    """Of a link, the link alone: nothing is written or removed where it leads."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def verify(folder: Path) -> None:
-    """Raise `CheckpointError` unless `folder` is complete and every byte is as it was written."""
+    """Raise `CheckpointError` unless `folder` is complete and every byte is as it was written. It
+    is read where it was written alone: a link in it, or in its place, is not followed."""
+    for path in (folder, *sorted(folder.glob("*"))):
+        if path.is_symlink():
+            raise CheckpointError(
+                f"`{path}` is a symbolic link, to `{path.readlink()}`: a checkpoint is read where "
+                "it was written. Put a copy in the place of the link."
+            )
     try:
         manifest = read_json(folder / "manifest.json")
         own = manifest.pop("sha256")
