@@ -148,7 +148,21 @@ def test_folders_of_splits_with_words_beside_images(tmp_path: Path) -> None:
         draw(tmp_path / split, f"{n}.jpg", first=n)
         put(tmp_path / split / f"{n}.txt", f"disc {n}")
     found = list(SOURCES["sidecar"](str(tmp_path), Options()))
-    assert Counter(one.split for one in found) == {"train": 1, "valid": 1, "test": 1}
+    assert Counter(one.split for one in found) == {"train": 1, "val": 1, "test": 1}
+
+
+def test_words_are_of_the_image_of_exactly_their_name(tmp_path: Path) -> None:
+    draw(tmp_path, "A.jpg", "a.jpg", "B.jpg", "c.jpg", "c.png")
+    for name in ("A.txt", "a.txt", "b.txt", "c.txt"):
+        put(tmp_path / name, f"said in {name}")
+    several = "2 images have the name of `c.txt`"
+    assert words(read(tmp_path, "sidecar")) == {
+        "A.jpg": ["said in A.txt"],
+        "a.jpg": ["said in a.txt"],
+        "B.jpg": ["said in b.txt"],
+        "c.jpg": several,
+        "c.png": several,
+    }
 
 
 # --- Flickr as Kaggle has it --------------------------------------------------------------------

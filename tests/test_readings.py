@@ -137,3 +137,49 @@ def test_splits_beside_what_is_none_are_no_classes(tmp_path: Path) -> None:
     pictures(tmp_path / "unlabeled", 2)
     with pytest.raises(DataError, match=r"has splits \(test, train\) and beside them `unlabeled`"):
         list(SOURCES["folder"](str(tmp_path), Options()))
+
+
+def test_folders_called_as_splits_by_a_word(tmp_path: Path) -> None:
+    for n, split in enumerate(("train_images", "test_images")):
+        for m, name in enumerate(("cat", "dog")):
+            pictures(tmp_path / split / name, 2, 10 * n + 2 * m)
+    assert source_format(str(tmp_path), None) == "folder"
+    found = list(SOURCES["folder"](str(tmp_path), Options()))
+    assert Counter((one.split, one.class_name, one.label) for one in found) == {
+        (split, name, label): 2
+        for split in ("train", "test")
+        for label, name in enumerate(("cat", "dog"))
+    }
+    pictures(tmp_path / "unlabeled", 1, 90)
+    with pytest.raises(DataError, match=r"has splits \(test_images, train_images\) and beside"):
+        list(SOURCES["folder"](str(tmp_path), Options()))
+
+
+def test_classes_with_a_split_for_a_word_are_classes(tmp_path: Path) -> None:
+    pictures(tmp_path / "test_tube", 2)
+    pictures(tmp_path / "dev_board", 2, 2)
+    found = list(SOURCES["folder"](str(tmp_path), Options()))
+    assert {one.class_name for one in found} == {"test_tube", "dev_board"}
+
+
+def test_a_split_in_itself_is_no_class(tmp_path: Path) -> None:
+    for split in ("training_set", "test_set"):
+        pictures(tmp_path / split / split / "cat", 1)
+    with pytest.raises(DataError) as caught:
+        list(SOURCES["folder"](str(tmp_path), Options()))
+    (line,) = re.findall(r"`(mv [^`]*)`", str(caught.value))
+    assert line.split()[1] == f"{tmp_path}/test_set/test_set/*"
+
+
+def test_boxes_beside_images_are_no_class(tmp_path: Path) -> None:
+    pictures(tmp_path / "images" / "train", 2)
+    put(tmp_path / "labels" / "train" / "0.txt", "0 0.5 0.5 0.1 0.1\n")
+    assert "`labels/train/0.txt`, which may hold captions or labels" in refused(tmp_path)
+
+
+def test_one_file_of_several_that_tells_no_split(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", 3)
+    for name in ("train", "test", "sample_submission"):
+        put(tmp_path / f"{name}.csv", "image,caption\n0.jpg,x\n")
+    with pytest.raises(DataError, match=r"`sample_submission.csv` tells no split, and that of `te"):
+        list(SOURCES["table"](str(tmp_path), Options()))

@@ -88,7 +88,7 @@ def test_folders_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "first: `train/cat/0.jpg`: train; class `cat` (label 0)",
         "first: `train/cat/1.jpg`: train; class `cat` (label 0)",
         "first: `train/dog/deep/2.jpg`: train; class `dog` (label 1)",
-        "records: 4 in all; by split: 3 train, 1 valid; of 2 classes",
+        "records: 4 in all; by split: 3 train, 1 val; of 2 classes",
     ]
 
 

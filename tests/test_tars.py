@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.sharding.survey import first_lines
 from pipelines.sources.base import BadRecord, Options, RawRecord
 from pipelines.sources.registry import SOURCES, source_format
 from tests.pictures import jpeg
@@ -89,3 +90,15 @@ def test_a_member_with_a_list_of_captions(tmp_path: Path, name: str) -> None:
     content = text if name == "a.txt" else json.dumps({"caption": text})
     (found,) = read(tar(tmp_path / "x.tar", [("a.jpg", jpeg(0)), (name, content.encode())]))
     assert found.captions == ("a disc", "red")
+
+
+def test_tars_in_folders_of_splits(tmp_path: Path) -> None:
+    for n, split in enumerate(("train", "test")):
+        (tmp_path / split).mkdir()
+        tar(tmp_path / split / "0.tar", [("0.jpg", jpeg(n)), ("0.txt", b"disc")])
+    assert {one.id: one.split for one in read(tmp_path)} == {
+        "train/0/0": "train",
+        "test/0/0": "test",
+    }
+    said = list(first_lines(str(tmp_path), "webdataset", "source", read(tmp_path)))
+    assert said[0] == "splits: by name, test (test/0.tar), train (train/0.tar)"

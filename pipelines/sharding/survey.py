@@ -24,9 +24,7 @@ from pipelines.sources.base import (
     Options,
     RawRecord,
     ending,
-    split_name,
     split_of_name,
-    splits_of_files,
 )
 from pipelines.sources.registry import SIGNS, SOURCES
 from pipelines.sources.samples import FIELD_OF
@@ -140,14 +138,14 @@ def _split_files(source: str, name: str) -> Mapping[str, str]:
         names, splits = [one.name for one in lists], [split_of_name(one.stem) for one in lists]
     elif name in ("folder", "sidecar"):
         names = folder.split_folders(path)
-        splits = [split_name(one) for one in names]
+        splits = [split_of_name(one) for one in names]
     elif name == "table":
         tables = table.tables(source)
         names = [os.path.relpath(one, source) for one in tables]
         splits = table.file_splits(source, tables)
     elif name == "webdataset":
-        names = [one.name for one in webdataset.tars(source)]
-        splits = splits_of_files(names)
+        told = webdataset.tar_splits(source, webdataset.tars(source))
+        names, splits = list(told), list(told.values())
     else:
         return {}
     return {one: split for one, split in zip(names, splits, strict=True) if split is not None}

@@ -90,9 +90,16 @@ def split_of_name(name: str) -> str | None:
 
 
 def splits_of_files(names: Sequence[str]) -> list[str | None]:
-    """The splits that the files of one source tell: all of several files do, or none counts."""
-    splits = [split_of_name(name) for name in names]
-    return splits if len(names) > 1 and None not in splits else [None] * len(names)
+    """The splits that the several files of one source tell, which all do or none."""
+    told = {name: split_of_name(name) for name in names} if len(names) > 1 else {}
+    if any(told.values()) and not all(told.values()):
+        has = next(name for name, split in told.items() if split)
+        without = [name for name, split in told.items() if not split]
+        raise DataError(
+            f"the name of `{without[0]}` tells no split, and that of `{has}` does ({told[has]}). "
+            "Rename it, as `train-...`, or move what is no part of the data elsewhere."
+        )
+    return [told.get(name) for name in names]
 
 
 def parse_columns(pairs: Sequence[str]) -> dict[str, list[str]]:

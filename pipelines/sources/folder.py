@@ -1,8 +1,8 @@
 """A folder of images by class: `<class>/*.jpg`, or `<split>/<class>/*.jpg`.
 
-The class is the folder's name, the label its place in alphabetical order; images may lie in folders
-of the class's own, at any depth. Hidden files and files that are no images by their suffix are left
-out and counted.
+Splits may also be called `train_images` and `test_images`. The class is the folder's name, the
+label its place in alphabetical order; images may lie in folders of the class's own, at any depth.
+Hidden files and files that are no images by their suffix are left out and counted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipelines.console import word
 from pipelines.sources.base import (
     Options,
     RawRecord,
@@ -19,6 +20,7 @@ from pipelines.sources.base import (
     image_files,
     inside,
     split_name,
+    split_of_name,
 )
 from trainables.errors import DataError
 
@@ -34,7 +36,9 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
         )
     groups: list[tuple[str | None, Path]] = [(None, root)]
     if splits and splits == tops:
-        groups = [(name, root / name) for name in splits]
+        groups = [(split_of_name(name), root / name) for name in splits]
+        for _, folder in groups:
+            _refuse_one_in_another(folder)
     classes = sorted({name for _, folder in groups for name in _folders(folder)})
     if not classes:
         raise DataError(f"`{root}` has no class folders: expected `<class>/*.jpg` in it.")
@@ -48,8 +52,24 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
 
 
 def split_folders(root: Path) -> list[str]:
-    """The folders in `root` that are called as splits are."""
-    return [name for name in _folders(root) if split_name(name) in {"train", "val", "test"}]
+    """The folders in `root` that are called as splits are (`train`, `Testing`), or that hold no
+    image but folders and have a split's name as a word of theirs (`train_images`)."""
+    return [
+        name
+        for name in _folders(root)
+        if split_name(name) in {"train", "val", "test"}
+        or (split_of_name(name) and _folders(root / name) and not any(image_files(root / name)))
+    ]
+
+
+def _refuse_one_in_another(split: Path) -> None:
+    """Raise where a split's folder holds one of its own name, which would be a class."""
+    if split.name in _folders(split):
+        here, name = word(split), word(split.name)
+        raise DataError(
+            f"`{split}` holds a folder `{split.name}` where classes are expected. Take what is in "
+            f"it one up: `mv {here}/{name}/* {here} && rmdir {here}/{name}`."
+        )
 
 
 def _folders(folder: Path) -> list[str]:

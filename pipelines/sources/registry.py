@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -69,7 +70,7 @@ _TOKEN = (".token", ".token.txt")
 # What a folder of a format has in it; the first of these decides.
 SIGNS: dict[str, Callable[[Path], bool]] = {
     "huggingface": lambda path: path.name in ("dataset_dict.json", "state.json"),
-    "webdataset": lambda path: path.name.lower().endswith(webdataset.SUFFIXES),
+    "webdataset": webdataset.is_tar,
     "coco": lambda path: _is_coco(path.name.lower()),
     "flickr_token": lambda path: path.name.lower().endswith(_TOKEN),
     "table": table.is_table,
@@ -93,11 +94,15 @@ def _of_folder(path: Path) -> tuple[str, str] | None:
             return name, f"it holds `{found.name}`"
     if words := sidecar.of_images(path):
         return "sidecar", f"it holds `{words.name}` beside an image of its name"
-    folder = next((one for one in paths if one.is_dir()), None)
-    if folder is None:
+    folders = [one for one in paths if one.is_dir()]
+    if not folders:
         return None
+    if tar := next(
+        (found for one in folders for found in one.iterdir() if webdataset.is_tar(found)), None
+    ):
+        return "webdataset", f"it holds `{tar.relative_to(path)}`"
     _refuse_two_readings(path)
-    return "folder", f"it holds folders, such as `{folder.name}`, and no table and no tar"
+    return "folder", f"it holds folders, such as `{folders[0].name}`, and no table and no tar"
 
 
 # Endings of what may hold captions or labels.
@@ -110,6 +115,8 @@ def _refuse_two_readings(path: Path) -> None:
     below = sorted(one for one in path.iterdir() if one.is_dir() and not hidden(one.name))
     for place in (path, *below):
         told = min(filter(_tells, place.iterdir()), default=None)
+        if told is None and place != path:
+            told = _told_without_images(place)
         if told is None:
             continue
         pictures = [one for one in below if next(image_files(one), None)]
@@ -129,6 +136,17 @@ def _refuse_two_readings(path: Path) -> None:
         )
 
 
+def _told_without_images(folder: Path) -> Path | None:
+    """A file that may tell captions or labels in a folder of `folder`, and no image before it."""
+    for here, below, _ in os.walk(folder):
+        below[:] = sorted(name for name in below if not hidden(name))
+        if next(image_files(Path(here)), None):
+            return None
+        if told := min(filter(_tells, Path(here).iterdir()), default=None):
+            return told
+    return None
+
+
 def _tells(path: Path) -> bool:
     name = path.name.lower()
     return name.endswith(TOLD) and not name.startswith((".", *ABOUT)) and path.is_file()
@@ -140,6 +158,8 @@ def _kind(path: Path) -> str | None:
         return "coco"
     if sidecar.of_images(path.parent):
         return "sidecar"
+    if path.suffix.lower() == ".txt" and not table.is_table(path):
+        return None
     try:
         found = _of_file(path)
     except DataError:  # JSON of another shape

@@ -8,6 +8,7 @@ words is a bad record; words without an image are left out and counted.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pipelines.sources.base import (
     ending,
     hidden,
     image_files,
-    split_name,
+    split_of_name,
 )
 from pipelines.sources.samples import FIELD_OF, Sample, sample_record
 
@@ -28,31 +29,37 @@ _WORDS = tuple(f".{suffix}" for suffix, field in FIELD_OF.items() if field != "i
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     root = Path(source)
-    splits = {
-        split_name(one.name) for one in root.iterdir() if one.is_dir() and not hidden(one.name)
-    }
-    told = bool(splits) and splits <= {"train", "val", "test"}
+    splits = [
+        split_of_name(one.name) for one in root.iterdir() if one.is_dir() and not hidden(one.name)
+    ]
+    told = bool(splits) and None not in splits
     for here, below, names in os.walk(root):
         below[:] = sorted(name for name in below if not hidden(name))
         place = Path(here).relative_to(root)
-        split = place.parts[0] if told and place.parts else None
+        split = split_of_name(place.parts[0]) if told and place.parts else None
         yield from _folder(root, Path(here), names, split, options)
 
 
 def _folder(
     root: Path, here: Path, names: list[str], split: str | None, options: Options
 ) -> Iterator[RawRecord]:
-    words = {
-        name.lower(): name for name in names if name.lower().endswith(_WORDS) and not hidden(name)
-    }
+    images = list(image_files(here))
+    stems = Counter(image.stem for image in images)
+    paths = [Path(name) for name in sorted(names) if not hidden(name)]
+    words = {p.stem + p.suffix.lower(): p.name for p in paths if p.suffix.lower() in _WORDS}
+    # Words whose own name no image has are of the image whose name differs in capitals alone.
+    free = {own.lower(): name for own, name in words.items() if Path(name).stem not in stems}
     unused = set(names)
-    for image in image_files(here):
+    for image in images:
         sample: Sample = {"image": str(image.relative_to(root))}
         used = [image.name]
         for suffix in _WORDS:
-            if name := words.get(f"{image.stem}{suffix}".lower()):
+            own = image.stem + suffix
+            if name := words.get(own) or free.get(own.lower()):
                 sample[FIELD_OF[suffix[1:]]] = _content(here / name)
                 used.append(name)
+        if stems[image.stem] > 1 and len(used) > 1:
+            sample["image"] = BadRecord(f"{stems[image.stem]} images have the name of `{used[1]}`")
         unused -= set(used)
         options.tally.read.update(map(ending, used))
         key = str(image.relative_to(root))

@@ -18,7 +18,7 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from pipelines.console import word
@@ -43,23 +43,28 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     paths = tars(source)
     if not paths:
         raise DataError(f"`{source}` matches no tar.")
-    root = Path(source) if Path(source).is_dir() else paths[0].parent
-    names = [os.path.relpath(path, root) for path in paths]
-    for path, name, split in zip(paths, names, splits_of_files(names), strict=True):
+    for path, (name, split) in zip(paths, tar_splits(source, paths).items(), strict=True):
         tar = f"{name.partition('.tar')[0].removesuffix('.tgz')}/" if len(paths) > 1 else ""
         for key, sample in _samples(path, _suffixes(options), options):
             yield sample_record(tar + key, sample, split, options)
 
 
+def tar_splits(source: str, paths: Sequence[Path]) -> dict[str, str | None]:
+    """The tars by their names in the source, and the splits that these tell."""
+    root = Path(source) if Path(source).is_dir() else paths[0].parent
+    names = [os.path.relpath(path, root) for path in paths]
+    return dict(zip(names, splits_of_files(names), strict=True))
+
+
 def tars(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        return sorted(
-            one
-            for one in path.rglob("*")
-            if one.name.lower().endswith(SUFFIXES) and not hidden(one.name)
-        )
+        return sorted(filter(is_tar, path.rglob("*")))
     return [path] if path.is_file() else sorted(map(Path, glob.glob(source)))  # noqa: PTH207
+
+
+def is_tar(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES) and not hidden(path.name)
 
 
 def _suffixes(options: Options) -> dict[str, str]:
