@@ -308,3 +308,37 @@ def test_the_command_line_reads_what_pandas_wrote(
     shards.run(shards.Args(str(source), tmp_path / "out"))
     assert "note: column '' numbers rows and is left out (1)" in capsys.readouterr().out
     assert ShardSet.open(tmp_path / "out").classes == {"plate": 0, "cup": 1}
+
+
+# --- folders of the images ----------------------------------------------------------------------
+
+
+def test_each_split_has_its_own_names(tmp_path: Path) -> None:
+    for n, split in enumerate(("train", "test")):
+        draw(tmp_path / split, "0.jpg", first=n)
+        write(tmp_path / split / "metadata.csv", "file_name,text", f"0.jpg,disc {split}")
+    found = list(SOURCES["table"](str(tmp_path), Options()))
+    assert {(one.id, one.split, one.captions) for one in found} == {
+        ("train/0.jpg", "train", ("disc train",)),
+        ("test/0.jpg", "test", ("disc test",)),
+    }
+
+
+def test_the_images_of_a_split_are_in_its_folder(tmp_path: Path) -> None:
+    for n, split in enumerate(("train", "test")):
+        draw(tmp_path / split, "0.jpg", "1.jpg", first=2 * n)
+        write(tmp_path / f"{split}.csv", "image,caption", f"{n}.jpg,disc {split}")
+    assert {(one.id, one.image) for one in read(tmp_path)} == {
+        ("train/0.jpg", tmp_path / "train" / "0.jpg"),
+        ("test/1.jpg", tmp_path / "test" / "1.jpg"),
+    }
+
+
+def test_which_of_two_folders_has_the_images_is_not_guessed(tmp_path: Path) -> None:
+    for n, folder in enumerate(("images", "masks")):
+        draw(tmp_path / folder, "0.jpg", first=n)
+    table = write(tmp_path / "said.csv", "image,caption", "0.jpg,disc")
+    with pytest.raises(DataError, match=r"image `0.jpg` is in .*images` and in .*masks`: say with"):
+        read(table)
+    (record,) = read(table, Options(tmp_path / "images"))
+    assert record.image == tmp_path / "images" / "0.jpg"

@@ -134,19 +134,33 @@ def inside(root: Path, name: str) -> Path | BadRecord:
 
 
 class ImageRoot:
-    """The folder that a source's images are named from: `given`, or the first of `folders` in which
-    one of them is found. Until then, and where the first thousand are in none, it is the first."""
+    """The folder that a source's images are named from: `given`, or the first of `folders` if one
+    of them is found there, or that one of the others. Until then, and where the first thousand are
+    in none, it is the first. Of several others it is the one whose name tells `split`."""
 
-    def __init__(self, given: Path | None, folders: Sequence[Path]) -> None:
-        self._found, self._folders, self._left = given, folders, 1_000
+    def __init__(
+        self, given: Path | None, folders: Sequence[Path], split: str | None = None
+    ) -> None:
+        self._found, self._folders, self._split, self._left = given, folders, split, 1_000
+        self.by_split = False  # whether the folder's name tells the split
 
     def of(self, name: str) -> Path:
         """The folder for the image `name`."""
         if self._found is None and name and self._left:
             self._left -= 1
             may = (root for root in self._folders if not isinstance(inside(root, name), BadRecord))
-            self._found = next((root for root in may if (root / name).exists()), None)
+            self._found = self._choice(name, [root for root in may if (root / name).exists()])
         return self._found or self._folders[0]
+
+    def _choice(self, name: str, found: Sequence[Path]) -> Path | None:
+        if not found or found[0] == self._folders[0]:
+            return next(iter(found), None)
+        told = [root for root in found if self._split == (split_of_name(root.name) or "")]
+        if len(found) > 1 and len(told) != 1:
+            folders = " and in ".join(f"`{root}`" for root in found)
+            raise DataError(f"image `{name}` is in {folders}: say with `--images` in which.")
+        self.by_split = bool(told)
+        return (told or found)[0]
 
 
 def with_folders(folder: Path) -> list[Path]:

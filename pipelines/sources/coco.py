@@ -69,7 +69,7 @@ def _file(path: Path, options: Options) -> Iterator[RawRecord]:
     split = split_of(path)
     parents = [options.images] if options.images else [path.parent, path.parent.parent]
     folders = [folder / part for folder in parents for part in ("", subset, "images")]
-    root = ImageRoot(None, folders)  # below `--images` there may be one of the subset
+    root = ImageRoot(None, folders, split)  # below `--images` there may be one of the subset
     for number, image in enumerate(items(path, "images"), 1):
         tally.read["image"] += 1
         match image:

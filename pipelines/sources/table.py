@@ -3,15 +3,17 @@
 A row has an image (a path relative to the table, to a folder beside it or to `--images`, or in
 Parquet its bytes) and captions, a class, or both. Rows of one image that follow each other, as in a
 table with a row a caption, are one record. Splits are a column, or told by the names of several
-files or of their folders. Cells between tabs or bars are taken as they stand, quotation marks and
-all, unless the whole file quotes by the rules of CSV.
+files or of their folders; where tables lie in several folders, the folder is part of the id. Cells
+between tabs or bars are taken as they stand, quotation marks and all, unless the whole file quotes
+by the rules of CSV.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.sources.base import (
@@ -32,10 +34,18 @@ from trainables.errors import DataError, unknown
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     paths = tables(source)
+    several = len({path.parent for path in paths}) > 1
     for path, split in zip(paths, file_splits(source, paths), strict=True):
-        prefix = f"{path.relative_to(source)} " if len(paths) > 1 else ""
+        file = path.name if several else path.relative_to(source) if len(paths) > 1 else ""
         rows = READERS[path.suffix.lower()](path, options.notes)
-        yield from merge(records(rows, path, split, prefix, options))
+        found = records(rows, path, split, f"{file} ".lstrip(), options)
+        if several:  # the same names may be in each of the folders
+            found = _named_from(path.parent.relative_to(source), found)
+        yield from merge(found)
+
+
+def _named_from(folder: Path, records: Iterable[RawRecord]) -> Iterator[RawRecord]:
+    return (replace(one, id=str(folder / one.id) if one.id else "") for one in records)
 
 
 def file_splits(source: str, paths: Sequence[Path]) -> list[str | None]:
@@ -81,7 +91,7 @@ def records(
     """The records of the numbered rows of the table `path`."""
     columns: dict[str, list[str]] = {}
     names: list[str] = []
-    root = ImageRoot(options.images, with_folders(path.parent))
+    root = ImageRoot(options.images, with_folders(path.parent), split)
     for number, row in rows:
         where = f"{prefix}row {number}"
         options.tally.read["row"] += 1
@@ -101,7 +111,8 @@ def records(
         if split:
             values.setdefault("split", split)
         folder = root.of(path_of(values["image"]) or "")
-        yield record_of(values, where, folder, options.notes)
+        record = record_of(values, where, folder, options.notes)
+        yield from _named_from(Path(folder.name), [record]) if root.by_split else [record]
 
 
 def _jsonl(path: Path, _notes: Counter[str]) -> Iterator[tuple[int, Row]]:
