@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,22 +41,40 @@ def run(args: Args) -> None:
     if args.merged:
         if not hasattr(adapter, "merge"):
             raise ConfigError(f"`--merged` needs a LoRA adapter, got `{best.name}`.")
-        wrote = adapter.merge(args.out)
-        done(wrote, f'CLIPModel.from_pretrained("{args.out}")')
+        with _made(args.out) as folder:
+            wrote = adapter.merge(folder)
+        done(_in_place(wrote, folder, args.out), f'CLIPModel.from_pretrained("{args.out}")')
         return
-    wrote = adapter.export(args.out)
-    how = [adapter.loading(args.out)] if wrote else []
     frozen = adapter.needs(adapter.train_config) == "embeddings"
-    if adapter.classes is not None and (wrote or frozen):
-        wrote += write_scores(adapter, args.out)
-        how.append(loading(args.out))
-    if wrote:
-        done(wrote, " and ".join(how))
-    else:
-        raise ConfigError(
-            f"`{best.name}` has no format of another library: load "
-            f"`{(best.folder or args.run) / 'best'}` with `trainables.checkpoint.load_adapter`."
-        )
+    with _made(args.out) as folder:
+        wrote = adapter.export(folder)
+        how = [adapter.loading(args.out)] if wrote else []
+        if adapter.classes is not None and (wrote or frozen):
+            wrote += write_scores(adapter, folder)
+            how.append(loading(args.out))
+        if not wrote:
+            raise ConfigError(
+                f"`{best.name}` has no format of another library: load "
+                f"`{(best.folder or args.run) / 'best'}` with "
+                "`trainables.checkpoint.load_adapter`."
+            )
+    done(_in_place(wrote, folder, args.out), " and ".join(how))
+
+
+@contextmanager
+def _made(out: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out` when the block ends; what a kill left of it goes."""
+    folder = out.absolute().with_name(f".{out.absolute().name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_place(wrote: Sequence[Path], folder: Path, out: Path) -> list[Path]:
+    return [out / path.relative_to(folder) for path in wrote]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
+
 from pipelines.searching.asha import EarlyStopping
 from pipelines.searching.best import write_best
 from pipelines.searching.callbacks import Losses
@@ -106,8 +108,15 @@ def copy(whole: Path, to: Path) -> None:
 class Driver:
     """What one life of a driver holds in memory, and `Tuner.fit` of it."""
 
-    def __init__(self, search: Search, settings: TrialSettings, fuse: int, workers: int) -> None:
-        study = open_study(settings.folder, search.retains)
+    def __init__(
+        self,
+        search: Search,
+        settings: TrialSettings,
+        fuse: int,
+        workers: int,
+        study: optuna.Study | None = None,
+    ) -> None:
+        study = study or open_study(settings.folder, search.retains)
         write_best(study, search, settings.folder)
         self.settings = settings
         self.searcher = StudySearcher(study, search, settings.folder, fuse)
