@@ -16,7 +16,7 @@ from pipelines.cluster import check_here
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, DataError
-from trainables.files import read_json, read_jsonl, write_json
+from trainables.files import read_json, read_jsonl, write_hashed
 from trainables.store import find_store, read_manifest
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _claim(folder: Path, args: Args, task: Task) -> None:
                 f"`{folder}` holds another run: its `{name}` is {found.get(name)!r}, "
                 f"this one's {wanted.get(name)!r}. Give another `--out`."
             )
-    write_json(path, wanted)
+    write_hashed(path, wanted)
 
 
 def _train_in_group(job: dict[str, Any]) -> bool:

@@ -12,13 +12,14 @@ from pipelines.capacity import Gpus
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
 from pipelines.searching.kinds import Sampler, Scheduler
-from trainables.errors import CheckpointError, CliptuneError, DataError
-from trainables.files import read_json, write_json
+from trainables.errors import CliptuneError, DataError
+from trainables.files import read_json, write_hashed
 
 if TYPE_CHECKING:
     import optuna
 
     from pipelines.searching.study import Search
+    from trainables.trial import TrialSettings
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,16 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     from pipelines.searching.choice import write_choice
     from pipelines.searching.closing import closing
     from pipelines.searching.journal import NAME, SUMS
-    from pipelines.searching.mending import check_whole
+    from pipelines.searching.mending import check_whole, restore
     from pipelines.searching.study import open_study, states
+    from trainables.trial import Workbench
 
     for line in check_whole(folder, args.mend):
         say(line)
     _claim(folder, args, search)
     study = open_study(folder, search.retains)
+    for line in restore(study, folder, lambda: Workbench(_settings(args, search, folder))):
+        say(line)
     write_choice(study, search, folder)  # a kill may have come between a trial's end and this
     then = f"cliptune evaluate --run {word(args.out)}"
     counts = states(study)
@@ -146,7 +150,6 @@ def _search(args: Args, search: Search, folder: Path) -> None:
             why = over_all(study, search, folder) or f"no trial of `{folder}` succeeded"
             raise CliptuneError(f"{why}: give another `--out`.")
         _over(folder, study)
-        _check_best(folder)
         nothing_to_do(folder / "best.json", then)
         return
     try:
@@ -179,17 +182,6 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     )
 
 
-def _check_best(folder: Path) -> None:
-    """What a finished search is there for."""
-    from pipelines.measuring.contestants import read_contest
-
-    try:
-        for one in read_contest(folder, only_best=False).contestants:
-            one.identity()
-    except CheckpointError as error:
-        raise CheckpointError(f"{error} Restore it, or search with another `--out`.") from None
-
-
 def _claim(folder: Path, args: Args, search: Search) -> None:
     """Write `study.json`, or check that this folder holds the same study."""
     from pipelines.searching.asha import rungs
@@ -219,18 +211,30 @@ def _claim(folder: Path, args: Args, search: Search) -> None:
                     f"this one's {new!r}. Give another `--out`."
                 )
         wanted["created"] = found["created"]
-    write_json(path, wanted)
+    write_hashed(path, wanted)
 
 
 def _over(folder: Path, study: optuna.Study) -> None:
     """Say in `study.json` that the search was to have as many trials as it has."""
     path = folder / "study.json"
-    write_json(path, read_json(path) | {"trials": len(study.get_trials(deepcopy=False))})
+    write_hashed(path, read_json(path) | {"trials": len(study.get_trials(deepcopy=False))})
 
 
 def _without(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """What `one` does not have in common with `other`."""
     return {key: value for key, value in one.items() if other.get(key, ...) != value}
+
+
+def _settings(args: Args, search: Search, folder: Path) -> TrialSettings:
+    """Of trials that train alone."""
+    from trainables.trial import TrialSettings
+
+    return TrialSettings(
+        *(args.features, folder, search.metric, 0),
+        folds=search.folds,
+        draw=args.draw and args.draw.absolute(),
+        retain=tuple(path.absolute() for path in args.retain),
+    )
 
 
 def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool:
@@ -247,18 +251,16 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     from pipelines.searching.population import rules
     from pipelines.searching.searcher import widest
     from pipelines.searching.workers import take
-    from trainables.trial import AdapterTrial, TrialSettings
+    from trainables.trial import AdapterTrial
 
     connect(dashboard=True)
     workers = take(args.concurrent, args.workers_per_trial, args.gpus, args.wait)
     alone = search.stopping.population or args.workers_per_trial > 1 or search.folds
     fuse = 1 if alone else args.fuse
-    settings = TrialSettings(
-        *(args.features, folder, search.metric, workers.threads),
+    settings = dataclasses.replace(
+        _settings(args, search, folder),
+        threads=workers.threads,
         most_fused=1 if fuse else widest(search),
-        folds=search.folds,
-        draw=args.draw and args.draw.absolute(),
-        retain=tuple(path.absolute() for path in args.retain),
         share=workers.share,
     )
     settings.stop_file.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from pipelines.searching.study import Search, open_study
 from tests.test_study import row, searcher
 from trainables.adapters.registry import make_config
 from trainables.config import to_json
-from trainables.files import append_jsonl, read_json, write_json
+from trainables.files import append_jsonl, read_json, sha256_file, write_hashed, write_json
 
 SEARCH = Search(("coop", "linear_probe"), "val/accuracy", 4, 9, 3, {}, task="classification")
 RANDOM = np.random.default_rng(0)
@@ -108,6 +108,13 @@ def keep(folder: Path, right: int, likely: float) -> None:
         "calibrated_likelihood": torch.linspace(likely - 0.5, likely + 0.5, 40),
     }
     save_file(tensors, folder / "best" / "val.safetensors")
+    seal(folder / "best")
+
+
+def seal(checkpoint: Path) -> None:
+    """The manifest of what is in it."""
+    files = {path.name: sha256_file(path) for path in checkpoint.glob("*.safetensors")}
+    write_hashed(checkpoint / "manifest.json", {"files": files})
 
 
 def zero_shot(study: Path, right: int, likely: float) -> None:
@@ -149,5 +156,6 @@ def test_an_older_study_without_values_of_single_images_is_chosen_by_the_metric(
 ) -> None:
     for file in study.glob("trials/*/best/val.safetensors"):
         file.unlink()
+        seal(file.parent)
     write_choice(open_study(study), SEARCH, study)
     assert read_json(study / "best.json")["trial"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from optuna.trial import TrialState
 import trainables.trial
 from pipelines.searching import journal
 from pipelines.searching.journal import NAME, SUMS, Altered
-from pipelines.searching.mending import check_whole
+from pipelines.searching.mending import check_whole, restore
 from pipelines.searching.study import Search, open_study
 from tests.one_process import Driver, copy, watching
 from trainables.backbone import Backbone
-from trainables.trial import TrialSettings
+from trainables.trial import TrialSettings, Workbench
 
 METRIC = "val/t2i_mrr"
 SEARCH = Search(
@@ -155,6 +156,30 @@ def test_what_a_dashboard_notes_is_no_damage(whole: Path) -> None:
     study.set_user_attr("ours", 1)
     assert study._storage.get_study_system_attrs(0)["note"] == "looks good"
     assert check_whole(whole, mend=False) == []
+
+
+def checkpoints(folder: Path) -> dict[str, bytes]:
+    found = sorted(folder.glob("*/best/adapter.safetensors")) + sorted(
+        folder.glob("trials/*/[bl]*st/adapter.safetensors")
+    )
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_a_damaged_checkpoint_of_a_trial_that_ended_is_trained_again(
+    whole: Path, start: Start
+) -> None:
+    expected = checkpoints(whole)
+    study, settings = open_study(whole), start(whole).settings
+    assert list(restore(study, whole, lambda: Workbench(settings))) == []
+    (whole / "trials/0001/best/val.safetensors").write_bytes(b"damaged")
+    shutil.rmtree(whole / "trials/0003")
+    (whole / "zero_shot/best/state.json").unlink()
+    said = list(restore(study, whole, lambda: Workbench(settings)))
+    assert [line.split(":")[0] for line in said[:2]] == ["trial 1", "trial 3"]
+    assert "val.safetensors` is missing or was altered" in said[0]
+    assert said[2].endswith("It is measured again.")
+    assert checkpoints(whole) == expected
+    assert list(restore(study, whole, lambda: Workbench(settings))) == []
 
 
 def full(error: int, path: str) -> OSError:

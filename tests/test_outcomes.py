@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import evaluate, explain, report, shards, sweep, train, tune
+from pipelines import evaluate, explain, report, shards, sweep, train
 from tests import test_evaluate
 from tests.test_evaluate import finished, store, study
 from tests.test_shards import rows_of, table
@@ -104,8 +104,8 @@ def test_what_was_measured_on_test_is_not_measured_again_in_silence(
 
 
 @pytest.mark.parametrize("how", [CUT, GONE, TURNED])
-def test_train_and_tune_look_at_the_best_checkpoint(
-    study: Path, store: Path, tmp_path: Path, how: str, say: Callable[[], str]
+def test_train_looks_at_the_best_checkpoint(
+    store: Path, tmp_path: Path, how: str, say: Callable[[], str]
 ) -> None:
     args = train.Args(store, tmp_path / "run", set=("epochs=1", "batch_size=12", "precision=fp32"))
     train.run(args)
@@ -118,13 +118,6 @@ def test_train_and_tune_look_at_the_best_checkpoint(
         train.run(args)
     shutil.rmtree(args.out)
     train.run(args)
-    tune._check_best(study)
-    harm(study / "trials" / "0001" / "best" / "adapter.safetensors", how)
-    with pytest.raises(CheckpointError, match=r"0001/best/adapter\.safetensors.*another `--out`"):
-        tune._check_best(study)
-    shutil.rmtree(study / "trials" / "0000")
-    with pytest.raises(CheckpointError, match=r"0000/best` is not a complete checkpoint"):
-        tune._check_best(study)
 
 
 def test_explain(tmp_path: Path, store: Path, say: Callable[[], str]) -> None:

@@ -184,7 +184,11 @@ def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
 
 
 def val_values(folder: Path) -> dict[str, Tensor]:
-    """What a checkpoint reached on single val images; nothing, where it was not kept."""
+    """What a checkpoint reached on single val images; nothing, where it was not kept. Raises
+    `CheckpointError` for one that was altered."""
+    if not (folder / "manifest.json").is_file():
+        return {}
+    verify(folder)
     path = folder / "val.safetensors"
     return load_file(path) if path.is_file() else {}
 

@@ -59,15 +59,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`; a missing or damaged file is a `DataError` naming it."""
+    """The JSON value in `path`; a missing or damaged file is a `DataError` naming it, and so is one
+    that is not what its own hash says, which `write_hashed` gave it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"`{path}` does not exist.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"`{path}` is not valid JSON: {error}.") from error
     except RecursionError:
         raise DataError(f"`{path}` is not valid JSON: it is nested without an end.") from None
+    if isinstance(value, dict) and value.get("sha256", "") not in ("", _own_hash(value)):
+        raise DataError(f"`{path}` was altered since it was written.")
+    return value
 
 
 @contextmanager
@@ -84,8 +88,9 @@ def understood(path: Path) -> Iterator[None]:
 
 def write_hashed(path: Path, value: Mapping[str, Any]) -> None:
     """A JSON object with its own hash in it, for `read_hashed`."""
-    rest = _without_hash(value)
-    write_json(path, rest | {"sha256": sha256_json(rest)})
+    rest = {name: one for name, one in value.items() if name != "sha256"}
+    rest = json.loads(json.dumps(rest))  # as it will be read
+    write_json(path, rest | {"sha256": _own_hash(rest)})
 
 
 def read_hashed(path: Path, form: str, help: str = "", **fields: type) -> dict[str, Any]:
@@ -97,8 +102,6 @@ def read_hashed(path: Path, form: str, help: str = "", **fields: type) -> dict[s
         raise DataError(f"{error} {help}".rstrip()) from error
     if not isinstance(value, dict) or value.get("format") != form:
         raise DataError(f"`{path}` is not of the format {form}. {help}".rstrip())
-    if value.get("sha256", "") not in ("", sha256_json(_without_hash(value))):
-        raise DataError(f"`{path}` was altered since it was written. {help}".rstrip())
     for name, kind in fields.items():
         if not isinstance(value.get(name), kind):
             got = f"{value.get(name)!r:.60}"
@@ -107,22 +110,26 @@ def read_hashed(path: Path, form: str, help: str = "", **fields: type) -> dict[s
     return value
 
 
-def _without_hash(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: one for name, one in value.items() if name != "sha256"}
+def _own_hash(value: Mapping[str, Any]) -> str:
+    """Of all but itself."""
+    return sha256_json({name: one for name, one in value.items() if name != "sha256"})
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file that we append to; a torn last line (a kill) is left out."""
     if not path.exists():
         return []
+    lines = path.read_bytes().splitlines()
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            break
-        if not isinstance(row, dict):
-            break
+            if not isinstance(row, dict):
+                raise TypeError("it is no object")
+        except (ValueError, TypeError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise DataError(f"line {number:,} of `{path}` is not valid JSON: {error}.") from None
         rows.append(row)
     return rows
 

@@ -23,6 +23,9 @@ PIECES = "spiece.model"  # SentencePiece's
 def load_tokenizer(folder: Path, kind: str) -> Any:
     """CLIP's from tokenizer.json or vocab.json + merges.txt, SigLIP's from tokenizer.json or
     spiece.model, another's as its class reads it."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            read_json(folder / name)  # one that is damaged is named
     if kind == "clip":
         if not (folder / "tokenizer.json").is_file():
             existing(folder, "vocab.json")

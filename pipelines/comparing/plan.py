@@ -15,7 +15,7 @@ from typing import Any
 
 from trainables.draws import Draw, Part, read_draw
 from trainables.errors import DataError
-from trainables.files import read_json, write_json
+from trainables.files import read_json, write_hashed
 from trainables.hardware import Precision
 
 FORMAT = "cliptune-arena-plan-1"
@@ -97,12 +97,13 @@ def write_plan(folder: Path, plan: Plan) -> None:
                     f"`{folder}` holds another arena: its `{name}` is {found.get(name)!r}, this "
                     f"one's {wanted[name]!r}. Give another `--out`."
                 )
-    write_json(path, wanted)
+    write_hashed(path, wanted)
 
 
 def read_plan(folder: Path) -> Plan:
     """The plan of the arena in `folder`."""
     value = read_json(folder / "plan.json")
+    value.pop("sha256", None)
     if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
         raise DataError(f"`{folder / 'plan.json'}` is not a plan of format {FORMAT}.")
     sources = tuple(Source(**one) for one in value.pop("sources"))

@@ -36,7 +36,7 @@ from trainables.backbone import Backbone
 from trainables.crew import failure, is_own_failure, outcome, warned
 from trainables.draws import read_draw
 from trainables.faults import disk_failure, is_machines_failure
-from trainables.files import read_json, write_json
+from trainables.files import read_json, write_hashed, write_json
 from trainables.loop import Interrupted
 from trainables.memory import is_out_of_memory
 from trainables.store import find_store
@@ -83,7 +83,7 @@ class CellSearch:
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         about = about_study(self.search, [self.search.epochs], store, draw)
-        write_json(self.folder / "study.json", about)
+        write_hashed(self.folder / "study.json", about)
         self.study = open_study(self.folder)
         self.searcher = StudySearcher(self.study, self.search, self.folder, fuse=1)
         self.bench = Workbench(settings, backbone)
@@ -146,7 +146,7 @@ class CellSearch:
             "seconds": self.spent,
             "trainable_parameters": best and best.user_attrs["trainable_parameters"],
         }
-        write_json(self.folder / "cell.json", value)
+        write_hashed(self.folder / "cell.json", value)
         return value
 
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.limits import LIMITS
 from pipelines.searching.study import OVER, Search, goals
-from trainables.files import write_json
+from trainables.files import write_hashed
 from trainables.metrics.balance import RULE, front, standing
 
 
@@ -137,4 +137,4 @@ def write_best(
     best = entry(found[None]) | {"metric": search.metric, "per_adapter": own}
     if search.retains:
         best |= {"rule": RULE, "front": [entry(trial) for trial in top.front]}
-    write_json(folder / "best.json", best)
+    write_hashed(folder / "best.json", best)

@@ -33,7 +33,7 @@ from pipelines.searching.best import best_of
 from pipelines.searching.study import OVER, Search, goals
 from trainables.adapters.registry import BASELINES
 from trainables.checkpoint import val_values
-from trainables.files import read_jsonl, write_json
+from trainables.files import read_jsonl, write_hashed
 from trainables.loop import LIKELIHOOD
 from trainables.measure import CALIBRATED
 from trainables.metrics.balance import RULE, standing
@@ -94,7 +94,7 @@ def write_choice(study: optuna.Study, search: Search, folder: Path, baseline: bo
         best |= {"rule": RULE, "front": [one.entry(True) for one in fronts]}
     sure = {} if plain else how_sure(top, rivals, entrants)
     words = in_words(top, sure, search.folds)
-    write_json(folder / "best.json", best | {"chosen": sure | {"words": words}})
+    write_hashed(folder / "best.json", best | {"chosen": sure | {"words": words}})
     return words
 
 

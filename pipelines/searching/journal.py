@@ -49,7 +49,7 @@ class Journal(JournalFileBackend):
         self.size, self.hash = len(data), hashlib.sha256(data)
         self.logs: list[Log] = [json.loads(line) for line in data.splitlines()]
         self.waiting: list[Log] | None = None  # of the current batch
-        self.lost: OSError | None = None
+        self.lost: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles what holds a study; a search is restored from the file alone
@@ -70,7 +70,7 @@ class Journal(JournalFileBackend):
         try:
             super().append_logs(logs)
             self._enter()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # of Optuna's lock, which lies beside it
             self.lost = error
 
     def _enter(self) -> None:

@@ -1,18 +1,27 @@
-"""A study whose journal and trials do not fit each other: what is missing, and how it goes on.
+"""A study that was damaged: what is missing, and how it goes on.
 
-Flows in: a study's folder, before anything is written to it. Flows out: nothing where it is whole;
-else an error that says what is missing, or, where that was asked for, a study that goes on from
-what may be believed, with all else kept aside.
+Flows in: a study's folder, before anything else is written to it. Flows out: nothing where it is
+whole. Where journal and trials do not fit each other, an error that says what is missing, or, if
+that was asked for, a study that goes on from what may be believed, with all else kept aside. Where
+a checkpoint of a trial that ended is damaged, the same checkpoint, trained again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import optuna
 
 from pipelines.searching import journal
 from pipelines.searching.journal import NAME, Altered
+from trainables.adapters.registry import BASELINES
+from trainables.checkpoint import verify
+from trainables.crew import FOLDS
+from trainables.errors import CheckpointError
 from trainables.files import write_bytes
+from trainables.trial import Workbench, config_of
 
 ASIDE = "astray"  # in a study's folder: trials that no journal tells of
 
@@ -52,6 +61,48 @@ def check_whole(folder: Path, mend: bool) -> list[str]:
             one.rename(kept / one.name)
         said.append(f"{_names(astray)} is kept in `{kept}` and trained anew.")
     return said
+
+
+def restore(study: optuna.Study, folder: Path, make: Callable[[], Workbench]) -> Iterator[str]:
+    """Train again what the choice looks at and is not whole, in this process; what is done, in
+    words. A run is a function of its configuration: the same bytes come of it."""
+    bench: Workbench | None = None
+    ended = [one for one in study.get_trials(deepcopy=False) if "best" in one.user_attrs]
+    for trial in ended:
+        own = folder / "trials" / f"{trial.number:04d}"
+        if not (wrong := _damage(own / "best")):
+            continue
+        epochs, then = trial.user_attrs["epochs"], trial.user_attrs["best"]
+        yield f"trial {trial.number}: {wrong} It is trained again, to epoch {epochs}."
+        _clear(own)
+        bench = bench or make()
+        run = bench.resume(trial.number, trial.user_attrs["config"])
+        while run.epoch < epochs:
+            run.advance()
+        if run.best and run.best[run.metric] != then:
+            here = run.best[run.metric]
+            yield f"trial {trial.number}: {run.metric} is {here:.4f} here, was {then:.4f}."
+    config = ended[0].user_attrs["config"] if ended else {}
+    baseline = folder / BASELINES.get(config.get("task", "retrieval"), "")
+    if ended and baseline.is_dir() and (wrong := _damage(baseline / "best")):
+        yield f"{wrong} It is measured again."
+        _clear(baseline)
+        (bench or make()).baseline(config_of(config).task)
+
+
+def _damage(checkpoint: Path) -> str:
+    try:
+        verify(checkpoint)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def _clear(run: Path) -> None:
+    """Away with a run's checkpoints and those of its folds."""
+    for pattern in ("best*", "last*", FOLDS):
+        for path in run.glob(pattern):
+            shutil.rmtree(path)
 
 
 def _names(trials: Sequence[Path]) -> str:

@@ -243,7 +243,7 @@ class StudySearcher(FromDisk):
                 raise
             self.pause(disk_failure(error))
         if lost := storage_of(self.study).journal.lost:
-            self.pause(f"`{self.folder / NAME}` cannot be written to: {lost.strerror}")
+            self.pause(f"`{self.folder / NAME}` cannot be written to: {lost}")
 
     def _wait(self, trial: optuna.Trial, reason: str) -> None:
         """Of too little memory: once more when no other trial is left that takes some."""

@@ -115,9 +115,9 @@ class Soak:
         for _ in range(lots.randint(1, 3)):
             if disturb is not None:
                 disturb()
-            life = live(partial(work, self.room), self.log, kill=lots.uniform(0, 1.1 * seconds))
+            life = live(partial(work, self.room), self.log, kill=lots.uniform(0, seconds))
             kills += life.code is None
-            if life.code not in (None, 0):
+            if life.code is not None:  # it was done before it could be killed
                 return {"work": work.name, "kills": kills, **self._judge(work, life)}
         life = live(partial(work, self.room), self.log)
         return {"work": work.name, "kills": kills, **self._judge(work, life)}
@@ -127,7 +127,8 @@ class Soak:
 
         def jump() -> None:
             for path in self.room.rglob("*"):
-                if lots.random() < 0.3 and path.is_file():
+                theirs = str(path.relative_to(self.room)).startswith(NEVER)
+                if lots.random() < 0.3 and path.is_file() and not theirs:
                     then = time.time() + lots.uniform(-86400, 86400)
                     os.utime(path, (then, then))
 
@@ -153,7 +154,8 @@ class Soak:
         about = {"work": work.name, "error": errno.errorcode[code]}
         if life.code not in (0, 2) or "Traceback" in life.said:
             return {**about, "outcome": "traceback", "said": life.said[-2000:]}
-        life = live(partial(work, self.room), self.log)
+        if life.code:
+            life = live(partial(work, self.room), self.log)
         return {**about, **self._judge(work, life)}
 
     def damage(self, lots: random.Random) -> Any:
@@ -204,9 +206,10 @@ class Soak:
         return {"outcome": outcome, "said": life.said[-2000 if outcome == "traceback" else -600 :]}
 
     def _names(self, said: str, damaged: Path) -> bool:
-        """Whether the file is named, or the folder that it is a part of, below a run or a store."""
-        deep = damaged.parent.parent != self.room
-        return damaged.name in said or (deep and str(damaged.parent) in said)
+        """Whether the file is named, or its folder, be it a checkpoint's or a model's."""
+        folder = damaged.parent
+        whole = folder.parent != self.room or folder.name == "clip"
+        return damaged.name in said or (whole and str(folder) in said)
 
 
 def table(rounds: Sequence[dict[str, Any]]) -> str:
