@@ -77,7 +77,7 @@ def restore(study: optuna.Study, folder: Path, make: Callable[[], Workbench]) ->
         _clear(own)
         bench = bench or make()
         run = bench.resume(trial.number, trial.user_attrs["config"])
-        while run.epoch < epochs:
+        while run.epoch < epochs and not run.finished:
             run.advance()
         if run.best and run.best[run.metric] != then:
             here = run.best[run.metric]
