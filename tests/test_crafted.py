@@ -17,7 +17,7 @@ from pipelines.encoding import store as encoding
 from pipelines.encoding.store import encode
 from tests.test_encode import InProcess
 from tests.things import in_this_process, picture, things
-from trainables.files import read_json, sha256_file, sha256_json, write_json
+from trainables.files import read_json, sha256_file, sha256_json, write_hashed, write_json
 
 FEW = ("--set", "epochs=1", "batch_size=4", "precision=fp32")
 World = dict[str, Path]
@@ -42,8 +42,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[Worl
         shutil.copytree(words, study / "trials" / "0000")
         entry = {"trial": 0, "adapter": "soft_prompt", "value": 0.5, "path": "trials/0000"}
         best = {**entry, "metric": "val/t2i_r1", "per_adapter": {"soft_prompt": entry}}
-        write_json(study / "best.json", best)
-        write_json(study / "study.json", read_json(words / "run.json") | {"adapters": []})
+        write_hashed(study / "best.json", best)
+        write_hashed(study / "study.json", read_json(words / "run.json") | {"adapters": []})
         for run in (words, classes, study):
             assert in_this_process("evaluate", "--run", run, "--bootstrap", 100) == 0
         yield {

@@ -15,7 +15,7 @@ from typing import Any
 
 from trainables.draws import Draw, Part, read_draw
 from trainables.errors import DataError
-from trainables.files import read_json, write_hashed
+from trainables.files import read_hashed, read_json, understood, write_hashed
 from trainables.hardware import Precision
 
 FORMAT = "cliptune-arena-plan-1"
@@ -102,13 +102,12 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 def read_plan(folder: Path) -> Plan:
     """The plan of the arena in `folder`."""
-    value = read_json(folder / "plan.json")
-    value.pop("sha256", None)
-    if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
-        raise DataError(f"`{folder / 'plan.json'}` is not a plan of format {FORMAT}.")
-    sources = tuple(Source(**one) for one in value.pop("sources"))
-    lists: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in value.items()}
-    return Plan(sources=sources, **lists)
+    path = folder / "plan.json"
+    value = read_hashed(path, FORMAT)
+    rest = {n: v for n, v in value.items() if n not in ("format", "sha256", "sources")}
+    lists: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in rest.items()}
+    with understood(path):
+        return Plan(sources=tuple(Source(**one) for one in value["sources"]), **lists)
 
 
 def draw_of(folder: Path, task: str) -> Draw:
