@@ -28,7 +28,7 @@ from trainables.backbone import Backbone
 from trainables.calibration import Calibration
 from trainables.classes import Classes
 from trainables.config import TrainConfig, in_epoch, to_json
-from trainables.errors import CheckpointError, CliptuneError, DataError
+from trainables.errors import CheckpointError, CliptuneError, ConfigError, DataError
 from trainables.files import (
     JSON,
     read_json,
@@ -207,9 +207,13 @@ def check_beside(folder: Path, adapter: Adapter[Any]) -> None:
 
 def read_config(folder: Path) -> TrainConfig:
     """The config a checkpoint or run folder was trained with."""
-    with understood(folder / "config.json"):
-        flat = dict(read_json(folder / "config.json"))
-        return make_config(str(flat.pop("name")), flat)
+    path = folder / "config.json"
+    with understood(path):
+        flat = dict(read_json(path))
+        try:
+            return make_config(str(flat.pop("name")), flat)
+        except ConfigError as error:
+            raise ConfigError(f"`{path}`: {error}") from None
 
 
 def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:

@@ -193,6 +193,8 @@ class Soak:
             outcome = "hangs"
         elif "Traceback" in life.said or life.code not in (0, 2):
             outcome = "traceback"
+        elif life.code == 2 and not damaged and not self.compare(work):
+            outcome = "equal"  # it was killed when all was done, and is not done twice
         elif life.code == 2:
             outcome = "named" if named else "unnamed"
         else:

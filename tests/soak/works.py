@@ -1,8 +1,8 @@
 """What is disturbed: the commands themselves, on tiny models, in a room of their own.
 
 Flows in: a folder. Flows out: a room with shards, stores, draws and runs in it, and what can be
-done there. Searches and arenas train in one process, as their commands do in many: all but Ray is
-the command's own.
+done there. Searches and arenas train in one process, and images are encoded in one, as their
+commands do in many: all but Ray is the command's own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pipelines.arena
+import pipelines.encoding.store
 import pipelines.tune
 import pipelines.typed
 from pipelines.cli import stage_main
@@ -23,7 +24,9 @@ from pipelines.comparing.tuning import Arena, CellSearch
 from pipelines.searching.from_disk import pausing
 from pipelines.searching.population import rules
 from tests.one_process import Driver
+from tests.test_encode import InProcess
 from tests.tiny import picture, tiny_clip, tiny_features, tiny_shards
+from trainables.files import read_json, write_hashed
 from trainables.trial import TrialSettings
 
 
@@ -43,6 +46,7 @@ class Work:
         pipelines.tune._tune = partial(search_here, self.workers)
         pipelines.arena._tune = compete_here
         pipelines.typed.command = command_here
+        pipelines.encoding.store.embed_units = InProcess()
         words = [word.replace("ROOM", str(room)) for word in self.words]
         stage_main(words[0], words[1:])
 
@@ -109,6 +113,12 @@ WORKS = (
         reads=("classes", "drawn.json"),
     ),
     Work(
+        "encode",
+        ("encode", "--shards", "ROOM/shards", "--backbone", "ROOM/clip", "--out", "ROOM/encoded"),
+        *(("encoded",), ("encoded",)),
+        reads=("shards", "clip", "encoded"),
+    ),
+    Work(
         "an arena",
         ARENA,
         ("arena/arena.json", "arena/arena.md"),
@@ -157,6 +167,9 @@ def make_room(room: Path) -> None:
     shards = tiny_shards(room / "shards", counts)
     tiny_features(room / "features", images=48, val=16, pixels=True, clip=clip, shards=shards)
     tiny_shards(room / "classes", dict.fromkeys(counts, 48), classes=True)  # 6 of each
+    for name in ("shards", "classes", "features"):  # as the commands write it
+        path = room / name / "manifest.json"
+        write_hashed(path, read_json(path))
     for number in range(24):
         place = room / "pictures" / ("train", "val", "test")[number % 3] / f"class {number % 4}"
         place.mkdir(parents=True, exist_ok=True)
