@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-quick test-slow bench clean
+.PHONY: demo test test-quick test-slow test-soak bench clean
 
 demo: $(READY)
 	$(BIN)/cliptune demo
@@ -14,16 +14,21 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(MAKE) --jobs=2 --keep-going test-slow test-quick
+	$(MAKE) --jobs=2 --keep-going test-slow test-quick test-soak
 
 # Tests that start a Ray cluster or kill processes wait more than they work, and no two clusters may
 # run at once: they run one after another beside all the others, and say what came of it at the end.
-test-quick test-slow: export OMP_NUM_THREADS := 1
+test-quick test-slow test-soak: export OMP_NUM_THREADS := 1
 test-quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow > $(VENV)/slow.log 2>&1; code=$$?; cat $(VENV)/slow.log; exit $$code
+
+# Kills, flips and cuts at random, of a seed that is new each day and printed.
+test-soak: $(READY)
+	rm -rf $(VENV)/soak
+	$(BIN)/python -m tests.soak --minutes 3 --out $(VENV)/soak
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
