@@ -209,7 +209,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "nul in path": ({"image": "a\0b"}, "image path 'a\\x00b' is not a path"),
     "empty caption": ({"caption": ""}, "caption 1 is empty"),
-    "blank caption": ({"caption": ["fine", " \n "]}, "caption 2 is empty"),
+    "blank captions": ({"caption": ["", " \n "]}, "caption 1 is empty"),
     "nul in caption": ({"caption": "a\0b"}, "caption 1 holds a NUL byte"),
     "lone surrogate": ({"caption": "a\ud800b"}, "caption 1 is not UTF-8"),
     "caption of another type": ({"caption": ["fine", 7]}, "caption 2 is not text (int)"),
@@ -217,7 +217,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "no words": ({"caption": None}, "no caption and no class name"),
     "empty class": ({"class": " "}, "class name is empty"),
     "label as a word": (
-        {"label": "cat"},
+        {"label": "cat", "class": "dog"},
         "label 'cat' is not a whole number; for names use `--columns class_name=...`",
     ),
     "negative label": ({"label": -1}, "its label is -1, as where labels are withheld"),

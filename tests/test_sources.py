@@ -668,7 +668,7 @@ def test_odd_samples(tmp_path: Path) -> None:
         ("b.jpg", jpeg(0)), ("b.png", jpeg(0)),
         ("c.jpg", jpeg(0)), ("c.json", b"[1]"),
         ("d.jpg", jpeg(0)), ("d.txt", b"caf\xe9"),
-        ("e.jpg", jpeg(0)), ("e.cls", b"cat"),
+        ("e.jpg", jpeg(0)), ("e.cls", b"cat"), ("e.json", b'{"category": "dog"}'),
     ]  # fmt: skip
     assert [(r.id, reason(r)) for r in read(tar(tmp_path / "a.tar", members))] == [
         ("a", "no image"),

@@ -67,9 +67,9 @@ def test_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "splits: by the split column",
         'first: `0.jpg`: train; 1 caption: "a red disc"',
         'first: `1.jpg`: val; 1 caption: "a blue disc"',
-        f'first: `none.jpg`: val; 1 caption: "lost"; no file `{tmp_path / "none.jpg"}`',
+        f'first: `none.jpg`: val; 1 caption: "lost"; bad: missing file `{tmp_path / "none.jpg"}`',
         "records: 4 in all; by split: 3 val, 1 train",
-        "bad: 1 of these records, such as: image path leaves the folder",
+        f"bad: 2 of these records, such as `none.jpg`: missing file `{tmp_path / 'none.jpg'}`",
     ]
 
 
@@ -107,10 +107,11 @@ def test_tars_with_splits_in_their_names(
         "read: train-0.tar, train-1.tar, val-0.tar",
         "not read: 1 .jpg, 1 .json",
         "splits: by name, train (train-0.tar, train-1.tar), val (val-0.tar)",
-        "first: `train-0/0`: train",
-        "first: `train-1/0`: train",
-        "first: `val-0/0`: val",
+        "first: `train-0/0`: train; bad: no caption and no class name",
+        "first: `train-1/0`: train; bad: no caption and no class name",
+        "first: `val-0/0`: val; bad: no caption and no class name",
         "records: 3 in all; by split: 2 train, 1 val",
+        "bad: 3 of these records, such as `train-0/0`: no caption and no class name",
         "not read: members of these, 3 .json, 3 .npy",
     ]
 
@@ -195,7 +196,7 @@ def test_json_parquet_and_a_saved_data_set(
     assert said(path, capsys)[:3] == [
         "format: karpathy, its `images` have `sentences`",
         "splits: by `split` of each entry",
-        'first: `0.jpg`: restval; 1 caption: "a"',
+        'first: `0.jpg`: train; 1 caption: "a"',
     ]
     path = put(tmp_path / "split.json", json.dumps({"train": [["0.jpg", 3, "cat"]]}))
     assert said(path, capsys)[:3] == [
@@ -367,3 +368,32 @@ def test_a_real_run_begins_with_it(tmp_path: Path, capsys: pytest.CaptureFixture
         "train         5 images          0 captions",
     ]
     assert ShardSet.open(out).splits["train"]["images"] == 5
+
+
+def test_words_that_the_run_refuses_are_bad_here_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path, 3)
+    rows = [{"image": f"{n}.jpg", "caption": text} for n, text in enumerate(("a", 12, " "))]
+    path = put(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)))
+    assert said(path, capsys)[-2:] == [
+        "records: 3 in all",
+        "bad: 2 of these records, such as `1.jpg`: caption 1 is not text (int)",
+    ]
+    with pytest.raises(DataError, match=r"2 of 3 records .* such as `1.jpg`: caption 1 is not te"):
+        run(Args(str(path), tmp_path / "out"))
+
+
+def test_a_source_without_a_record_is_an_error_here_too(tmp_path: Path) -> None:
+    path = put(tmp_path / "t.csv", "image,caption\n")
+    with pytest.raises(DataError, match=r"t.csv` has no records"):
+        run(Args(str(path), tmp_path / "out", dry_run=True))
+
+
+def test_a_refusal_keeps_the_values_of_its_first_record(tmp_path: Path) -> None:
+    pictures(tmp_path, 2)
+    path = put(tmp_path / "t.csv", "image,caption,label\n0.jpg,x,-1\n1.jpg,y,-1\n")
+    with pytest.raises(
+        DataError, match=r"its label is -1, as .* \(2\), such as `0.jpg`: its label"
+    ):
+        run(Args(str(path), tmp_path / "out"))

@@ -15,7 +15,7 @@ import pytest
 
 from pipelines import shards
 from pipelines.sharding.records import check
-from pipelines.sources.base import BadRecord, Options, RawRecord
+from pipelines.sources.base import BadRecord, Options, RawRecord, parse_columns
 from pipelines.sources.registry import SOURCES, source_format
 from pipelines.sources.texts import listed
 from tests.pictures import draw
@@ -308,6 +308,86 @@ def test_the_command_line_reads_what_pandas_wrote(
     shards.run(shards.Args(str(source), tmp_path / "out"))
     assert "note: column '' numbers rows and is left out (1)" in capsys.readouterr().out
     assert ShardSet.open(tmp_path / "out").classes == {"plate": 0, "cup": 1}
+
+
+# --- classes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("dog", "cat"), ("True", "False"), (True, False)])
+def test_labels_that_are_names_are_names(tmp_path: Path, names: tuple[Any, Any]) -> None:
+    draw(tmp_path, "0.jpg", "1.jpg")
+    rows = [json.dumps({"image": f"{n}.jpg", "label": name}) for n, name in enumerate(names)]
+    options = Options()
+    found = read(write(tmp_path / "said.jsonl", *rows), options)
+    assert [(one.class_name, one.label) for one in found] == [(str(name), None) for name in names]
+    assert options.notes == {"column 'label' has names of classes": 1}
+
+
+def test_numbers_of_classes_alone_say_nothing(tmp_path: Path) -> None:
+    draw(tmp_path, "0.jpg", "1.jpg")
+    source = write(tmp_path / "said.csv", "image,label", "0.jpg,3", "1.jpg,0")
+    with pytest.raises(DataError, match=r"has numbers of classes \(`label`, such as 3\)") as caught:
+        read(source)
+    (line,) = re.findall(r"`--columns ([^`]*)`", str(caught.value))
+    found = read(source, Options(columns=parse_columns(shlex.split(line))))
+    assert [(one.class_name, one.label) for one in found] == [("3", 3), ("0", 0)]
+
+
+def test_numbers_as_class_names_of_parquet(tmp_path: Path) -> None:
+    draw(tmp_path, "0.jpg", "1.jpg")
+    path = tmp_path / "said.parquet"
+    pq.write_table(pa.table({"image": ["0.jpg", "1.jpg"], "label": [3.0, 0.0]}), path)
+    found = read(path, Options(columns=parse_columns(["image=image", "class_name=label"])))
+    assert [one.class_name for one in found] == ["3", "0"]
+
+
+def test_the_command_for_known_columns_beside_an_unknown_one(tmp_path: Path) -> None:
+    draw(tmp_path, "0.jpg")
+    source = write(tmp_path / "said.csv", "image path,my text,title of it", "0.jpg,x,y")
+    with pytest.raises(DataError, match="as in `--columns image=path caption=title`"):
+        read(source)
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path / "two.csv", "img,caption 1,caption 2,source", "0.jpg,x,y,z"))
+    (line,) = re.findall(r"`--columns ([^`]*)`", str(caught.value))
+    columns = parse_columns(shlex.split(line))
+    (record,) = read(tmp_path / "two.csv", Options(columns=columns))
+    assert record.captions == ("x", "y")
+
+
+# --- captions -----------------------------------------------------------------------------------
+
+
+def test_blank_captions_beside_others_are_left_out_and_noted(tmp_path: Path) -> None:
+    draw(tmp_path, "0.jpg", "1.jpg", "2.jpg")
+    rows = ["0.jpg,a,", "1.jpg,b,c", "2.jpg, ,"]
+    source = write(tmp_path / "said.csv", "image,caption_0,caption_1", *rows)
+    assert outcomes(source) == [["a"], ["b", "c"], "caption 1 is empty"]
+    shards.run(shards.Args(str(source), tmp_path / "out", max_bad_fraction=0.5))
+    assert ShardSet.open(tmp_path / "out").manifest["notes"]["blank_captions_left_out"] == 1
+
+
+def test_a_caption_said_twice_is_one_in_a_list_as_over_rows(tmp_path: Path) -> None:
+    draw(tmp_path, "0.jpg")
+    row = {"image": "0.jpg", "caption": ["a disc", "red", "a  disc"]}
+    listed_once = write(tmp_path / "list.jsonl", json.dumps(row))
+    rows = write(
+        tmp_path / "rows.csv", "image,caption", "0.jpg,a disc", "0.jpg,red", "0.jpg,a disc"
+    )
+    for source in (listed_once, rows):
+        shards.run(shards.Args(str(source), tmp_path / "out", split="train", overwrite=True))
+        (found,) = ShardSet.open(tmp_path / "out").rows("train")
+        assert found["captions"] == ["a disc", "red"]
+
+
+def test_with_a_split_for_all_it_does_not_matter_what_the_source_says(tmp_path: Path) -> None:
+    draw(tmp_path, "0.jpg", "1.jpg")
+    rows = ["0.jpg,a,", "1.jpg,b,extra"]
+    (first, second) = read(write(tmp_path / "said.csv", "image,caption,split", *rows))
+    for record in (first, second):
+        outcome = check(record, "train")
+        assert not isinstance(outcome, BadRecord)
+        assert outcome.row["split"] == "train"
+        assert isinstance(check(record, "source"), BadRecord)
 
 
 # --- folders of the images ----------------------------------------------------------------------

@@ -102,3 +102,11 @@ def test_tars_in_folders_of_splits(tmp_path: Path) -> None:
     }
     said = list(first_lines(str(tmp_path), "webdataset", "source", read(tmp_path)))
     assert said[0] == "splits: by name, test (test/0.tar), train (train/0.tar)"
+
+
+def test_classes_by_name_or_by_number(tmp_path: Path) -> None:
+    names = [("0.jpg", jpeg(0)), ("0.cls", b"cat\n"), ("1.jpg", jpeg(1)), ("1.cls", b"3")]
+    path = tar(tmp_path / "x.tar", names)
+    assert [(one.class_name, one.label) for one in read(path)] == [("cat", None), (None, 3)]
+    options = Options(columns={"image": ["jpg"], "class_name": ["cls"]})
+    assert [one.class_name for one in read(path, options)] == ["cat", "3"]

@@ -24,6 +24,7 @@ class Quarantine:
         self.path = path
         self.max_fraction = max_fraction
         self.reasons: Counter[str] = Counter()
+        self._first: dict[str, str] = {}  # a record of each
         self._file = path.open("w", encoding="utf-8")
 
     def __enter__(self) -> Quarantine:
@@ -39,7 +40,9 @@ class Quarantine:
 
     def add(self, name: str, reason: str) -> None:
         self.write(name, reason)
-        self.reasons[_kind(reason)] += 1
+        kind = _kind(reason)
+        self.reasons[kind] += 1
+        self._first.setdefault(kind, f"`{name}`: {reason}")
 
     def write(self, name: str, reason: str) -> None:
         """Only note it in the file: a record left out by a rule, not because it is bad."""
@@ -51,10 +54,13 @@ class Quarantine:
         bad = self.reasons.total()
         if (finished or seen >= _EARLY) and bad > self.max_fraction * seen:
             self._file.flush()
-            summary = ", ".join(f"{kind} ({n:,})" for kind, n in self.reasons.most_common(5))
+            most = self.reasons.most_common(5)
+            summary = ", ".join(f"{kind} ({n:,})" for kind, n in most)
+            first = self._first[most[0][0]]
             raise DataError(
                 f"{bad:,} of {seen:,} records ({100 * bad / seen:.3g} %) are bad, above "
-                f"`--max-bad-fraction` {self.max_fraction:g}: {summary}. Each is in `{self.path}`."
+                f"`--max-bad-fraction` {self.max_fraction:g}: {summary}, such as {first}. "
+                f"Each is in `{self.path}`."
             )
 
 
@@ -62,4 +68,4 @@ def _kind(reason: str) -> str:
     """The reason without what differs from record to record."""
     reason = re.sub(r" \(.*\)", "", reason, flags=re.DOTALL)
     reason = re.sub(r"`[^`]*`|'[^']*'", "...", reason)
-    return re.sub(r"\d[\d,.]*", "N", reason)
+    return re.sub(r"(?<![-\d])\d+(?:[.,]\d+)*", "N", reason)

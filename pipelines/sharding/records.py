@@ -23,7 +23,11 @@ from trainables.image_headers import read_file
 from trainables.images import decode, probe
 from trainables.shards import SPLITS
 
-OF_WORDS = {"special_token_captions"}  # notes that are not of the image
+OF_WORDS = {  # notes that are not of the image
+    "special_token_captions",
+    "blank_captions_left_out",
+    "captions_said_twice_kept_once",
+}
 Picture: TypeAlias = tuple[bytes, str, tuple[int, int], dict[str, bool]]
 Look: TypeAlias = Callable[[bytes | Path], Picture]
 _SPECIAL_TOKENS = ("<|endoftext|>", "<|startoftext|>")
@@ -37,9 +41,11 @@ class Checked:
     notes: tuple[str, ...]
 
 
-def check_each(record: RawRecord, split_rule: str) -> list[tuple[str, Checked | BadRecord]]:
+def check_each(
+    record: RawRecord, split_rule: str, look: Look | None = None
+) -> list[tuple[str, Checked | BadRecord]]:
     """The outcome of each record that `record` unites, and its id. Their image is read once."""
-    look = cache(_picture)
+    look = look or cache(_picture)
     return [(one.id, check(one, split_rule, look)) for one in record.apart()]
 
 
@@ -54,12 +60,20 @@ def check(record: RawRecord, split_rule: str, look: Look | None = None) -> Check
             raise Refused(f"its label is {record.label}, as where labels are withheld")
         if record.label is not None and record.label >= 2**31:
             raise Refused(f"label {record.label} is outside 0 to 2147483647")
-        captions = [caption(text, n) for n, text in enumerate(record.captions, 1)]
+        texts = list(enumerate(record.captions, 1))
+        told = [(n, text) for n, text in texts if not _is_blank(text)] or texts
+        captions = [caption(text, n) for n, text in told]
+        once = list(dict.fromkeys(captions))
         if record.class_name is not None:
             check_text("class name", record.class_name)
         elif not captions:
-            raise Refused("no caption and no class name")
-        split = record.split
+            if record.label is None:
+                raise Refused("no caption and no class name")
+            raise Refused(
+                f"no caption and no class name for label {record.label} (`--columns` can take it "
+                "for a name, as `class_name=cls`)"
+            )
+        split = record.split if split_rule in ("source", "val-of-train") else None
         if split is not None:
             check_text("split", split)
             split = split_name(split)
@@ -73,7 +87,7 @@ def check(record: RawRecord, split_rule: str, look: Look | None = None) -> Check
         "image": data,
         "width": size[0],
         "height": size[1],
-        "captions": captions,
+        "captions": once,
         "label": record.label,
         "class_name": record.class_name,
         "split": _split(split, split_rule, digest),
@@ -82,9 +96,15 @@ def check(record: RawRecord, split_rule: str, look: Look | None = None) -> Check
     }
     notes = image_notes | {
         "special_token_captions": any(mark in c for c in captions for mark in _SPECIAL_TOKENS),
+        "blank_captions_left_out": len(told) < len(texts),
+        "captions_said_twice_kept_once": len(once) < len(captions),
         "split_by_hash": split_rule == "hash" or (split_rule not in SPLITS and split is None),
     }
     return Checked(row, tuple(name for name, true in notes.items() if true))
+
+
+def _is_blank(text: object) -> bool:
+    return text is None or (isinstance(text, str | bytes) and not text.strip())
 
 
 def _picture(image: bytes | Path) -> Picture:

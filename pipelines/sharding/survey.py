@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from threading import Thread
 
+from pipelines.sharding.records import Picture, check_each
 from pipelines.sources import coco, flickr_token, folder, table, webdataset
 from pipelines.sources.base import (
     MEDIA_SUFFIXES,
@@ -24,10 +25,14 @@ from pipelines.sources.base import (
     Options,
     RawRecord,
     ending,
+    split_name,
     split_of_name,
 )
 from pipelines.sources.registry import SIGNS, SOURCES
 from pipelines.sources.samples import FIELD_OF
+from pipelines.sources.texts import Refused
+from trainables.errors import DataError
+from trainables.files import sha256_bytes
 from trainables.shards import SPLITS
 
 FILES = 100_000
@@ -156,15 +161,29 @@ def first_lines(source: str, name: str, rule: str, records: Sequence[RawRecord])
     if records:
         yield from _splits_of(source, name, rule, records)
     for record in records[:SHOWN]:
-        yield f"first: `{record.id}`: " + "; ".join(_said(record))
+        yield f"first: `{record.id}`: " + "; ".join(_said(record, rule))
 
 
-def _said(record: RawRecord) -> Iterator[str]:
+def _bad(record: RawRecord, rule: str) -> Iterator[tuple[str, str]]:
+    """Each record that `record` unites and that is bad by what is said of it, by id, and why. Of an
+    image it is only seen whether there is one."""
+    for name, outcome in check_each(record, rule, _unread):
+        if isinstance(outcome, BadRecord):
+            yield name, outcome.reason
+
+
+def _unread(image: bytes | Path) -> Picture:
+    if isinstance(image, Path) and not image.exists():
+        raise Refused(f"missing file `{image}`")
+    return b"", sha256_bytes(b""), (0, 0), {}
+
+
+def _said(record: RawRecord, rule: str) -> Iterator[str]:
     if isinstance(record.image, BadRecord):
         yield f"bad: {record.image.reason}"
         return
     if record.split is not None:
-        yield str(record.split)
+        yield split_name(str(record.split))
     if record.class_name is not None or record.label is not None:
         label = "" if record.label is None else f" (label {record.label})"
         yield f"class `{record.class_name}`{label}"
@@ -175,8 +194,8 @@ def _said(record: RawRecord) -> Iterator[str]:
     if texts:
         shown = [f'"{_short(text)}"' for text in texts[:SHOWN]] + ["..."] * (len(texts) > SHOWN)
         yield f"{len(texts)} caption{'s' * (len(texts) > 1)}: {', '.join(shown)}"
-    if isinstance(record.image, Path) and not record.image.exists():
-        yield f"no file `{record.image}`"
+    if bad := next(_bad(record, rule), None):
+        yield f"bad: {bad[1]}"
 
 
 def look(source: str, name: str, options: Options, rule: str) -> Iterator[str]:
@@ -192,8 +211,11 @@ def look(source: str, name: str, options: Options, rule: str) -> Iterator[str]:
     known = list(records)
     yield from first_lines(source, name, rule, known)
     yield _extent(known, done) + _told(known)
-    if bad := [one.image.reason for one in known if isinstance(one.image, BadRecord)]:
-        yield f"bad: {len(bad):,} of these records, such as: {bad[0]}"
+    if done and not known:
+        raise DataError(f"`{source}` has no records.")
+    if bad := [one for record in known for one in _bad(record, rule)]:
+        key, reason = bad[0]
+        yield f"bad: {len(bad):,} of these records, such as `{key}`: {reason}"
     if name == "webdataset" and options.tally.ignored:
         yield f"not read: members of these, {_counted(options.tally.ignored)}"
     yield from (f"note: {note} ({count:,})" for note, count in options.notes.items() if count)
@@ -207,7 +229,7 @@ def _extent(known: Sequence[RawRecord], done: bool) -> str:
 
 def _told(known: Sequence[RawRecord]) -> str:
     """How many records are of each split, and of each class."""
-    splits = Counter(one.split for one in known if one.split is not None)
+    splits = Counter(split_name(str(one.split)) for one in known if one.split is not None)
     classes = len({(one.class_name, one.label) for one in known} - {(None, None)})
     of_splits = f"; by split: {_counted(splits)}" if splits else ""
     return of_splits + (f"; of {classes:,} class{'es' * (classes > 1)}" if classes else "")

@@ -31,6 +31,7 @@ _FIELD_OF = {alias: name for name, aliases in _ALIASES.items() for alias in alia
 _ADDRESSES = ("url", "urls", "image_url", "img_url", "image_link", "link")
 _LISTS = ("csv", "tsv", "jsonl", "parquet")  # what img2dataset reads
 # Columns that number rows: pandas' index, without a name, as CSV and Parquet have it; Flickr30k's.
+_NUMBER = re.compile(r"-?[0-9]{1,10}(\.0*)?")
 _NUMBERING = re.compile(r"|unnamed: [\d.]+|__index_level_\d+__|(comment|caption)_number")
 
 
@@ -46,19 +47,7 @@ def match_columns(names: Iterable[str], options: Options, where: str) -> dict[st
                 raise DataError(f"`{where}`: {unknown('column', column, names)}")
         found = {name: list(columns) for name, columns in given.items()}
     else:
-        found = {}
-        for column in names:
-            if _NUMBERING.fullmatch(column.strip().lower()):
-                options.notes[f"column {column.strip()!r} numbers rows and is left out"] += 1
-                continue
-            field = field_of(column)
-            if field is None:
-                raise DataError(
-                    f"`{where}`: {unknown('column', column, FIELDS)} "
-                    "Or name the columns to read, as in `--columns image=path caption=title`: "
-                    "all others are then left out."
-                )
-            found.setdefault(field, []).append(column)
+        found = _by_name(names, options, where)
     for field, columns in found.items():
         if len(columns) > 1 and field != "caption":
             both = " and ".join(f"`{c}`" for c in columns)
@@ -66,6 +55,65 @@ def match_columns(names: Iterable[str], options: Options, where: str) -> dict[st
     if "image" not in found:
         raise DataError(f"`{where}` has no image column; name it with `--columns image=...`.")
     return found
+
+
+def _by_name(names: Sequence[str], options: Options, where: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    unknown_names = []
+    for column in names:
+        if _NUMBERING.fullmatch(column.strip().lower()):
+            options.notes[f"column {column.strip()!r} numbers rows and is left out"] += 1
+        elif field := field_of(column):
+            found.setdefault(field, []).append(column)
+        else:
+            unknown_names.append(column)
+    if unknown_names:
+        line = _line(found if len(found) > 1 else {"image": ["path"], "caption": ["title"]})
+        raise DataError(
+            f"`{where}`: {unknown('column', unknown_names[0], FIELDS)} "
+            f"Or name the columns to read, as in `{line}`: all others are then left out."
+        )
+    return found
+
+
+def with_names(
+    columns: dict[str, list[str]], label: Any, options: Options, where: str
+) -> dict[str, list[str]]:
+    """`columns`, where the one of labels is that of the class names if it holds these, as its first
+    cell `label` tells. Numbers with neither names nor captions are an error: they say nothing."""
+    if "label" not in columns or "class_name" in columns:
+        return columns
+    column = columns["label"]
+    if is_name(label) and not options.columns:
+        options.notes[f"column {column[0]!r} has names of classes"] += 1
+        others = {name: found for name, found in columns.items() if name != "label"}
+        return others | {"class_name": column}
+    if "caption" not in columns and _is_number(label):
+        line = _line(columns | {"class_name": column})
+        raise DataError(
+            f"`{where}` has numbers of classes (`{column[0]}`, such as {label}) and neither names "
+            f"nor captions. To take the numbers for names, type `{line}`."
+        )
+    return columns
+
+
+def is_name(label: Any) -> bool:
+    """Whether a label is the name of a class: a text that is no number, or yes or no."""
+    if isinstance(label, bytes):
+        label = label.decode("utf-8", "replace")
+    return isinstance(label, bool) or (isinstance(label, str) and not _is_number(label))
+
+
+def _is_number(label: Any) -> bool:
+    if isinstance(label, str):
+        return not label.strip() or _NUMBER.fullmatch(label.strip()) is not None
+    return isinstance(label, int | float)
+
+
+def _line(columns: Mapping[str, Sequence[str]]) -> str:
+    """The flag that chooses these columns."""
+    pairs = (f"{name}={column}" for name, found in columns.items() for column in found)
+    return "--columns " + " ".join(map(word, pairs))
 
 
 def _refuse_addresses(names: Sequence[str], where: str) -> None:
@@ -143,7 +191,7 @@ def record_of(
             image=_image(image, root),
             captions=_captions(values.get("caption"), notes),
             label=_label(values.get("label")),
-            class_name=values.get("class_name"),
+            class_name=_name(values.get("class_name")),
             # An empty cell of a split column is no split's name, not a row without splits.
             split=(values["split"] or "") if "split" in values else None,
         )
@@ -229,12 +277,21 @@ def _decoded(text: str | bytes) -> str:
     return text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
 
 
+def _name(cell: Any) -> Any:
+    """A class name; a number stands for itself."""
+    if isinstance(cell, bytes):
+        return _decoded(cell).strip()
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    return str(cell) if isinstance(cell, int) else cell
+
+
 def _label(cell: Any) -> int | None:
     if cell is None or cell == "":
         return None
     if isinstance(cell, bytes):
         cell = cell.decode("utf-8", "replace")
-    if isinstance(cell, str) and re.fullmatch(r"-?[0-9]{1,10}(\.0*)?", cell.strip()):
+    if isinstance(cell, str) and _NUMBER.fullmatch(cell.strip()):
         return int(cell.strip().partition(".")[0])
     if isinstance(cell, float) and cell.is_integer():  # pandas' labels, where one is missing
         return int(cell)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.base import ImageRoot, Options, RawRecord, with_folders
-from pipelines.sources.fields import cells, match_columns, merge, path_of, record_of
+from pipelines.sources.fields import cells, match_columns, merge, path_of, record_of, with_names
 from trainables.errors import DataError
 
 
@@ -76,6 +76,9 @@ def _rows(
     names = list(features) or list(next(iter(data), {}))
     columns = match_columns(names, options, f"{source}, split {split}")
     label = features.get(columns["label"][0]) if "label" in columns else None
+    if not isinstance(label, datasets.ClassLabel):
+        first = cells(next(iter(data), {}), columns).get("label")
+        columns = with_names(columns, first, options, f"{source}, split {split}")
     local = Path(source).is_dir()
     where = ImageRoot(options.images, with_folders(Path(source)) if local else [Path(source)])
     for number, row in enumerate(data, 1):

@@ -1,7 +1,7 @@
 """An image and the files that have its name, by their endings: members of a tar, files of a folder.
 
 Flows in: the contents by field. Flows out: a record. `.txt` and `.caption` hold captions, a line
-each, `.cls` a label and `.json` any of the fields, beside what is somebody's metadata.
+each, `.cls` a label or a class name and `.json` any of the fields, beside somebody's metadata.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.base import MEDIA_SUFFIXES, BadRecord, Options, RawRecord
-from pipelines.sources.fields import record_of, told
+from pipelines.sources.fields import is_name, record_of, told
 
 FIELD_OF = {suffix[1:]: "image" for suffix in MEDIA_SUFFIXES} | {
     "txt": "caption", "caption": "caption", "cls": "label", "json": "json",
@@ -42,6 +42,8 @@ def sample_record(
         values = known | values
     if isinstance(lines := values.get("caption"), bytes):
         values["caption"] = lines_of(lines) or lines
+    if "class_name" not in values and is_name(values.get("label")):
+        values["class_name"] = values.pop("label")
     if split:
         values.setdefault("split", split)
     return record_of({"id": key} | values, key, root, options.notes)

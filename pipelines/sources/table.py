@@ -27,7 +27,15 @@ from pipelines.sources.base import (
 )
 from pipelines.sources.delimited import LONGEST, Row, header
 from pipelines.sources.delimited import rows as _delimited
-from pipelines.sources.fields import cells, field_of, match_columns, merge, path_of, record_of
+from pipelines.sources.fields import (
+    cells,
+    field_of,
+    match_columns,
+    merge,
+    path_of,
+    record_of,
+    with_names,
+)
 from pipelines.sources.json_stream import entries, is_list
 from trainables.errors import DataError, unknown
 
@@ -100,7 +108,9 @@ def records(
             continue
         if not columns or (list(row) != names and not options.columns):  # JSONL rows may differ
             try:
-                columns = match_columns(row, options, str(path))
+                found = match_columns(row, options, str(path))
+                label = cells(row, found).get("label")
+                columns = with_names(found, label, options, str(path))
             except DataError as error:
                 if not columns:  # the first row speaks for the table
                     raise
