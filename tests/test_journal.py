@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from pipelines.searching.mending import check_whole, restore
 from pipelines.searching.study import Search, open_study
 from tests.one_process import Driver, copy, watching
 from trainables.backbone import Backbone
+from trainables.rows import rows_of
 from trainables.trial import TrialSettings, Workbench
 
 METRIC = "val/t2i_mrr"
@@ -216,3 +218,18 @@ def test_a_full_disk_pauses_a_search_and_fails_no_trial(
         assert check_whole(folder, mend=False) == []
         start(folder).fit()
         assert told(folder) == expected, first
+
+
+def test_rows_are_those_of_the_checkpoint_and_not_of_a_file_that_anyone_may_alter(
+    whole: Path,
+) -> None:
+    run = whole / "trials" / "0000"
+    expected = rows_of(run)
+    assert [row["epoch"] for row in expected] == [1, 2, 3]
+    path = run / "metrics.jsonl"
+    told_there = [json.loads(line) for line in path.read_text().splitlines()]
+    assert expected == told_there
+    path.write_text(json.dumps(told_there[0] | {"epoch": 9}) + "\n")
+    assert rows_of(run) == expected
+    shutil.rmtree(run / "last")  # as an older version may have left it
+    assert [row["epoch"] for row in rows_of(run)] == [9]

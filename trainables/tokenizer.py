@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
-from trainables.errors import ConfigError, DataError
+from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json
 from trainables.model_folder import existing, quiet
 
@@ -26,6 +26,16 @@ def load_tokenizer(folder: Path, kind: str) -> Any:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             read_json(folder / name)  # one that is damaged is named
+    try:
+        return _load(folder, kind)
+    except CliptuneError:
+        raise
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"the tokenizer in `{folder}` could not be loaded: {reason}") from error
+
+
+def _load(folder: Path, kind: str) -> Any:
     if kind == "clip":
         if not (folder / "tokenizer.json").is_file():
             existing(folder, "vocab.json")
@@ -45,12 +55,8 @@ def load_tokenizer(folder: Path, kind: str) -> Any:
     bare = named is None or not (folder / "config.json").is_file()  # open_clip has no such file
     if kind == "siglip" and bare and (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder, **how)
-    try:
-        with quiet():  # about fields of the model that no tokenizer reads
-            return AutoTokenizer.from_pretrained(folder, **how, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"the tokenizer in `{folder}` could not be loaded: {reason}") from error
+    with quiet():  # about fields of the model that no tokenizer reads
+        return AutoTokenizer.from_pretrained(folder, **how, trust_remote_code=False)
 
 
 def check_fits(tokenizer: Any, vocabulary: int, name: str | Path) -> None:

@@ -18,8 +18,9 @@ from trainables.config import Task, TrainConfig, Value
 from trainables.draws import Draw, check_draw, read_draw
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.features import SplitFeatures, open_features
-from trainables.files import read_json, read_jsonl, understood
+from trainables.files import read_json, understood
 from trainables.loop import METRICS, check_metric
+from trainables.rows import rows_of
 
 PLAIN: dict[str, Value] = {"adapter.template": "{}"}  # the captions as they are
 
@@ -63,7 +64,7 @@ class Contestant:
             chosen = read_json(self.folder / "best" / "state.json")["row"]
             val = {k.removeprefix("val/"): v for k, v in chosen.items() if k.startswith("val/")}
         with understood(self.folder / "metrics.jsonl"):
-            last = read_jsonl(self.folder / "metrics.jsonl")[-1]
+            last = rows_of(self.folder)[-1]
             return {"val": val, "epochs": int(last["epoch"]), "seconds": float(last["seconds"])}
 
 

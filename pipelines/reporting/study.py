@@ -19,8 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.searching.journal import NAME, read_trials
 from trainables.errors import DataError
-from trainables.files import read_json, read_jsonl
+from trainables.files import read_json
 from trainables.metrics.balance import front, standing
+from trainables.rows import rows_of
 
 T = TypeVar("T")
 
@@ -166,7 +167,7 @@ def read_study(run: Path) -> Study:
     trials = [_trial(t, adapters) for t in frozen if t.state in STATES]
     metric = str(facts.get("metric", "")).removeprefix("val/")
     against = baseline_of(facts.get("task"))
-    rows = read_jsonl(run / against / "metrics.jsonl")
+    rows = rows_of(run / against)
     measured = rows[-1] if rows else {}
     return Study(
         metric=metric,

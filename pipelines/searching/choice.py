@@ -33,11 +33,12 @@ from pipelines.searching.best import best_of
 from pipelines.searching.study import OVER, Search, goals
 from trainables.adapters.registry import BASELINES
 from trainables.checkpoint import val_values
-from trainables.files import read_jsonl, write_hashed
+from trainables.files import write_hashed
 from trainables.loop import LIKELIHOOD
 from trainables.measure import CALIBRATED
 from trainables.metrics.balance import RULE, standing
 from trainables.metrics.bootstrap import Array, Bootstrap
+from trainables.rows import rows_of
 
 NEAR = 2.0  # paired standard errors of the metric within which likelihood decides
 RESAMPLES = 1000
@@ -203,7 +204,7 @@ def _trial(trial: FrozenTrial, folder: Path) -> Entrant:
 def _baseline(search: Search, folder: Path) -> Iterable[Entrant]:
     """What trial 0 measured beside itself; nothing, where it did not come to that."""
     name = BASELINES[search.task]
-    for row in read_jsonl(folder / name / "metrics.jsonl")[-1:]:
+    for row in rows_of(folder / name)[-1:]:
         if search.metric in row:
             yield Entrant(
                 adapter=name,

@@ -163,9 +163,9 @@ class Soak:
         """One file flipped or cut, and a command that reads it, afresh or once more."""
         work = lots.choice(WORKS)
         self.fresh(work, done=lots.random() < 0.4)
-        if not (kinds := self._files()):
+        if not (kinds := self._files(work)):
             self.fresh(work, done=True)
-            kinds = self._files()
+            kinds = self._files(work)
         kind = lots.choice(sorted(kinds))
         path = lots.choice(kinds[kind])
         data = bytearray(path.read_bytes())
@@ -177,13 +177,14 @@ class Soak:
         about = {"work": work.name, "how": how, "at": at, "file": str(path.relative_to(self.room))}
         return {**about, "kind of file": kind, **self._judge(work, life, path)}
 
-    def _files(self) -> dict[str, list[Path]]:
+    def _files(self, work: Work) -> dict[str, list[Path]]:
         """What there is to damage, by its name without numbers."""
         kinds: dict[str, list[Path]] = {}
         for path in sorted(self.room.rglob("*")):
             name = str(path.relative_to(self.room))
             hidden = "/." in name or "/ray/" in name or name.startswith(NEVER)
-            if path.is_file() and path.stat().st_size and not hidden:
+            given = name.startswith(work.given)
+            if path.is_file() and path.stat().st_size and not hidden and not given:
                 kinds.setdefault(re.sub(r"\d+", "N", name), []).append(path)
         return kinds
 

@@ -41,6 +41,7 @@ class Work:
     clears: tuple[str, ...]
     workers: int = 1  # of a search in one process
     reads: tuple[str, ...] = ()  # folders and files that it depends on
+    given: tuple[str, ...] = ()  # of them, what is the user's: another one has another result
 
     def __call__(self, room: Path) -> None:
         pipelines.tune._tune = partial(search_here, self.workers)
@@ -117,11 +118,12 @@ WORKS = (
         ("encode", "--shards", "ROOM/shards", "--backbone", "ROOM/clip", "--out", "ROOM/encoded"),
         *(("encoded",), ("encoded",)),
         reads=("shards", "clip", "encoded"),
+        given=("clip",),
     ),
     Work(
         "an arena",
         ARENA,
-        ("arena/arena.json", "arena/arena.md"),
+        ("arena/arena.json",),
         tuple(f"arena/{one}" for one in ("cells", "arena.*", "tests", "test_openings.jsonl")),
         reads=("classes", "clip", "arena"),
     ),
