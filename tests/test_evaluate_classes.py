@@ -15,7 +15,14 @@ from trainables.checkpoint import load_adapter
 from trainables.draws import read_draw, write_draw
 from trainables.errors import ConfigError, DataError
 from trainables.features import backbone_of, embed_split
-from trainables.files import read_json, read_jsonl, sha256_file, sha256_json, write_json
+from trainables.files import (
+    read_json,
+    read_jsonl,
+    sha256_file,
+    sha256_json,
+    write_hashed,
+    write_json,
+)
 from trainables.metrics.calibration import brier, calibration_error
 from trainables.predict import score
 from trainables.shards import Seal, ShardSet
@@ -172,7 +179,7 @@ def test_a_draw_of_other_shards_and_a_run_on_captions_are_refused(
     about = read_json(halves / "coop/run.json")
     config = read_json(halves / "coop/config.json")
     plain = {name: about[name] for name in about if not name.startswith("draw")}
-    write_json(tmp_path / "run.json", plain)
+    write_hashed(tmp_path / "run.json", plain | {"task": "retrieval", "metric": "val/t2i_r1"})
     write_json(tmp_path / "config.json", config)
     with pytest.raises(ConfigError, match="was trained on captions"):
         evaluate.run(evaluate.Args(tmp_path, draw=halves / "new.json"))

@@ -30,7 +30,7 @@ from trainables.data import Predictions
 from trainables.draws import Draw, Member, read_draw, write_draw
 from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures, open_features
-from trainables.files import read_json, write_json
+from trainables.files import read_json, write_hashed
 from trainables.interpretation import against_random, nearest_words, stability
 from trainables.measure import measure
 from trainables.metrics.bootstrap import Bootstrap
@@ -379,7 +379,7 @@ def test_a_second_call_has_nothing_to_do_until_something_changes(
 ) -> None:
     run = Path(shutil.copytree(home / "lora", tmp_path / "lora"))
     report_flags = report.Args(run)
-    write_json(run / "study.json", {"metric": "val/accuracy", "features": "", "adapters": []})
+    write_hashed(run / "study.json", {"metric": "val/accuracy", "features": "", "adapters": []})
     report.run(report_flags)
     assert "explain/explain.html" not in (run / "report.html").read_text()
     (run / "study.json").unlink()
@@ -428,7 +428,7 @@ def test_what_cannot_be_explained_says_why(home: Path, tmp_path: Path) -> None:
     tiny_features(tmp_path / "store", clip=other)
     run = Path(shutil.copytree(home / "soft", tmp_path / "run"))
     about = read_json(run / "run.json")
-    write_json(run / "run.json", about | {"features": str(tmp_path / "store")})
+    write_hashed(run / "run.json", about | {"features": str(tmp_path / "store")})
     said = r"run` was trained on backbone `.*clip` with fingerprint .* two backbones do not compare"
     with pytest.raises(DataError, match=said):
         read_subjects([home / "soft", run])

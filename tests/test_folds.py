@@ -29,7 +29,7 @@ from trainables.checkpoint import load_adapter, val_values
 from trainables.draws import read_draw
 from trainables.errors import ConfigError, DataError
 from trainables.features import open_features
-from trainables.files import read_json, read_jsonl, write_json
+from trainables.files import read_json, read_jsonl, write_hashed, write_json
 from trainables.loop import Interrupted, Run
 from trainables.measure import examine
 from trainables.trial import TrialSettings, Workbench
@@ -198,7 +198,7 @@ def test_a_search_by_folds_says_so_from_its_choice_to_its_report(
     features, draw = folder / "features", folder / "base.json"
     about = about_study(search, [1, 2], features, draw)
     assert about["folds"] == 3
-    write_json(tmp_path / "study.json", about)
+    write_hashed(tmp_path / "study.json", about)
     Driver(search, settings(folder, tmp_path), 1, 1).fit()
     words = write_choice(open_study(tmp_path), search, tmp_path)
     assert words.startswith("chosen by 3 folds and val: ")
@@ -263,7 +263,7 @@ def test_wrong_folds_are_one_sentence(folder: Path, tmp_path: Path) -> None:
             flags.check(given(**more))
         assert str(error.value) == words
     study = {"folds": 4, "features": ""}
-    write_json(tmp_path / "study.json", study)
+    write_hashed(tmp_path / "study.json", study)
     search = flags.check(given(folds=0))
     with pytest.raises(DataError, match="its `folds` is 4, this one's None"):
         tune._claim(tmp_path, given(folds=0), search)
@@ -285,7 +285,7 @@ def test_several_adapters_are_compared_by_folds_where_val_is_small(
     assert folds(adapter=two, folds=3) == 3
     for name, about in (("before", {}), ("by three", {"folds": 3})):  # goes on as it began
         (tmp_path / name).mkdir()
-        write_json(tmp_path / name / "study.json", about)
+        write_hashed(tmp_path / name / "study.json", about)
         assert folds(tmp_path / name) == about.get("folds", 0)
     with pytest.raises(
         ConfigError, match=r"`--fuse` must be at most 1 in .*, a study with 3 folds"

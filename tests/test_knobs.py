@@ -24,7 +24,7 @@ from trainables.checkpoint import adapter_digest, live_tensors, load_adapter, tr
 from trainables.draws import measured, read_draw
 from trainables.errors import CliptuneError
 from trainables.features import open_features
-from trainables.files import read_json, read_jsonl, write_json
+from trainables.files import read_json, read_jsonl, write_hashed
 from trainables.knobs import at, start_of
 from trainables.measure import measure
 from trainables.predict import score
@@ -274,8 +274,8 @@ def test_of_a_study_the_chosen_or_the_named_adapter_is_taken(
         shutil.copytree(folder / name, study / "trials" / f"{number:04d}")
         adapter = read_json(folder / name / "config.json")["name"]
         own[adapter] = {"trial": number, "adapter": adapter, "path": f"trials/{number:04d}"}
-    write_json(study / "study.json", read_json(folder / "lora" / "run.json") | {"trials": 2})
-    write_json(study / "best.json", own["linear_probe"] | {"per_adapter": own})
+    write_hashed(study / "study.json", read_json(folder / "lora" / "run.json") | {"trials": 2})
+    write_hashed(study / "best.json", own["linear_probe"] | {"per_adapter": own})
     sweep.run(sweep.Args(study, shares=(0.5,)))
     names = [entry["name"] for entry in read_json(study / "sweep.json")["adapters"]]
     assert names == ["lora", "linear_probe"]

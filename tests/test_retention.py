@@ -33,7 +33,7 @@ from trainables.checkpoint import load_adapter
 from trainables.draws import read_draw, write_draw
 from trainables.errors import CliptuneError, DataError
 from trainables.features import open_features
-from trainables.files import append_jsonl, read_json, read_jsonl, write_json
+from trainables.files import append_jsonl, read_json, read_jsonl, write_hashed
 from trainables.metrics.balance import as_share, front, harmonic, standing
 from trainables.text_tower import embed_text
 from trainables.trial import Workbench
@@ -381,7 +381,7 @@ def test_a_worker_measures_what_it_is_told_to(folder: Path, tmp_path: Path) -> N
 
 def reported(folder: Path) -> str:
     facts = {"metric": METRIC, "adapters": ["coop"], "trials": 5, "rungs": []}
-    write_json(folder / "study.json", facts | {"retain_keys": ["a"]})
+    write_hashed(folder / "study.json", facts | {"retain_keys": ["a"]})
     append_jsonl(
         folder / "zero_shot" / "metrics.jsonl", [{METRIC: 0.5, "val/retained": 0.65, "epoch": 1}]
     )
@@ -412,7 +412,7 @@ def test_the_report_of_one_goal_has_no_front(tmp_path: Path) -> None:
     reported(tmp_path)
     facts = read_json(tmp_path / "study.json")
     del facts["retain_keys"]
-    write_json(tmp_path / "study.json", facts)
+    write_hashed(tmp_path / "study.json", facts)
     report.run(report.Args(tmp_path))
     assert 'id="front"' not in (tmp_path / "report.html").read_text()
 

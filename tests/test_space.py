@@ -28,7 +28,7 @@ from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import Task, flatten
 from trainables.crew import Crew, Job
 from trainables.errors import CliptuneError, ConfigError
-from trainables.files import read_json, write_json
+from trainables.files import read_json, write_hashed
 from trainables.loop import ALONE, never
 from trainables.trial import TrialSettings, Workbench
 
@@ -468,7 +468,7 @@ def test_an_older_study_goes_on_where_no_space_is_given(tmp_path: Path, features
     about = claim(tmp_path, features)
     assert about["spaces"].keys() == {f"lora/{field}" for field in SPACES["lora"]["retrieval"]}
     del about["spaces"]
-    write_json(tmp_path / "study.json", about)
+    write_hashed(tmp_path / "study.json", about)
     with pytest.raises(CliptuneError, match="holds another study: its `spaces` is None"):
         claim(tmp_path, features, "optim.lr=1..2")
     assert "spaces" in claim(tmp_path, features)
@@ -563,5 +563,5 @@ def test_another_rule_of_early_stopping_is_another_study(tmp_path: Path, feature
     for other in ({}, {"eta": 4, "grace": 2, "brackets": 2}, {"scheduler": "median", "grace": 2}):
         with pytest.raises(CliptuneError, match="holds another study: its `stopping` is"):
             claim(tmp_path, features, **other)
-    write_json(tmp_path / "study.json", {k: v for k, v in about.items() if k != "stopping"})
+    write_hashed(tmp_path / "study.json", {k: v for k, v in about.items() if k != "stopping"})
     assert claim(tmp_path, features, eta=4, grace=2)["stopping"] == about["stopping"]

@@ -40,7 +40,7 @@ from trainables.clips import Rule
 from trainables.draws import Draw, Member, write_draw
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
-from trainables.files import read_json, sha256_json, write_json
+from trainables.files import read_json, sha256_json, write_hashed, write_json
 from trainables.frames import Frames
 from trainables.image_headers import BadImage
 from trainables.image_tower import lower
@@ -439,7 +439,7 @@ def test_a_run_without_its_store_says_what_is_missing(
     moved, gone = images.parent / "moved", images.parent / "gone"
     shutil.copytree(home / "soft", moved)
     about = json.loads((moved / "run.json").read_text())
-    (moved / "run.json").write_text(json.dumps(about | {"features": str(gone)}))
+    write_hashed(moved / "run.json", about | {"features": str(gone)})
     _, err = printed(capsys, "search", "red", "--run", moved, "--images", images, code=2)
     assert err.startswith(f"error: `{moved}` was trained on `{gone}`, which is not there any more")
 
@@ -599,7 +599,7 @@ def test_a_run_of_an_older_version_is_calibrated_when_it_is_used(
             assert one["probability"] == pytest.approx(same["probability"], abs=1e-5)
     store = Path(shutil.copytree(read_json(old / "run.json")["features"], images.parent / "store"))
     (store / "val.safetensors").unlink()
-    write_json(old / "run.json", read_json(old / "run.json") | {"features": str(store)})
+    write_hashed(old / "run.json", read_json(old / "run.json") | {"features": str(store)})
     assert "no val calibrated them" in printed(capsys, "classify", images, "--run", old)[0]
 
 
