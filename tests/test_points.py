@@ -24,7 +24,7 @@ from search_spaces.registry import SPACES
 from trainables.adapters.registry import make_config
 from trainables.config import Task
 from trainables.errors import CliptuneError
-from trainables.files import read_json, write_json
+from trainables.files import read_json, write_hashed
 
 METRIC = "val/t2i_r1"
 SHIPPED: list[tuple[str, Task]] = [
@@ -133,7 +133,7 @@ def test_a_resumed_search_has_the_points_that_it_began_with(
     about = read_json(tmp_path / "study.json")
     for name in ("hints", "portfolio"):  # as older ones
         del about[name]
-    write_json(tmp_path / "study.json", about)
+    write_hashed(tmp_path / "study.json", about)
     older = check(features, tmp_path)
     assert not older.hints["projection"]
     tune._claim(tmp_path, args, older)
@@ -165,7 +165,7 @@ def earlier(folder: Path, data: str = "a", count: int = 5, **more: Any) -> Path:
     search = Search(adapters, METRIC, asked.pop("trials"), 1, asked.pop("seed"), {}, **asked)
     folder.mkdir(parents=True)
     about = {"task": search.task, "features_key": data, "adapters": list(adapters)}
-    write_json(folder / "study.json", about)
+    write_hashed(folder / "study.json", about)
     asks = StudySearcher(open_study(folder), search, folder)
     for number in range(count):
         asks.suggest("ray")
@@ -244,7 +244,7 @@ def test_what_is_no_prior_is_refused_before_any_work(tmp_path: Path, features: P
         with pytest.raises(CliptuneError, match="in which no study was begun"):
             check(features, tmp_path / "new", prior=(folder,))
     (classes / "journal.log").write_text("x\ny\n")
-    write_json(classes / "study.json", {"task": "retrieval"})
+    write_hashed(classes / "study.json", {"task": "retrieval"})
     with pytest.raises(CliptuneError, match=r"journal\.log` was shortened since it was written"):
         check(features, tmp_path / "new", prior=(classes,))
     assert not (tmp_path / "new").exists()

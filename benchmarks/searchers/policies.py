@@ -255,7 +255,7 @@ class InMemory(Journal):
 
     def __init__(self) -> None:
         self.logs: list[dict[str, Any]] = []
-        self.waiting = self.lost = None
+        self.path, self.waiting, self.lost = Path("nowhere"), None, None
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         self.logs += logs
