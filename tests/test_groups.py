@@ -100,7 +100,7 @@ def test_a_rank_that_dies_costs_its_trial_no_more_than_the_epoch(
 
 
 CASES: dict[str, tuple[dict[str, Any], str]] = {
-    "no features": ({}, "`{}/manifest.json` does not exist."),
+    "no features": ({}, "`{}` holds no finished features (no manifest.json)."),
     "no place": ({"cpus": 1000.0, "wait": 0.0}, "startup timed out after 5"),
 }
 
