@@ -180,7 +180,17 @@ def ending(name: str) -> str:
     return "hidden" if hidden(name) else Path(name).suffix.lower() or "no ending"
 
 
+def visible(folder: Path) -> list[str]:
+    """The names in `folder` that may be data, in order; names alone, as there may be millions."""
+    return sorted(name for name in os.listdir(folder) if not hidden(name))  # noqa: PTH208
+
+
+def stem_and_ending(name: str) -> tuple[str, str]:
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    return stem, suffix.lower()
+
+
 def image_files(folder: Path) -> Iterator[Path]:
     """The image and clip files directly in `folder`, by name."""
-    names = sorted(e.name for e in os.scandir(folder) if not hidden(e.name))
-    return (folder / n for n in names if Path(n).suffix.lower() in MEDIA_SUFFIXES)
+    names = visible(folder)
+    return (folder / name for name in names if stem_and_ending(name)[1] in MEDIA_SUFFIXES)

@@ -21,7 +21,15 @@ from pipelines.sources import (
     webdataset,
     zhou,
 )
-from pipelines.sources.base import Options, RawRecord, hidden, image_files
+from pipelines.sources.base import (
+    MEDIA_SUFFIXES,
+    Options,
+    RawRecord,
+    hidden,
+    image_files,
+    stem_and_ending,
+    visible,
+)
 from pipelines.sources.json_stream import entries
 from trainables.errors import DataError, unknown
 
@@ -70,7 +78,7 @@ _TOKEN = (".token", ".token.txt")
 # What a folder of a format has in it; the first of these decides.
 SIGNS: dict[str, Callable[[Path], bool]] = {
     "huggingface": lambda path: path.name in ("dataset_dict.json", "state.json"),
-    "webdataset": webdataset.is_tar,
+    "webdataset": lambda path: webdataset.is_tar(path.name),
     "coco": lambda path: _is_coco(path.name.lower()),
     "flickr_token": lambda path: path.name.lower().endswith(_TOKEN),
     "table": table.is_table,
@@ -88,7 +96,7 @@ def _of_folder(path: Path) -> tuple[str, str] | None:
         return "img2dataset", "it holds `*_stats.json`, as img2dataset writes them"
     if text_folder.is_layout(path):
         return "text_folder", "it holds a folder of texts and one of images"
-    paths = sorted(one for one in path.iterdir() if not hidden(one.name))
+    paths = _but_images(path)
     for name, sign in SIGNS.items():
         if found := next(filter(sign, paths), None):
             return name, f"it holds `{found.name}`"
@@ -97,12 +105,22 @@ def _of_folder(path: Path) -> tuple[str, str] | None:
     folders = [one for one in paths if one.is_dir()]
     if not folders:
         return None
-    if tar := next(
-        (found for one in folders for found in one.iterdir() if webdataset.is_tar(found)), None
-    ):
-        return "webdataset", f"it holds `{tar.relative_to(path)}`"
+    tars = (f"{one.name}/{name}" for one in folders for name in visible(one))
+    if tar := next(filter(webdataset.is_tar, tars), None):
+        return "webdataset", f"it holds `{tar}`"
     _refuse_two_readings(path)
     return "folder", f"it holds folders, such as `{folders[0].name}`, and no table and no tar"
+
+
+def _but_images(folder: Path) -> list[Path]:
+    """What is in a folder, but the images and the words beside an image of their name."""
+    names = [(*stem_and_ending(name), name) for name in visible(folder)]
+    stems = {stem for stem, suffix, _ in names if suffix in MEDIA_SUFFIXES}
+    return [
+        folder / name
+        for stem, suffix, name in names
+        if suffix not in MEDIA_SUFFIXES and not (suffix in sidecar.WORDS and stem in stems)
+    ]
 
 
 # Endings of what may hold captions or labels.
@@ -114,7 +132,7 @@ def _refuse_two_readings(path: Path) -> None:
     """Raise where folders of images stand beside files that may say more of them than a class."""
     below = sorted(one for one in path.iterdir() if one.is_dir() and not hidden(one.name))
     for place in (path, *below):
-        told = min(filter(_tells, place.iterdir()), default=None)
+        told = _told(place)
         if told is None and place != path:
             told = _told_without_images(place)
         if told is None:
@@ -142,14 +160,16 @@ def _told_without_images(folder: Path) -> Path | None:
         below[:] = sorted(name for name in below if not hidden(name))
         if next(image_files(Path(here)), None):
             return None
-        if told := min(filter(_tells, Path(here).iterdir()), default=None):
+        if told := _told(Path(here)):
             return told
     return None
 
 
-def _tells(path: Path) -> bool:
-    name = path.name.lower()
-    return name.endswith(TOLD) and not name.startswith((".", *ABOUT)) and path.is_file()
+def _told(folder: Path) -> Path | None:
+    """The first file in `folder` that may tell captions or labels."""
+    names = (name for name in visible(folder) if name.lower().endswith(TOLD))
+    paths = (folder / name for name in names if not name.lower().startswith(ABOUT))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _kind(path: Path) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.sources.base import (
+    MEDIA_SUFFIXES,
     BadRecord,
     Options,
     RawRecord,
@@ -20,11 +21,13 @@ from pipelines.sources.base import (
     hidden,
     image_files,
     split_of_name,
+    stem_and_ending,
+    visible,
 )
 from pipelines.sources.samples import FIELD_OF, Sample, sample_record
 
 _LARGEST = 2**20  # bytes of a file of words
-_WORDS = tuple(f".{suffix}" for suffix, field in FIELD_OF.items() if field != "image")
+WORDS = tuple(f".{suffix}" for suffix, field in FIELD_OF.items() if field != "image")
 
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
@@ -46,14 +49,14 @@ def _folder(
     images = list(image_files(here))
     stems = Counter(image.stem for image in images)
     paths = [Path(name) for name in sorted(names) if not hidden(name)]
-    words = {p.stem + p.suffix.lower(): p.name for p in paths if p.suffix.lower() in _WORDS}
+    words = {p.stem + p.suffix.lower(): p.name for p in paths if p.suffix.lower() in WORDS}
     # Words whose own name no image has are of the image whose name differs in capitals alone.
     free = {own.lower(): name for own, name in words.items() if Path(name).stem not in stems}
     unused = set(names)
     for image in images:
         sample: Sample = {"image": str(image.relative_to(root))}
         used = [image.name]
-        for suffix in _WORDS:
+        for suffix in WORDS:
             own = image.stem + suffix
             if name := words.get(own) or free.get(own.lower()):
                 sample[FIELD_OF[suffix[1:]]] = _content(here / name)
@@ -79,6 +82,7 @@ def _content(path: Path) -> bytes | BadRecord:
 
 def of_images(folder: Path) -> Path | None:
     """The first file of words in `folder` that has an image of its name beside it."""
-    stems = {image.stem.lower() for image in image_files(folder)}
-    words = (one for one in sorted(folder.iterdir()) if one.name.lower().endswith(_WORDS))
-    return next((one for one in words if one.stem.lower() in stems), None)
+    names = [(*stem_and_ending(name), name) for name in visible(folder)]
+    stems = {stem.lower() for stem, suffix, _ in names if suffix in MEDIA_SUFFIXES}
+    words = (name for stem, suffix, name in names if suffix in WORDS and stem.lower() in stems)
+    return next((folder / name for name in words), None)

@@ -59,12 +59,12 @@ def tar_splits(source: str, paths: Sequence[Path]) -> dict[str, str | None]:
 def tars(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        return sorted(filter(is_tar, path.rglob("*")))
+        return sorted(one for one in path.rglob("*") if is_tar(one.name))
     return [path] if path.is_file() else sorted(map(Path, glob.glob(source)))  # noqa: PTH207
 
 
-def is_tar(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES) and not hidden(path.name)
+def is_tar(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not hidden(name)
 
 
 def _suffixes(options: Options) -> dict[str, str]:
