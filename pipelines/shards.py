@@ -28,7 +28,8 @@ class Args:
     """karpathy, coco, flickr_token, table, folder, sidecar, text_folder, zhou, webdataset,
     img2dataset, lance or huggingface; found out if clear."""
     images: Path | None = None
-    """The folder of the images, where it is not beside the source."""
+    """The folder of the images, where it is not beside the source; of class folders, the one that
+    their links lead into."""
     columns: tuple[str, ...] = ()
     """Which columns to read, as in `image=path caption=title`; all others are then left out."""
     split: Literal["source", "val-of-train", "hash", "train", "val", "test"] = "source"
@@ -185,7 +186,9 @@ def _write(
 
     from pipelines import console
     from pipelines.sharding import survey
+    from pipelines.sharding.fingerprint import INDEXED
     from pipelines.sharding.quarantine import Quarantine
+    from pipelines.sharding.unnamed import UNNAMED, Named
     from pipelines.sharding.work import Sharding, checked
     from pipelines.sharding.workspace import workspace
     from pipelines.sharding.writer import ShardWriter
@@ -198,7 +201,10 @@ def _write(
             with Quarantine(folder / "quarantine.jsonl", args.max_bad_fraction) as quarantine:
                 writer = ShardWriter(folder, args.rows_per_shard)
                 sharding = Sharding(writer, quarantine, options, args.on_leak == "drop")
+                named = Named()
                 records = SOURCES[name](args.source, options)
+                if name in INDEXED:
+                    records = named.among(records)
                 first = list(islice(records, survey.SHOWN))
                 for line in survey.first_lines(args.source, name, args.split, first):
                     console.say(line)
@@ -208,6 +214,7 @@ def _write(
                         sharding.take(record, outcome)
                 if not sharding.seen:
                     raise DataError(f"`{args.source}` has no records.")
+                options.tally.ignored[UNNAMED] += named.others()
                 summary = sharding.finish()
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"`{args.source}` to `{folder}` failed: {error}") from error

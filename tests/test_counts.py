@@ -125,7 +125,8 @@ def test_lines_of_flickrs_captions(tmp_path: Path) -> None:
     for split, members in (("train", (0, 1, 2, 5)), ("dev", (3,))):
         put(source / f"{split}Images.txt", "".join(f"{n}.jpg\n" for n in members))
     counts = counts_of(source, tmp_path / "out")
-    assert counts["on_disk"] == {"read": {"line": len(lines)}, "ignored": {}}
+    ignored = {"image that no record names": 1}  # 4.jpg, which is in no list
+    assert counts["on_disk"] == {"read": {"line": len(lines)}, "ignored": ignored}
     assert counts["read"] == 6
     assert (counts["rows"], counts["united"], counts["quarantined"]) == (3, 1, 1)
     assert counts["left_out"] == {"in no split list": 1}
@@ -171,3 +172,13 @@ def test_the_account_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "4 records read = 2 rows + 1 united with their picture's row + 0 left out + 1 quarantined"
     ) in said
     assert "ignored: .doc (1)" in said
+
+
+def test_images_that_no_row_names(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for folder in ("images", "elsewhere"):
+        pictures(source / folder, 5)
+    rows = [f"{folder}/{n}.jpg,disc {n}\n" for n in (0, 1) for folder in ("images", "elsewhere")]
+    put(source / "said.csv", "image,caption\n" + "".join(rows[:3]) + rows[0])
+    counts = counts_of(source, tmp_path / "out", split="train")
+    assert counts["on_disk"]["ignored"] == {"image that no record names": 3 + 4}

@@ -16,6 +16,7 @@ import pytest
 
 from pipelines import shards
 from pipelines.sharding.records import check
+from pipelines.sharding.survey import first_lines
 from pipelines.sources.base import BadRecord, Options, RawRecord
 from pipelines.sources.registry import SOURCES, source_format
 from tests.pictures import draw, jpeg
@@ -163,6 +164,42 @@ def test_words_are_of_the_image_of_exactly_their_name(tmp_path: Path) -> None:
         "c.jpg": several,
         "c.png": several,
     }
+
+
+# --- split lists --------------------------------------------------------------------------------
+
+
+def test_names_in_a_split_list_without_captions_are_counted(tmp_path: Path) -> None:
+    draw(tmp_path / "images", "0.jpg")
+    put(tmp_path / "x.token.txt", "0.jpg#0\ta disc\n")
+    put(tmp_path / "trainImages.txt", "0.jpg\n\n")
+    put(tmp_path / "testImages.txt", "1.jpg\n2.jpg\n\n")
+    options = Options()
+    assert [one.split for one in read(tmp_path, "flickr_token", options)] == ["train"]
+    assert options.tally.ignored == {"name in a split list without captions": 2}
+
+
+def test_splits_by_class_of_cub(tmp_path: Path) -> None:
+    for n, name in enumerate(("001.A", "002.B", "003.C", "004.D")):
+        draw(tmp_path / "images" / name, f"{n}.jpg", first=n)
+        put(tmp_path / "text_c10" / name / f"{n}.txt", "a bird")
+    put(tmp_path / "trainvalclasses.txt", "001.A\n002.B\n")
+    put(tmp_path / "testclasses.txt", "003.C\n")
+    options = Options()
+    found = read(tmp_path, "text_folder", options)
+    assert [(one.class_name, one.label, one.split) for one in found] == [
+        ("A", 0, "train"),
+        ("B", 1, "train"),
+        ("C", 2, "test"),
+    ]
+    assert options.tally.left_out == {"class in no split list": 1}
+    assert +options.tally.ignored == {}
+    put(tmp_path / "trainclasses.txt", "001.A\n")
+    put(tmp_path / "valclasses.txt", "002.B\n")
+    splits = [one.split for one in read(tmp_path, "text_folder")]
+    assert splits == ["train", "val", "test"]
+    lines = list(first_lines(str(tmp_path), "text_folder", "source", found))
+    assert lines[0].startswith("splits: by name, train (trainclasses.txt), val (valclasses.txt)")
 
 
 # --- Flickr as Kaggle has it --------------------------------------------------------------------

@@ -183,3 +183,12 @@ def test_one_file_of_several_that_tells_no_split(tmp_path: Path) -> None:
         put(tmp_path / f"{name}.csv", "image,caption\n0.jpg,x\n")
     with pytest.raises(DataError, match=r"`sample_submission.csv` tells no split, and that of `te"):
         list(SOURCES["table"](str(tmp_path), Options()))
+
+
+def test_links_into_the_folder_that_is_named(tmp_path: Path) -> None:
+    pictures(tmp_path / "store", 1)
+    (tmp_path / "source" / "cat").mkdir(parents=True)
+    (tmp_path / "source" / "cat" / "0.jpg").symlink_to(tmp_path / "store" / "0.jpg")
+    for images, good in ((None, False), (tmp_path / "store", True), (tmp_path / "other", False)):
+        (record,) = SOURCES["folder"](str(tmp_path / "source"), Options(images))
+        assert isinstance(record.image, Path) is good

@@ -424,7 +424,7 @@ def test_folder_links_do_not_leave(tmp_path: Path) -> None:
     (tmp_path / "data" / "cat" / "2.jpg").symlink_to(tmp_path / "secret.jpg")
     fine, bad = read(tmp_path / "data")
     assert good(fine)["class_name"] == "cat"
-    assert reason(bad) == "image path leaves the folder by a link"
+    assert reason(bad) == "image path leaves the folder by a link: say with --images where to"
 
 
 def test_folder_without_classes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipelines.sources.base import Options
 from pipelines.sources.registry import SOURCES
 from trainables.frame_folders import frame_paths
 
-_INDEXED = ("karpathy", "coco", "flickr_token", "table", "zhou")  # they name images elsewhere
+INDEXED = ("karpathy", "coco", "flickr_token", "table", "zhou")  # they name images elsewhere
 
 
 def fingerprint(source: str, name: str, options: Options) -> tuple[str, int | None]:
@@ -26,7 +26,7 @@ def fingerprint(source: str, name: str, options: Options) -> tuple[str, int | No
     for path in _files(source, name):
         total.update(_line(path))
     records = 0
-    if name in _INDEXED:
+    if name in INDEXED:
         # The source is read once more, for its paths: seconds where decoding takes minutes.
         for record in SOURCES[name](source, options.silent()):
             if isinstance(record.image, bytes):  # the files above hold everything

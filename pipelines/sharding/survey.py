@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Thread
 
 from pipelines.sharding.records import Picture, check_each
-from pipelines.sources import coco, flickr_token, folder, table, webdataset
+from pipelines.sources import coco, flickr_token, folder, table, text_folder, webdataset
 from pipelines.sources.base import (
     MEDIA_SUFFIXES,
     BadRecord,
@@ -100,7 +100,11 @@ def _is_read(name: str, path: Path, root: Path) -> bool:
         )
     if name == "img2dataset" and path.name.endswith((*webdataset.SUFFIXES, ".parquet")):
         return True
-    if name in ("sidecar", "text_folder", "img2dataset"):
+    if name == "text_folder":
+        texts = text_folder.texts_of(root) or root
+        of_texts = path.suffix.lower() == ".txt" and path.is_relative_to(texts)
+        return of_texts or path in text_folder.split_lists(texts)
+    if name in ("sidecar", "img2dataset"):
         words = FIELD_OF.get(path.suffix.lower()[1:], "image") != "image"
         return words and not path.name.endswith("_stats.json")
     return name not in ("coco", "huggingface") and name in SIGNS and SIGNS[name](path)
@@ -141,6 +145,9 @@ def _split_files(source: str, name: str) -> Mapping[str, str]:
     elif name == "flickr_token":
         lists = flickr_token.split_lists(path)
         names, splits = [one.name for one in lists], [split_of_name(one.stem) for one in lists]
+    elif name == "text_folder":
+        told_by = text_folder.split_lists(text_folder.texts_of(path) or path)
+        names, splits = [one.name for one in told_by], list(told_by.values())
     elif name in ("folder", "sidecar"):
         names = folder.split_folders(path)
         splits = [split_of_name(one) for one in names]

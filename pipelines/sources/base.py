@@ -115,8 +115,9 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, list[str]]:
     return columns
 
 
-def inside(root: Path, name: str) -> Path | BadRecord:
-    """`root / name`, unless that leaves `root`: by an absolute path, by `..` or by a link."""
+def inside(root: Path, name: str, store: Path | None = None) -> Path | BadRecord:
+    """`root / name`, unless that leaves `root`: by an absolute path, by `..` or by a link that does
+    not lead into `store`."""
     parts = Path(name).parts
     if not name or "\0" in name:
         return BadRecord(f"image path {name!r} is not a path")
@@ -126,8 +127,10 @@ def inside(root: Path, name: str) -> Path | BadRecord:
     if not path.absolute().is_relative_to(root.absolute()):
         return BadRecord("image path leaves the folder: say with --images where images may lie")
     here, real = os.path.realpath(root), os.path.realpath(path)
+    if store and Path(real).is_relative_to(os.path.realpath(store)):
+        return path
     if os.path.commonpath([here, real]) != here:
-        return BadRecord("image path leaves the folder by a link")
+        return BadRecord("image path leaves the folder by a link: say with --images where to")
     if here == real:  # else all of its pictures would be the frames of a clip
         return BadRecord("image path is the folder of the images itself")
     return path

@@ -27,12 +27,15 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     splits = _split_lists(path)
     captions = Gather(_captions(path, options))
     root = ImageRoot(options.images, with_folders(path.parent))
+    listed = len(splits)
     for name in captions:
         split = splits.get(name) or splits.get(name.removesuffix(".jpg"))
+        listed -= split is not None
         if splits and split is None:
             options.tally.left_out["in no split list"] += 1
             continue
         yield RawRecord(name, inside(root.of(name), name), captions[name], split=split)
+    options.tally.ignored["name in a split list without captions"] += max(listed, 0)
 
 
 def split_lists(source: Path) -> list[Path]:
@@ -63,7 +66,7 @@ def _split_lists(token_file: Path) -> dict[str, str]:
         split = split_of_name(path.stem) or ""
         for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             name = line.strip()
-            if splits.setdefault(name, split) != split:
+            if name and splits.setdefault(name, split) != split:
                 raise DataError(f"`{name}` is in two split lists: {splits[name]} and {split}.")
     return splits
 

@@ -2,7 +2,8 @@
 
 Splits may also be called `train_images` and `test_images`. The class is the folder's name, the
 label its place in alphabetical order; images may lie in folders of the class's own, at any depth.
-Hidden files and files that are no images by their suffix are left out and counted.
+Hidden files and files that are no images by their suffix are left out and counted. Images may be
+links into `--images`.
 """
 
 from __future__ import annotations
@@ -88,7 +89,11 @@ def _class(
             options.tally.read[ending(path.name)] += 1
             name = str(path.relative_to(root))
             yield RawRecord(
-                name, inside(root, name), label=label, class_name=folder.name, split=split
+                name,
+                inside(root, name, options.images),
+                label=label,
+                class_name=folder.name,
+                split=split,
             )
 
 

@@ -4,7 +4,9 @@ Flowers': ten captions an image, a line each.
 `text_c10/001.Black_footed_Albatross/NAME.txt` (or `text/...`, `captions/...`); the image is
 `images/001.Black_footed_Albatross/NAME.jpg` (CUB) or `jpg/NAME.jpg` (Flowers), beside the folder of
 texts or under `--images`. The class is the folder's name without its number, the label its place in
-alphabetical order; texts that lie in no folder have none. Images without a text are counted.
+alphabetical order; texts that lie in no folder have none. `trainclasses.txt`, `valclasses.txt` (or
+of both, `trainvalclasses.txt`) and `testclasses.txt` beside the texts tell splits by class. Images
+without a text are counted.
 """
 
 from __future__ import annotations
@@ -23,17 +25,22 @@ from pipelines.sources.base import (
     hidden,
     image_files,
     inside,
+    stem_and_ending,
+    visible,
 )
 from pipelines.sources.samples import lines_of
 from trainables.errors import DataError
 
 _TEXTS = ("text_c10", "text", "captions")
+# Lists of class folders beside the texts; the last where the first two are not there.
+_CLASSES = {"trainclasses": "train", "valclasses": "val", "testclasses": "test"}
+_BOTH = "trainvalclasses"
 _IMAGES = ("images", "jpg", "CUB_200_2011/images")
 
 
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     root = Path(source)
-    texts = root if root.name in _TEXTS else _first(root, _TEXTS)
+    texts = texts_of(root)
     images = options.images or _first(texts.parent if texts else root, _IMAGES)
     if texts is None or images is None:
         wanted = _IMAGES if texts else _TEXTS
@@ -44,7 +51,13 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
         )
     classes = sorted(one.name for one in texts.iterdir() if one.is_dir() and not hidden(one.name))
     flat, found = _by_stem(images), 0
+    splits = _splits(texts)
     for label, name in enumerate(classes or [""]):
+        if splits and name not in splits:
+            count = sum(stem_and_ending(one)[1] == ".txt" for one in visible(texts / name))
+            options.tally.left_out["class in no split list"] += count
+            found += count
+            continue
         own = _by_stem(images / name) if (images / name).is_dir() else flat
         for text in sorted((texts / name).iterdir()):
             if text.suffix.lower() != ".txt" or hidden(text.name):
@@ -53,9 +66,33 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
             options.tally.read[".txt"] += 1
             image = own.get(text.stem)
             found += image is not None
-            yield _record(images, text, image, label, name)
+            record = _record(images, text, image, label, name)
+            yield replace(record, split=splits.get(name))
     total = sum(len(list(image_files(Path(here)))) for here, _, _ in os.walk(images))
     options.tally.ignored["image without a text"] += max(total - found, 0)
+
+
+def texts_of(source: Path) -> Path | None:
+    """The folder of the texts, which may be the source itself."""
+    return source if source.name in _TEXTS else _first(source, _TEXTS)
+
+
+def split_lists(texts: Path) -> dict[Path, str]:
+    """The lists of classes beside the texts, and the split of each."""
+    lists = {texts.parent / f"{name}.txt": split for name, split in _CLASSES.items()}
+    if not any(path.is_file() for path, split in lists.items() if split != "test"):
+        lists[texts.parent / f"{_BOTH}.txt"] = "train"
+    return {path: split for path, split in lists.items() if path.is_file()}
+
+
+def _splits(texts: Path) -> dict[str, str]:
+    """Class folder to split."""
+    splits: dict[str, str] = {}
+    for path, split in split_lists(texts).items():
+        for name in filter(None, map(str.strip, path.read_text("utf-8").splitlines())):
+            if splits.setdefault(name, split) != split:
+                raise DataError(f"`{path}` has `{name}`, which is of {splits[name]} already.")
+    return splits
 
 
 def is_layout(path: Path) -> bool:
