@@ -192,3 +192,31 @@ def test_links_into_the_folder_that_is_named(tmp_path: Path) -> None:
     for images, good in ((None, False), (tmp_path / "store", True), (tmp_path / "other", False)):
         (record,) = SOURCES["folder"](str(tmp_path / "source"), Options(images))
         assert isinstance(record.image, Path) is good
+
+
+def test_the_parquet_files_of_the_hub_know_the_names_of_classes(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    for n, split in enumerate(("train", "test")):
+        image = {"bytes": jpeg(n), "path": None}
+        data = datasets.Dataset.from_dict({"image": [image], "label": [1]}, features=features)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    found = typed(refused(tmp_path))
+    assert {(one.split, one.class_name, one.label) for one in found} == {
+        ("train", "dog", 1),
+        ("test", "dog", 1),
+    }
+
+
+def test_of_tables_of_two_kinds_it_is_said_how_to_read_one(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", "image,caption\n0.jpg,x\n")
+    put(tmp_path / "b.jsonl", '{"image": "0.jpg", "caption": "y"}\n')
+    with pytest.raises(DataError) as caught:
+        list(SOURCES["table"](str(tmp_path), Options()))
+    (line,) = re.findall(r"`--source ([^`]*)`", str(caught.value))
+    (record,) = SOURCES["table"](line, Options())
+    assert record.captions == ("x",)

@@ -26,6 +26,17 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
         yield from merge(_rows(source, name, data, options, several=len(splits) > 1))
 
 
+def wrote(path: Path) -> bool:
+    """Whether `datasets` wrote this Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return b"huggingface" in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def commit(source: str) -> str:
     """The commit that a Hub id stands for now."""
     from huggingface_hub import HfApi

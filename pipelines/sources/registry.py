@@ -140,6 +140,8 @@ def _refuse_two_readings(path: Path) -> None:
         pictures = [one for one in below if next(image_files(one), None)]
         kind = _kind(told)
         source = told if place == path else path if place in pictures else place
+        if kind == "huggingface":
+            source = path
         images = f" --images {word(pictures[0])}" if source == told and len(pictures) == 1 else ""
         names = ", ".join(one.name for one in below[:3]) + ", ..." * (len(below) > 3)
         raise DataError(
@@ -178,6 +180,8 @@ def _kind(path: Path) -> str | None:
         return "coco"
     if sidecar.of_images(path.parent):
         return "sidecar"
+    if path.suffix.lower() == ".parquet" and huggingface.wrote(path):
+        return "huggingface"  # which knows the names of its classes
     if path.suffix.lower() == ".txt" and not table.is_table(path):
         return None
     try:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipelines.console import word
 from pipelines.sources.base import (
     BadRecord,
     ImageRoot,
@@ -72,7 +73,8 @@ def tables(source: str) -> list[Path]:
     suffixes = {p.suffix.lower() for p in files}
     if len(suffixes) != 1:
         found = " and ".join(sorted(suffixes)) or "none"
-        raise DataError(f"`{source}` must hold tables of one kind, found {found}.")
+        one = f" To read one of them, type `--source {word(files[0])}`." if files else ""
+        raise DataError(f"`{source}` must hold tables of one kind, found {found}.{one}")
     if not suffixes <= set(READERS):
         raise DataError(f"`{source}`: {unknown('kind of table', suffixes.pop(), READERS)}")
     return files
