@@ -841,7 +841,16 @@ def test_formats_that_are_not_clear(tmp_path: Path) -> None:
 
 def test_every_format_has_its_file() -> None:
     folder = Path(sys.modules["pipelines.sources.registry"].__file__ or "").parent
-    helpers = {"__init__", "base", "registry", "fields", "gather", "json_stream", "texts"}
+    helpers = {
+        "__init__",
+        "base",
+        "registry",
+        "columns",
+        "fields",
+        "gather",
+        "json_stream",
+        "texts",
+    }
     helpers |= {"delimited", "samples", "containers", "vectors"}  # of finished embeddings
     assert {path.stem for path in folder.glob("*.py")} - helpers == set(SOURCES)
 

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.sources.base import split_of_name, splits_of_files
+from pipelines.sources.columns import field_of
 from pipelines.sources.containers import batches, class_names, is_vector, rows_of, schema
-from pipelines.sources.fields import field_of
 from pipelines.sources.gather import Gather
 from pipelines.sources.texts import Refused, caption, check_text
 from pipelines.sources.vectors import CHUNK

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.base import ImageRoot, Options, RawRecord, with_folders
-from pipelines.sources.fields import cells, match_columns, merge, path_of, record_of, with_names
+from pipelines.sources.columns import match_columns, with_names
+from pipelines.sources.fields import cells, merge, path_of, record_of
 from trainables.errors import DataError
 
 

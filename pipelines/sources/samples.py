@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.base import MEDIA_SUFFIXES, BadRecord, Options, RawRecord
-from pipelines.sources.fields import is_name, record_of, told
+from pipelines.sources.columns import is_name, told
+from pipelines.sources.fields import record_of
 
 FIELD_OF = {suffix[1:]: "image" for suffix in MEDIA_SUFFIXES} | {
     "txt": "caption", "caption": "caption", "cls": "label", "json": "json",

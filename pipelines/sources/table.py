@@ -26,17 +26,10 @@ from pipelines.sources.base import (
     splits_of_files,
     with_folders,
 )
+from pipelines.sources.columns import field_of, match_columns, with_names
 from pipelines.sources.delimited import LONGEST, Row, header
 from pipelines.sources.delimited import rows as _delimited
-from pipelines.sources.fields import (
-    cells,
-    field_of,
-    match_columns,
-    merge,
-    path_of,
-    record_of,
-    with_names,
-)
+from pipelines.sources.fields import cells, merge, path_of, record_of
 from pipelines.sources.json_stream import entries, is_list
 from trainables.errors import DataError, unknown
 
