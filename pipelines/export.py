@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.console import done
+from pipelines.workspace import workspace
 from trainables.errors import ConfigError, DataError
 
 
@@ -41,12 +40,12 @@ def run(args: Args) -> None:
     if args.merged:
         if not hasattr(adapter, "merge"):
             raise ConfigError(f"`--merged` needs a LoRA adapter, got `{best.name}`.")
-        with _made(args.out) as folder:
+        with workspace(args.out) as folder:
             wrote = adapter.merge(folder)
         done(_in_place(wrote, folder, args.out), f'CLIPModel.from_pretrained("{args.out}")')
         return
     frozen = adapter.needs(adapter.train_config) == "embeddings"
-    with _made(args.out) as folder:
+    with workspace(args.out) as folder:
         wrote = adapter.export(folder)
         how = [adapter.loading(args.out)] if wrote else []
         if adapter.classes is not None and (wrote or frozen):
@@ -59,18 +58,6 @@ def run(args: Args) -> None:
                 "`trainables.checkpoint.load_adapter`."
             )
     done(_in_place(wrote, folder, args.out), " and ".join(how))
-
-
-@contextmanager
-def _made(out: Path) -> Iterator[Path]:
-    """A folder that takes the place of `out` when the block ends; what a kill left of it goes."""
-    folder = out.absolute().with_name(f".{out.absolute().name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield folder
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _in_place(wrote: Sequence[Path], folder: Path, out: Path) -> list[Path]:

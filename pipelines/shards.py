@@ -190,13 +190,13 @@ def _write(
     from pipelines.sharding.quarantine import Quarantine
     from pipelines.sharding.unnamed import UNNAMED, Named
     from pipelines.sharding.work import Sharding, checked
-    from pipelines.sharding.workspace import workspace
     from pipelines.sharding.writer import ShardWriter
     from pipelines.sources.registry import SOURCES
+    from pipelines.workspace import workspace
     from trainables.files import now, write_hashed
     from trainables.shards import FORMAT
 
-    with workspace(args.out) as folder:
+    with workspace(args.out, logs=True) as folder:
         try:
             with Quarantine(folder / "quarantine.jsonl", args.max_bad_fraction) as quarantine:
                 writer = ShardWriter(folder, args.rows_per_shard)

@@ -140,7 +140,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
         say(line)
     _claim(folder, args, search)
     study = open_study(folder, search.retains)
-    for line in restore(study, folder, lambda: Workbench(_settings(args, search, folder))):
+    for line in restore(study, search, folder, lambda: Workbench(_settings(args, search, folder))):
         say(line)
     write_choice(study, search, folder)  # a kill may have come between a trial's end and this
     then = f"cliptune evaluate --run {word(args.out)}"

@@ -17,21 +17,13 @@ import trainables.trial
 from pipelines.searching import journal
 from pipelines.searching.journal import NAME, SUMS, Altered
 from pipelines.searching.mending import check_whole, restore
-from pipelines.searching.study import Search, open_study
+from pipelines.searching.study import open_study
 from tests.one_process import Driver, copy, watching
+from tests.test_kills import METRIC, SEARCH
 from trainables.backbone import Backbone
 from trainables.rows import rows_of
 from trainables.trial import TrialSettings, Workbench
 
-METRIC = "val/t2i_mrr"
-SEARCH = Search(
-    ("projection",),
-    METRIC,
-    trials=5,
-    epochs=3,
-    seed=3,
-    fixed={"batch_size": 16, "loss.captions_per_image": 1},
-)
 Start = Callable[[Path], Driver]
 
 
@@ -172,16 +164,16 @@ def test_a_damaged_checkpoint_of_a_trial_that_ended_is_trained_again(
 ) -> None:
     expected = checkpoints(whole)
     study, settings = open_study(whole), start(whole).settings
-    assert list(restore(study, whole, lambda: Workbench(settings))) == []
+    assert list(restore(study, SEARCH, whole, lambda: Workbench(settings))) == []
     (whole / "trials/0001/best/val.safetensors").write_bytes(b"damaged")
     shutil.rmtree(whole / "trials/0003")
     (whole / "zero_shot/best/state.json").unlink()
-    said = list(restore(study, whole, lambda: Workbench(settings)))
+    said = list(restore(study, SEARCH, whole, lambda: Workbench(settings)))
     assert [line.split(":")[0] for line in said[:2]] == ["trial 1", "trial 3"]
     assert "val.safetensors` is missing or was altered" in said[0]
     assert said[2].endswith("It is measured again.")
     assert checkpoints(whole) == expected
-    assert list(restore(study, whole, lambda: Workbench(settings))) == []
+    assert list(restore(study, SEARCH, whole, lambda: Workbench(settings))) == []
 
 
 def full(error: int, path: str) -> OSError:

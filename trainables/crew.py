@@ -8,6 +8,7 @@ from going on), or `waits` (for memory: it is to be tried once more when nothing
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,12 @@ def pruned_file(study: Path, number: int) -> Path:
 def stop_file(study: Path) -> Path:
     """While it exists, the study's trials save and stop at their next step."""
     return study / "stop"
+
+
+def ask_to_stop(file: Path) -> None:
+    """Let what trains save and stop; on a full disk it will see for itself."""
+    with contextlib.suppress(OSError):
+        file.touch()
 
 
 def outcome(run: Run, row: Row) -> dict[str, Any]:
@@ -220,8 +227,7 @@ class Crew:
         if full := disk_failure(error):
             paused = {"done": True, "state": "interrupted", "reason": full, "common": False}
             self.ended[number] = paused
-            return
-        if is_out_of_memory(error):
+        elif is_out_of_memory(error):
             reason = shortage(error, self.settings.share)
             waits = {"done": True, "state": "waits", "reason": reason, "common": False}
             self.ended[number] = waits

@@ -18,7 +18,7 @@ from trainables.classes import Classes
 from trainables.config import Task
 from trainables.errors import DataError, unknown
 from trainables.features import SplitFeatures, divided_by_draws
-from trainables.files import read_json, sha256_json, write_json
+from trainables.files import read_hashed, sha256_json, write_hashed
 from trainables.store import read_manifest
 
 FORMAT = "cliptune-draw-1"
@@ -199,20 +199,13 @@ def _to_json(draw: Draw) -> dict[str, Any]:
 
 
 def write_draw(path: Path, draw: Draw) -> None:
-    value = _to_json(draw)
-    write_json(path, {**value, "sha256": sha256_json(value)})
+    write_hashed(path, _to_json(draw))
 
 
 def read_draw(path: Path) -> Draw:
     """The draw in `path`; one that is missing, altered or no draw is a `DataError` naming it."""
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise DataError(f"`{path}` is not a draw of format {FORMAT}.")
-    own = value.pop("sha256", None)
-    if own != sha256_json(value):
-        raise DataError(
-            f"`{path}` was altered since it was written; make it again with `cliptune draw`."
-        )
+    value = read_hashed(path, FORMAT, "Make it again with `cliptune draw`.", sha256=str)
+    del value["sha256"]
     try:
         return _from_json(value)
     except (

@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"`{path}` is not valid JSON: {error}.") from error
     except RecursionError:
         raise DataError(f"`{path}` is not valid JSON: it is nested without an end.") from None
-    if isinstance(value, dict) and value.get("sha256", "") not in ("", _own_hash(value)):
+    if isinstance(value, dict) and "sha256" in value and value["sha256"] != _own_hash(value):
         raise DataError(f"`{path}` was altered since it was written.")
     return value
 

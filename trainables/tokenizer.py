@@ -23,14 +23,14 @@ PIECES = "spiece.model"  # SentencePiece's
 def load_tokenizer(folder: Path, kind: str) -> Any:
     """CLIP's from tokenizer.json or vocab.json + merges.txt, SigLIP's from tokenizer.json or
     spiece.model, another's as its class reads it."""
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            read_json(folder / name)  # one that is damaged is named
     try:
         return _load(folder, kind)
     except CliptuneError:
         raise
     except Exception as error:  # `tokenizers` raises nothing narrower
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (folder / name).is_file():
+                read_json(folder / name)  # one that is damaged is named
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"the tokenizer in `{folder}` could not be loaded: {reason}") from error
 

@@ -8,7 +8,6 @@ there are.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from pipelines.searching.study import (
 )
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
-from trainables.crew import failure, is_own_failure, outcome, warned
+from trainables.crew import ask_to_stop, failure, is_own_failure, outcome, stop_file, warned
 from trainables.draws import read_draw
 from trainables.faults import disk_failure, is_machines_failure
 from trainables.files import read_json, write_hashed, write_json
@@ -54,7 +53,7 @@ class Arena:
 
     @property
     def stop_file(self) -> Path:
-        return self.folder / "stop"
+        return stop_file(self.folder)
 
 
 def search_of(plan: Plan, cell: Cell) -> Search:
@@ -192,8 +191,7 @@ class CellTrial(tune.Trainable):
 
     def _paused(self, reason: str) -> dict[str, Any]:
         """The disk is full or gone: no cell can go on, and none is to blame."""
-        with contextlib.suppress(OSError):
-            self.arena.stop_file.touch()
+        ask_to_stop(self.arena.stop_file)
         return {"done": True, "state": "interrupted", "reason": reason}
 
 

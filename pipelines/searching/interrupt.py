@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.console import say
+from trainables.crew import ask_to_stop
 
 STOP_SECONDS = 8.0  # after an interrupt the driver is gone within ten
 
@@ -40,8 +40,7 @@ class Interrupt:
             os._exit(130)
         self.seen = True
         self.stop()
-        with contextlib.suppress(OSError):  # of a full disk: the deadline still holds
-            self.stop_file.touch()
+        ask_to_stop(self.stop_file)
         threading.Thread(target=self._deadline, daemon=True).start()
 
     def _deadline(self) -> None:

@@ -13,13 +13,12 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial
 
 from trainables.errors import DataError
@@ -153,43 +152,51 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def check(path: Path) -> None:
-    """Raise `Altered` unless the journal in `path` is as it was written."""
-    _, wrong = intact(path)
+def check(path: Path) -> int:
+    """How many bytes the whole lines of the journal in `path` are. Raises `Altered` unless it is as
+    it was written."""
+    size, wrong = intact(path)
     if wrong:
         raise Altered(f"{wrong}.")
+    return size
 
 
 def read_trials(path: Path) -> list[FrozenTrial]:
     """The trials of the journal in `path`, which a running search may be appending to; none where
     there is no such file, or no study in it. Raises `Altered`."""
-    if not path.exists():  # Optuna would create it
-        return []
-    check(path)
-    return _replayed(path)
+    return trials_of(path, check(path))
 
 
 def trials_of(path: Path, size: int) -> list[FrozenTrial]:
     """The trials that the first `size` bytes of the journal in `path` tell of."""
-    with tempfile.TemporaryDirectory() as folder:
-        part = Path(folder, NAME)
-        part.write_bytes(path.read_bytes()[:size] if path.exists() else b"")
-        return _replayed(part)
-
-
-def _replayed(path: Path) -> list[FrozenTrial]:
+    if not size:
+        return []
     with readable(path):
-        storage = JournalStorage(JournalFileBackend(str(path)))
+        storage = JournalStorage(Past(path.read_bytes()[:size]))
     if all(study.study_name != STUDY for study in storage.get_all_studies()):
         return []
     return storage.get_all_trials(storage.get_study_id_from_name(STUDY))
 
 
+class Past(BaseJournalBackend):
+    """What a journal said, for those who only read it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.logs: list[Log] = [json.loads(line) for line in data.splitlines()]
+
+    def read_logs(self, log_number_from: int) -> Iterator[Log]:
+        return iter(self.logs[log_number_from:])
+
+    def append_logs(self, logs: list[Log]) -> None:
+        raise NotImplementedError("what is only read is not written to.")
+
+
 def settle(path: Path) -> None:
-    """Away with what a writer that was killed left: half a line, and its lock."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(intact(path)[0])
+    """Away with what a writer that was killed left: half a line, and its lock. Raises `Altered`
+    where more is wrong."""
+    size = check(path)
+    if path.exists() and path.stat().st_size > size:
+        os.truncate(path, size)
     for lock in path.parent.glob(f"{NAME}.*"):
         lock.unlink()
 

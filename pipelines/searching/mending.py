@@ -16,12 +16,13 @@ import optuna
 
 from pipelines.searching import journal
 from pipelines.searching.journal import NAME, Altered
+from pipelines.searching.study import Search
 from trainables.adapters.registry import BASELINES
 from trainables.checkpoint import verify
 from trainables.crew import FOLDS
 from trainables.errors import CheckpointError
 from trainables.files import write_bytes
-from trainables.trial import Workbench, config_of
+from trainables.trial import Workbench
 
 ASIDE = "astray"  # in a study's folder: trials that no journal tells of
 
@@ -31,8 +32,10 @@ def check_whole(folder: Path, mend: bool) -> list[str]:
     be mended."""
     path = folder / NAME
     size, wrong = journal.intact(path)
-    known = journal.trials_of(path, size)
     there = sorted(one for one in (folder / "trials").glob("[0-9]*") if one.is_dir())
+    if not (wrong or there):
+        return []
+    known = journal.trials_of(path, size)
     begun = {trial.number for trial in known if "config" in trial.user_attrs}
     astray = [one for one in there if not one.name.isdecimal() or int(one.name) not in begun]
     if not wrong and not astray:
@@ -63,7 +66,9 @@ def check_whole(folder: Path, mend: bool) -> list[str]:
     return said
 
 
-def restore(study: optuna.Study, folder: Path, make: Callable[[], Workbench]) -> Iterator[str]:
+def restore(
+    study: optuna.Study, search: Search, folder: Path, make: Callable[[], Workbench]
+) -> Iterator[str]:
     """Train again what the choice looks at and is not whole, in this process; what is done, in
     words. A run is a function of its configuration: the same bytes come of it."""
     bench: Workbench | None = None
@@ -82,12 +87,11 @@ def restore(study: optuna.Study, folder: Path, make: Callable[[], Workbench]) ->
         if run.best and run.best[run.metric] != then:
             here = run.best[run.metric]
             yield f"trial {trial.number}: {run.metric} is {here:.4f} here, was {then:.4f}."
-    config = ended[0].user_attrs["config"] if ended else {}
-    baseline = folder / BASELINES.get(config.get("task", "retrieval"), "")
-    if ended and baseline.is_dir() and (wrong := _damage(baseline / "best")):
+    baseline = folder / BASELINES[search.task]
+    if baseline.is_dir() and (wrong := _damage(baseline / "best")):
         yield f"{wrong} It is measured again."
         _clear(baseline)
-        (bench or make()).baseline(config_of(config).task)
+        (bench or make()).baseline(search.task)
 
 
 def _damage(checkpoint: Path) -> str:

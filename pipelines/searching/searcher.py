@@ -39,7 +39,7 @@ from pipelines.searching.study import (
     trial_id,
 )
 from trainables.config import Value
-from trainables.crew import FOLDS, members, pruned_file, stop_file
+from trainables.crew import FOLDS, ask_to_stop, members, pruned_file, stop_file
 from trainables.errors import DataError
 from trainables.faults import disk_failure
 from trainables.fused import FREE
@@ -229,8 +229,7 @@ class StudySearcher(FromDisk):
 
     def pause(self, reason: str) -> None:
         super().pause(reason)
-        with contextlib.suppress(OSError):  # of a full disk; who trains will see for himself
-            stop_file(self.folder).touch()
+        ask_to_stop(stop_file(self.folder))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

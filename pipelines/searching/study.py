@@ -27,7 +27,8 @@ from search_spaces.registry import SPACES
 from trainables.adapters.registry import ADAPTERS, make_config
 from trainables.config import Task, Value, flatten
 from trainables.draws import about_draws
-from trainables.files import now, read_json
+from trainables.files import now
+from trainables.store import read_manifest
 
 OVER = "over a limit"  # noted of a trial that is never chosen
 RACE = "race"  # noted of a trial: how its adapter's turn came
@@ -213,7 +214,7 @@ def about_study(
         "format": FORMAT,
         "created": now(),
         "features": str(features),
-        "features_key": read_json(features / "manifest.json")["key"],
+        "features_key": read_manifest(features)["key"],
         "task": search.task,
         "metric": search.metric,
         "adapters": list(search.adapters),
@@ -263,7 +264,6 @@ def open_study(folder: Path, retains: bool = False) -> optuna.Study:
     writer. Raises `Altered` where its journal is not as it was written."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = folder / journal.NAME
-    journal.check(path)
     journal.settle(path)
     storage = Storage(Journal(path))
     if STUDY in optuna.get_all_study_names(storage):

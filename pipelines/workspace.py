@@ -13,11 +13,12 @@ from trainables.errors import DataError
 
 
 @contextmanager
-def workspace(out: Path) -> Iterator[Path]:
+def workspace(out: Path, logs: bool = False) -> Iterator[Path]:
     """An empty hidden folder that takes the place of `out` when the block ends without an error.
 
-    One process at a time holds it. After an error or a kill it stays, for its logs; whatever was in
-    `out` is untouched, and the next run empties the hidden folder and starts over.
+    One process at a time holds it. After an error it goes, or with `logs` stays for them, as it
+    does after a kill; whatever was in `out` is untouched, and the next run empties the hidden
+    folder and starts over.
     """
     out = out.resolve()
     folder = out.with_name(f".{out.name}.partial")
@@ -29,9 +30,13 @@ def workspace(out: Path) -> Iterator[Path]:
         except BlockingIOError as error:
             raise DataError(f"another process is writing `{out}`.") from error
         for entry in folder.iterdir():
-            entry.unlink()
-        yield folder
-        _swap(folder, out)
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        try:
+            yield folder
+            _swap(folder, out)
+        finally:
+            if not logs:
+                shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
 
