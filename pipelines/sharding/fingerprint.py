@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.sources import flickr_token, huggingface, webdataset
-from pipelines.sources.base import Options
+from pipelines.sources.base import Options, walk
 from pipelines.sources.registry import SOURCES
 from trainables.frame_folders import frame_paths
 
@@ -45,9 +45,7 @@ def _files(source: str, name: str) -> Iterator[Path]:
     elif name == "flickr_token" and path.is_file():
         yield from flickr_token.files(path)
     elif path.is_dir():
-        for folder, folders, names in os.walk(path):
-            folders.sort()
-            yield from (Path(folder, file) for file in sorted(names))
+        yield from walk(path)
     else:
         yield path
 

@@ -27,6 +27,7 @@ from pipelines.sources.base import (
     ending,
     split_name,
     split_of_name,
+    walk,
 )
 from pipelines.sources.registry import SIGNS, SOURCES
 from pipelines.sources.samples import FIELD_OF
@@ -67,7 +68,7 @@ def files_of(source: str, name: str) -> Iterator[str]:
         return
     files, until = Files(), time.monotonic() + FILE_SECONDS
     of_coco = coco.files(root) if name == "coco" else []
-    for number, path in enumerate(_walk(root)):
+    for number, path in enumerate(walk(root)):
         if number == FILES or time.monotonic() > until:
             files.more = True
             break
@@ -84,12 +85,6 @@ def files_of(source: str, name: str) -> Iterator[str]:
         yield f"read: {_few(files.read)}"
     if files.unread:
         yield f"not read: {_counted(files.unread)}"
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    for here, below, names in os.walk(root):
-        below.sort()
-        yield from (Path(here, name) for name in sorted(names))
 
 
 def _is_read(name: str, path: Path, root: Path) -> bool:

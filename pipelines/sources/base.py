@@ -188,6 +188,13 @@ def visible(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not hidden(name))  # noqa: PTH208
 
 
+def walk(root: Path) -> Iterator[Path]:
+    """All files below `root`, in an order that does not depend on the disk."""
+    for here, below, names in os.walk(root):
+        below.sort()
+        yield from (Path(here, name) for name in sorted(names))
+
+
 def stem_and_ending(name: str) -> tuple[str, str]:
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
     return stem, suffix.lower()
