@@ -12,6 +12,18 @@ from trainables.errors import DataError
 from trainables.files import now, read_json, write_json
 
 LEFT = {".lock", "holder.json", "ray", "trials"}  # of a command that ended early
+# What is read or appended to in the folder of a run or a search, outermost first; of an arena also.
+OF_A_RUN = (
+    "*.json",
+    "*.jsonl",
+    "*.log",
+    "*.sums",
+    ".lock",
+    "trials",
+    "trials/*",
+    "trials/*/*.json*",
+)
+READ = (*OF_A_RUN, "cells", "cells/*", "cells/*/*", *(f"cells/*/*/{name}" for name in OF_A_RUN))
 
 
 @contextmanager
@@ -24,6 +36,7 @@ def hold(folder: Path, mark: str = "") -> Iterator[None]:
 
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     if mark:
         _refuse_foreign(folder, mark)
     holder = folder / "holder.json"
@@ -47,6 +60,17 @@ def hold(folder: Path, mark: str = "") -> Iterator[None]:
                 with suppress(OSError):  # somebody else has come
                     parent.rmdir()
         lock.release()
+
+
+def refuse_links(run: Path) -> None:
+    """Raise where what a run's folder should hold is a symbolic link out of it: it would be read,
+    or written, elsewhere. The folder itself may be one."""
+    for path in (path for pattern in READ for path in sorted(run.glob(pattern))):
+        if path.is_symlink() and not path.resolve().is_relative_to(run.resolve()):
+            raise DataError(
+                f"`{path}` is a symbolic link out of `{run}`, to `{path.readlink()}`: what a run "
+                "found lies in its own folder. Put a copy in the place of the link."
+            )
 
 
 def _refuse_foreign(folder: Path, mark: str) -> None:

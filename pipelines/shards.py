@@ -28,8 +28,8 @@ class Args:
     """karpathy, coco, flickr_token, table, folder, sidecar, text_folder, zhou, webdataset,
     img2dataset, lance or huggingface; found out if clear."""
     images: Path | None = None
-    """The folder of the images, where it is not beside the source; of class folders, the one that
-    their links lead into."""
+    """The folder of the images, where it is not beside the source; of folders, the one that links
+    in them lead into."""
     columns: tuple[str, ...] = ()
     """Which columns to read, as in `image=path caption=title`; all others are then left out."""
     split: Literal["source", "val-of-train", "hash", "train", "val", "test"] = "source"

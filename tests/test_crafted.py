@@ -16,6 +16,7 @@ from pipelines.encode import Args
 from pipelines.encoding import store as encoding
 from pipelines.encoding.store import encode
 from tests.test_encode import InProcess
+from tests.test_foreign import files
 from tests.things import in_this_process, picture, things
 from trainables.files import read_json, sha256_file, sha256_json, write_hashed, write_json
 
@@ -169,6 +170,45 @@ def test_a_crafted_file_is_one_sentence_for_all_who_read_it(
         if kind == "words":
             assert (own / "test_openings.jsonl").read_bytes() == before
     assert refused
+
+
+LINKS = [
+    *[("study", name) for name in ("best.json", "study.json", "result.json", "trials")],
+    *[("study", name) for name in ("trials/0000", "trials/0000/metrics.jsonl")],
+    *[("words", name) for name in ("run.json", "test_openings.jsonl", "journal.log")],
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), LINKS)
+def test_no_reader_follows_a_link_out_of_a_run(
+    world: World, tmp_path: Path, kind: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, away = Path(shutil.copytree(world[kind], tmp_path / "own")), tmp_path / "away"
+    path = own / name
+    path.rename(away) if path.exists() else away.write_text("{}")
+    path.symlink_to(away)
+    before = files(away) if away.is_dir() else away.read_bytes()
+    holders: dict[str, list[tuple[object, ...]]] = {
+        "words": [("train", "--features", world["store"], "--out", own, *FEW)],
+        "study": [("tune", "--features", world["store"], "--out", own, "--trials", 2)],
+    }
+    for words in (*readers(kind, world, own, tmp_path / "new"), *holders[kind]):
+        capsys.readouterr()
+        code, said = in_this_process(*words), capsys.readouterr().err
+        assert code == 2, (words[0], said)
+        rule = f"`{path}` is a symbolic link out of `{own}`, to `{away}`"
+        assert f"error: {rule}: what a run found lies in its own folder. Put a copy in" in said
+    assert (files(away) if away.is_dir() else away.read_bytes()) == before
+
+
+def test_a_link_within_a_run_and_one_to_it_are_followed(world: World, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(world["study"], tmp_path / "own"))
+    (own / "trials" / "0000").rename(own / "trials" / "winner")
+    (own / "trials" / "0000").symlink_to("winner")
+    (own / "journal.log.lock").symlink_to("journal.log")
+    (own / "notes").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to(own)
+    assert in_this_process("sweep", "--run", tmp_path / "link", "--shares", 0.5) == 0
 
 
 def signed(best: Path, name: str, data: bytes) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.hold import hold
+from pipelines.hold import hold, refuse_links
 from pipelines.measuring.contestants import read_contest
 from tests.test_few_shot_runs import finish, start
 from tests.things import in_this_process
@@ -189,6 +189,19 @@ def test_nothing_is_written_where_a_link_leads(
     finish(start(run, backbone, features, "clip_adapter", epochs=2))
     assert files(away) == {"mine.txt": b"mine"}
     load_adapter(run / "best", backbone)
+
+
+@pytest.mark.parametrize("name", ["a", "a/coop", "a/coop/journal.log", "a/coop/trials/0000"])
+def test_a_cell_of_an_arena_is_not_read_through_a_link(tmp_path: Path, name: str) -> None:
+    """What the arena itself links is: a store of embeddings among its features."""
+    path, away = tmp_path / "arena" / "cells" / name, tmp_path / "away"
+    for place in (path.parent, tmp_path / "arena" / "features"):
+        place.mkdir(parents=True)
+    (tmp_path / "arena" / "features" / "data").symlink_to(away)
+    refuse_links(tmp_path / "arena")
+    path.symlink_to(away)
+    with pytest.raises(DataError, match=f"`{path}` is a symbolic link out of"):
+        refuse_links(tmp_path / "arena")
 
 
 def test_what_was_made_for_nothing_goes_again(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from pipelines.sources.base import Options, RawRecord
+from pipelines.sources.base import BadRecord, Options, RawRecord
 from pipelines.sources.registry import SOURCES, source_format
 from tests.pictures import jpeg
 from trainables.errors import DataError
@@ -192,6 +193,33 @@ def test_links_into_the_folder_that_is_named(tmp_path: Path) -> None:
     for images, good in ((None, False), (tmp_path / "store", True), (tmp_path / "other", False)):
         (record,) = SOURCES["folder"](str(tmp_path / "source"), Options(images))
         assert isinstance(record.image, Path) is good
+
+
+def test_words_and_folders_of_links(tmp_path: Path) -> None:
+    """A text is no more followed out of its folder than an image; a link to a folder is counted."""
+    pictures(tmp_path / "store", 2)
+    for name in ("0.txt", "1.txt"):
+        put(tmp_path / "store" / name, "a secret\n")
+    beside, birds = tmp_path / "beside", tmp_path / "birds"
+    for folder in (beside, birds / "images" / "cat", birds / "text" / "cat"):
+        folder.mkdir(parents=True)
+    for name in ("0.jpg", "0.txt", "1.jpg", "1.txt"):
+        (beside / name).symlink_to(tmp_path / "store" / name)
+    shutil.copy(tmp_path / "store" / "0.jpg", birds / "images" / "cat")
+    (birds / "text" / "cat" / "0.txt").symlink_to(tmp_path / "store" / "0.txt")
+    (beside / "more").symlink_to(tmp_path / "store")
+    for name, source, records in (("sidecar", beside, 2), ("text_folder", birds, 1)):
+        found = list(SOURCES[name](str(source), Options()))
+        assert len(found) == records
+        for record in found:
+            assert record.captions == ()
+            assert isinstance(record.image, BadRecord)
+            assert "leaves the folder by a link: say with --images where to" in record.image.reason
+    options = Options(tmp_path / "store")
+    found = list(SOURCES["sidecar"](str(beside), options))
+    assert [record.captions for record in found] == [(b"a secret",)] * 2
+    assert [record.image for record in found] == [beside / "0.jpg", beside / "1.jpg"]
+    assert options.tally.ignored == {"link to a folder": 1}
 
 
 def test_the_parquet_files_of_the_hub_know_the_names_of_classes(tmp_path: Path) -> None:

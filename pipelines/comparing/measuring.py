@@ -27,6 +27,7 @@ from pipelines.comparing.plan import (
     store_of,
 )
 from pipelines.console import say
+from pipelines.hold import refuse_links
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.backbone import Backbone
@@ -54,6 +55,7 @@ FOUND = ("accuracy", "per_class", "correct", "tests", "ece")  # of a run, by the
 
 def identity(folder: Path) -> str:
     """Equal for two calls that would measure the same."""
+    refuse_links(folder)
     plan = read_plan(folder)
     return sha256_json([[cell.name, *_standing(folder, cell)] for cell in plan.cells()])
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.hold import refuse_links
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, BASELINES, build, make_config
 from trainables.backbone import Backbone
@@ -118,6 +119,7 @@ class Contest:
 def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Contest:
     """The contestants of the study, or of the single training run, in folder `run`; `others` is a
     draw of the classes to measure."""
+    refuse_links(run)
     names = [name for name in ("study.json", "run.json") if (run / name).is_file()]
     if not names:
         raise DataError(f"`{run}` holds no run: neither study.json nor run.json is there.")

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.baselines import WORDS
+from pipelines.hold import refuse_links
 from pipelines.reporting import (
     field_charts,
     numbers,
@@ -85,6 +86,7 @@ class Rung:
 
 def write_report(run: Path) -> tuple[list[Path], bool]:
     """Write report.html and report.md of a run: their paths, and whether they say anything new."""
+    refuse_links(run)
     texts = render(run, read_study(run), read_result(run / "result.json"))
     paths = [run / "report.html", run / "report.md"]
     new = {path: text.encode() for path, text in zip(paths, texts, strict=True)}

@@ -19,6 +19,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from pipelines.hold import refuse_links
 from pipelines.searching.best import standing_of
 from pipelines.searching.journal import NAME, read_trials
 from pipelines.searching.study import OVER, PRIOR, Search, Start
@@ -86,6 +87,7 @@ def _studies(folder: Path, search: Search) -> Iterator[Earlier]:
         rule = "must be folders of `cliptune tune` or `cliptune arena`"
         raise DataError(f"`--prior` {rule}, got `{folder}`, in which no study was begun.")
     for path in paths:
+        refuse_links(path.parent)
         about = read_json(path)
         task = about.get("task", "retrieval")
         if task != search.task:

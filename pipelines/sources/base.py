@@ -115,9 +115,11 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, list[str]]:
     return columns
 
 
-def inside(root: Path, name: str, store: Path | None = None) -> Path | BadRecord:
+def inside(
+    root: Path, name: str, store: Path | None = None, what: str = "image path"
+) -> Path | BadRecord:
     """`root / name`, unless that leaves `root`: by an absolute path, by `..` or by a link that does
-    not lead into `store`."""
+    not lead into `store`. `what` it is, in the reason."""
     parts = Path(name).parts
     if not name or "\0" in name:
         return BadRecord(f"image path {name!r} is not a path")
@@ -130,7 +132,7 @@ def inside(root: Path, name: str, store: Path | None = None) -> Path | BadRecord
     if store and Path(real).is_relative_to(os.path.realpath(store)):
         return path
     if os.path.commonpath([here, real]) != here:
-        return BadRecord("image path leaves the folder by a link: say with --images where to")
+        return BadRecord(f"{what} leaves the folder by a link: say with --images where to")
     if here == real:  # else all of its pictures would be the frames of a clip
         return BadRecord("image path is the folder of the images itself")
     return path
@@ -193,6 +195,14 @@ def walk(root: Path) -> Iterator[Path]:
     for here, below, names in os.walk(root):
         below.sort()
         yield from (Path(here, name) for name in sorted(names))
+
+
+def into(here: str, below: list[str], options: Options) -> None:
+    """Of the folders in `here`, which `os.walk` is about to enter, those that may hold data, in
+    order. Links are not followed, as they may be circles, but counted."""
+    below[:] = sorted(name for name in below if not hidden(name))
+    links = sum(Path(here, name).is_symlink() for name in below)
+    options.tally.ignored.update({"link to a folder": links} if links else {})
 
 
 def stem_and_ending(name: str) -> tuple[str, str]:

@@ -97,7 +97,7 @@ class _BadCell(Exception):
 
 def _image(cell: Any, root: Path) -> bytes | Path | BadRecord:
     match cell:
-        case bytes():
+        case bytes() | Path():
             return cell
         case {"bytes": bytes(data)}:  # Hugging Face's `Image`
             return data

@@ -20,6 +20,7 @@ from pipelines.sources.base import (
     hidden,
     image_files,
     inside,
+    into,
     split_name,
     split_of_name,
 )
@@ -84,7 +85,7 @@ def _class(
     for here, below, names in os.walk(folder):
         files = list(image_files(Path(here)))
         _ignore(Path(here), below, {*names} - {path.name for path in files}, options)
-        below[:] = sorted(name for name in below if not hidden(name))
+        into(here, below, options)
         for path in files:
             options.tally.read[ending(path.name)] += 1
             name = str(path.relative_to(root))

@@ -20,13 +20,11 @@ FIELD_OF = {suffix[1:]: "image" for suffix in MEDIA_SUFFIXES} | {
 
 _MARK = "\ufeff".encode()  # which Windows puts before a text
 
-Sample = dict[str, bytes | str | BadRecord]  # by field; an image may be its path
+Sample = dict[str, bytes | Path | BadRecord]  # by field; an image may be its path
 
 
-def sample_record(
-    key: str, sample: Sample, split: str | None, options: Options, root: Path = Path()
-) -> RawRecord:
-    """The record of a sample; image paths are relative to `root`."""
+def sample_record(key: str, sample: Sample, split: str | None, options: Options) -> RawRecord:
+    """The record of a sample."""
     values: dict[str, Any] = {}
     for field, content in sample.items():
         if isinstance(content, BadRecord):
@@ -47,7 +45,7 @@ def sample_record(
         values["class_name"] = values.pop("label")
     if split:
         values.setdefault("split", split)
-    return record_of({"id": key} | values, key, root, options.notes)
+    return record_of({"id": key} | values, key, Path(), options.notes)
 
 
 def lines_of(text: bytes) -> list[bytes]:

@@ -2,7 +2,8 @@
 
 `0001.jpg` and `0001.txt` (captions, a line each), `.caption`, `.cls` or `.json`, in one folder or
 in folders of it, at any depth. Folders whose names are all splits tell the split. An image without
-words is a bad record; words without an image are left out and counted.
+words is a bad record; words without an image are left out and counted. Both may be
+links into `--images`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pipelines.sources.base import (
     ending,
     hidden,
     image_files,
+    inside,
+    into,
     split_of_name,
     stem_and_ending,
     visible,
@@ -37,7 +40,7 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     ]
     told = bool(splits) and None not in splits
     for here, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not hidden(name))
+        into(here, below, options)
         place = Path(here).relative_to(root)
         split = split_of_name(place.parts[0]) if told and place.parts else None
         yield from _folder(root, Path(here), names, split, options)
@@ -54,23 +57,26 @@ def _folder(
     free = {own.lower(): name for own, name in words.items() if Path(name).stem not in stems}
     unused = set(names)
     for image in images:
-        sample: Sample = {"image": str(image.relative_to(root))}
+        key = str(image.relative_to(root))
+        sample: Sample = {"image": inside(root, key, options.images)}
         used = [image.name]
         for suffix in WORDS:
             own = image.stem + suffix
             if name := words.get(own) or free.get(own.lower()):
-                sample[FIELD_OF[suffix[1:]]] = _content(here / name)
+                path = inside(root, str((here / name).relative_to(root)), options.images, "a text")
+                sample[FIELD_OF[suffix[1:]]] = _content(path)
                 used.append(name)
         if stems[image.stem] > 1 and len(used) > 1:
             sample["image"] = BadRecord(f"{stems[image.stem]} images have the name of `{used[1]}`")
         unused -= set(used)
         options.tally.read.update(map(ending, used))
-        key = str(image.relative_to(root))
-        yield sample_record(key, sample, split, options, root)
+        yield sample_record(key, sample, split, options)
     options.tally.ignored.update(map(ending, unused))
 
 
-def _content(path: Path) -> bytes | BadRecord:
+def _content(path: Path | BadRecord) -> bytes | BadRecord:
+    if isinstance(path, BadRecord):
+        return path
     if path.stat().st_size > _LARGEST:
         return BadRecord(f"`{path.name}` is above the limit of {_LARGEST:,} bytes")
     data = path.read_bytes()

@@ -66,7 +66,8 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
             options.tally.read[".txt"] += 1
             image = own.get(text.stem)
             found += image is not None
-            record = _record(images, text, image, label, name)
+            path = inside(texts, str(text.relative_to(texts)), options.images, "a text")
+            record = _record(images, path, image, label, str(Path(name, text.name)))
             yield replace(record, split=splits.get(name))
     total = sum(len(list(image_files(Path(here)))) for here, _, _ in os.walk(images))
     options.tally.ignored["image without a text"] += max(total - found, 0)
@@ -113,12 +114,16 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return {image.stem: image for image in image_files(folder)}
 
 
-def _record(images: Path, text: Path, image: Path | None, label: int, name: str) -> RawRecord:
+def _record(
+    images: Path, text: Path | BadRecord, image: Path | None, label: int, name: str
+) -> RawRecord:
+    """`name`, the text's, begins with its class."""
     if image is None:
-        return RawRecord(str(Path(name) / text.name), BadRecord("no image of its name"))
-    key = str(image.relative_to(images))
-    captions = tuple(lines_of(text.read_bytes()))
-    record = RawRecord(key, inside(images, key), captions)
-    if not name:
+        return RawRecord(name, BadRecord("no image of its name"))
+    key, own = str(image.relative_to(images)), Path(name).parent.name
+    if isinstance(text, BadRecord):
+        return RawRecord(key, text)
+    record = RawRecord(key, inside(images, key), tuple(lines_of(text.read_bytes())))
+    if not own:
         return record
-    return replace(record, label=label, class_name=re.sub(r"^\d+\.", "", name))
+    return replace(record, label=label, class_name=re.sub(r"^\d+\.", "", own))
