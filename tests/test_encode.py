@@ -6,6 +6,7 @@ Ray is replaced by a loop in this process, except in the tests marked slow.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
@@ -31,14 +32,20 @@ from pipelines.encoding import towers
 from pipelines.encoding.store import encode
 from pipelines.encoding.towers import Job, ReadAndDecode, Resources, Tower, Unit, of_backbone
 from pipelines.hold import hold
+from pipelines.shards import Args as ShardArgs
+from pipelines.shards import run as write_shards
+from tests.pictures import jpeg
 from tests.tiny import tiny_clip, tiny_shards
 from trainables import features as features_module
+from trainables.adapters.registry import build, make_config
 from trainables.backbone import load_backbone
 from trainables.errors import ConfigError, DataError
 from trainables.features import embed_split, features_key, open_features
 from trainables.files import read_json, sha256_file, write_json
 from trainables.image_tower import lower
 from trainables.images import decode
+from trainables.metrics.retrieval import per_query
+from trainables.predict import predict
 from trainables.preprocess import view_of
 from trainables.shards import Seal, ShardSet, captions_of
 from trainables.tensor_file import Array
@@ -158,6 +165,26 @@ def test_groups_join_equal_bytes(tmp_path: Path, clip: Path, shards: Path) -> No
     groups = embed_split(load_backbone(str(clip)), ShardSet.open(shards), "train").groups
     assert groups[-3:].tolist() == groups[:3].tolist()
     assert groups.unique().numel() == 21
+
+
+def test_a_caption_said_twice_is_two_queries_that_rank_alike(tmp_path: Path, clip: Path) -> None:
+    said = [[f"a red {noun}", f"a red {noun}", f"{noun} again"] for noun in ("disc", "box", "star")]
+    for n, captions in enumerate(said):
+        (tmp_path / f"{n}.jpg").write_bytes(jpeg(n))
+        with (tmp_path / "said.jsonl").open("a") as file:
+            file.write(json.dumps({"image": f"{n}.jpg", "caption": captions}) + "\n")
+    write_shards(ShardArgs(str(tmp_path / "said.jsonl"), tmp_path / "shards", split="val"))
+    backbone, shards = load_backbone(str(clip)), ShardSet.open(tmp_path / "shards")
+    data = embed_split(backbone, shards, "val")
+    assert data.caption_rows.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    zero_shot = build(make_config("zero_shot", {"precision": "fp32"}), backbone)
+    found = predict(zero_shot, data)
+    values = per_query(found, data.groups, data.groups[data.caption_rows])
+    for name, of_captions in values.items():
+        if name.startswith("t2i_"):
+            assert of_captions.shape == (9,)
+            assert torch.equal(of_captions[::3], of_captions[1::3])
+    assert values["i2t_r1"].shape == (3,)
 
 
 def test_the_test_split_is_neither_read_nor_needed(

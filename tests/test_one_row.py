@@ -114,15 +114,19 @@ def late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
 def test_a_row_a_caption_in_any_order_is_a_row_a_picture(tmp_path: Path, kind: str) -> None:
     draw(tmp_path, 9)
     shuffled = random.Random(3).sample(CAPTIONS, len(CAPTIONS))
-    merged = make(table(tmp_path / "sorted.csv", CAPTIONS), tmp_path / "sorted", split="train")
+    ordered = WRITERS[kind](tmp_path / f"sorted.{kind}", CAPTIONS)
+    merged = make(ordered, tmp_path / "sorted", split="train")
     source = WRITERS[kind](tmp_path / f"shuffled.{kind}", shuffled)
     shards = make(source, tmp_path / "out", split="train", rows_per_shard=4)
     assert content(shards) == content(merged)
     assert len(content(shards)) == 9
-    assert all(len(row["captions"]) == 4 for row in rows_of(shards))
-    assert shards.splits == merged.splits == {"train": {"images": 9, "captions": 36}}
+    # Samples of a tar are records of their own: the picture is told twice, and not the caption.
+    twice = kind != "tar"
+    assert sorted(len(row["captions"]) for row in rows_of(shards)) == [4] * 8 + [4 + twice]
+    assert shards.splits == merged.splits == {"train": {"images": 9, "captions": 36 + twice}}
     assert [shard["rows"] for shard in shards.manifest["shards"]] == [4, 4, 1]
     for one in (shards, merged):
+        assert one.manifest["notes"].get("captions_said_twice", 0) == twice
         counts = {"read": 37, "rows": 9, "united": 28, "left_out": {}, "quarantined": 0}
         assert counts_of(one) == counts
 
@@ -134,7 +138,7 @@ def test_captions_stand_in_the_order_seen(tmp_path: Path) -> None:
     shards = make(table(tmp_path / "t.csv", order), tmp_path / "out", split="train")
     for row in rows_of(shards):
         said = [one["caption"] for one in order if one["image"] == row["id"]]
-        assert row["captions"] == list(dict.fromkeys(said))
+        assert row["captions"] == said
     assert [row["id"] for row in rows_of(shards)] == list(
         dict.fromkeys(one["image"] for one in order)
     )
@@ -184,7 +188,7 @@ def test_the_order_of_labels_and_captions_is_without_effect(tmp_path: Path) -> N
         source = parquet(tmp_path / f"{number}.parquet", [first, *more, *others])
         found.append(content(make(source, tmp_path / f"out-{number}", split="val")))
     assert all(one == found[0] for one in found)
-    assert (["one", "two"], None, None, ["cat", "dog"]) in found[0].values()
+    assert (["one", "one", "two"], None, None, ["cat", "dog"]) in found[0].values()
 
 
 @pytest.mark.usefixtures("late")
@@ -261,10 +265,68 @@ def test_a_picture_that_gives_way_takes_its_records_along(tmp_path: Path) -> Non
     assert shards.splits["train"] == {"images": 2, "captions": 3}
 
 
-def test_what_a_row_alone_says_twice_stays_twice() -> None:
-    row = {"captions": ["a", "a"], "label": None, "class_name": None, "classes": None}
-    assert united(row, []) == row
-    assert united(row, iter([row | {"captions": ["b", "a"]}]))["captions"] == ["a", "b"]
+def said(*captions: str, group: str | None = None) -> Row:
+    own = {"captions": list(captions), "group": group}
+    return own | {"label": None, "class_name": None, "classes": None}
+
+
+@pytest.mark.parametrize(
+    ("records", "right"),
+    [
+        ([said("a", "a")], ["a", "a"]),
+        ([said("a", "a"), said("b", "a")], ["a", "a", "b"]),
+        ([said("b", "a"), said("a", "a")], ["b", "a", "a"]),
+        ([said("a", group="x"), said("a", group="x")], ["a", "a"]),
+        ([said("a", group="x"), said("a", group="y"), said("b", group="y")], ["a", "b"]),
+        ([said("a", group="x"), said("a", group="y"), said("a", group="x")], ["a", "a"]),
+        ([said("a"), said("a"), said("a", group="x")], ["a"]),
+    ],
+)
+def test_a_caption_counts_as_in_the_group_that_says_it_most_often(
+    records: list[Row], right: list[str]
+) -> None:
+    assert united(records[0], iter(records[1:]))["captions"] == right
+
+
+@pytest.mark.usefixtures("late")
+def test_a_picture_under_two_names_has_the_captions_of_the_fuller_in_any_order(
+    tmp_path: Path,
+) -> None:
+    draw(tmp_path, 4)
+    (tmp_path / "copy.jpg").write_bytes(jpeg(0))
+    told = [("0.jpg", "x"), ("0.jpg", "x"), ("copy.jpg", "x"), ("copy.jpg", "y"), ("copy.jpg", "y")]
+    rows = [{"image": name, "caption": caption} for name, caption in told]
+    rows += [{"image": f"{n}.jpg", "caption": "z"} for n in (1, 2, 3)]
+    for seed in range(8):
+        order = random.Random(seed).sample(rows, len(rows))
+        shards = make(table(tmp_path / f"{seed}.csv", order), tmp_path / f"{seed}", split="train")
+        (row,) = [row for row in rows_of(shards) if row["id"] in ("0.jpg", "copy.jpg")]
+        assert sorted(row["captions"]) == ["x", "x", "y", "y"]
+        assert shards.manifest["notes"] == {"captions_said_twice": 2}
+        assert shards.splits["train"] == {"images": 4, "captions": 7}
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_second_table_of_the_same_pictures_doubles_no_caption(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "tables"
+    draw(folder, 9)
+    for n in range(2):
+        order = random.Random(n).sample(CAPTIONS, len(CAPTIONS))
+        WRITERS[kind](folder / f"{n}.{kind}", order)
+    shards = make(folder, tmp_path / "out", split="train")
+    assert shards.splits["train"] == {"images": 9, "captions": 37}
+    assert counts_of(shards)["united"] == 2 * 37 - 9
+
+
+def test_ids_of_captions_leave_the_image_its_name(tmp_path: Path) -> None:
+    draw(tmp_path, 2)
+    rows = [
+        {"image": name, "id": str(number), "caption": "a disc"}
+        for number, name in enumerate(["0.jpg", "1.jpg", "0.jpg"])
+    ]
+    shards = make(table(tmp_path / "t.csv", rows), tmp_path / "out", split="train")
+    assert sorted(len(row["captions"]) for row in rows_of(shards)) == [1, 2]
 
 
 def test_what_is_said_of_a_picture_leaves_memory_as_pictures_do(tmp_path: Path) -> None:
@@ -272,7 +334,7 @@ def test_what_is_said_of_a_picture_leaves_memory_as_pictures_do(tmp_path: Path) 
     out = ShardWriter(tmp_path, 1000)
     row = {
         "id": "a", "image": b"x", "width": 1, "height": 1, "captions": ["a"], "label": None,
-        "class_name": None, "split": SPLITS[0], "sha256": "00", "classes": None,
+        "class_name": None, "split": SPLITS[0], "sha256": "00", "classes": None, "group": "t: a",
     }  # fmt: skip
     out.add(row)
     taken = sum(out.unite(row | {"captions": ["word" * 25_000]}) for _ in range(400))

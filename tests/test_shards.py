@@ -338,7 +338,7 @@ def test_the_ledger_names_a_twin_in_the_split_that_keeps_it() -> None:
     ledger = Ledger()
 
     def row(name: str, split: str) -> dict[str, Any]:
-        return {"id": name, "split": split, "sha256": "00" * 32}
+        return {"id": name, "split": split, "sha256": "00" * 32, "group": None}
 
     ledger.add(row("a", "train"), 0)
     assert ledger.twin(row("a", "train")) is None

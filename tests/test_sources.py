@@ -45,10 +45,11 @@ def read(source: Path | str, name: str | None = None, **options: Any) -> list[Ra
 
 
 def good(record: RawRecord) -> dict[str, Any]:
-    """The record's row once checked, without its image."""
+    """The record's row once checked, without its image and its group."""
     checked = check(record, "source")
     assert not isinstance(checked, BadRecord), checked.reason
-    return {k: v for k, v in checked.row.items() if k not in ("image", "width", "height", "sha256")}
+    without = ("image", "width", "height", "sha256", "group")
+    return {k: v for k, v in checked.row.items() if k not in without}
 
 
 def reason(record: RawRecord) -> str:
@@ -882,6 +883,29 @@ def test_real_flickr8k_in_its_original_sizes(tmp_path: Path) -> None:
     assert len(rows) == 40
     assert all(len(row["captions"]) == 5 for row in rows)
     assert reason(next(r for r in records if r.id not in here)) == "missing file"
+
+
+@needs_data
+def test_real_flickr8k_has_five_captions_of_each_test_image(tmp_path: Path) -> None:
+    """Also of the one whose caption two people gave, as a list or as the token file has it."""
+    images = DATA / "flickr8k" / "images"
+    listed = [
+        record
+        for record in read(DATA / "flickr8k" / "dataset_flickr8k.json", images=images)
+        if record.split == "test"
+    ]
+    lines = [
+        f"{record.id}#{number}\t{text}\n"
+        for record in listed
+        for number, text in enumerate(record.captions)
+    ]
+    tokens = tmp_path / "Flickr8k.token.txt"
+    tokens.write_text("".join(lines))
+    for records in (listed, read(tokens, images=images)):
+        captions = [good(record)["captions"] for record in records]
+        assert len(captions) == 1_000
+        assert sum(map(len, captions)) == 5_000
+        assert sum(len(set(said)) for said in captions) == 4_999
 
 
 @needs_data

@@ -366,17 +366,19 @@ def test_blank_captions_beside_others_are_left_out_and_noted(tmp_path: Path) -> 
     assert ShardSet.open(tmp_path / "out").manifest["notes"]["blank_captions_left_out"] == 1
 
 
-def test_a_caption_said_twice_is_one_in_a_list_as_over_rows(tmp_path: Path) -> None:
+def test_a_caption_said_twice_is_two_in_a_list_as_over_rows(tmp_path: Path) -> None:
     draw(tmp_path, "0.jpg")
     row = {"image": "0.jpg", "caption": ["a disc", "red", "a  disc"]}
-    listed_once = write(tmp_path / "list.jsonl", json.dumps(row))
+    listed = write(tmp_path / "list.jsonl", json.dumps(row))
     rows = write(
         tmp_path / "rows.csv", "image,caption", "0.jpg,a disc", "0.jpg,red", "0.jpg,a disc"
     )
-    for source in (listed_once, rows):
+    for source in (listed, rows):
         shards.run(shards.Args(str(source), tmp_path / "out", split="train", overwrite=True))
-        (found,) = ShardSet.open(tmp_path / "out").rows("train")
-        assert found["captions"] == ["a disc", "red"]
+        made = ShardSet.open(tmp_path / "out")
+        (found,) = made.rows("train")
+        assert found["captions"] == ["a disc", "red", "a disc"]
+        assert made.manifest["notes"]["captions_said_twice"] == 1
 
 
 def test_with_a_split_for_all_it_does_not_matter_what_the_source_says(tmp_path: Path) -> None:

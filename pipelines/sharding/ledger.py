@@ -1,8 +1,8 @@
 """What the whole source must agree on: an id is one picture, no picture in two splits, one label a
 class; and what is said of a picture whose row is on disk already.
 
-All of it lies in a private SQLite file: about 250 bytes of disk an image, the words of its later
-records, and at most 64 MiB of memory, so that a hundred million images need 25 GB of temporary disk
+All of it lies in a private SQLite file: about 300 bytes of disk an image, the words of its later
+records, and at most 64 MiB of memory, so that a hundred million images need 30 GB of temporary disk
 and no more memory than a thousand.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pipelines.sharding.united import Row
 from trainables.shards import SPLITS
 
-SAID = ("captions", "label", "class_name", "classes")  # of a picture, beside its bytes
+SAID = ("captions", "label", "class_name", "classes", "group")  # of a picture, beside its bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Ledger:
         self._db.execute("pragma cache_size = -65536")
         for table in (
             "name (id text primary key, digest blob) without rowid",
-            "picture (digest blob, rank int, id text, shard int, records int, "
+            "picture (digest blob, rank int, id text, of text, shard int, records int, "
             "primary key (digest, rank)) without rowid",
             "later (digest blob, rank int, said text)",
         ):
@@ -97,8 +97,15 @@ class Ledger:
     def add(self, row: Row, shard: int) -> None:
         """Enter the first record of a picture, whose row is in this shard of its split."""
         self._db.execute(
-            "insert into picture values (?, ?, ?, ?, 1)", (*_key(row), row["id"], shard)
+            "insert into picture values (?, ?, ?, ?, ?, 1)",
+            (*_key(row), row["id"], row["group"], shard),
         )
+
+    def group(self, row: Row) -> str | None:
+        """The group of the picture's first record."""
+        query = "select of from picture where digest = ? and rank = ?"
+        found: tuple[str | None] = self._db.execute(query, _key(row)).fetchone()
+        return found[0]
 
     def note(self, row: Row) -> None:
         """Keep what a later record says of a picture whose row is on disk."""

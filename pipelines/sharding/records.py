@@ -26,7 +26,6 @@ from trainables.shards import SPLITS
 OF_WORDS = {  # notes that are not of the image
     "special_token_captions",
     "blank_captions_left_out",
-    "captions_said_twice_kept_once",
 }
 Picture: TypeAlias = tuple[bytes, str, tuple[int, int], dict[str, bool]]
 Look: TypeAlias = Callable[[bytes | Path], Picture]
@@ -35,7 +34,8 @@ _SPECIAL_TOKENS = ("<|endoftext|>", "<|startoftext|>")
 
 @dataclass(frozen=True)
 class Checked:
-    """A row of `trainables.shards.SCHEMA`, and what is worth counting about it."""
+    """A row of `trainables.shards.SCHEMA` with its record's `group`, and what is worth counting
+    about it."""
 
     row: dict[str, Any]
     notes: tuple[str, ...]
@@ -63,7 +63,6 @@ def check(record: RawRecord, split_rule: str, look: Look | None = None) -> Check
         texts = list(enumerate(record.captions, 1))
         told = [(n, text) for n, text in texts if not _is_blank(text)] or texts
         captions = [caption(text, n) for n, text in told]
-        once = list(dict.fromkeys(captions))
         if record.class_name is not None:
             check_text("class name", record.class_name)
         elif not captions:
@@ -87,17 +86,17 @@ def check(record: RawRecord, split_rule: str, look: Look | None = None) -> Check
         "image": data,
         "width": size[0],
         "height": size[1],
-        "captions": once,
+        "captions": captions,
         "label": record.label,
         "class_name": record.class_name,
         "split": _split(split, split_rule, digest),
         "sha256": digest,
         "classes": None,
+        "group": record.group,
     }
     notes = image_notes | {
         "special_token_captions": any(mark in c for c in captions for mark in _SPECIAL_TOKENS),
         "blank_captions_left_out": len(told) < len(texts),
-        "captions_said_twice_kept_once": len(once) < len(captions),
         "split_by_hash": split_rule == "hash" or (split_rule not in SPLITS and split is None),
     }
     return Checked(row, tuple(name for name, true in notes.items() if true))

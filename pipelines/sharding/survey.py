@@ -239,7 +239,7 @@ def _told(known: Sequence[RawRecord]) -> str:
 
 def _bare(record: RawRecord) -> RawRecord:
     """Without its bytes: a thousand images may be large."""
-    return replace(record, image=b"")
+    return replace(record, image=b"", rows=tuple(map(_bare, record.rows)))
 
 
 def _within(seconds: float, work: Callable[[], None]) -> bool:

@@ -1,12 +1,15 @@
 """All that is said of one picture in one row.
 
 Flows in: the row of a picture and what later records of it say. Flows out: one row with the
-captions of all, equal ones once, and the class. Whose record was first decides the id and the
-order of the captions, and nothing else.
+captions of all, and the class. What records of one group say (rows of one table with one image) is
+added up; of several, a caption stands as often as in the group that says it most often, so that a
+picture told under two names has none twice. Whose record was first decides the id and the order of
+the captions, and nothing else.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
@@ -21,18 +24,25 @@ def united(row: Row, later: Iterable[Row]) -> Row:
     second = next(later, None)
     if second is None:
         return row
-    captions: dict[str, None] = {}
+    captions: list[str] = []
+    said: Counter[tuple[str | int, str]] = Counter()  # by each group
+    most: Counter[str] = Counter()  # by the one that says it most often
     labels: set[int] = set()
     names: set[str] = set()
     several = False
-    for one in chain((row, second), later):
-        captions.update(dict.fromkeys(one["captions"]))
+    for number, one in enumerate(chain((row, second), later)):
+        group = number if one["group"] is None else one["group"]
+        for caption in one["captions"]:
+            said[group, caption] += 1
+            if said[group, caption] > most[caption]:
+                most[caption] += 1
+                captions.append(caption)
         labels |= {one["label"]} - {None}
         names |= {one["class_name"], *(one["classes"] or ())} - {None}
         several |= one["classes"] is not None
     several |= len(labels) > 1 or len(names) > 1
     return row | {
-        "captions": list(captions),
+        "captions": captions,
         "label": None if several else next(iter(labels), None),
         "class_name": None if several else next(iter(names), None),
         "classes": sorted(names) if several else None,

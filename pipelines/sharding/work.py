@@ -81,7 +81,9 @@ class Sharding:
         row = record.row
         if self.ledger.knows(row):
             self.notes.update({*record.notes} & OF_WORDS)
-            if not self.writer.unite(row):
+            # A row on disk has what its own group says: only then can others be weighed against it.
+            own = row["group"] is not None and row["group"] == self.ledger.group(row)
+            if not (own and self.writer.unite(row)):
                 self.ledger.note(row)
                 self.stale = True
             return
@@ -103,7 +105,7 @@ class Sharding:
             self.dropped += self.ledger.records(row)
             self.quarantine.write(row["id"], f"same image as `{twin.id}` ({twin.split})")
             return None
-        row = united(row, self.ledger.later(row))
+        row = united(row | {"group": self.ledger.group(row)}, self.ledger.later(row))
         return row | {"label": self.relabel.get(row["label"], row["label"])}
 
     def finish(self) -> dict[str, Any]:
@@ -113,6 +115,7 @@ class Sharding:
         stale = self.ledger.stale(every=bool(self.relabel)) if self.stale or self.relabel else ()
         shards = self.writer.close(self._amend, stale)
         self.notes["images_of_several_classes"] = self.writer.several
+        self.notes["captions_said_twice"] = self.writer.twice
         splits: dict[str, dict[str, int]] = {}
         for split in SPLITS:
             if found := [shard for shard in shards if shard["split"] == split]:

@@ -1,7 +1,8 @@
 """Checked rows in, `<split>-00000.parquet` files and their manifest entries out.
 
-What a later record says of a picture joins its row while that is in memory. Where it no longer is,
-the shard is written again at the end, with what was kept of such records.
+What a later row of a picture's own record says joins its row while that is in memory. Where it no
+longer is, and of other records of the picture, the shard is written again at the end, with what was
+kept of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class ShardWriter:
     def __init__(self, folder: Path, rows_per_shard: int) -> None:
         self.folder = folder
         self.rows_per_shard = rows_per_shard
-        self.several = 0  # rows of several classes, once closed
+        self.several = self.twice = 0  # rows of several classes, captions said before; once closed
         self._open: dict[str, _Shard] = {}
         self._done: dict[str, list[_Shard]] = {}
 
@@ -66,13 +67,14 @@ class ShardWriter:
             self._done[split][number].rewrite(amend)
         shards = [s for done in self._done.values() for s in done if s.rows]
         self.several = sum(s.several for s in shards)
+        self.twice = sum(s.twice for s in shards)
         return [s.entry() for s in sorted(shards, key=lambda s: s.path.name)]
 
 
 class _Shard:
     def __init__(self, path: Path, split: str) -> None:
         self.path, self.split = path, split
-        self.rows = self.captions = self.several = 0
+        self.rows = self.captions = self.several = self.twice = 0
         self._group: dict[str, tuple[Row, list[Row]]] = {}  # a picture's row, and later records
         self._bytes = 0
         # Photos do not compress; statistics would repeat whole images in the footer.
@@ -99,6 +101,7 @@ class _Shard:
         rows = [united(row, later) for row, later in self._group.values()]
         self.captions += sum(len(row["captions"]) for row in rows)
         self.several += sum(row["classes"] is not None for row in rows)
+        self.twice += sum(len(row["captions"]) - len({*row["captions"]}) for row in rows)
         if rows:
             self._writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
         self._group, self._bytes = {}, 0
@@ -118,7 +121,8 @@ class _Shard:
                         kept.add(amended)
         kept.close()
         kept.path.replace(self.path)
-        self.rows, self.captions, self.several = kept.rows, kept.captions, kept.several
+        self.rows, self.captions = kept.rows, kept.captions
+        self.several, self.twice = kept.several, kept.twice
         if not self.rows:
             self.path.unlink()
 

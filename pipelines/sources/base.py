@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -43,15 +42,14 @@ class RawRecord:
     label: int | None = None
     class_name: str | None = None
     split: str | None = None  # None: the source has no splits
-    rows: tuple[tuple[str, int], ...] = ()  # what it unites: each row's id, and how many captions
+    # Rows of one group tell one picture bit by bit: what they say twice is said twice of it. Other
+    # groups, and records without one, say it of the same picture anew.
+    group: str | None = None
+    rows: tuple[RawRecord, ...] = ()  # what it unites
 
     def apart(self) -> list[RawRecord]:
         """The records that it unites, which the source tells one by one."""
-        captions = iter(self.captions)
-        return [
-            replace(self, id=name, captions=tuple(islice(captions, count)), rows=())
-            for name, count in self.rows
-        ] or [self]
+        return list(self.rows) or [self]
 
 
 @dataclass(frozen=True)

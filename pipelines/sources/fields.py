@@ -27,11 +27,13 @@ def cells(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> dict[
 
 
 def record_of(
-    values: Mapping[str, Any], default_id: str, root: Path, notes: Counter[str]
+    values: Mapping[str, Any], default_id: str, root: Path, notes: Counter[str], table: str = ""
 ) -> RawRecord:
-    """A record from its fields; image paths are relative to `root`."""
+    """A record from its fields; image paths are relative to `root`. The rows of a `table` are of
+    one group by the image's path, or else its id; without either the picture itself is the name."""
     image = values.get("image")
     name = values.get("id")
+    group = path_of(image) or ("" if name is None else str(name))
     if name is None:
         name = image if isinstance(image, str) else default_id
     try:
@@ -43,6 +45,7 @@ def record_of(
             class_name=_name(values.get("class_name")),
             # An empty cell of a split column is no split's name, not a row without splits.
             split=(values["split"] or "") if "split" in values else None,
+            group=f"{table}: {group}",
         )
     except (_BadCell, Refused) as error:
         return RawRecord(str(name), BadRecord(str(error)))
@@ -67,13 +70,13 @@ def _united(held: Sequence[RawRecord]) -> RawRecord:
     if len(held) == 1:
         return held[0]
     captions = tuple(caption for record in held for caption in record.captions)
-    rows = tuple((record.id, len(record.captions)) for record in held)
-    return dataclasses.replace(held[0], captions=captions, rows=rows)
+    return dataclasses.replace(held[0], captions=captions, rows=tuple(held))
 
 
 def _same(held: RawRecord, record: RawRecord) -> bool:
-    own = record.id if isinstance(record.image, bytes) else held.id
-    return dataclasses.replace(held, id=own, captions=record.captions) == record
+    named = record if isinstance(record.image, bytes) else held
+    own = dataclasses.replace(held, id=named.id, group=named.group, captions=record.captions)
+    return own == record
 
 
 def path_of(cell: Any) -> str | None:

@@ -101,7 +101,7 @@ def _rows(
             values.setdefault("split", split)
         root = where.of(path_of(values["image"]) or "")
         values["image"] = _file(values["image"], root)
-        yield record_of(values, f"{split}-{number}", root, options.notes)
+        yield record_of(values, f"{split}-{number}", root, options.notes, split)
 
 
 def _file(image: Any, root: Path) -> Any:

@@ -56,6 +56,7 @@ def _rows(path: Path, options: Options) -> Iterator[RawRecord]:
                         options.tally.read["row"] += 1
                         values = {"image": row[image], "caption": row.get("caption")}
                         values |= {"id": row["key"]} if row.get("key") else {}
-                        yield record_of(values, f"{path.stem} {number}", path.parent, options.notes)
+                        where = f"{path.stem} {number}"
+                        yield record_of(values, where, path.parent, options.notes, path.stem)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"`{path}` is not valid Parquet: {error}") from error

@@ -116,7 +116,7 @@ def records(
         if split:
             values.setdefault("split", split)
         folder = root.of(path_of(values["image"]) or "")
-        record = record_of(values, where, folder, options.notes)
+        record = record_of(values, where, folder, options.notes, str(path))
         yield from _named_from(Path(folder.name), [record]) if root.by_split else [record]
 
 
