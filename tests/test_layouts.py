@@ -16,7 +16,7 @@ import pytest
 
 from pipelines import shards
 from pipelines.sharding.records import check
-from pipelines.sharding.survey import first_lines
+from pipelines.sharding.survey import first_lines, look
 from pipelines.sources.base import BadRecord, Options, RawRecord
 from pipelines.sources.registry import SOURCES, source_format
 from tests.pictures import draw, jpeg
@@ -200,6 +200,63 @@ def test_splits_by_class_of_cub(tmp_path: Path) -> None:
     assert splits == ["train", "val", "test"]
     lines = list(first_lines(str(tmp_path), "text_folder", "source", found))
     assert lines[0].startswith("splits: by name, train (trainclasses.txt), val (valclasses.txt)")
+
+
+def cub(root: Path) -> None:
+    """Six birds of three classes, as CUB_200_2011.tgz has them."""
+    names = [f"00{n // 2 + 1}.{'ABC'[n // 2]}/bird {n}.jpg" for n in range(6)]
+    for n, name in enumerate(names):
+        draw(root / "images" / Path(name).parent, Path(name).name, first=n)
+    put(root / "images.txt", "".join(f"{n} {name}\n" for n, name in enumerate(names, 1)))
+    put(root / "train_test_split.txt", "".join(f"{n} {n % 2}\n" for n in range(1, 6)))
+    put(root / "image_class_labels.txt", "".join(f"{n + 1} {n // 2 + 1}\n" for n in range(6)))
+    put(root / "classes.txt", "1 001.A\n2 002.B\n3 003.C\n")
+
+
+@pytest.mark.parametrize("place", [".", "CUB_200_2011"])
+def test_the_official_split_of_cub(tmp_path: Path, place: str) -> None:
+    cub(tmp_path / place)
+    for image in (tmp_path / place).glob("images/*/*.jpg"):
+        put(tmp_path / "text_c10" / image.parent.name / f"{image.stem}.txt", "a bird")
+    options = Options()
+    found = read(tmp_path, "text_folder", options)
+    assert [(one.id, one.class_name, one.label, one.split) for one in found] == [
+        ("001.A/bird 0.jpg", "A", 0, "train"),
+        ("001.A/bird 1.jpg", "A", 0, "test"),
+        ("002.B/bird 2.jpg", "B", 1, "train"),
+        ("002.B/bird 3.jpg", "B", 1, "test"),
+        ("003.C/bird 4.jpg", "C", 2, "train"),
+    ]
+    assert options.tally.left_out == {"in no split list": 1}
+    assert +options.tally.ignored == {}
+    lines = list(look(str(tmp_path), "text_folder", Options(), "source"))
+    assert "splits: by `train_test_split.txt`" in lines
+    (of_files,) = [line for line in lines if line.startswith("not read: ")]
+    assert of_files == "not read: 2 .txt"
+    put(tmp_path / "trainclasses.txt", "001.A\n002.B\n")
+    put(tmp_path / "testclasses.txt", "003.C\n")
+    options = Options()
+    splits = [one.split for one in read(tmp_path, "text_folder", options)]
+    assert splits == ["train"] * 4 + ["test"] * 2
+    assert options.notes == {"splits by the lists of classes, not by `train_test_split.txt`": 1}
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "reason"),
+    [
+        ("train_test_split.txt", "7 1", "line 6: image 7 must be in `images.txt`, and is not"),
+        ("train_test_split.txt", "6 2", "line 6: whether to train on .* must be 1 or 0, got '2'"),
+        ("train_test_split.txt", "6", "line 6: must be a number and a word, got '6'"),
+        ("images.txt", "2 002.B/x.jpg", "line 7: image 2 is in line 2"),
+    ],
+)
+def test_a_damaged_split_of_cub(tmp_path: Path, file: str, line: str, reason: str) -> None:
+    cub(tmp_path)
+    put(tmp_path / "text" / "001.A" / "bird 0.txt", "a bird")
+    with (tmp_path / file).open("a") as out:
+        out.write(f"{line}\n")
+    with pytest.raises(DataError, match=rf"`.*{file}`, {reason}"):
+        read(tmp_path, "text_folder")
 
 
 # --- Flickr as Kaggle has it --------------------------------------------------------------------

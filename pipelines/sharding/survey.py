@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Thread
 
 from pipelines.sharding.records import Picture, check_each
-from pipelines.sources import coco, flickr_token, folder, table, text_folder, webdataset
+from pipelines.sources import coco, cub, flickr_token, folder, table, text_folder, webdataset
 from pipelines.sources.base import (
     MEDIA_SUFFIXES,
     BadRecord,
@@ -46,6 +46,7 @@ SAID_BY = {
     "karpathy": "`split` of each entry",
     "table": "the split column",
     "zhou": "the lists of the JSON",
+    "text_folder": f"`{cub.SPLIT}`",
     **dict.fromkeys(("webdataset", "sidecar", "img2dataset"), "`split` in each sample's `.json`"),
     "huggingface": "the data set's own splits",
 }
@@ -98,7 +99,8 @@ def _is_read(name: str, path: Path, root: Path) -> bool:
     if name == "text_folder":
         texts = text_folder.texts_of(root) or root
         of_texts = path.suffix.lower() == ".txt" and path.is_relative_to(texts)
-        return of_texts or path in text_folder.split_lists(texts)
+        lists = [*text_folder.split_lists(texts), *text_folder.split_of_images(texts)]
+        return of_texts or path in lists
     if name in ("sidecar", "img2dataset"):
         words = FIELD_OF.get(path.suffix.lower()[1:], "image") != "image"
         return words and not path.name.endswith("_stats.json")

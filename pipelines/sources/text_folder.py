@@ -5,8 +5,8 @@ Flowers': ten captions an image, a line each.
 `images/001.Black_footed_Albatross/NAME.jpg` (CUB) or `jpg/NAME.jpg` (Flowers), beside the folder of
 texts or under `--images`. The class is the folder's name without its number, the label its place in
 alphabetical order; texts that lie in no folder have none. `trainclasses.txt`, `valclasses.txt` (or
-of both, `trainvalclasses.txt`) and `testclasses.txt` beside the texts tell splits by class. Images
-without a text are counted.
+of both, `trainvalclasses.txt`) and `testclasses.txt` beside the texts tell splits by class; without
+them CUB's `train_test_split.txt` beside the images tells them. Images without a text are counted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from pipelines.sources import cub
 from pipelines.sources.base import (
     BadRecord,
     Options,
@@ -52,6 +53,9 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     classes = sorted(one.name for one in texts.iterdir() if one.is_dir() and not hidden(one.name))
     flat, found = _by_stem(images), 0
     splits = _splits(texts)
+    by_image = {} if splits or not cub.told(images) else cub.splits(images)
+    if splits and cub.told(images):
+        options.notes[f"splits by the lists of classes, not by `{cub.SPLIT}`"] += 1
     for label, name in enumerate(classes or [""]):
         if splits and name not in splits:
             count = sum(stem_and_ending(one)[1] == ".txt" for one in visible(texts / name))
@@ -68,7 +72,11 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
             found += image is not None
             path = inside(texts, str(text.relative_to(texts)), options.images, "a text")
             record = _record(images, path, image, label, str(Path(name, text.name)))
-            yield replace(record, split=splits.get(name))
+            split = by_image.get(record.id, splits.get(name))
+            if by_image and split is None and image is not None:
+                options.tally.left_out["in no split list"] += 1
+                continue
+            yield replace(record, split=split)
     total = sum(len(list(image_files(Path(here)))) for here, _, _ in os.walk(images))
     options.tally.ignored["image without a text"] += max(total - found, 0)
 
@@ -84,6 +92,14 @@ def split_lists(texts: Path) -> dict[Path, str]:
     if not any(path.is_file() for path, split in lists.items() if split != "test"):
         lists[texts.parent / f"{_BOTH}.txt"] = "train"
     return {path: split for path, split in lists.items() if path.is_file()}
+
+
+def split_of_images(texts: Path) -> list[Path]:
+    """The files that tell splits by image, where there are no lists of classes."""
+    images = _first(texts.parent, _IMAGES)
+    if images is None or split_lists(texts) or not cub.told(images):
+        return []
+    return [images.parent / name for name in (cub.NAMES, cub.SPLIT)]
 
 
 def _splits(texts: Path) -> dict[str, str]:
