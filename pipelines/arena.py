@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pipelines.capacity import Gpus, check_gpus
 from pipelines.console import done, say
 from pipelines.hold import hold
+from pipelines.ranges import MANY, Range, Wait, check_ranges
 from trainables.errors import CliptuneError
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ class Args:
     shipped list's name has that one anyway."""
     adapter: tuple[str, ...] = ()
     """Adapters; all that classify where not given."""
-    shots: tuple[int, ...] = (16,)
+    shots: Annotated[tuple[int, ...], Range(1)] = (16,)
     """Images a class to train on; val has at most 4."""
-    seed: tuple[int, ...] = (1, 2, 3)
+    seed: Annotated[tuple[int, ...], Range(0)] = (1, 2, 3)
     """Of the draws and of the training."""
     protocol: tuple[Literal["all", "base_to_new", "transfer", "shift"], ...] = (
         "all",
@@ -49,38 +50,34 @@ class Args:
     )
     """Trained and tested on all classes; on half of them, tested on both halves; tested on the
     other data sets: of other classes, or a shift with the same ones."""
-    trials: int = 4
+    trials: Annotated[int, Range(1)] = 4
     """Budget of every cell: trials, the published recipe first."""
-    seconds: float = 0.0
+    seconds: Annotated[float, Range(0)] = 0.0
     """Budget of every cell in seconds of training and measuring; 0: no such limit."""
-    epochs: int = 0
+    epochs: Annotated[int, Range(0)] = 0
     """The most epochs of any trial; 0: as many as each recipe has."""
-    views: int = 0
+    views: Annotated[int, Range(0)] = 0
     """Augmented views of each training image, encoded once for all."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What the frozen towers compute in; auto: bf16 on GPUs that have it, else fp32."""
     fewer: bool = False
     """Where a class has fewer images than shots, take what there is."""
-    concurrent: int = 0
+    concurrent: Annotated[int, Range(0, MANY)] = 0
     """Cells at once; 0: one a GPU, or a CPU."""
     gpus: Gpus = "auto"
     """GPUs of a cell and of a tower that encodes; a fraction packs several on a card. auto: 1 where
     the cluster has GPUs or its autoscaler can start nodes with them, else 0."""
-    wait: float = 10.0
+    wait: Wait = 10.0
     """Minutes to wait for room for the first cell, where nodes have to be started or are busy."""
     portfolio: bool = True
     """After its recipe, a cell tries shipped points that were good on other data."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def run(args: Args) -> None:
-    for flag, value, least in (
-        *(("--trials", args.trials, 1), ("--seconds", args.seconds, 0)),
-        *(("--epochs", args.epochs, 0), ("--views", args.views, 0)),
-        *(("--concurrent", args.concurrent, 0), ("--shots", min(args.shots, default=0), 1)),
-    ):
-        if value < least:
-            raise CliptuneError(f"`{flag}` must be at least {least}, got {value}.")
-    check_gpus(args.gpus, args.wait)
+    check_gpus(args.gpus)
     folder = args.out.absolute()
     with hold(folder, "plan.json"):
         _compete(args, _plan(args), folder)

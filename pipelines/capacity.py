@@ -6,7 +6,6 @@ and that the first worker's place is there, or an error that says why it is not.
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.console import say
+from pipelines.ranges import MANY
 from trainables.errors import CliptuneError, ConfigError
 
 Gpus = float | Literal["auto"]
@@ -24,14 +24,11 @@ LAUNCHED_WITH = Path("~/ray_bootstrap_config.yaml")  # on the head node that `ra
 SAY_EVERY = 30  # seconds, while waiting
 
 
-def check_gpus(gpus: Gpus, wait: float, together: int = 1, flag: str = "workers") -> None:
-    """Whether `--gpus` is a number that Ray can give to each of `together` workers of one run, and
-    `--wait` a time."""
-    if not 0 <= wait < math.inf:
-        raise ConfigError(f"`--wait` must be at least 0 minutes, got {wait}.")
+def check_gpus(gpus: Gpus, together: int = 1, flag: str = "workers") -> None:
+    """Whether `--gpus` is a number that Ray can give to each of `together` workers of one run."""
     if gpus == "auto":
         return
-    if not (0.01 <= gpus < 1 or (0 <= gpus < math.inf and gpus == int(gpus))):
+    if not (0.01 <= gpus < 1 or (0 <= gpus <= MANY and gpus == int(gpus))):
         raise ConfigError(
             f"`--gpus` must be `auto`, a fraction from 0.01 to 1, or whole, got {gpus}."
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from tyro.conf import Positional
 
 from pipelines.console import say
+from pipelines.ranges import Range, check_ranges
 from trainables.errors import ConfigError
 
 LEAST = 0.5  # seconds of a part
@@ -21,7 +23,7 @@ class Args:
     images: files or folders of such, or a store that was made of them."""
     run: Path
     """Folder of a study or of a training run of captioning."""
-    seconds: float = 5.0
+    seconds: Annotated[float, Range(LEAST)] = 5.0
     """Length of the parts of a longer video that get a caption each. A captioner trained on stills
     sees the middle frame of each."""
     frames: bool = False
@@ -29,12 +31,13 @@ class Args:
     json: bool = False
     """Print JSON and nothing else."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def run(args: Args) -> None:
     if not args.files:
         raise ConfigError("`cliptune caption` takes files of images or videos, got none.")
-    if not args.seconds >= LEAST:
-        raise ConfigError(f"`--seconds` must be at least {LEAST}, got {args.seconds:g}.")
     from pipelines.using.captions import caption_files
     from pipelines.using.files import Faults
     from pipelines.using.model import Source, open_model

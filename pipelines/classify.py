@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional
 
 from pipelines.console import say
+from pipelines.ranges import Range, check_ranges
 from trainables.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Args:
     """Names of classes to choose among, instead of the run's own."""
     template: str = ""
     """What stands around a name of `--classes`. Default: the run's own, or "a photo of a {}."."""
-    top: int = 3
+    top: Annotated[int, Range(1)] = 3
     """Classes shown for each image."""
     confidence: float | None = None
     """Instead of the likeliest classes a set for each image, which holds the right one for at least
@@ -52,14 +53,15 @@ class Args:
     json: bool = False
     """Print JSON and nothing else."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def run(args: Args) -> None:
     if not args.images:
         raise ConfigError(
             "`cliptune classify` takes image files, got none: they come before `--classes`."
         )
-    if args.top < 1:
-        raise ConfigError(f"`--top` must be at least 1, got {args.top}.")
     if args.template and not args.classes:
         raise ConfigError("`--template` is for `--classes`: a run's own classes have their words.")
     from pipelines.using.files import Faults, find

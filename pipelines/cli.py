@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipelines.console import complain
 from pipelines.door import expected, keep, sentence
+from trainables.config import LARGEST
 from trainables.errors import unknown
 
-LARGEST = 2**31  # no whole number on a command line means anything from here on
 STAGES = {
     "demo": "the whole line on a drawn data set: see it work first",
     "shards": "check a source of images and words, write Parquet shards",
@@ -120,7 +120,7 @@ def _refuse_lists_given_twice(args: type, words: Sequence[str]) -> None:
     given = [word.split("=", 1)[0].replace("_", "-") for word in words if word[:2] == "--"]
     for item in dataclasses.fields(args):
         flag = "--" + item.name.replace("_", "-")
-        if str(item.type).startswith("tuple") and given.count(flag) > 1:
+        if "tuple[" in str(item.type) and given.count(flag) > 1:
             complain(f"error: `{flag}` takes all its values at once: give it once.")
             sys.exit(2)
 
@@ -146,7 +146,7 @@ def _refuse_wrong_values(args: type, words: Sequence[str]) -> None:
 
 def _broken_rule(kind: Any, value: str) -> str:
     """What a value of this type must be; empty where it is, or where any word will do."""
-    small = f" below {LARGEST:,}" if value.lstrip("+-").isdecimal() else ""
+    small = f" of at most {LARGEST:,}" if value.lstrip("+-").isdecimal() else ""
     names = {int: f"a whole number{small}", float: "a number"}
     rules: list[str] = []
     for one in _parts(kind):
@@ -173,4 +173,4 @@ def _reads(number: Any, value: str) -> bool:
         found = number(value)
     except ValueError:
         return False
-    return not math.isnan(found) if number is float else abs(found) < LARGEST
+    return math.isfinite(found) if number is float else abs(found) <= LARGEST

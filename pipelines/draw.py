@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from pipelines.ranges import Range, check_ranges
 from trainables.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ class Args:
     shards: Path
     """The folder that `cliptune shards` wrote, of images with classes; or a store that `encode
     --embeddings` wrote."""
-    shots: int = 16
+    shots: Annotated[int, Range(0)] = 16
     """Images a class in train, and at most 4 in val. 0: all there are."""
-    seed: int = 1
+    seed: Annotated[int, Range(0)] = 1
     """Of the draw: another seed, other images."""
     part: Literal["all", "base", "new"] = "all"
     """All classes, or the first or second half of them (base-to-new generalisation)."""
@@ -44,6 +45,7 @@ class Args:
     """The file to write; draws/<dataset>-<shots>-<seed>.json where not given."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.missing == "drop" and self.index is None:
             raise DataError("`--missing drop` is for the images of an `--index`, got none.")
 

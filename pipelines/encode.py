@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipelines.capacity import Gpus, check_gpus
+from pipelines.ranges import MANY, Range, Wait, check_ranges
 from trainables.errors import ConfigError
 
 
@@ -24,31 +25,31 @@ class Args:
     """The commit (40 hex digits) of a Hub id."""
     out: Path = Path("features")
     """The folder of all stores; this one's is named after its contents' key."""
-    views: int = 0
+    views: Annotated[int, Range(0)] = 0
     """Augmented views (crop and flip) of each training image, beside the clean one. A view is
     encoded when a trial first trains on it, once for all."""
     pixels: bool = False
     """Keep the pixels too, for adapters of the image tower (LoRA on vision)."""
-    data_seed: int = 0
+    data_seed: Annotated[int, Range(0)] = 0
     """Of the augmented views."""
-    frames: int = 0
+    frames: Annotated[int, Range(0, MANY)] = 0
     """Frames of each clip, for adapters that look at time; the others get their mean. 0: a clip is
     the still that its first frame is."""
     sampling: Literal["uniform", "motion"] = "uniform"
     """Where the frames are taken: from equal parts of the time, or of the motion."""
-    batch_size: int = 256
+    batch_size: Annotated[int, Range(1)] = 256
     """Images a step of the tower."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What the towers compute in, for train, val and test alike; it is part of the store's key.
     auto: bf16 on GPUs that have it, else fp32. The store holds fp32 numbers in any case."""
-    activations_gb: float = 20.0
+    activations_gb: Annotated[float, Range(0)] = 20.0
     """Disk for states of the image tower below the adapted blocks, kept as trials ask for them."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int | Literal["auto"], Range(1, MANY)] = "auto"
     """Towers at work: one a GPU, or one for each 4 cores."""
     gpus: Gpus = "auto"
     """GPUs of a tower; a fraction packs several on a card. auto: 1 where the cluster has GPUs or
     its autoscaler can start nodes with them, shared where `--workers` are more; else 0."""
-    wait: float = 10.0
+    wait: Wait = 10.0
     """Minutes to wait for room for the first tower, where nodes have to be started or are busy."""
     embeddings: Path | None = None
     """Instead of shards, a folder of finished embeddings: `img_emb/*.npy` with `metadata/*.parquet`
@@ -60,7 +61,7 @@ class Args:
     captions: Path | None = None
     """Of embeddings: a source of captions, as `shards` reads them, whose images have the file names
     that the metadata says."""
-    logit_scale: float = 100.0
+    logit_scale: Annotated[float, Range(0)] = 100.0
     """Of embeddings without `--backbone`: what their model multiplies similarities by."""
     clean_text: bool = True
     """Mend captions for a CLIP as its own tokenizer does: HTML entities, curly quotes, characters
@@ -68,18 +69,8 @@ class Args:
     part of the store's key."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         self._check_source()
-        for name, least in (
-            ("views", 0),
-            ("data_seed", 0),
-            ("batch_size", 1),
-            ("activations_gb", 0),
-            ("frames", 0),
-        ):
-            value = getattr(self, name)
-            if value < least:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"`--{flag}` must be at least {least}, got {value}.")
         if self.frames and (self.pixels or self.views):
             flag = "pixels" if self.pixels else "views"
             raise ConfigError(
@@ -90,9 +81,7 @@ class Args:
             raise ConfigError(
                 f"`--frames` must be above 0 with `--sampling {self.sampling}`, got {self.frames}."
             )
-        check_gpus(self.gpus, self.wait)
-        if self.workers != "auto" and self.workers < 1:
-            raise ConfigError(f"`--workers` must be at least 1, got {self.workers}.")
+        check_gpus(self.gpus)
 
     def _check_source(self) -> None:
         if (self.shards is None) == (self.embeddings is None):
@@ -104,7 +93,7 @@ class Args:
         for name in ("views", "pixels", "frames"):
             if getattr(self, name):
                 raise ConfigError(f"`--{name}` needs images, and `--embeddings` has none.")
-        if not 0 < self.logit_scale < float("inf"):
+        if not self.logit_scale:
             raise ConfigError(f"`--logit-scale` must be above 0, got {self.logit_scale}.")
 
 

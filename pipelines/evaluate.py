@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.outcome import measured
-from trainables.errors import ConfigError, DataError
+from pipelines.ranges import Range, check_ranges
+from trainables.errors import DataError
 from trainables.files import now, sha256_json, write_hashed
 from trainables.store import read_manifest
 
@@ -36,11 +37,11 @@ class Args:
     adapters: Literal["per-adapter", "best"] = "per-adapter"
     """Measure the best of each adapter, or only the best of all. What needs no training (zero-shot,
     or the nearest caption) is always beside it."""
-    bootstrap: int = 2000
+    bootstrap: Annotated[int, Range(100, 100_000)] = 2000
     """Resamples of the test images behind every interval."""
-    batch_size: int = 256
+    batch_size: Annotated[int, Range(1)] = 256
     """Images or captions embedded at a time; a question of memory, not of results."""
-    gallery: int = 8
+    gallery: Annotated[int, Range(0)] = 8
     """Captions shown with their nearest images before and after; of captioners, images shown with
     what they say."""
     beside: tuple[Path, ...] = ()
@@ -50,15 +51,11 @@ class Args:
     """A draw whose classes to measure instead of those trained on, such as the new ones after
     training on the base ones. Written to result-<part>.json."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def run(args: Args) -> None:
-    for flag, value, least in (
-        ("--bootstrap", args.bootstrap, 100),
-        ("--batch-size", args.batch_size, 1),
-        ("--gallery", args.gallery, 0),
-    ):
-        if value < least:
-            raise ConfigError(f"`{flag}` must be at least {least}, got {value}.")
     if (args.run / "plan.json").is_file():
         _evaluate_arena(args)
         return

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pipelines.console import done, nothing_to_do, say
 from pipelines.outcome import stands, write_outcome
+from pipelines.ranges import Range, check_ranges
 from trainables.errors import ConfigError
 from trainables.files import now, sha256_json
 
@@ -31,20 +32,20 @@ class Args:
     run: tuple[Path, ...]
     """Folders of studies (`cliptune tune`) or training runs (`cliptune train`); the prompts of
     several are compared as seeds of one another."""
-    k: int = 5
+    k: Annotated[int, Range(1)] = 5
     """Nearest words shown for each learned vector."""
-    draws: int = 1000
+    draws: Annotated[int, Range(1, 100_000)] = 1000
     """Random vectors that each learned one is compared with."""
     map: tuple[Literal["tsne", "umap"], ...] = field(default=("tsne",))
     """How embeddings are laid out on a plane."""
     out: Path | None = None
     """Folder for the page; `explain` in the first run, where its report links to it."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def run(args: Args) -> None:
-    for flag, value in (("--k", args.k), ("--draws", args.draws)):
-        if value < 1:
-            raise ConfigError(f"`{flag}` must be at least 1, got {value}.")
     if not args.run or not args.map:
         raise ConfigError(f"`--{'map' if args.run else 'run'}` must name at least one, got none.")
     from pipelines.explaining.page import write_page

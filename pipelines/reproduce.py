@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pipelines.ranges import Range, check_ranges
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.files import now, read_json, write_bytes, write_json
 
@@ -38,10 +39,13 @@ class Args:
     """For recipes of captions: a folder or Hub id instead of their own language model."""
     lm_revision: str | None = None
     """The commit (40 hex digits) of a language model on the Hub."""
-    seed: tuple[int, ...] = ()
+    seed: Annotated[tuple[int, ...], Range(0)] = ()
     """Seeds instead of the recipes' own: fewer are quicker, and not what was published."""
     out: Path = Path("runs/reproduce")
     """Folder for draws, features, runs and the tables."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def run(args: Args) -> None:

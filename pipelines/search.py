@@ -9,11 +9,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
 from pipelines.console import done, say
+from pipelines.ranges import Range, check_ranges
 from trainables.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Args:
     """Instead of a run: a CLIP as it is, a directory in Hugging Face layout or a Hub id."""
     revision: str | None = None
     """The commit (40 hex digits) of a Hub id."""
-    top: int = 12
+    top: Annotated[int, Range(1)] = 12
     """Images shown for each query."""
     out: Path | None = None
     """The page to write. Default: found.html in the run's folder, or here with `--backbone`; with
@@ -51,6 +52,9 @@ class Args:
     texts: Path | None = None
     """Instead of words, a file of text embeddings: each row is a query. Between two files of
     embeddings, no model need be named: their cosines rank."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def run(args: Args) -> None:
@@ -94,8 +98,6 @@ def _check(args: Args) -> None:
         raise ConfigError("`--texts` stands in the place of words: give one of them, got both.")
     if args.texts is None and not all(query.strip() for query in args.queries or ("",)):
         raise ConfigError("`cliptune search` takes words to look for, got none.")
-    if args.top < 1:
-        raise ConfigError(f"`--top` must be at least 1, got {args.top}.")
 
 
 def _queries(args: Args, model: Model | None) -> tuple[Sequence[str], Tensor]:

@@ -6,8 +6,9 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pipelines.ranges import Range, check_ranges
 from trainables.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,11 +38,11 @@ class Args:
     train by hash as val, always by hash, or one split for all."""
     multi_label: Literal["largest", "drop"] = "largest"
     """COCO's images with objects of several classes: as the largest object's, or left out."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: Annotated[float, Range(0, 1)] = 0.01
     """Stop when more than this share of the records is bad."""
     on_leak: Literal["error", "drop"] = "error"
     """The same image in two splits: stop, or keep it in test before val before train."""
-    rows_per_shard: int = 1000
+    rows_per_shard: Annotated[int, Range(1)] = 1000
     """Images a file."""
     dry_run: bool = False
     """Only say what is seen: format, files, splits, the first records. Nothing is written."""
@@ -49,10 +50,7 @@ class Args:
     """Replace shards of another source in `out`, once the new ones are complete."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise DataError(f"`--max-bad-fraction` must be in [0, 1], got {self.max_bad_fraction}.")
-        if self.rows_per_shard < 1:
-            raise DataError(f"`--rows-per-shard` must be at least 1, got {self.rows_per_shard}.")
+        check_ranges(self)
 
 
 def run(args: Args) -> None:

@@ -10,11 +10,12 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
 from pipelines.outcome import stands, write_outcome
+from pipelines.ranges import Range, check_ranges
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, sha256_json, write_bytes, write_json
 
@@ -29,26 +30,26 @@ FORMAT = "cliptune-sweep-1"
 class Args:
     run: Path
     """Folder of a study (the best of each adapter is swept) or of a single training run."""
-    shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+    shares: Annotated[tuple[float, ...], Range(0, 100)] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
     """How much of what was learned counts: 0 is where training began, 1 what it found."""
     retain: tuple[Path, ...] = ()
     """Draws of classes that training never saw. Default: those of the run, if it has any."""
-    take: float | None = None
+    take: Annotated[float | None, Range(0, 100)] = None
     """Write the adapter at this share as a run folder, for `cliptune evaluate` and `export`."""
     adapter: str = ""
     """Which adapter to take. Default: the one chosen on val."""
     out: Path | None = None
     """Folder to write what is taken to."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def run(args: Args) -> None:
     from pipelines.measuring.contestants import read_contest
     from pipelines.sweeping.points import check_task
     from trainables.draws import check_retain
-    from trainables.knobs import check_share
 
-    for share in (*args.shares, *(() if args.take is None else (args.take,))):
-        check_share(share)
     if not args.shares:
         raise ConfigError("`--shares` must name at least one share.")
     if (args.take is None) != (args.out is None):

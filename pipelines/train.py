@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pipelines.capacity import Gpus, check_gpus
 from pipelines.cluster import check_here
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
+from pipelines.ranges import MANY, Range, Wait, check_ranges
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, DataError
 from trainables.files import read_json, read_jsonl, write_hashed
 from trainables.store import find_store, read_manifest
@@ -43,12 +44,12 @@ class Args:
     metric: str = ""
     """Decides which epoch is best and when patience ends. Default: val/t2i_r1, val/cider_d of a
     captioner, or val/accuracy with a draw; the schedule's, where there is one."""
-    workers: int = 1
+    workers: Annotated[int, Range(1, MANY)] = 1
     """Ray Train workers that train together (gradients averaged, negatives gathered)."""
     gpus: Gpus = "auto"
     """GPUs of a worker. auto: one worker trains in this process on what this machine has; several
     get 1 each where the cluster has GPUs or its autoscaler can start nodes with them, else 0."""
-    wait: float = 10.0
+    wait: Wait = 10.0
     """Minutes to wait for room for all workers, where nodes have to be started or are busy."""
     retain: tuple[Path, ...] = ()
     """Draws of classes that training never sees (`cliptune draw --part new`): each epoch, and
@@ -60,11 +61,12 @@ class Args:
     """Measure on val after each epoch and keep the best one. `--no-val` opens no val at all, and
     keeps the last."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def run(args: Args) -> None:
-    if args.workers < 1:
-        raise ConfigError(f"`--workers` must be at least 1, got {args.workers}.")
-    check_gpus(args.gpus, args.wait, args.workers)
+    check_gpus(args.gpus, args.workers)
     args = dataclasses.replace(args, features=find_store(args.features).absolute())
 
     from trainables.adapters.registry import check_towers  # torch, too late for a slip

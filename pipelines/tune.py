@@ -6,11 +6,12 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pipelines.capacity import Gpus
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
+from pipelines.ranges import MANY, Range, Wait, check_ranges
 from pipelines.searching.kinds import Sampler, Scheduler
 from trainables.errors import CliptuneError, DataError
 from trainables.files import read_json, write_hashed
@@ -32,16 +33,16 @@ class Args:
     """Adapters to search over; `auto`: all that there are for retrieval, or for the classes of a
     draw. prefix_captioner speaks captions instead. Default: soft_prompt and lora, with a draw coop
     and lora."""
-    trials: int | None = None
+    trials: Annotated[int | None, Range(1)] = None
     """Trials at most; each adapter's published recipes are its first. Default, where no other
     budget is given: 16, or 4 an adapter where that is more."""
-    epochs: int = 9
+    epochs: Annotated[int, Range(1)] = 9
     """Epochs of a trial that is never stopped early. ASHA decides at 1, 3, 9, ...,
     with a draw at 3, 9, ..."""
-    epochs_total: int = 0
+    epochs_total: Annotated[int, Range(0)] = 0
     """Epochs at most, of all trials together; trials that run then are stopped, and count with what
     they reached, but recipes. 0: no limit."""
-    minutes: float = 0.0
+    minutes: Annotated[float, Range(0)] = 0.0
     """Minutes at most; trials that run then are stopped, and count with what they reached."""
     stop: bool = True
     """End by itself where the best has stood for half of the trials, for 24, and for two an
@@ -52,13 +53,13 @@ class Args:
     """What stops trials early, each held against those of its own adapter. pbt, pb2: none is; the
     trials are a population, in which the lowest take over weights and values of the highest, and
     the values change while training."""
-    interval: int = 1
+    interval: Annotated[int, Range(1)] = 1
     """Of pbt and pb2: epochs between two exchanges."""
-    grace: int = 0
+    grace: Annotated[int, Range(0)] = 0
     """The first epoch after which a trial may be stopped. 0: 3 with a draw, else 1."""
-    eta: int = 3
+    eta: Annotated[int, Range(2)] = 3
     """Of the trials at a rung one of so many goes on to the next, so many times further."""
-    brackets: int = 1
+    brackets: Annotated[int, Range(1, 32)] = 1
     """Of ASHA: some trials meet their first rung later. hyperband: as many as there are rungs."""
     draw: Path | None = None
     """A draw written by `cliptune draw`: classify its images instead of retrieving captions."""
@@ -66,18 +67,18 @@ class Args:
     """What is maximised on val: `val/t2i_r1`, `val/i2t_r5`, `val/t2i_mrr`, ...; of captioners
     `val/cider_d`, `val/bleu4`, ...; with a draw `val/accuracy`, `val/class_accuracy` or
     `val/log_likelihood`. Default: the first of them."""
-    seed: int = 0
+    seed: Annotated[int, Range(0)] = 0
     """Of the sampler and of every trial."""
-    concurrent: int = 0
+    concurrent: Annotated[int, Range(0, MANY)] = 0
     """Trials at once. 0: as many as the machine or cluster holds."""
-    workers_per_trial: int = 1
+    workers_per_trial: Annotated[int, Range(1, MANY)] = 1
     """Ray Train workers that train one trial together: gradients averaged, negatives gathered."""
     gpus: Gpus = "auto"
     """GPUs of a worker; a fraction packs several trials on a card. auto: 1 where the cluster has
     GPUs or its autoscaler can start nodes with them, else 0."""
-    wait: float = 10.0
+    wait: Wait = 10.0
     """Minutes to wait for room for the first trial, where nodes have to be started or are busy."""
-    fuse: int = 0
+    fuse: Annotated[int, Range(0, MANY)] = 0
     """Trials of one shape trained as one. 0: as many as is fastest, measured; 1: none."""
     set: tuple[str, ...] = field(default_factory=tuple)
     """Fields not to search, as `batch_size=64 loss.kind=siglip`."""
@@ -100,10 +101,13 @@ class Args:
     recipes, each adapter tries what was best there."""
     mend: bool = False
     """Where the study's journal was damaged: go on from what is whole of it. All else is kept."""
-    folds: int | None = None
+    folds: Annotated[int | None, Range(0)] = None
     """Choose by so many folds over the shots of the draw, beside val: in each a run is trained
     without a part of the shots and measured on it, so an epoch takes as many times longer. Default:
     4 where several adapters are compared on fewer than 200 val images, else 0."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 NO_FLAGS = {

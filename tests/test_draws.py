@@ -292,7 +292,7 @@ def test_shots_and_part_are_checked_before_any_file(tmp_path: Path) -> None:
     shards_of(tmp_path / "s", rows_of())
     for path in (tmp_path / "s").glob("*.parquet"):
         path.unlink()
-    with pytest.raises(ConfigError, match=r"`shots` must be at least 0 .*, got -1\."):
+    with pytest.raises(ConfigError, match=r"`--shots` must be at least 0, got -1\."):
         run(Args(tmp_path / "s", -1))
     with pytest.raises(ConfigError, match="unknown part `bse`"):
         run(Args(tmp_path / "s", part="bse"))  # type: ignore[arg-type]

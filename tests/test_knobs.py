@@ -291,7 +291,7 @@ def test_of_a_study_the_chosen_or_the_named_adapter_is_taken(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"shares": (0.5, -1.0)}, "`share` must be a number of at least 0, got -1.0"),
+        ({"shares": (0.5, -1.0)}, "`--shares` must be at least 0, got -1.0"),
         ({"shares": ()}, "`--shares` must name at least one"),
         ({"take": 0.5}, "`--take` and `--out` go together"),
     ],

@@ -341,7 +341,7 @@ def test_what_a_distribution_contains() -> None:
         ("optim.lr=1,inf", "`optim.lr` must be a finite number, got 'inf'."),
         ("optim.lr=1..inf", "`optim.lr` must be a range with finite ends, got '1..inf'."),
         ("optim.lr=nan..1", "`optim.lr` must be a range with finite ends, got 'nan..1'."),
-        ("batch_size=inf", "`batch_size` must be of type int, got 'inf'."),
+        ("batch_size=inf", "`batch_size` must be a finite number, got 'inf'."),
         ("batch_size=32,64:log", "must be a range such as `1..32:log` where it has `:log`"),
         ("optim.lr=1e-5...1e-2", "a range with two dots, as `low..high`, got '1e-5...1e-2'."),
         ("optim.lr=low..high", "with a number at each end, got 'low..high'."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from trainables.errors import ConfigError, unknown
 
 Value: TypeAlias = str | int | float | bool | None
 Task: TypeAlias = Literal["retrieval", "classification", "captioning"]
+LARGEST = 2**31 - 1  # no number of a flag or a field means anything from here on
 
 
 def check(rule: bool, name: str, text: str, value: object) -> None:
@@ -231,15 +233,22 @@ def convert(name: str, value: Any, hint: Any) -> Any:
     try:
         if hint is bool:
             return {"true": True, "false": False}[str(value).lower()]
-        if hint is int:
-            if float(value) != int(float(value)):
-                raise ValueError
-            return int(float(value))
-        if hint is float:
-            return float(value)
-    except (TypeError, ValueError, KeyError, OverflowError):  # the last: int of inf
+        if hint in (int, float):
+            return _number(name, value, hint)
+    except (TypeError, ValueError, KeyError):
         raise ConfigError(f"`{name}` must be of type {hint.__name__}, got {value!r}.") from None
     return str(value)
+
+
+def _number(name: str, value: Any, hint: type) -> int | float:
+    number = float(value)
+    check(math.isfinite(number), name, "a finite number", value)
+    if hint is float:
+        return number
+    check(abs(number) <= LARGEST, name, f"a whole number of at most {LARGEST:,}", value)
+    if number != int(number):
+        raise ValueError
+    return int(number)
 
 
 @functools.lru_cache(maxsize=256)

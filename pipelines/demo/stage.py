@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pipelines.console import done, say
+from pipelines.ranges import Range, check_ranges
 from pipelines.typed import run_stage
 from trainables.errors import ConfigError
 
@@ -17,13 +19,13 @@ BACKBONE = Path(__file__).parent / "clip"
 class Args:
     out: Path = Path("runs/demo")
     """Folder for the drawn pictures, the shards, the features and the study."""
-    trials: int = 12
+    trials: Annotated[int, Range(1)] = 12
     """Trials of the search."""
-    epochs: int = 6
+    epochs: Annotated[int, Range(1)] = 6
     """Epochs of a trial that is never stopped early."""
     adapter: tuple[str, ...] = ("soft_prompt", "lora")
     """Adapters to search over."""
-    seed: int = 0
+    seed: Annotated[int, Range(0)] = 0
     """Of the pictures and of the search."""
     classes: bool = False
     """Draw things of ten colours in two styles instead, and run the arena on them."""
@@ -33,6 +35,7 @@ class Args:
     """Draw short clips in which one thing moves, and caption them with and without their order."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.classes + self.captioner + self.clips > 1:
             raise ConfigError("`--classes`, `--captioner` and `--clips` are three demos: give one.")
 

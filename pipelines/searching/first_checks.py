@@ -6,7 +6,6 @@ Flows in: the flags. Flows out: nothing, or the error that `flags.check` would c
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from pipelines.capacity import check_gpus
@@ -25,29 +24,11 @@ def check_first(args: Args) -> None:
                 raise ConfigError(unknown("adapter", name, SPACES))
     if len(set(args.adapter)) < len(args.adapter):
         raise CliptuneError(f"`--adapter` must name each adapter once, got {list(args.adapter)}.")
-    _check_numbers(args)
+    check_gpus(args.gpus, args.workers_per_trial, "workers-per-trial")
     read_limits(args.limit)
     _check_scheduler(args)
     if args.folds:
         _check_folds(args)
-
-
-def _check_numbers(args: Args) -> None:
-    for flag, number, least in (
-        *(
-            ("--trials", 16 if args.trials is None else args.trials, 1),
-            ("--epochs", args.epochs, 1),
-        ),
-        *(("--epochs-total", args.epochs_total, 0), ("--grace", args.grace, 0)),
-        *(("--eta", args.eta, 2), ("--brackets", args.brackets, 1)),
-        *(("--fuse", args.fuse, 0), ("--concurrent", args.concurrent, 0)),
-        ("--workers-per-trial", args.workers_per_trial, 1),
-    ):
-        if number < least:
-            raise CliptuneError(f"`{flag}` must be at least {least}, got {number}.")
-    if not 0 <= args.minutes < math.inf:
-        raise CliptuneError(f"`--minutes` must be a number from 0 on, got {args.minutes}.")
-    check_gpus(args.gpus, args.wait, args.workers_per_trial, "workers-per-trial")
 
 
 def _check_scheduler(args: Args) -> None:
