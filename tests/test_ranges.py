@@ -64,7 +64,8 @@ def test_a_number_out_of_its_range_is_one_sentence(
     said = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert "Traceback" not in said
-    assert f"`{words[3] if words[1] in ('--data', '--run') else words[1]}` must be " in said
+    flag = next(word for word in reversed(words) if word[:2] == "--")
+    assert f"`{flag}` must be " in said
 
 
 @pytest.mark.parametrize(
