@@ -852,7 +852,7 @@ def test_every_format_has_its_file() -> None:
         "json_stream",
         "texts",
     }
-    helpers |= {"delimited", "samples", "containers", "vectors"}  # of finished embeddings
+    helpers |= {"cub", "delimited", "samples", "containers", "vectors"}  # of finished embeddings
     assert {path.stem for path in folder.glob("*.py")} - helpers == set(SOURCES)
 
 
