@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,13 +98,63 @@ def test_an_adapter_of_whole_numbers_is_refused(
         load_adapter(best, backbone)
 
 
+@pytest.mark.parametrize(
+    ("name", "how", "rule"),
+    [
+        ("state.json", "[]", "has a field of a wrong type"),
+        ("state.json", {"step": ...}, "lacks the field `step`"),
+        ("state.json", {"step": "7"}, "`step` is '7' of 9"),
+        ("state.json", {"step": 10**9}, "`step` is 1000000000 of 9"),
+        ("state.json", {"step": -1}, "`step` is -1 of 9"),
+        ("state.json", {"rows": [7]}, "has a field of a wrong type"),
+        ("state.json", {"rows": [{}]}, "lacks the field `epoch`"),
+        ("state.json", {"rows": [{"epoch": 1}]}, "lacks the field `val/log_likelihood`"),
+        ("state.json", {"rows": [{"epoch": 2}]}, "its rows are not those of the first epochs"),
+        ("state.json", {"rows": [{"epoch": "1"}]}, "a value is no number"),
+        ("state.json", {"sums": 7}, "has a field of a wrong type"),
+        ("optimizer.safetensors", "", "has a field of a wrong type"),
+        ("optimizer.safetensors", None, "No such file"),
+        ("optimizer.safetensors", {"momentum_buffer/other": torch.zeros(1)}, "the field `other`"),
+        ("optimizer.safetensors", {"momentum_buffer": torch.zeros(1)}, "lacks the field ``"),
+        ("optimizer.safetensors", torch.zeros(1), r"of shape \(1,\), or not finite"),
+        ("optimizer.safetensors", float("nan"), r"or not finite"),
+    ],
+)
+def test_a_crafted_state_of_a_run_is_one_sentence(
+    tmp_path: Path, backbone: Backbone, features: Path, name: str, how: Any, rule: str
+) -> None:
+    start(tmp_path, backbone, features, "clip_adapter").advance()
+    path = tmp_path / "last" / name
+    if name == "state.json" and isinstance(how, dict):
+        found = read_json(path) | how
+        path.write_text(json.dumps({key: one for key, one in found.items() if one is not ...}))
+    elif isinstance(how, str):
+        path.write_text(how)
+    elif how is None:
+        path.unlink()
+    else:
+        stored = load_file(path)
+        key = min(stored)
+        replaced = torch.full_like(stored[key], how) if isinstance(how, float) else how
+        save_file(how if isinstance(how, dict) else stored | {key: replaced}, path)
+    sign(path)
+    with pytest.raises(DataError, match=f"`{path}` .*{rule}"):
+        start(tmp_path, backbone, features, "clip_adapter")
+
+
 def rewrite(best: Path, tensors: dict[str, torch.Tensor]) -> None:
     """As somebody would who also knows the manifest."""
     save_file(tensors, best / "adapter.safetensors")
-    manifest = read_json(best / "manifest.json")
+    sign(best / "adapter.safetensors")
+
+
+def sign(path: Path) -> None:
+    manifest = read_json(path.with_name("manifest.json"))
     del manifest["sha256"]
-    manifest["files"]["adapter.safetensors"] = sha256_file(best / "adapter.safetensors")
-    write_json(best / "manifest.json", manifest | {"sha256": sha256_json(manifest)})
+    manifest["files"].pop(path.name)
+    if path.exists():
+        manifest["files"][path.name] = sha256_file(path)
+    write_json(path.with_name("manifest.json"), manifest | {"sha256": sha256_json(manifest)})
 
 
 def ruin(run: Run) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ from trainables.data import Batch
 from trainables.distributed import ALONE, Worker, average, same_start
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
 from trainables.features import SplitFeatures
-from trainables.files import read_json, write_bytes, write_json
+from trainables.files import read_json, understood, write_bytes, write_json
 from trainables.hardware import autocast, check_precision
 from trainables.measure import Found, examine, pooled
 from trainables.sampler import Batches, CaptionBatches, ClassBatches, generator
@@ -365,22 +366,40 @@ class Run:
             if self.worker.rank == 0:
                 write_json(self.folder / "config.json", to_json(self.config))
             return
-        state = read_json(last / "state.json")
-        self.step, self.rows, self.sums = state["step"], state["rows"], state["sums"]
+        self._read_state(last / "state.json")
         self._check_same(last)
         check_beside(last, self.adapter)
         load_tensors(last, self.adapter)
         if self.trained:
-            stored_state = load_file(last / "optimizer.safetensors")
-            for name, parameter in self.trained.items():
-                self.optimizer.state[parameter] = {
-                    key.split("/", 1)[0]: value.to(parameter.device)
-                    for key, value in stored_state.items()
-                    if key.split("/", 1)[1] == name
-                }
-
+            self._read_optimizer(last / "optimizer.safetensors")
         if self.rows and self.worker.rank == 0:
             self._write_metrics()  # a kill may have come between the checkpoint and them
+
+    def _read_state(self, path: Path) -> None:
+        with understood(path):
+            state = read_json(path)
+            self.step, self.rows, self.sums = state["step"], state["rows"], state["sums"]
+            numbers = [*self.sums.values(), *(one for row in self.rows for one in row.values())]
+            if not all(type(one) in (int, float) for one in numbers):
+                raise TypeError("a value is no number")
+            if [row["epoch"] for row in self.rows] != [*range(1, 1 + len(self.rows))]:
+                raise ValueError("its rows are not those of the first epochs")
+            if type(self.step) is not int or not 0 <= self.step <= self.total:
+                raise ValueError(f"`step` is {self.step!r:.20} of {self.total}")
+            _ = self.best  # of rows that lack the metric, a `KeyError`
+
+    def _read_optimizer(self, path: Path) -> None:
+        with understood(path):
+            try:
+                stored = load_file(path)
+            except (SafetensorError, OSError) as error:
+                raise ValueError(error) from None
+            for key, value in stored.items():
+                kind, _, name = key.partition("/")
+                parameter = self.trained[name]
+                if value.shape not in (parameter.shape, ()) or not value.isfinite().all():
+                    raise ValueError(f"`{key}` of shape {tuple(value.shape)}, or not finite")
+                self.optimizer.state[parameter][kind] = value.to(parameter.device)
 
     def _check_same(self, last: Path) -> None:
         """What the saved steps are a function of must be what this run is; what changes after them
