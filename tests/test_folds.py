@@ -251,7 +251,7 @@ def test_wrong_folds_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     for more, words in (
         ({"draw": None}, "`--folds` must be 0 without `--draw`, got 4."),
         ({"folds": 9}, "`--folds` must be from 2 to 8, the shots of the smallest class, got 9."),
-        ({"folds": -1}, "`--folds` must be from 2 to 8, the shots of the smallest class, got -1."),
+        ({"folds": -1}, "`--folds` must be at least 0, got -1."),
         ({"scheduler": "pbt"}, "`--folds` must be 0 with `--scheduler pbt`, got 4."),
         ({"fuse": 4}, "`--fuse` must be at most 1 with `--folds`, got 4."),
         (
