@@ -18,6 +18,7 @@ from pipelines.sources.base import (
     split_of_name,
     with_folders,
 )
+from pipelines.sources.encodings import in_utf8
 from pipelines.sources.gather import Gather
 from trainables.errors import DataError
 
@@ -34,7 +35,8 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
         if splits and split is None:
             options.tally.left_out["in no split list"] += 1
             continue
-        yield RawRecord(name, inside(root.of(name), name), captions[name], split=split)
+        record = RawRecord(name, inside(root.of(name), name), captions[name], split=split)
+        yield in_utf8(record, path)
     options.tally.ignored["name in a split list without captions"] += max(listed, 0)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipelines.sources.encodings import not_utf8, refuse_wide
 from trainables.errors import DataError
 
 _BLOCK = 2**20
@@ -28,7 +29,10 @@ def entries(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"`{path}` does not exist.") from error
     except RecursionError as error:
         raise DataError(f"`{path}` is nested too deeply.") from error
-    except ValueError as error:  # malformed JSON or UTF-8
+    except UnicodeDecodeError as error:
+        raise DataError(f"`{path}` is {not_utf8(path)}.") from error
+    except ValueError as error:
+        refuse_wide(path)
         raise DataError(f"`{path}` is not valid JSON: {error}.") from error
 
 

@@ -29,6 +29,7 @@ from pipelines.sources.base import (
 from pipelines.sources.columns import field_of, match_columns, with_names
 from pipelines.sources.delimited import LONGEST, Row, header
 from pipelines.sources.delimited import rows as _delimited
+from pipelines.sources.encodings import in_utf8, not_utf8, refuse_wide, wide
 from pipelines.sources.fields import cells, merge, path_of, record_of
 from pipelines.sources.json_stream import entries, is_list
 from trainables.errors import DataError, unknown
@@ -39,7 +40,10 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
     several = len({path.parent for path in paths}) > 1
     for path, split in zip(paths, file_splits(source, paths), strict=True):
         file = path.name if several else path.relative_to(source) if len(paths) > 1 else ""
-        rows = READERS[path.suffix.lower()](path, options.notes)
+        suffix = path.suffix.lower()
+        if suffix != ".parquet" and not (READERS[suffix] is _delimited and wide(path) == "UTF-16"):
+            refuse_wide(path)
+        rows = READERS[suffix](path, options.notes)
         found = records(rows, path, split, f"{file} ".lstrip(), options)
         if several:  # the same names may be in each of the folders
             found = _named_from(path.parent.relative_to(source), found)
@@ -116,7 +120,7 @@ def records(
         if split:
             values.setdefault("split", split)
         folder = root.of(path_of(values["image"]) or "")
-        record = record_of(values, where, folder, options.notes, str(path))
+        record = in_utf8(record_of(values, where, folder, options.notes, str(path)), path)
         yield from _named_from(Path(folder.name), [record]) if root.by_split else [record]
 
 
@@ -128,7 +132,7 @@ def _jsonl(path: Path, _notes: Counter[str]) -> Iterator[tuple[int, Row]]:
             try:
                 row = json.loads(line.strip().decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError:
-                yield number, BadRecord("not UTF-8")
+                yield number, BadRecord(not_utf8(path))
             except (ValueError, RecursionError) as error:
                 yield number, BadRecord(f"malformed JSON ({error})")
             else:
