@@ -169,14 +169,14 @@ def test_classes_of_coco_as_roboflow_has_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for n, part in enumerate(("train", "valid")):
-        pictures(tmp_path / part, 1, n)
+        pictures(tmp_path / "coco" / part, 1, n)
         value = {
             "images": [{"id": n, "file_name": f"{n}.jpg"}],
             "annotations": [{"image_id": n, "category_id": 1, "area": 2.0}],
             "categories": [{"id": 1, "name": "cup"}],
         }
-        put(tmp_path / part / "_annotations.coco.json", json.dumps(value))
-    assert said(tmp_path, capsys, format="coco") == [
+        put(tmp_path / "coco" / part / "_annotations.coco.json", json.dumps(value))
+    assert said(tmp_path / "coco", capsys, format="coco") == [
         "format: coco, as `--format` says",
         "files: 4: 2 .jpg, 2 .json",
         "read: train/_annotations.coco.json, valid/_annotations.coco.json",

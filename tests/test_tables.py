@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -424,3 +426,42 @@ def test_which_of_two_folders_has_the_images_is_not_guessed(tmp_path: Path) -> N
         read(table)
     (record,) = read(table, Options(tmp_path / "images"))
     assert record.image == tmp_path / "images" / "0.jpg"
+
+
+# --- JSON that is an object ---------------------------------------------------------------------
+
+
+def test_captions_by_image_of_a_json_object(tmp_path: Path) -> None:
+    draw(tmp_path, "0.jpg", "1.jpg", "2.jpg")
+    draw(tmp_path / "a", "3.jpg", first=3)
+    told = {"0.jpg": ["x", "y", "x"], "1.jpg": "z", "2.jpg": ["w", 3], "a/3.jpg": ["v"]}
+    for source in (tmp_path / "said.json", tmp_path):
+        text = json.dumps(told, indent=2).replace("a/3", r"a\/3")
+        (tmp_path / "said.json").write_text(text)
+        assert source_format(str(source), None) == "table"
+        assert outcomes(source) == [["x", "y", "x"], ["z"], "caption 2 is not text (int)", ["v"]]
+    write(tmp_path / "said.json", json.dumps({"a.jpg": "x", "0.jpg": ["y"]}))
+    assert outcomes(tmp_path / "said.json") == ["missing file", ["y"]]
+
+
+@pytest.mark.parametrize("told", [{"a": ["x"]}, {"0.jpg": [{"box": [1, 2]}]}, {"0.jpg": 3}])
+def test_another_object_of_json_is_no_table(tmp_path: Path, told: Any) -> None:
+    draw(tmp_path, "0.jpg")
+    source = write(tmp_path / "said.json", json.dumps(told))
+    with pytest.raises(DataError, match="is of no clear format"):
+        source_format(str(source), None)
+    with pytest.raises(DataError, match=r"list of objects, or an object of captions by image as"):
+        list(SOURCES["table"](str(source), Options()))
+
+
+def test_a_table_by_columns_is_refused_with_the_line_that_turns_it(tmp_path: Path) -> None:
+    folder = tmp_path / "it's here"
+    draw(folder, "0.jpg", "1.jpg")
+    columns = {"image": {"0": "0.jpg", "1": "1.jpg"}, "caption": {"0": "x", "1": "2024"}}
+    source = write(folder / "said.json", json.dumps(columns))
+    for given in (None, "table"):
+        with pytest.raises(DataError, match="a table by columns") as caught:
+            list(SOURCES[source_format(str(source), given)](str(source), Options()))
+    (line,) = re.findall(r"`python (-c .*?)`, and read", str(caught.value))
+    subprocess.run([sys.executable, *shlex.split(line)], check=True)
+    assert outcomes(folder / "said.jsonl") == [["x"], ["2024"]]

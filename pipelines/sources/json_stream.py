@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
+from pipelines.sources.base import MEDIA_SUFFIXES
 from pipelines.sources.encodings import not_utf8, refuse_wide
 from trainables.errors import DataError
 
 _BLOCK = 2**20
+_BY_NAME = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[?\s*"')
 _LONGEST = 2**26  # characters of one element
 
 
@@ -40,6 +42,15 @@ def is_list(path: Path) -> bool:
     """Whether the file begins as an array of objects."""
     with path.open("rb") as file:
         return re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", file.read(1_000)) is not None
+
+
+def names_images(path: Path) -> bool:
+    """Whether the file begins as an object that has texts, or lists of them, by names of images."""
+    with path.open("rb") as file:
+        found = _BY_NAME.match(file.read(1_000))
+    if found is None:
+        return False
+    return PurePath(found[1].decode("utf-8", "replace")).suffix.lower() in MEDIA_SUFFIXES
 
 
 def items(path: Path, key: str) -> Iterator[Any]:

@@ -30,7 +30,7 @@ from pipelines.sources.base import (
     stem_and_ending,
     visible,
 )
-from pipelines.sources.json_stream import entries
+from pipelines.sources.json_stream import entries, names_images
 from trainables.errors import DataError, unknown
 
 SOURCES: dict[str, Callable[[str, Options], Iterator[RawRecord]]] = {
@@ -210,7 +210,10 @@ def _of_file(path: Path) -> tuple[str, str] | None:
 
 def _of_json(path: Path) -> tuple[str, str] | None:
     """By its first telling entry, so that the file's name does not matter."""
+    if names_images(path):
+        return "table", "its keys are names of images"
     for key, value in entries(path):
+        table.refuse_columns(path, value)
         if key in {"train", "val", "test"}:
             return "zhou", f"it lists images at `{key}`"
         if key == "" and isinstance(value, dict):

@@ -1,9 +1,10 @@
-"""CSV, TSV, JSON lines, JSON lists and Parquet tables: one file, or a folder of them.
+"""CSV, TSV, JSON lines, JSON and Parquet tables: one file, or a folder of them.
 
 A row has an image (a path relative to the table, to a folder beside it or to `--images`, or in
 Parquet its bytes) and captions, a class, or both. Rows of one image that follow each other, as in a
 table with a row a caption, are one record. Splits are a column, or told by the names of several
-files or of their folders; where tables lie in several folders, the folder is part of the id. Cells
+files or of their folders; where tables lie in several folders, the folder is part of the id. A JSON
+file is a list of objects, or an object of captions by image, `{"a.jpg": ["...", "..."]}`. Cells
 between tabs or bars are taken as they stand, quotation marks and all, unless the whole file quotes
 by the rules of CSV.
 """
@@ -14,7 +15,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pipelines.console import word
 from pipelines.sources.base import (
@@ -31,7 +34,7 @@ from pipelines.sources.delimited import LONGEST, Row, header
 from pipelines.sources.delimited import rows as _delimited
 from pipelines.sources.encodings import in_utf8, not_utf8, refuse_wide, wide
 from pipelines.sources.fields import cells, merge, path_of, record_of
-from pipelines.sources.json_stream import entries, is_list
+from pipelines.sources.json_stream import entries, is_list, names_images
 from trainables.errors import DataError, unknown
 
 
@@ -78,15 +81,15 @@ def tables(source: str) -> list[Path]:
 
 
 def is_table(path: Path) -> bool:
-    """By its ending; the header of a `.txt` and the first object of a `.json`, which must be a list
-    of them, must name an image and words too."""
+    """By its ending; the header of a `.txt` and the first object of a `.json` that is a list must
+    name an image and words too, and the keys of a `.json` that is an object name images."""
     suffix = path.suffix.lower()
     if hidden(path.name) or suffix not in READERS or not path.is_file():
         return False
     if suffix not in (".txt", ".json"):
         return True
     if suffix == ".json" and not is_list(path):
-        return False
+        return names_images(path)
     first = header(path)[0] if suffix == ".txt" else next(entries(path))[1]
     named = {field_of(name) for name in first}
     return "image" in named and bool(named & {"caption", "label", "class_name"})
@@ -143,10 +146,32 @@ def _jsonl(path: Path, _notes: Counter[str]) -> Iterator[tuple[int, Row]]:
 
 
 def _json(path: Path, _notes: Counter[str]) -> Iterator[tuple[int, Row]]:
+    if names_images(path):
+        for number, (name, found) in enumerate(groupby(entries(path), lambda one: one[0]), 1):
+            yield number, {"image": name, "caption": [text for _, text in found]}
+        return
     for number, (key, row) in enumerate(entries(path), 1):
+        refuse_columns(path, row)
         if key:
-            raise DataError(f"`{path}` is an object of JSON where a table is a list of objects.")
+            raise DataError(
+                f"`{path}` is an object of JSON where a table is a list of objects, or an object "
+                'of captions by image as {"a.jpg": ["...", "..."]}.'
+            )
         yield number, row if isinstance(row, dict) else BadRecord("not a JSON object")
+
+
+def refuse_columns(path: Path, value: Any) -> None:
+    """Raise where `value` is the first column that pandas wrote of a table, a cell by row number:
+    the whole file would have to be in memory."""
+    if isinstance(value, dict) and value and all(key.isdigit() for key in value):
+        script = (
+            f"import pandas; pandas.read_json({str(path)!r}, dtype=False, convert_dates=False)"
+            f".to_json({str(path.with_suffix('.jsonl'))!r}, orient='records', lines=True)"
+        )
+        raise DataError(
+            f"`{path}` is a table by columns, as `to_json()` of pandas has it. Write it by rows: "
+            f"`python -c {word(script)}`, and read `{path.with_suffix('.jsonl')}`."
+        )
 
 
 def _parquet(path: Path, _notes: Counter[str]) -> Iterator[tuple[int, Row]]:
