@@ -232,7 +232,7 @@ def test_a_population_killed_between_any_two_writes_ends_as_if_never_killed(
         (["--minutes", "3"], "`--minutes` must be 0 with `--scheduler pbt`, got 3"),
         (["--epochs-total", "30"], "`--epochs-total` must be 0 with `--scheduler pbt`, got 30"),
         (["--limit", "seconds=3"], "`--limit` must be empty with `--scheduler pbt`"),
-        (["--interval", "0"], "`--interval` must be from 1 to `--epochs` 9, got 0"),
+        (["--interval", "10"], "`--interval` must be at most `--epochs` 9, got 10"),
         (["--fuse", "4"], "`--fuse` must be at most 1 with `--scheduler pbt`, got 4"),
     ],
 )

@@ -98,7 +98,7 @@ def test_an_adapter_without_a_foreign_format_says_how_to_load_it(
         (["--set", "optim.lr=-1"], "`optim.lr` must be above 0, got -1.0."),
         (["--set", "loss.kind=nce"], "Choices: `infonce`, `siglip`."),
         (["--set", "optim.lr"], "takes `field=value`"),
-        (["--set", "batch_size=inf"], "`batch_size` must be of type int, got 'inf'."),
+        (["--set", "batch_size=inf"], "`batch_size` must be a finite number, got 'inf'."),
         (["--set", "patience=1", "patience=2"], "`--set` takes `patience` once, got '1' and '2'."),
         (["--set", "patience=1", "--set", "seed=2"], "`--set` takes all its values at once"),
         (["--metric", "val/t2i_medr"], "unknown metric `val/t2i_medr`"),

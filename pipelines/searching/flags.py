@@ -205,8 +205,8 @@ def _check_population(args: Args, adapters: Sequence[str], task: Task) -> None:
         raise ConfigError(f"`--trials` must be at least {least} {whose}, got {args.trials}.")
     if "changes" in read_fields(args.set) | read_fields(args.search, "--search"):
         raise ConfigError(f"`changes` must not be given {with_it}, which finds them.")
-    if not 1 <= args.interval <= args.epochs:
-        rule = f"from 1 to `--epochs` {args.epochs}"
+    if args.interval > args.epochs:
+        rule = f"at most `--epochs` {args.epochs}"
         raise ConfigError(f"`--interval` must be {rule}, got {args.interval}.")
     if args.fuse > 1:
         raise ConfigError(f"`--fuse` must be at most 1 {with_it}, got {args.fuse}.")
