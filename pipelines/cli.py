@@ -35,6 +35,7 @@ STAGES = {
     "search": "images in a folder of yours, found by words: found.html",
     "classify": "put images of yours into classes",
     "caption": "write captions for images and short videos of yours",
+    "relink": "tell a run where its features lie now, after they were moved",
     "export": "the best adapter as PEFT or transformers load it, or merged into a plain CLIPModel",
 }
 

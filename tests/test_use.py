@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from io import BytesIO
@@ -442,6 +443,53 @@ def test_a_run_without_its_store_says_what_is_missing(
     write_hashed(moved / "run.json", about | {"features": str(gone)})
     _, err = printed(capsys, "search", "red", "--run", moved, "--images", images, code=2)
     assert err.startswith(f"error: `{moved}` was trained on `{gone}`, which is not there any more")
+    assert f"type `cliptune relink --run {moved} --features NEW_PLACE`" in err
+
+
+@pytest.mark.parametrize("kind", ["run.json", "study.json"])
+def test_a_run_is_told_where_its_store_lies_now(
+    home: Path, images: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, store = images.parent / "its own", images.parent / "new" / "store"
+    shutil.copytree(home / "soft", own)
+    about = json.loads((own / "run.json").read_text())
+    (own / "run.json").rename(own / kind)
+    shutil.copytree(about["features"], store)
+    gone = about | {"features": str(images.parent / "gone")}
+    write_hashed(own / kind, gone)
+    other = shutil.copytree(store, images.parent / "other")
+    write_hashed(other / "manifest.json", read_json(other / "manifest.json") | {"key": "another"})
+    before = (own / kind).read_bytes()
+    _, err = printed(capsys, "relink", "--run", own, "--features", other, code=2)
+    assert f"`{other}` has other features than those that `{own}` was trained on" in err
+    assert f"that of `{gone['features']}` was {about['features_key']}" in err
+    assert (own / kind).read_bytes() == before
+    line = f"relink --run {shlex.quote(str(own))} --features"
+    if kind == "run.json":
+        _, err = printed(capsys, "export", "--run", own, "--out", images.parent / "out", code=2)
+        assert f"type `cliptune {line} NEW_PLACE`" in err
+    printed(capsys, *shlex.split(line), store.parent)
+    assert read_json(own / kind)["features"] == str(store)
+    if kind == "run.json":
+        out, _ = printed(capsys, "search", "red", "--run", own, "--images", images, "--json")
+        assert len(json.loads(out)["queries"]) == 1
+
+
+def test_an_edited_run_says_how_to_name_its_store(
+    home: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = images.parent / "own"
+    shutil.copytree(home / "soft", own)
+    about = json.loads((own / "run.json").read_text())
+    (own / "run.json").write_text(json.dumps(about | {"features": "/elsewhere"}))
+    for words in (
+        ("search", "red", "--images", images),
+        ("evaluate",),
+        ("relink", "--features", home),
+    ):
+        _, err = printed(capsys, *words, "--run", own, code=2)
+        assert f"`{own / 'run.json'}` was altered since it was written. Restore it." in err
+        assert f"is said by `cliptune relink --run {own} --features NEW_PLACE`" in err
 
 
 def shares(

@@ -58,9 +58,10 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, help: str = "") -> Any:
     """The JSON value in `path`; a missing or damaged file is a `DataError` naming it, and so is one
-    that is not what its own hash says, which `write_hashed` gave it."""
+    that is not what its own hash says, which `write_hashed` gave it. `help`: what is to be done
+    where somebody wrote in it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -70,7 +71,7 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         raise DataError(f"`{path}` is not valid JSON: it is nested without an end.") from None
     if isinstance(value, dict) and "sha256" in value and value["sha256"] != _own_hash(value):
-        raise DataError(f"`{path}` was altered since it was written.")
+        raise DataError(f"`{path}` was altered since it was written. {help}".rstrip())
     return value
 
 

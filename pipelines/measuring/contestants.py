@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.console import word
 from pipelines.hold import refuse_links
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, BASELINES, build, make_config
@@ -22,6 +23,7 @@ from trainables.features import SplitFeatures, open_features
 from trainables.files import read_json, understood
 from trainables.loop import METRICS, check_metric
 from trainables.rows import rows_of
+from trainables.store import MANIFEST
 
 PLAIN: dict[str, Value] = {"adapter.template": "{}"}  # the captions as they are
 
@@ -119,34 +121,50 @@ class Contest:
 def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Contest:
     """The contestants of the study, or of the single training run, in folder `run`; `others` is a
     draw of the classes to measure."""
-    refuse_links(run)
-    names = [name for name in ("study.json", "run.json") if (run / name).is_file()]
-    if not names:
-        raise DataError(f"`{run}` holds no run: neither study.json nor run.json is there.")
-    with understood(run / names[0]):
-        about = dict(read_json(run / names[0]))
+    path, about = read_about(run)
+    with understood(path):
         task: Task = about.get("task", "classification" if "draw" in about else "retrieval")
         if task not in METRICS:
-            raise DataError(f"`{run / names[0]}`: " + unknown("task", str(task), METRICS))
+            raise DataError(f"`{path}`: " + unknown("task", str(task), METRICS))
         check_metric(about.get("metric", METRICS[task][0]), task)
         metric = str(about.get("metric", METRICS[task][0])).removeprefix("val/")
         features = Path(about["features"])
         draw = _draw(about["draw"], about["draw_key"]) if "draw" in about else None
         if task == "classification" and draw is None:
-            raise DataError(f"`{run / names[0]}` lacks the field `draw`.")
+            raise DataError(f"`{path}` lacks the field `draw`.")
         pairs = zip(about.get("retain", []), about.get("retain_keys", []), strict=True)
         retain = tuple(_draw(path, key) for path, key in pairs)
         how = int(about.get("folds", 0)), bool(about.get("val", True))
         share = f" at {about['share']:g}" if "share" in about else ""
-    if names[0] == "study.json":
+    if path.name == "study.json":
         trained = _of_study(run, only_best)
     else:
         trained = [Contestant(read_config(run).name + share, run, selected=True)]
     if others is not None and draw is None:
         raise ConfigError(f"`--draw` is for classes, but `{run}` was trained on captions.")
+    if not (features / MANIFEST).is_file():
+        raise DataError(
+            f"`{run}` was trained on `{features}`, which is not there any more. If it was moved, "
+            f"type {_relink(run)}."
+        )
     asked = None if others is None else check_draw(features, others)
     contestants = _with_baseline(trained, task)
     return Contest(features, task, metric, contestants, draw, retain, asked, *how)
+
+
+def read_about(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The file by which a study, or a single training run, is known, and what it says."""
+    refuse_links(run)
+    paths = [path for name in ("study.json", "run.json") if (path := run / name).is_file()]
+    if not paths:
+        raise DataError(f"`{run}` holds no run: neither study.json nor run.json is there.")
+    help = f"Restore it. Where its features lie now is said by {_relink(run)}."
+    with understood(paths[0]):
+        return paths[0], dict(read_json(paths[0], help))
+
+
+def _relink(run: Path) -> str:
+    return f"`cliptune relink --run {word(run)} --features NEW_PLACE`"
 
 
 def join(contest: Contest, run: Path, beside: Sequence[Path]) -> Contest:

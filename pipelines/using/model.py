@@ -18,7 +18,7 @@ from trainables.backbone import Backbone, load_backbone
 from trainables.classes import Classes
 from trainables.cleaning import versions
 from trainables.config import Task
-from trainables.errors import ConfigError, DataError
+from trainables.errors import ConfigError
 from trainables.features import backbone_of, frames_of
 from trainables.files import sha256_json
 from trainables.frames import STILLS, Frames
@@ -96,11 +96,6 @@ def open_model(source: Source, *tasks: str) -> Model:
     contest = read_contest(source.run, only_best=True)
     best = next(one for one in contest.contestants if one.selected)
     _check_task(source.run, contest.task, tasks)
-    if not (contest.features / "manifest.json").is_file():
-        raise DataError(
-            f"`{source.run}` was trained on `{contest.features}`, which is not there any more: its "
-            "manifest.json names the backbone."
-        )
     backbone = backbone_of(contest.features, default_device())
     (adapter,) = replace(contest, contestants=[best]).load(backbone)
     calibrate_rest(contest, [adapter], needed=False)
