@@ -55,8 +55,8 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines import console
-    from pipelines.sharding import survey
     from pipelines.sharding.account import account
+    from pipelines.sharding.inventory import files_of
     from pipelines.sources.base import Options, parse_columns
     from pipelines.sources.registry import recognised
 
@@ -71,7 +71,7 @@ def run(args: Args) -> None:
         console.nothing_to_do(args.out, then)
         return
     console.say(f"format: {name}, {why}")
-    for line in survey.files_of(args.source, name):
+    for line in files_of(args.source, name):
         console.say(line)
     manifest = _write(args, name, options, description, expected)
     for split, count in manifest["splits"].items():
@@ -183,9 +183,10 @@ def _write(
     from tqdm import tqdm
 
     from pipelines import console
-    from pipelines.sharding import survey
     from pipelines.sharding.fingerprint import INDEXED
+    from pipelines.sharding.inventory import SHOWN
     from pipelines.sharding.quarantine import Quarantine
+    from pipelines.sharding.survey import first_lines
     from pipelines.sharding.unnamed import UNNAMED, Named
     from pipelines.sharding.work import Sharding, checked
     from pipelines.sharding.writer import ShardWriter
@@ -203,8 +204,8 @@ def _write(
                 records = SOURCES[name](args.source, options)
                 if name in INDEXED:
                     records = named.among(records)
-                first = list(islice(records, survey.SHOWN))
-                for line in survey.first_lines(args.source, name, args.split, first):
+                first = list(islice(records, SHOWN))
+                for line in first_lines(args.source, name, args.split, first):
                     console.say(line)
                 every = checked(chain(first, records), args.split)
                 for outcomes in tqdm(every, total=expected, unit=" images"):

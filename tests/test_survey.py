@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.sharding import survey
+from pipelines.sharding import inventory, survey
 from pipelines.shards import Args, run
 from pipelines.sources.base import Options, RawRecord
 from pipelines.sources.registry import SOURCES
@@ -270,7 +270,7 @@ def test_words_beside_images_in_files_of_their_own(
 def test_the_looking_ends_after_so_many_files_and_records(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey, "FILES", 5)
+    monkeypatch.setattr(inventory, "FILES", 5)
     monkeypatch.setattr(survey, "RECORDS", 4)
     pictures(tmp_path / "source" / "cat", 9)
     lines = said(tmp_path / "source", capsys)
