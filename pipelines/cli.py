@@ -11,10 +11,12 @@ import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipelines.console import complain
 from pipelines.door import expected, keep, sentence
+from pipelines.workspace import none_left_empty
 from trainables.config import LARGEST
 from trainables.errors import unknown
 
@@ -84,7 +86,9 @@ def _run(stage: str, words: list[str]) -> None:
     _refuse_lists_given_twice(module.Args, flags)
     _refuse_wrong_values(module.Args, flags)
     prog = f"cliptune {stage}"  # `Args` checks its own values
-    module.run(tyro.cli(module.Args, args=words, prog=prog, description=module.__doc__))
+    args = tyro.cli(module.Args, args=words, prog=prog, description=module.__doc__)
+    with none_left_empty(getattr(args, "out", None) or Path()):
+        module.run(args)
 
 
 def _refuse_dashes(words: Sequence[str]) -> None:

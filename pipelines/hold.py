@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from trainables.errors import DataError
@@ -29,12 +29,12 @@ READ = (*OF_A_RUN, "cells", "cells/*", "cells/*/*", *(f"cells/*/*/{name}" for na
 @contextmanager
 def hold(folder: Path, mark: str = "") -> Iterator[None]:
     """Hold `folder` while the block runs. A holder that was killed holds nothing any more. A folder
-    that is new, and into which nothing came, goes again, with those above it that were made for it.
+    that is new, and into which nothing came, goes again.
     `mark` is the file by which the command knows a folder of its own: one with other files and
     without it is not written to."""
     from filelock import FileLock, Timeout
 
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
     if mark:
@@ -56,9 +56,6 @@ def hold(folder: Path, mark: str = "") -> Iterator[None]:
         holder.unlink(missing_ok=True)
         if new and all(path.name == ".lock" for path in folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
-            for parent in new[1:]:
-                with suppress(OSError):  # somebody else has come
-                    parent.rmdir()
         lock.release()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from trainables.errors import ConfigError, DataError
+from trainables.files import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +37,7 @@ def run(args: Args) -> None:
         return
     then = f"edit it, then cliptune tune --space {args.out}"
     if not args.out.exists():
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding="utf-8")
+        write_bytes(args.out, text.encode())
         done([args.out], then)
     elif args.out.is_file() and args.out.read_bytes() == text.encode():
         nothing_to_do(args.out, then)

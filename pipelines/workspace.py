@@ -1,4 +1,5 @@
-"""A stage's output folder: built hidden beside its place, and moved there when complete."""
+"""A stage's output folder: built hidden beside its place, moved there when complete, and not left
+empty."""
 
 from __future__ import annotations
 
@@ -6,10 +7,22 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.errors import DataError
+
+
+@contextmanager
+def none_left_empty(out: Path) -> Iterator[None]:
+    """Of `out` and the folders above it, those that the block made and left empty go again."""
+    new = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in new:
+            with suppress(OSError):  # a file, not there, or not empty
+                path.rmdir()
 
 
 @contextmanager

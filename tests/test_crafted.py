@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from pipelines.cli import STAGES
 from pipelines.encode import Args
 from pipelines.encoding import store as encoding
 from pipelines.encoding.store import encode
@@ -319,3 +324,55 @@ def test_how_far_embedding_test_is_is_shown(
     assert in_this_process("evaluate", "--run", own, "--bootstrap", 100) == 0
     images = read_json(world["shards"] / "manifest.json")["splits"]["test"]["images"]
     assert f"embed: 100%|██████████| {images}/{images} [" in capsys.readouterr().err
+
+
+MAKERS: dict[str, tuple[object, ...]] = {
+    "shards": ("--source", "{source}", "--split", "train"),
+    "draw": ("--shards", "{shards}", "--shots", 2),
+    "encode": ("--shards", "{shards}", "--backbone", "{clip}"),
+    "space": ("--adapter", "lora"),
+    "tune": ("--features", "{store}", "--trials", 2),
+    "train": ("--features", "{store}", *FEW),
+    "arena": ("--data", "a={shards}", "--backbone", "{clip}", "--shots", 2, "--adapter", "coop"),
+    "sweep": ("--run", "{words}", "--take", 0.5),
+    "reproduce": ("--recipe", "{recipe}", "--shards", "eurosat={shards}", "--backbone", "{clip}"),
+    "explain": ("--run", "{words}", "--draws", 1),
+    "search": ("cat", "--images", "{images}", "--run", "{words}", "--index", "{index}"),
+    "export": ("--run", "{classes}"),
+    "demo": ("--adapter", "loar"),
+}
+
+
+@pytest.mark.parametrize("stage", MAKERS)
+def test_after_an_error_no_folder_is_left_that_was_made_for_out(
+    world: World,
+    tmp_path: Path,
+    stage: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The disk is full as soon as it is written to, where nothing is wrong before."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("fsync", "posix_fallocate"):
+        monkeypatch.setattr(os, name, full)
+    source = tmp_path / "source"
+    shutil.copytree(world["images"], source / "cat")
+    recipe = Path(__file__).parents[1] / "recipes" / "coop-eurosat.json"
+    names = {**world, "source": source, "recipe": recipe, "index": tmp_path / "index"}
+    words = [str(word).format(**names) for word in MAKERS[stage]]
+    out = tmp_path / "new" / "below" / "out"
+    assert in_this_process(stage, *words, "--out", out) != 0
+    said = capsys.readouterr().err
+    before = {"demo": "unknown adapter `loar`", "export": "`coop` has no format of another library"}
+    assert before.get(stage, "No space left") in said or "the disk is full" in said, said
+    assert not out.exists()
+    assert (tmp_path / "new").exists() == (stage == "shards")  # its list of bad records stays
+
+
+def test_every_stage_with_out_is_among_them() -> None:
+    stages = {one: importlib.import_module(f"pipelines.{one}").Args for one in STAGES}
+    out = {one for one, args in stages.items() if "out" in {f.name for f in fields(args)}}
+    assert out == {*MAKERS}

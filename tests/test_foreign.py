@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.hold import hold, refuse_links
 from pipelines.measuring.contestants import read_contest
+from pipelines.workspace import none_left_empty
 from tests.test_few_shot_runs import finish, start
 from tests.things import in_this_process
 from trainables.backbone import Backbone
@@ -257,12 +258,13 @@ def test_a_cell_of_an_arena_is_not_read_through_a_link(tmp_path: Path, name: str
 
 
 def test_what_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
-    with pytest.raises(DataError), hold(tmp_path / "a" / "b" / "c"):
+    out = tmp_path / "a" / "b" / "c"
+    with pytest.raises(DataError), none_left_empty(out), hold(out):
         raise DataError("nothing came of it.")
     assert list(tmp_path.iterdir()) == []
-    with hold(tmp_path / "a" / "b" / "c"):
+    with none_left_empty(out), hold(out):
         (tmp_path / "a" / "other").touch()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
-    with hold(tmp_path / "a" / "b" / "c"):
-        (tmp_path / "a" / "b" / "c" / "own").touch()
-    assert (tmp_path / "a" / "b" / "c" / "own").exists()
+    with none_left_empty(out), hold(out):
+        (out / "own").touch()
+    assert (out / "own").exists()

@@ -10,7 +10,7 @@ from typing import Annotated
 from pipelines.console import done, say
 from pipelines.ranges import Range, check_ranges
 from pipelines.typed import run_stage
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, unknown
 
 BACKBONE = Path(__file__).parent / "clip"
 
@@ -41,7 +41,12 @@ class Args:
 
 
 def run(args: Args) -> None:
+    from search_spaces.registry import SPACES
+
     started = time.monotonic()
+    for name in args.adapter:  # before anything is drawn
+        if name not in SPACES:
+            raise ConfigError(unknown("adapter", name, SPACES))
     if args.classes:
         last = _classes(args)
     elif args.clips:
