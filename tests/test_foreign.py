@@ -18,7 +18,7 @@ from pipelines.workspace import none_left_empty
 from tests.test_few_shot_runs import finish, start
 from tests.things import in_this_process
 from trainables.backbone import Backbone
-from trainables.checkpoint import load_adapter
+from trainables.checkpoint import load_adapter, save_checkpoint
 from trainables.errors import CheckpointError, DataError
 from trainables.files import read_json, sha256_file, sha256_json, write_json
 from trainables.fused import Fleet
@@ -162,6 +162,40 @@ def ruin(run: Run) -> None:
     """As the last step of an epoch may."""
     with torch.no_grad():
         next(iter(run.trained.values())).view(-1)[0] = float("inf")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_an_adapter_with_what_is_no_number_is_not_written(
+    tmp_path: Path, backbone: Backbone, features: Path, bad: float
+) -> None:
+    run = finish(start(tmp_path, backbone, features, "linear_probe", epochs=1))
+    before = files(tmp_path)
+    with torch.no_grad():
+        next(iter(run.trained.values())).view(-1)[3] = bad
+    with pytest.raises(CheckpointError, match=r"best` was not written: `.*` is no finite number"):
+        save_checkpoint(tmp_path / "best", run.adapter, {})
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("merged", [(), ("--merged",)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_update_that_is_no_number_is_not_exported(
+    tmp_path: Path,
+    features: Path,
+    merged: tuple[str, ...],
+    bad: float,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With `--merged` it would stand in a weight of CLIP itself."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    words = ("--features", features, "--out", run, "--adapter", "lora", "--set", "epochs=1")
+    assert in_this_process("train", *words) == 0
+    stored = load_file(run / "best" / "adapter.safetensors")
+    stored[min(stored)].view(-1)[0] = bad
+    rewrite(run / "best", stored)
+    assert in_this_process("export", "--run", run, "--out", out, *merged) == 2
+    assert "holds what is no finite number" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_weights_that_are_no_numbers_after_an_epoch_fail_the_run_and_are_not_saved(

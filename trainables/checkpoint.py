@@ -65,12 +65,17 @@ def save_checkpoint(
     val: Mapping[str, Tensor] | None = None,
     calibration: Calibration | None = None,
 ) -> None:
-    """Write `folder` whole; what stood there becomes `<folder>.old`, the one to fall back to."""
+    """Write `folder` whole; what stood there becomes `<folder>.old`, the one to fall back to. An
+    adapter that holds what is no finite number is not written."""
+    trained = trained_tensors(adapter)
+    for name, tensor in trained.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"`{folder}` was not written: `{name}` is no finite number.")
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     _remove(new)
     config = to_json(adapter.train_config)
     backbone = adapter.backbone
-    files = {"adapter.safetensors": save(trained_tensors(adapter))}
+    files = {"adapter.safetensors": save(trained)}
     if optimizer is not None:
         files["optimizer.safetensors"] = save(dict(optimizer))
     if val:
