@@ -35,7 +35,8 @@ MACHINE = {
 
 def expected(error: BaseException) -> bool:
     """Whether it is about a file, a value or the machine, and not a fault of ours."""
-    return isinstance(_cause(error), CliptuneError | OSError | UnicodeError | MemoryError)
+    error = _cause(error)
+    return isinstance(error, CliptuneError | OSError | UnicodeError) or _of_memory(error)
 
 
 def sentence(error: BaseException) -> str:
@@ -47,9 +48,17 @@ def sentence(error: BaseException) -> str:
         return _of_machine(error)
     if isinstance(error, UnicodeError):
         return f"a text is not UTF-8: {error}. Save the file as UTF-8."
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if _of_memory(error):
         return f"not enough memory: {_short(error)}."
     return f"cliptune did not expect this: {_short(error)}, at {_place(error)}."
+
+
+def _of_memory(error: BaseException) -> bool:
+    """Torch says it on a GPU and on a CPU in words of its own."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "allocate memory" in said)
+    )
 
 
 def _of_machine(error: OSError) -> str:

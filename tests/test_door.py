@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import cli
 from pipelines.console import safe
-from pipelines.door import MACHINE, sentence
+from pipelines.door import MACHINE, expected, sentence
 from trainables.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +44,7 @@ def test_what_the_machine_says_names_the_file(number: int) -> None:
         ),
         (MemoryError(), "not enough memory: MemoryError."),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "not enough memory: RuntimeError"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory: Runtime"),
         (Wrapped(DataError("`x.json` is torn.")), "`x.json` is torn."),
         (
             Wrapped(OSError(errno.ENOSPC, "", "/runs/a")),
@@ -57,6 +58,7 @@ def test_what_the_machine_says_names_the_file(number: int) -> None:
 )
 def test_a_sentence_says_what_it_means(error: Exception, words: str) -> None:
     assert words in sentence(error)
+    assert expected(error) == ("did not expect" not in words)
 
 
 def stage(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -102,6 +102,7 @@ def test_an_adapter_without_a_foreign_format_says_how_to_load_it(
         (["--set", "patience=1", "patience=2"], "`--set` takes `patience` once, got '1' and '2'."),
         (["--set", "patience=1", "--set", "seed=2"], "`--set` takes all its values at once"),
         (["--metric", "val/t2i_medr"], "unknown metric `val/t2i_medr`"),
+        (["--set", "epochs=0"], "`epochs` must be at least 1 of `soft_prompt`, got 0."),
         (["--set", "adapter.n_ctx=76"], "leaves no room for a word"),
         (["--adapter", "lora", "--set", "adapter.tower=vision"], "has no pixels"),
         (["--workers", "0"], "`--workers` must be at least 1, got 0."),

@@ -35,7 +35,7 @@ from trainables.checkpoint import (
     read_config,
     save_checkpoint,
 )
-from trainables.config import Task, TrainConfig, in_epoch, to_json, until
+from trainables.config import Task, TrainConfig, check, in_epoch, to_json, until
 from trainables.data import Batch
 from trainables.distributed import ALONE, Worker, average, same_start
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
@@ -128,6 +128,7 @@ class Run:
         self.trained = {n: p for n, p in self.adapter.named_parameters() if p.requires_grad}
         if self.trained:  # what is only measured may be slow
             check_precision(config.precision, backbone.device, "precision")
+            check(config.epochs >= 1, "epochs", f"at least 1 of `{config.name}`", config.epochs)
         self.batches = batches(train, self.adapter, worker)
         self.epochs = config.epochs if self.trained else 0
         self.total = self.epochs * self.batches.steps_per_epoch
