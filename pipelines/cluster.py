@@ -2,7 +2,8 @@
 
 Flows in: the environment (`RAY_ADDRESS`, as `ray job submit` sets it). Flows out: a connected Ray,
 quiet, whose workers can import this package from a checkout as well as from an installation. A
-cluster that cannot be reached, or goes away, is an error within a minute.
+cluster that cannot be reached, or goes away, is an error within a minute, and so is a Ray of this
+machine that was killed.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trainables.errors import CliptuneError
 
 REACHED_IN = 10.0  # seconds to answer, at first
 GONE_AFTER = 45.0  # seconds without an answer; after 60 Ray ends the process in its own words
+GONE_HERE_AFTER = 3.0  # where no network lies between: then it is after 10, and without a word
 
 
 def check_here(precision: str, gpus: object) -> None:
@@ -79,14 +81,36 @@ def connect(dashboard: bool = False) -> None:
         # Of Ray's client only the port that it was given may be open to it.
         client = address.startswith("ray://")
         head = address if client else ray.get_runtime_context().gcs_address
-        threading.Thread(target=hold_on, args=(head, ray.is_initialized), daemon=True).start()
+        _hold_on({head: GONE_AFTER} | ({} if client else _raylet()))
         return
     # Workers of a local Ray inherit this environment; a runtime_env would start each one anew.
     root = str(Path(__file__).parents[1])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if root not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, *paths]))
-    ray.init(address="local", include_dashboard=dashboard, **quiet)
+    try:
+        ray.init(address="local", include_dashboard=dashboard, **quiet)
+    except Exception as error:  # the one that Ray has for processes that do not come up
+        raise CliptuneError(
+            f"Ray must come up on this machine, got: {cause(error)}. Nothing was changed by it: "
+            "run the same command again."
+        ) from error
+    _hold_on({ray.get_runtime_context().gcs_address: GONE_HERE_AFTER} | _raylet())
+
+
+def _raylet() -> dict[str, float]:
+    """Where this machine's own answers, and for how long it may be silent."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == own)
+    return {f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}": GONE_HERE_AFTER}
+
+
+def _hold_on(patience: dict[str, float]) -> None:
+    import ray
+
+    threading.Thread(target=hold_on, args=(patience, ray.is_initialized), daemon=True).start()
 
 
 def reached(address: str, seconds: float) -> bool:
@@ -104,16 +128,20 @@ def reached(address: str, seconds: float) -> bool:
     return False
 
 
-def hold_on(address: str, connected: Callable[[], bool], seconds: float = GONE_AFTER) -> None:
-    """End this process, and say so, once the cluster's head has not answered for `seconds`: calls
-    that wait for it would not come back."""
-    while reached(address, seconds):
-        time.sleep(5)
+def hold_on(patience: Mapping[str, float], connected: Callable[[], bool]) -> None:
+    """End this process, and say so, once one of the cluster's addresses has not answered for as
+    many seconds: calls that wait for it would not come back."""
+    while all(reached(address, seconds) for address, seconds in patience.items()):
+        time.sleep(2)
     if not connected():
         return
+    here = "RAY_ADDRESS" not in os.environ
+    whose, then = (
+        ("the Ray of this machine", "") if here else ("the cluster", ", once a cluster runs")
+    )
     print(
-        f"error: the cluster at `{address}` is gone. What was saved stands: the same command goes "
-        "on from there, once a cluster runs.",
+        f"error: {whose} at `{next(iter(patience))}` is gone. What was saved stands: the same "
+        f"command goes on from there{then}.",
         file=sys.stderr,
         flush=True,
     )

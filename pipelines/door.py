@@ -32,11 +32,18 @@ MACHINE = {
     errno.EMFILE: "cannot be opened: too many files are open; raise `ulimit -n`",
 }
 
+# What Ray raises where a process or a machine of its own is gone.
+LOST = (
+    *("RayActorError", "WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError"),
+    *("ObjectLostError", "RaySystemError", "RpcError"),
+)
+
 
 def expected(error: BaseException) -> bool:
     """Whether it is about a file, a value or the machine, and not a fault of ours."""
     error = _cause(error)
-    return isinstance(error, CliptuneError | OSError | UnicodeError) or _of_memory(error)
+    said = isinstance(error, CliptuneError | OSError | UnicodeError)
+    return said or _of_memory(error) or _lost(error)
 
 
 def sentence(error: BaseException) -> str:
@@ -50,6 +57,11 @@ def sentence(error: BaseException) -> str:
         return f"a text is not UTF-8: {error}. Save the file as UTF-8."
     if _of_memory(error):
         return f"not enough memory: {_short(error)}."
+    if _lost(error):
+        return (
+            f"Ray lost a process or a machine: {_short(error).rstrip('.')}. What was saved stands: "
+            "the same command goes on from there."
+        )
     return f"cliptune did not expect this: {_short(error)}, at {_place(error)}."
 
 
@@ -72,6 +84,13 @@ def _cause(error: BaseException) -> BaseException:
     """What a worker's exception stands for: Ray wraps it."""
     inner = getattr(error, "cause", None)
     return _cause(inner) if isinstance(inner, BaseException) else error
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether Ray, where it is in use, says that what it ran on is gone."""
+    ray = sys.modules.get("ray.exceptions")
+    kinds = tuple(getattr(ray, name) for name in LOST) if ray else ()
+    return isinstance(error, kinds) and not getattr(error, "actor_init_failed", False)
 
 
 def _short(error: BaseException) -> str:

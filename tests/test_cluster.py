@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines import cluster
@@ -36,24 +39,72 @@ def test_why_a_group_ended_is_never_empty() -> None:
     assert cluster.cause(RuntimeError("Timed out. Look at the docs.")) == "Timed out"
 
 
-def test_a_process_whose_cluster_is_gone_ends_and_says_so() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        address = "{}:{}".format(*head.getsockname())
+def test_a_ray_that_does_not_come_up_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(CliptuneError, match=r"this machine, got: The current node timed .* again"):
+        cluster.connect()
+
+
+@pytest.mark.parametrize("where", ["the cluster", "the Ray of this machine"])
+def test_a_process_whose_cluster_is_gone_ends_and_says_so(where: str) -> None:
+    """Of a cluster elsewhere, and of one here of which a process is left."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as head,
+        socket.create_server(("127.0.0.1", 0)) as stays,
+    ):
+        address, other = ("{}:{}".format(*one.getsockname()) for one in (head, stays))
         code = (
             "import threading; from pipelines.cluster import hold_on\n"
-            f"of = ({address!r}, lambda: True, 0.2)\n"
+            f"of = ({ ({address: 0.2, other: 60})!r}, lambda: True)\n"
             "threading.Thread(target=hold_on, args=of, daemon=True).start()\n"
             "threading.Event().wait()"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=ROOT,
+            env=os.environ | ({"RAY_ADDRESS": address} if where == "the cluster" else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         head.accept()[0].close()  # it was there once
-    _, error = process.communicate(timeout=600)
+        head.close()
+        _, error = process.communicate(timeout=600)
     assert process.returncode == 2
-    assert error.startswith(f"error: the cluster at `{address}` is gone.")
+    assert error.startswith(f"error: {where} at `{address}` is gone.")
     assert "the same command goes on" in error
+
+
+LIFE = """
+from pipelines.cluster import connect
+connect()
+import ray, time
+print(ray.get_runtime_context().gcs_address, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["raylet", "gcs_server"])
+def test_a_command_whose_ray_was_killed_says_so(which: str) -> None:
+    """Ray itself ends the process without a word, or hangs for a minute."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LIFE],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    own = psutil.Process(process.pid).children(recursive=True)
+    (found,) = (one for one in own if one.name() == which)
+    found.send_signal(signal.SIGKILL)
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == 2, error
+    assert f"error: the Ray of this machine at `{address}` is gone." in error

@@ -69,6 +69,18 @@ def stage(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(cli.importlib, "import_module", lambda _: fake)
 
 
+def test_what_ray_lost_is_nobodys_fault_and_goes_on() -> None:
+    from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
+
+    for error in (ActorDiedError(), NodeDiedError("node 7 is gone.")):
+        assert expected(error)
+        assert sentence(error).startswith(
+            f"Ray lost a process or a machine: {type(error).__name__}"
+        )
+        assert sentence(error).endswith("the same command goes on from there.")
+    assert not expected(RayActorError(actor_init_failed=True))  # its own code raised
+
+
 def test_a_users_mistake_ends_with_2_and_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,8 +160,14 @@ class Tower:
         if self.backbone.fingerprint != fingerprint:
             raise CliptuneError(f"`{name}` changed while it was being used.")
 
-    def __call__(self, batch: dict[str, Array], keep_pixels: bool) -> dict[str, Array]:
-        return embed(self.backbone, batch, keep_pixels)
+    def __call__(
+        self, block: dict[str, Array], keep_pixels: bool, at_once: int
+    ) -> Iterator[dict[str, Array]]:
+        """A block of one unit, so many images a step: how a sum is rounded depends on how many
+        there are, and which blocks come together on which was ready."""
+        for first in range(0, len(block["row"]), at_once):
+            batch = {name: values[first : first + at_once] for name, values in block.items()}
+            yield embed(self.backbone, batch, keep_pixels)
 
 
 def embed(backbone: Backbone, batch: dict[str, Array], keep_pixels: bool) -> dict[str, Array]:
@@ -187,6 +193,11 @@ class Job:
     gpus: Gpus = "auto"
     wait: float = 10.0  # minutes
     frames: Frames = STILLS
+
+    @property
+    def at_once(self) -> int:
+        """Images a step of the tower, at most."""
+        return max(1, self.batch_size // max(1, self.frames.count))
 
     @property
     def here(self) -> bool:
@@ -238,8 +249,8 @@ def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array
         .map_batches(
             Tower,
             fn_constructor_args=(*of_backbone(backbone), resources.threads),
-            fn_kwargs={"keep_pixels": job.pixels},
-            batch_size=max(1, job.batch_size // max(1, job.frames.count)),
+            fn_kwargs={"keep_pixels": job.pixels, "at_once": job.at_once},
+            batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=resources.towers),
             num_cpus=resources.tower_cpus,
             num_gpus=resources.tower_gpus or None,

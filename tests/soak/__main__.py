@@ -15,7 +15,9 @@ import pkgutil
 import random
 import re
 import shutil
+import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,6 +34,16 @@ import pipelines
 from tests.one_process import watching
 from tests.soak.life import Life, live
 from tests.soak.results import Result, differences, result_of
+from tests.soak.with_ray import (
+    LASTS,
+    VICTIMS,
+    WORKS_OF_RAY,
+    adopt,
+    last_words,
+    start,
+    strike,
+    sweep,
+)
 from tests.soak.works import WORKS, Work, make_room
 
 FAULTS = ("silent", "traceback", "hangs")
@@ -49,15 +61,21 @@ class Args:
     """Of all that is left to chance. 0: the day."""
     round: int | None = None
     """Repeat this round alone, and leave the room as it is."""
+    ray: bool = False
+    """Commands with a Ray of their own instead, of which a process is killed, or all. Such a round
+    takes a minute."""
 
 
 class Soak:
     """The room, the undisturbed results, and the rounds."""
 
-    def __init__(self, out: Path, seed: int) -> None:
-        self.out, self.seed = out.resolve(), seed
-        self.room, self.finished = self.out / "room", self.out / "finished"
+    def __init__(self, out: Path, seed: int, ray: bool = False) -> None:
+        self.out, self.seed, self.ray = out.resolve(), seed, ray
+        self.works = WORKS_OF_RAY if ray else WORKS
+        place = self.out / "ray" if ray else self.out
+        self.room, self.finished = place / "room", place / "finished"
         self.log = self.out / "said.txt"
+        self.temporary = Path(tempfile.gettempdir(), f"soak-{os.getpid()}")  # of Ray
         self.expected: dict[str, tuple[Result, set[str], float]] = {}
 
     def prepare(self) -> None:
@@ -66,16 +84,23 @@ class Soak:
             shutil.rmtree(self.room, ignore_errors=True)
             self.room.mkdir(parents=True)
             self._must(partial(make_room, self.room))
-            for work in WORKS:
-                self._must(partial(work, self.room))
+            for work in self.works:
+                self._must(self._way(work))
             shutil.copytree(self.room, self.finished, symlinks=True)
-        for work in WORKS:
+        for work in self.works:
             done, free = result_of(self.finished, work.results), set()
-            for _ in range(2):
+            for _ in range(2 if work.here else 1):
                 self.fresh(work)
-                life = self._must(partial(work, self.room))
+                life = self._must(self._way(work))
                 free |= differences(done, result_of(self.room, work.results))
-            self.expected[work.name] = done, free, life.seconds
+            seconds = LASTS if self.ray and work.here else life.seconds
+            self.expected[work.name] = done, free, seconds
+
+    def _way(self, work: Work) -> Callable[[], None]:
+        """How it is done undisturbed: with Ray only where it must be."""
+        if work.here:
+            return partial(work, self.room)
+        return partial(start, work, self.room, self.temporary)
 
     def _must(self, work: Callable[[], None]) -> Life:
         life = live(work, self.log)
@@ -104,6 +129,8 @@ class Soak:
 
     def round(self, number: int) -> dict[str, Any]:
         lots = random.Random(f"{self.seed}/{number}")
+        if self.ray:
+            return {"round": number, **self.with_ray(lots)}
         kind = lots.choices(("kill", "damage", "full", "clock"), (5, 8, 1, 1))[0]
         done: dict[str, Any] = getattr(self, kind)(lots)
         return {"round": number, "kind": kind, **done}
@@ -122,6 +149,35 @@ class Soak:
                 return {"work": work.name, "kills": kills, **self._judge(work, life)}
         life = live(partial(work, self.room), self.log)
         return {"work": work.name, "kills": kills, **self._judge(work, life)}
+
+    def with_ray(self, lots: random.Random) -> dict[str, Any]:
+        """A command, of which a process is killed once or twice; then, unless it went on by itself,
+        the same command. It ends as the one in one process, or as one that was left alone."""
+        work = lots.choice(self.works)
+        victim = lots.choices([*VICTIMS], [often for often, _ in VICTIMS.values()])[0]
+        self.fresh(work)
+        done, free, seconds = self.expected[work.name]
+        about, kills, ends = {"kind": victim, "work": work.name}, 0, Counter[str]()
+        do = partial(start, work, self.room, self.temporary)
+        killed = -signal.SIGKILL if victim in ("driver", "all") else 2
+
+        def whom(command: int) -> None:
+            nonlocal kills
+            kills += strike(victim, lots, command)
+
+        for _ in range(lots.randint(1, 2)):
+            life = live(do, self.log, kill=lots.uniform(0, seconds), whom=whom)
+            if "Traceback" in life.said or not (life.code in (2, killed) or last_words(life)):
+                break
+            ends[{2: "sentence", 1: "Ray's words"}.get(life.code, "killed")] += 1
+        else:
+            life = live(do, self.log)
+        if life.code == 0 and not kills:
+            self.expected[work.name] = done, free, life.seconds
+        left = sweep()
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        about |= {"kills": kills, "ends": ends} | ({"left": left} if left else {})
+        return {**about, **self._judge(work, life)}
 
     def clock(self, lots: random.Random) -> Any:
         """Kills, between which the clock is set a day on or back."""
@@ -220,12 +276,14 @@ def table(rounds: Sequence[dict[str, Any]]) -> str:
     """Rounds by kind and outcome; then each fault."""
     columns = ("equal", "named", "said", *LISTED)
     rows = [f"{'':<28}" + "".join(f"{name:>11}" for name in ("rounds", *columns))]
-    for kind in ("kill", "clock", "full", "flip", "cut"):
+    for kind in ("kill", "clock", "full", "flip", "cut", *VICTIMS):
         own = [one for one in rounds if kind in (one["kind"], one.get("how"))]
+        if not own:
+            continue
         counts = Counter(one["outcome"] for one in own)
         name = kind
-        if kind in ("kill", "clock"):
-            name = f"{kind} ({sum(one.get('kills', 0) for one in own)} kills)"
+        if "kills" in own[0]:
+            name = f"{kind} ({sum(one['kills'] for one in own)} kills)"
         rows.append(f"{name:<28}{len(own):>11}" + "".join(f"{counts[one]:>11}" for one in columns))
     files = {one["kind of file"] for one in rounds if "kind of file" in one}
     rows.append(f"{len(files)} kinds of files were damaged.")
@@ -249,8 +307,10 @@ def main(args: Args) -> int:
     settle()
     seed = args.seed or int(time.strftime("%Y%m%d"))
     print(f"seed {seed}", flush=True)
-    soak = Soak(args.out, seed)
+    soak = Soak(args.out, seed, args.ray)
     soak.out.mkdir(parents=True, exist_ok=True)
+    if args.ray:
+        adopt()
     end = time.monotonic() + 60 * args.minutes
     soak.prepare()
     if args.round is not None:

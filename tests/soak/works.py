@@ -2,7 +2,7 @@
 
 Flows in: a folder. Flows out: a room with shards, stores, draws and runs in it, and what can be
 done there. Searches and arenas train in one process, and images are encoded in one, as their
-commands do in many: all but Ray is the command's own.
+commands do in many: all but Ray is the command's own. (With Ray: `with_ray.py`.)
 """
 
 from __future__ import annotations
@@ -42,14 +42,20 @@ class Work:
     workers: int = 1  # of a search in one process
     reads: tuple[str, ...] = ()  # folders and files that it depends on
     given: tuple[str, ...] = ()  # of them, what is the user's: another one has another result
+    ray: tuple[str, ...] | None = None  # words more where Ray does it; None: it has none to do
+    here: bool = True  # whether it can be done in one process
+
+    def line(self, room: Path) -> list[str]:
+        """The stage, and its flags."""
+        return [word.replace("ROOM", str(room)) for word in self.words]
 
     def __call__(self, room: Path) -> None:
         pipelines.tune._tune = partial(search_here, self.workers)
         pipelines.arena._tune = compete_here
         pipelines.typed.command = command_here
         pipelines.encoding.store.embed_units = InProcess()
-        words = [word.replace("ROOM", str(room)) for word in self.words]
-        stage_main(words[0], words[1:])
+        stage, *flags = self.line(room)
+        stage_main(stage, flags)
 
     def clear(self, room: Path) -> None:
         for pattern in self.clears:
@@ -60,13 +66,18 @@ class Work:
 SET = ("--set", "batch_size=16", "loss.captions_per_image=1")
 STORE = ("--features", "ROOM/features", "--metric", "val/t2i_mrr")
 PROJECTION = ("tune", *STORE, "--no-portfolio", "--adapter", "projection", *SET)
+LORA = ("train", *STORE, "--adapter", "lora", *SET, "epochs=3")
 MEASURED = ("result.json", "report.*", "test*", "images", "gallery*")
 
 
-def search(name: str, out: str, trials: int, *more: str, workers: int = 1) -> Work:
+def search(
+    name: str, out: str, trials: int, *more: str, workers: int = 1, here: bool = True
+) -> Work:
     words = (*PROJECTION, "--out", f"ROOM/{out}", "--epochs", "3", "--trials", str(trials), *more)
     results = tuple(f"{out}/{one}" for one in ("best.json", "schedule.json", "trials"))
-    return Work(name, words, results, (out,), workers, reads=("features", "clip", out))
+    reads = ("features", "clip", out)
+    ray = ("--concurrent", str(workers), "--fuse", "1")
+    return Work(name, words, results, (out,), workers, reads, ray=ray, here=here)
 
 
 def measured(name: str, run: str) -> tuple[Work, ...]:
@@ -88,6 +99,7 @@ ARENA = (
     *("--shots", "2", "--seed", "1", "--protocol", "all", "--trials", "2", "--epochs", "2"),
     *("--adapter", "zero_shot", "linear_probe", "tip_adapter"),
 )
+ENCODE = ("encode", "--shards", "ROOM/shards", "--backbone", "ROOM/clip", "--out", "ROOM/encoded")
 # In an order in which each finds what it reads.
 WORKS = (
     search("a search", "search", 5),
@@ -96,9 +108,10 @@ WORKS = (
     search("a population", "population", 4, "--scheduler", "pbt", workers=2),
     Work(
         "train",
-        ("train", *STORE, "--adapter", "lora", "--out", "ROOM/run", *SET, "epochs=3"),
+        (*LORA, "--out", "ROOM/run"),
         *(("run/best", "run/last"), ("run",)),
         reads=("features", "clip", "run"),
+        ray=("--gpus", "0"),  # a group of one worker
     ),
     *measured("a run", "run"),
     Work(
@@ -115,7 +128,7 @@ WORKS = (
     ),
     Work(
         "encode",
-        ("encode", "--shards", "ROOM/shards", "--backbone", "ROOM/clip", "--out", "ROOM/encoded"),
+        ENCODE,
         *(("encoded",), ("encoded",)),
         reads=("shards", "clip", "encoded"),
         given=("clip",),
@@ -126,6 +139,7 @@ WORKS = (
         ("arena/arena.json",),
         tuple(f"arena/{one}" for one in ("cells", "arena.*", "tests", "test_openings.jsonl")),
         reads=("classes", "clip", "arena"),
+        ray=("--concurrent", "4"),  # with a thread each, as in one process
     ),
 )
 
