@@ -66,11 +66,12 @@ def sentence(error: BaseException) -> str:
 
 
 def _of_memory(error: BaseException) -> bool:
-    """Torch says it on a GPU and on a CPU in words of its own."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in said or "allocate memory" in said)
-    )
+    """As a trial tells it."""
+    if not isinstance(error, MemoryError | RuntimeError):
+        return False  # without torch, which is long to import
+    from trainables.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _of_machine(error: OSError) -> str:

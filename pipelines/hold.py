@@ -29,9 +29,8 @@ READ = (*OF_A_RUN, "cells", "cells/*", "cells/*/*", *(f"cells/*/*/{name}" for na
 @contextmanager
 def hold(folder: Path, mark: str = "") -> Iterator[None]:
     """Hold `folder` while the block runs. A holder that was killed holds nothing any more. A folder
-    that is new, and into which nothing came, goes again.
-    `mark` is the file by which the command knows a folder of its own: one with other files and
-    without it is not written to."""
+    that is new, and into which nothing came, goes again. `mark` is the file by which the command
+    knows a folder of its own: one with other files and without it is not written to."""
     from filelock import FileLock, Timeout
 
     new = not folder.exists()

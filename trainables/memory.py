@@ -12,14 +12,15 @@ import torch
 WORDS = (
     "allocate memory",  # how torch says it on a CPU
     "out of memory",  # the driver, where torch does not ask for the memory itself
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    "cublas_status_alloc_failed",
 )
 
 
 def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in WORDS)
 
 
 def shortage(error: Exception, share: float) -> str:

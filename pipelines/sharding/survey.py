@@ -1,8 +1,8 @@
 """What a source looks like, said before it is read.
 
-Flows in: a source and how it will be read. Flows out: lines that say its files, where
-the splits come from, and the first records. Nothing is written, and the looking ends after a number
-of records and of seconds, whatever the size.
+Flows in: a source and how it will be read. Flows out: lines that say its files, where the splits
+come from, and the first records. Nothing is written, and the looking ends after a number of records
+and of seconds, whatever the size.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 `0001.jpg` and `0001.txt` (captions, a line each), `.caption`, `.cls` or `.json`, in one folder or
 in folders of it, at any depth. Folders whose names are all splits tell the split. An image without
-words is a bad record; words without an image are left out and counted. Both may be
-links into `--images`.
+words is a bad record; words without an image are left out and counted. Both may be links into
+`--images`.
 """
 
 from __future__ import annotations
