@@ -18,7 +18,7 @@ from pipelines.capacity import Gpus, check_gpus
 from pipelines.console import done, say
 from pipelines.hold import hold
 from pipelines.ranges import MANY, Range, Wait, check_ranges
-from trainables.errors import CliptuneError
+from trainables.errors import CliptuneError, DataError
 
 if TYPE_CHECKING:
     from pipelines.comparing.plan import Plan
@@ -183,12 +183,14 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
     _draw(args, plan, folder)
     write_plan(folder, plan)
     for source in plan.sources:
-        if _linked(source.shards, store_of(folder, source.name)):
+        place = store_of(folder, source.name)
+        if _linked(source.shards, place):
             continue
+        _check_unchanged(plan, source.shards, place)
         revision = ("--revision", plan.revision) if plan.revision else ()
         run_stage(
             *("encode", "--shards", source.shards, "--backbone", plan.backbone, *revision),
-            *("--pixels", "--views", plan.views, "--out", store_of(folder, source.name)),
+            *("--pixels", "--views", plan.views, "--out", place),
             *("--gpus", args.gpus, "--wait", args.wait, "--precision", args.precision),
         )
     _check_words(plan, folder)
@@ -201,6 +203,31 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
     run_stage("evaluate", "--run", folder)
     wrote = write_page(read_hashed(folder / "arena.json", FORMAT), folder)
     done([folder / "arena.json", *wrote], f"open {wrote[0]} in a browser")
+
+
+def _check_unchanged(plan: Plan, data: str, place: Path) -> None:
+    """Raise where the features in `place`, which cells may be tuned on, would now be others."""
+    from trainables.model_folder import fingerprint, locate
+    from trainables.preprocess import decoder_versions
+    from trainables.shards import ShardSet
+    from trainables.store import MANIFEST, read_manifest
+
+    for path in place.glob(f"*/{MANIFEST}"):
+        try:
+            made = read_manifest(path.parent)
+        except DataError:  # it is damaged, and `encode` makes it anew
+            continue
+        weights = fingerprint(locate(plan.backbone, plan.revision))
+        for what, then, now in (
+            (f"`{data}`", made["shards_sha256"], ShardSet.open(data).digest),
+            (f"`{plan.backbone}`", made["backbone"]["fingerprint"], weights),
+            ("what decodes images", made.get("decoder"), decoder_versions()),
+        ):
+            if then != now:
+                raise DataError(
+                    f"{what} changed since `{path.parent}` was made: its cells could not be "
+                    "compared. Put back what was there, or give another `--out`."
+                )
 
 
 def _linked(data: str, place: Path) -> bool:
@@ -221,7 +248,6 @@ def _draw(args: Args, plan: Plan, folder: Path) -> None:
     from pipelines.drawing.make import Task, make_draw
     from pipelines.drawing.words import read_words
     from trainables.draws import Part, read_draw, write_draw
-    from trainables.errors import DataError
     from trainables.shards import ShardSet
 
     halves: dict[str, tuple[Part, ...]] = {"all": ("all",), "base": ("base", "new")}

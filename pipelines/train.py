@@ -99,7 +99,7 @@ def run(args: Args) -> None:
         try:
             ran = train_here(job) if here else _train_in_group(job)
         except BaseException:
-            if not any(folder.glob("last*")):  # nothing began: another run may have the folder
+            if not any([*folder.glob("last*"), *folder.glob("best*")]):  # another run may have it
                 for name in ("run.json", "config.json"):
                     (folder / name).unlink(missing_ok=True)
             raise

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.scenes import COLOURS
 from pipelines.searching.from_disk import pausing
 from tests.one_process import snapshots
+from trainables import preprocess
 from trainables.backbone import Backbone
 from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError, DataError
@@ -293,6 +295,32 @@ def test_another_budget_in_the_same_folder_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="its `trials` is 2, this one's 3"):
         write_plan(folder, dataclasses.replace(plan, trials=3))
     write_plan(folder, plan)
+
+
+@pytest.mark.parametrize("what", ["model", "data", "what decodes images"])
+def test_features_that_would_be_others_now_are_refused(
+    data: Path,
+    clip: Path,
+    folder: Path,
+    tmp_path: Path,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan, shards, place = plan_of(data, clip), data / "base-shards", folder / "features/colours"
+    stage._check_unchanged(plan, str(shards), place)
+    if what == "model":
+        model = shutil.copytree(clip, tmp_path / "model")
+        with (model / "config.json").open("a") as file:
+            file.write(" ")
+        plan = dataclasses.replace(plan, backbone=str(model))
+    elif what == "data":
+        shards = data / "shifted-shards"
+    else:
+        monkeypatch.setattr(preprocess, "decoder_versions", lambda: {"Pillow": "1.0"})
+    changed = {"model": plan.backbone, "data": shards}.get(what, what)
+    store = next(place.iterdir())
+    with pytest.raises(DataError, match=f"{changed}`? changed since `{store}` was made: its cells"):
+        stage._check_unchanged(plan, str(shards), place)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,7 +29,7 @@ from pipelines.encode import Args, run
 from pipelines.encoding import store as encoding
 from pipelines.encoding import towers
 from pipelines.encoding.store import encode
-from pipelines.encoding.towers import Job, ReadAndDecode, Resources, Tower, Unit, of_backbone
+from pipelines.encoding.towers import Job, ReadAndDecode, Resources, Step, Tower, Unit, of_backbone
 from pipelines.hold import hold
 from pipelines.shards import Args as ShardArgs
 from pipelines.shards import run as write_shards
@@ -48,29 +47,28 @@ from trainables.metrics.retrieval import per_query
 from trainables.predict import predict
 from trainables.preprocess import view_of
 from trainables.shards import Seal, ShardSet, captions_of
-from trainables.tensor_file import Array
 
 ROOT = Path(__file__).parents[1]
 
 
 class InProcess:
-    """Ray's part of the stage as a loop, last unit first, and killed after so many batches."""
+    """Ray's part of the stage as a loop, last unit first, and killed after so many steps."""
 
     def __init__(self) -> None:
         self.units: list[Unit] = []
         self.die_after = 10**9
 
-    def __call__(self, units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
-        read = ReadAndDecode(job.backbone.preprocess)
+    def __call__(self, units: Sequence[Unit], job: Job) -> Iterator[Step]:
+        read = ReadAndDecode(job.backbone.preprocess, job.at_once)
         tower = Tower(*of_backbone(job.backbone), torch.get_num_threads())
-        batches = 0
+        steps = 0
         for unit in reversed(units):
             self.units.append(unit)
-            for batch in read({k: np.array([v]) for k, v in unit._asdict().items()}):
-                if batches == self.die_after:
+            for step in read(unit._asdict()):
+                if steps == self.die_after:
                     raise KeyboardInterrupt
-                batches += 1
-                yield from tower(batch, job.pixels, job.at_once)
+                steps += 1
+                yield tower(step, job.pixels)
 
 
 @pytest.fixture

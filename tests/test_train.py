@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from peft import PeftModel
 from transformers import CLIPModel
 
 from pipelines.cli import main, stage_main
+from tests.one_process import watching
 from trainables.backbone import load_backbone
 from trainables.checkpoint import load_adapter, verify
 from trainables.errors import CliptuneError
@@ -56,6 +59,21 @@ def test_a_run_by_hand_its_second_call_and_its_export_to_peft(
     flags = ["--features", str(stores), "--out", str(out), "--metric", "val/t2i_mrr"]
     assert "its `metric` is 'val/t2i_r1'" in fails(capsys, "train", *flags)  # chose `best/`
     _export_loads_elsewhere(tmp_path, out, clip)
+
+
+def test_a_run_whose_first_save_met_a_full_disk_goes_on(
+    tmp_path: Path, features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(change: str) -> None:
+        if change.endswith("run/best"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), change)
+
+    with watching(tmp_path, full), pytest.raises(SystemExit):
+        train(features, tmp_path / "run", "--adapter", "projection")
+    assert (tmp_path / "run" / "best.new").is_dir()
+    assert "lies on a disk that cannot be written to" in capsys.readouterr().err
+    train(features, tmp_path / "run", "--adapter", "projection")
+    verify(tmp_path / "run" / "best")
 
 
 def _export_loads_elsewhere(tmp_path: Path, out: Path, clip: Path) -> None:

@@ -19,7 +19,7 @@ from pipelines import console
 from pipelines.encode import Args
 from pipelines.encoding.finished import complete, write_manifest
 from pipelines.encoding.precision import settle
-from pipelines.encoding.towers import Job, Unit, embed_units
+from pipelines.encoding.towers import Job, Step, Unit, embed_units
 from pipelines.encoding.writer import SplitWriter, tell_captions
 from pipelines.hold import hold
 from trainables.backbone import Backbone, load_backbone
@@ -31,7 +31,6 @@ from trainables.frames import Frames
 from trainables.preprocess import decoder_versions
 from trainables.shards import ShardSet
 from trainables.store import FORMAT, MANIFEST, read_manifest
-from trainables.tensor_file import Array
 from trainables.texts import TEXT_COLUMNS, read_texts
 
 SPLITS = ("train", "val")
@@ -82,9 +81,9 @@ class Store:
         asked = (args.workers, args.gpus, args.wait)
         job = Job(backbone, missing, args.pixels, args.batch_size, *asked, frames)
         with tqdm(total=done + missing, initial=done, unit="img", desc="encode") as bar:
-            for batch in embed_units(self.units, job):
-                self.write(batch)
-                bar.update(len(batch["row"]))
+            for step in embed_units(self.units, job):
+                self.write(step)
+                bar.update(len(step["row"]))
         if any(self.left.values()):
             raise CliptuneError(f"{sum(self.left.values())} images got lost: run this again.")
 
@@ -93,21 +92,17 @@ class Store:
         total = sum(len(w.texts.ids) for w in self.writers.values())
         return total - sum(self.left.values())
 
-    def write(self, batch: dict[str, Array]) -> None:
-        wrong = np.flatnonzero(batch["error"] != "")
-        if len(wrong):
+    def write(self, step: Step) -> None:
+        if step["error"]:
             raise DataError(
-                f"image {batch['error'][wrong[0]]}. Shards hold only images that decode: "
+                f"image {step['error']}. Shards hold only images that decode: "
                 "run `cliptune shards` again."
             )
-        for split in np.unique(batch["split"]).tolist():
-            mine = batch["split"] == split
-            values = {name: batch[name][mine] for name in self.writers[split].items}
-            rows = batch["row"][mine]
-            self.writers[split].write(rows, values)
-            starts = np.searchsorted(self.starts[split], rows, "right") - 1
-            for number, count in zip(*np.unique(starts, return_counts=True), strict=True):
-                self._count((split, self.starts[split][number]), int(count))
+        split, rows = step["split"], step["row"]
+        self.writers[split].write(rows, {name: step[name] for name in self.writers[split].items})
+        starts = np.searchsorted(self.starts[split], rows, "right") - 1
+        for number, count in zip(*np.unique(starts, return_counts=True), strict=True):
+            self._count((split, self.starts[split][number]), int(count))
 
     def _count(self, key: tuple[str, int], rows: int) -> None:
         self.left[key] -= rows

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,9 +29,9 @@ from trainables.image_headers import BadImage
 from trainables.preprocess import Preprocess
 from trainables.tensor_file import Array
 
-READ = 32  # images decoded at a time
 FEW = 2000  # images
 LEAST = 0.01  # CPUs of a tower, where its GPU decides where it runs
+Step = dict[str, Any]  # what a tower takes or gives at once
 
 
 class Unit(NamedTuple):
@@ -99,40 +99,32 @@ class Resources:
 
 
 class ReadAndDecode:
-    """A row group's images as squares for the tower, a few at a time."""
+    """A row group's images as squares for the tower, as many at a time as it takes in a step."""
 
-    def __init__(self, preprocess: Preprocess, frames: Frames = STILLS) -> None:
+    def __init__(self, preprocess: Preprocess, at_once: int, frames: Frames = STILLS) -> None:
         self.preprocess = preprocess
+        self.at_once = at_once
         self.frames = frames
 
-    def __call__(self, batch: dict[str, Array]) -> Iterator[dict[str, Array]]:
-        """Units to `split`, `row`, `error`, and `pixels`: (n, 3, R, R), or (n, F, 3, R, R) where
-        images have F frames."""
+    def __call__(self, unit: Mapping[str, Any]) -> Iterator[Step]:
+        """A unit to its steps: `split`, `row`, `error`, and `pixels`: (n, 3, R, R), or
+        (n, F, 3, R, R) where images have F frames."""
         torch.set_num_threads(1)
-        for values in zip(*(batch[name].tolist() for name in Unit._fields), strict=True):
-            yield from self.unit(Unit(*values))
+        yield from self.unit(Unit(**unit))
 
-    def unit(self, unit: Unit) -> Iterator[dict[str, Array]]:
-        row = unit.first
+    def unit(self, unit: Unit) -> Iterator[Step]:
+        first = unit.first
         with pq.ParquetFile(unit.file, pre_buffer=False) as file:
-            at_once = max(1, READ // max(1, self.frames.count))
-            parts = file.iter_batches(at_once, row_groups=[unit.group], columns=["id", "image"])
-            for part in parts:
-                squares: list[Array] = []
-                numbers: list[int] = []
-                errors: list[str] = []
-                for record in part.to_pylist():
-                    pixels, error = self._square(record)
-                    squares.append(pixels)
-                    numbers.append(row)
-                    errors.append(error)
-                    row += 1
+            columns = ["id", "image"]
+            for part in file.iter_batches(self.at_once, row_groups=[unit.group], columns=columns):
+                squares, errors = zip(*map(self._square, part.to_pylist()), strict=True)
                 yield {
-                    "split": np.array([unit.split] * len(numbers)),
-                    "row": np.array(numbers),
+                    "split": unit.split,
+                    "row": np.arange(first, first + len(errors)),
                     "pixels": np.stack(squares),
-                    "error": np.array(errors),
+                    "error": next(filter(None, errors), ""),
                 }
+                first += len(errors)
 
     def _square(self, record: dict[str, Any]) -> tuple[Array, str]:
         """An image; one that does not decode is black, and says why."""
@@ -160,25 +152,19 @@ class Tower:
         if self.backbone.fingerprint != fingerprint:
             raise CliptuneError(f"`{name}` changed while it was being used.")
 
-    def __call__(
-        self, block: dict[str, Array], keep_pixels: bool, at_once: int
-    ) -> Iterator[dict[str, Array]]:
-        """A block of one unit, so many images a step: how a sum is rounded depends on how many
-        there are, and which blocks come together on which was ready."""
-        for first in range(0, len(block["row"]), at_once):
-            batch = {name: values[first : first + at_once] for name, values in block.items()}
-            yield embed(self.backbone, batch, keep_pixels)
+    def __call__(self, step: Step, keep_pixels: bool) -> Step:
+        return embed(self.backbone, step, keep_pixels)
 
 
-def embed(backbone: Backbone, batch: dict[str, Array], keep_pixels: bool) -> dict[str, Array]:
-    pixels = torch.from_numpy(np.array(batch["pixels"]))
-    result = {name: batch[name] for name in ("split", "row", "error")}
+def embed(backbone: Backbone, step: Step, keep_pixels: bool) -> Step:
+    pixels = torch.from_numpy(np.array(step["pixels"]))
+    result = {name: step[name] for name in ("split", "row", "error")}
     if pixels.dim() == 5:  # (n, F, 3, R, R)
         means, each = embed_frames(backbone, pixels)
         result |= {"image_embeds": means.numpy(), "frame_embeds": each.numpy()}
     else:
         result["image_embeds"] = backbone.frozen_embeds(pixels).numpy()
-    return result | ({"pixels": batch["pixels"]} if keep_pixels else {})
+    return result | ({"pixels": step["pixels"]} if keep_pixels else {})
 
 
 @dataclass(frozen=True)
@@ -209,19 +195,20 @@ class Job:
         )
 
 
-def embed_units(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
-    """Batches of `split`, `row`, `error`, `image_embeds` (n, e) and, where the job says so,
-    `frame_embeds` (n, F, e) or `pixels`."""
+def embed_units(units: Sequence[Unit], job: Job) -> Iterator[Step]:
+    """Steps of one unit each, `split`, `row` (n), `error` (of one of its images, or empty) and
+    `image_embeds` (n, e) and, where the job says so, `frame_embeds` (n, F, e) or `pixels`."""
     yield from (_embed_here if job.here else _embed_with_ray)(units, job)
 
 
-def _embed_here(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
-    backbone, read = job.backbone, ReadAndDecode(job.backbone.preprocess, job.frames)
+def _embed_here(units: Sequence[Unit], job: Job) -> Iterator[Step]:
+    backbone = job.backbone
+    read = ReadAndDecode(backbone.preprocess, job.at_once, job.frames)
     if default_device() != backbone.device.type:
         backbone = Tower(*of_backbone(backbone), torch.get_num_threads()).backbone
     for unit in units:
-        for batch in read.unit(unit):
-            yield embed(backbone, batch, job.pixels)
+        for step in read.unit(unit):
+            yield embed(backbone, step, job.pixels)
 
 
 def of_backbone(backbone: Backbone) -> tuple[str, str | None, str, Resolved]:
@@ -229,7 +216,9 @@ def of_backbone(backbone: Backbone) -> tuple[str, str | None, str, Resolved]:
     return backbone.name, backbone.revision, backbone.fingerprint, backbone.precision
 
 
-def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array]]:
+def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[Step]:
+    """A row of Ray's is a step: of so many images, which `map_batches` would put together by what
+    was ready first, a sum is rounded otherwise."""
     connect()
     import ray
 
@@ -239,21 +228,17 @@ def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[dict[str, Array
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     backbone = job.backbone
+    read = ReadAndDecode(backbone.preprocess, job.at_once, job.frames)
     embedded = (
         ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
-        .map_batches(
-            ReadAndDecode(backbone.preprocess, job.frames).__call__,
-            batch_size=1,
-            num_cpus=resources.task_cpus,
-        )
-        .map_batches(
+        .flat_map(read.__call__, num_cpus=resources.task_cpus)
+        .map(
             Tower,
             fn_constructor_args=(*of_backbone(backbone), resources.threads),
-            fn_kwargs={"keep_pixels": job.pixels, "at_once": job.at_once},
-            batch_size=None,
+            fn_kwargs={"keep_pixels": job.pixels},
             compute=ray.data.ActorPoolStrategy(size=resources.towers),
             num_cpus=resources.tower_cpus,
             num_gpus=resources.tower_gpus or None,
         )
     )
-    yield from embedded.iter_batches(batch_size=None, batch_format="numpy")
+    yield from embedded.iter_rows()
