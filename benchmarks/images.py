@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.harness import Case, Row
 from benchmarks.models import PREPROCESS
-from trainables.images import decode
+from trainables.media.images import decode
 
 Array: TypeAlias = np.ndarray[Any, Any]
 SIZES = ((500, 375), (375, 500), (500, 333), (500, 400), (333, 500), (500, 500))

@@ -18,7 +18,7 @@ from benchmarks.captions import EOT, SOT
 from pipelines.demo.tokenizer import build_tokenizer
 from trainables.backbone import Backbone
 from trainables.files import write_json
-from trainables.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from trainables.media.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 # Width, depth and heads of each tower; those of openai/clip-vit-base-patch32,
 # -base-patch16 and -large-patch14.

@@ -207,8 +207,8 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
 
 def _check_unchanged(plan: Plan, data: str, place: Path) -> None:
     """Raise where the features in `place`, which cells may be tuned on, would now be others."""
+    from trainables.media.preprocess import decoder_versions
     from trainables.model_folder import fingerprint, locate
-    from trainables.preprocess import decoder_versions
     from trainables.shards import ShardSet
     from trainables.store import MANIFEST, read_manifest
 

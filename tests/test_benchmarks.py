@@ -27,8 +27,8 @@ from trainables.config import read_fields, to_json
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.files import read_json, write_json
-from trainables.images import decode
 from trainables.loop import Run
+from trainables.media.images import decode
 from trainables.text_tower import Prompt, embed_text
 
 MACHINE = Machine("A CPU", "avx2 yes", 1, "2.0 (MKL)", "3.11")

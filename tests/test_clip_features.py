@@ -25,14 +25,14 @@ from tests.pictures import jpeg
 from trainables.backbone import load_backbone
 from trainables.classes import Classes
 from trainables.cleaning import versions
-from trainables.clips import Clip, sample
 from trainables.errors import ConfigError, DataError
 from trainables.features import embed_split, features_key, open_features
 from trainables.files import read_json, sha256_json
-from trainables.frame_folders import pack
 from trainables.frames import Frames
-from trainables.images import decode
-from trainables.preprocess import decoder_versions
+from trainables.media.clips import Clip, sample
+from trainables.media.frame_folders import pack
+from trainables.media.images import decode
+from trainables.media.preprocess import decoder_versions
 from trainables.shards import Seal, ShardSet
 
 ROOT = Path(__file__).parents[1]

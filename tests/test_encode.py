@@ -42,10 +42,10 @@ from trainables.errors import ConfigError, DataError
 from trainables.features import embed_split, features_key, open_features
 from trainables.files import read_json, sha256_file, write_json
 from trainables.image_tower import lower
-from trainables.images import decode
+from trainables.media.images import decode
+from trainables.media.preprocess import view_of
 from trainables.metrics.retrieval import per_query
 from trainables.predict import predict
-from trainables.preprocess import view_of
 from trainables.shards import Seal, ShardSet, captions_of
 
 ROOT = Path(__file__).parents[1]

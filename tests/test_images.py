@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.pictures import png
-from trainables import image_headers, images
-from trainables.images import BadImage, decode, probe
+from trainables.media import image_headers, images
+from trainables.media.images import BadImage, decode, probe
 
 RED, GREEN, BLUE, WHITE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3, (128,) * 3
 
@@ -243,7 +243,7 @@ def test_bomb_needs_no_memory() -> None:
     assert len(rows) < 1_000
     program = """
 import resource, sys
-from trainables.images import BadImage, decode
+from trainables.media.images import BadImage, decode
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 300 * 2**20,) * 2)
 try:

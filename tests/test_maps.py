@@ -28,7 +28,7 @@ from pipelines.maps.projection import (
 from pipelines.reporting import svg
 from trainables.backbone import load_backbone
 from trainables.errors import ConfigError, DataError
-from trainables.images import decode
+from trainables.media.images import decode
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.demo.motion import MOTIONS, Film, clip_captions, draw_clips, drawn, invent_film
 from pipelines.demo.scenes import SPLITS
-from trainables.clips import Clip
+from trainables.media.clips import Clip
 
 
 def films(motion: str, count: int = 40) -> list[Film]:

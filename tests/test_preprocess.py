@@ -17,8 +17,15 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from tests.tiny import tiny_clip
 from trainables.errors import ConfigError
 from trainables.files import read_json, write_json
-from trainables.images import decode
-from trainables.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, View, read_preprocess, view_of
+from trainables.media.images import decode
+from trainables.media.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Preprocess,
+    View,
+    read_preprocess,
+    view_of,
+)
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 CLIP = Preprocess("crop", 224, 224, "bicubic", CLIP_MEAN, CLIP_STD)

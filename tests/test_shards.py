@@ -508,7 +508,7 @@ def test_memory_of_240_megabytes_of_images(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-import torch, pyarrow.parquet, trainables.images
+import torch, pyarrow.parquet, trainables.media.images
 from pipelines import shards
 from pipelines.sharding import work as sharding
 from pipelines.sources.registry import SOURCES

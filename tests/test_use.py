@@ -37,15 +37,15 @@ from trainables.backbone import Backbone
 from trainables.calibration import Kind
 from trainables.checkpoint import load_adapter
 from trainables.classes import Classes
-from trainables.clips import Rule
 from trainables.draws import Draw, Member, write_draw
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.files import read_json, sha256_json, write_hashed, write_json
 from trainables.frames import Frames
-from trainables.image_headers import BadImage
 from trainables.image_tower import lower
-from trainables.images import decode
+from trainables.media.clips import Rule
+from trainables.media.image_headers import BadImage
+from trainables.media.images import decode
 from trainables.predict import embed_images
 from trainables.text_tower import embed_text
 

@@ -25,6 +25,7 @@ from trainables.files import read_json
 from trainables.given import END, is_given, load_given
 from trainables.hardware import Resolved, autocast
 from trainables.image_tower import lower, upper
+from trainables.media.preprocess import Preprocess, read_preprocess
 from trainables.model_folder import existing, fingerprint, isolated, load_model, locate
 from trainables.open_clip import (
     cleaning_of,
@@ -32,7 +33,6 @@ from trainables.open_clip import (
     load_open_clip,
     read_open_clip_preprocess,
 )
-from trainables.preprocess import Preprocess, read_preprocess
 from trainables.tokenizer import check_fits, load_tokenizer
 
 MODELS = {

@@ -36,8 +36,8 @@ from trainables.data import Tokens
 from trainables.errors import DataError
 from trainables.hardware import recomputes
 from trainables.image_tower import lower
-from trainables.images import decode
-from trainables.preprocess import decoder_versions, view_of
+from trainables.media.images import decode
+from trainables.media.preprocess import decoder_versions, view_of
 from trainables.shards import CAPTION_COLUMNS, ShardSet, captions_of, chunks
 from trainables.tensor_file import Array, Layout, TensorFile
 from trainables.text_tower import embed_text

@@ -29,9 +29,9 @@ from trainables.errors import DataError, unknown
 from trainables.files import read_json, sha256_json
 from trainables.frames import STILLS, Frames, clip_versions, embed_frames
 from trainables.hardware import Resolved
+from trainables.media.preprocess import decoder_versions
 from trainables.metrics.captioning import References
 from trainables.mining import nearest_images
-from trainables.preprocess import decoder_versions
 from trainables.shards import POOL, Seal, ShardSet, captions_of, chunks
 from trainables.store import FORMAT, MANIFEST, again, check_file, hashes, read_manifest
 from trainables.texts import TEXT_COLUMNS, read_texts

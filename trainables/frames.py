@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from trainables.backbone import Backbone
-from trainables.clips import Clip, Rule, Span, is_clip, sample
-from trainables.images import decode
-from trainables.preprocess import Preprocess
+from trainables.media.clips import Clip, Rule, Span, is_clip, sample
+from trainables.media.images import decode
+from trainables.media.preprocess import Preprocess
 
 
 @dataclass(frozen=True)

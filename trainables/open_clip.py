@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from trainables.cleaning import Cleaning
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json
+from trainables.media.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from trainables.open_clip_towers import TIMM, clip, side_of, siglip
-from trainables.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 Kind = Literal["clip", "siglip"]

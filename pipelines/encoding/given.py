@@ -36,7 +36,7 @@ from trainables.data import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.files import now, sha256_file, sha256_json, write_hashed
 from trainables.given import ALL, END, GivenWords, write_given
-from trainables.preprocess import decoder_versions
+from trainables.media.preprocess import decoder_versions
 from trainables.shards import FORMAT as SHARDS
 from trainables.shards import RECORDS, SCHEMA
 from trainables.store import FORMAT, MANIFEST

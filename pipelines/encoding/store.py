@@ -28,7 +28,7 @@ from trainables.errors import CliptuneError, DataError
 from trainables.features import features_key
 from trainables.files import now, write_hashed
 from trainables.frames import Frames
-from trainables.preprocess import decoder_versions
+from trainables.media.preprocess import decoder_versions
 from trainables.shards import ShardSet
 from trainables.store import FORMAT, MANIFEST, read_manifest
 from trainables.texts import TEXT_COLUMNS, read_texts

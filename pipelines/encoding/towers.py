@@ -25,8 +25,8 @@ from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError, ConfigError
 from trainables.frames import STILLS, Frames, embed_frames
 from trainables.hardware import Resolved, check_precision, default_device
-from trainables.image_headers import BadImage
-from trainables.preprocess import Preprocess
+from trainables.media.image_headers import BadImage
+from trainables.media.preprocess import Preprocess
 from trainables.tensor_file import Array
 
 FEW = 2000  # images

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.measuring.protocol import Measured
-from trainables.clips import Clip, is_clip, sample
 from trainables.features import SplitFeatures
-from trainables.images import decode
+from trainables.media.clips import Clip, is_clip, sample
+from trainables.media.images import decode
 
 SIDE = 160  # longest side of a thumbnail, pixels
 SHOWN = 5

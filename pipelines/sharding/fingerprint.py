@@ -13,7 +13,7 @@ from pathlib import Path
 from pipelines.sources import flickr_token, huggingface, webdataset
 from pipelines.sources.base import Options, walk
 from pipelines.sources.registry import SOURCES
-from trainables.frame_folders import frame_paths
+from trainables.media.frame_folders import frame_paths
 
 INDEXED = ("karpathy", "coco", "flickr_token", "table", "zhou")  # they name images elsewhere
 

@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 
 from pipelines.sources.base import BadRecord, RawRecord, split_name
 from pipelines.sources.texts import Refused, caption, check_text
-from trainables.clips import Clip, is_clip
 from trainables.errors import DataError
 from trainables.files import sha256_bytes
-from trainables.frame_folders import pack
-from trainables.image_headers import read_file
-from trainables.images import decode, probe
+from trainables.media.clips import Clip, is_clip
+from trainables.media.frame_folders import pack
+from trainables.media.image_headers import read_file
+from trainables.media.images import decode, probe
 from trainables.shards import SPLITS
 
 OF_WORDS = {  # notes that are not of the image

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipelines.sources.base import RawRecord, stem_and_ending, visible
-from trainables.frame_folders import IMAGE_SUFFIXES
+from trainables.media.frame_folders import IMAGE_SUFFIXES
 
 UNNAMED = "image that no record names"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from trainables.errors import DataError, unknown
-from trainables.frame_folders import IMAGE_SUFFIXES
-from trainables.video import SUFFIXES as VIDEO_SUFFIXES
+from trainables.media.frame_folders import IMAGE_SUFFIXES
+from trainables.media.video import SUFFIXES as VIDEO_SUFFIXES
 
 # What may stand where an image is meant: also a clip, a ZIP of its frames, or a folder of them.
 MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {".zip"}

@@ -17,9 +17,9 @@ from pipelines.using.embedding import embed_files
 from pipelines.using.files import CHUNK, FEW, Faults, find
 from pipelines.using.given import is_given
 from pipelines.using.model import Model
-from trainables.clips import SUFFIXES, Clip, is_clip, segments
 from trainables.frames import embed_clip
-from trainables.image_headers import BadImage, read_file
+from trainables.media.clips import SUFFIXES, Clip, is_clip, segments
+from trainables.media.image_headers import BadImage, read_file
 from trainables.predict import in_use
 
 Row = dict[str, Any]  # path, caption; of a segment start and end in seconds too

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from pipelines.using.given import is_given
 from trainables.errors import DataError
-from trainables.frame_folders import IMAGE_SUFFIXES
-from trainables.image_headers import BadImage, read_file
-from trainables.images import decode
-from trainables.preprocess import Preprocess
+from trainables.media.frame_folders import IMAGE_SUFFIXES
+from trainables.media.image_headers import BadImage, read_file
+from trainables.media.images import decode
+from trainables.media.preprocess import Preprocess
 from trainables.shards import chunks
 
 CHUNK = 32  # images decoded at a time

@@ -23,7 +23,7 @@ from trainables.features import backbone_of, frames_of
 from trainables.files import sha256_json
 from trainables.frames import STILLS, Frames
 from trainables.hardware import default_device, of_store, resolved
-from trainables.preprocess import decoder_versions
+from trainables.media.preprocess import decoder_versions
 
 # For each task, what its adapters do and the command that lets them.
 USES = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipelines.measuring.gallery import thumbnail
 from pipelines.reporting.page import environment
 from pipelines.using.ranking import Query
-from trainables.image_headers import BadImage, read_file
+from trainables.media.image_headers import BadImage, read_file
 
 SIDE = 256  # longest side of a picture, pixels
 

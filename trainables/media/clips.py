@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from trainables import frame_folders, video
 from trainables.errors import ConfigError
-from trainables.frame_folders import FRAME_RATE
-from trainables.image_headers import BadClip, BadImage, read_file
-from trainables.images import animation, decode_still, probe
-from trainables.video import GREY, Array, Frame
+from trainables.media import frame_folders, video
+from trainables.media.frame_folders import FRAME_RATE
+from trainables.media.image_headers import BadClip, BadImage, read_file
+from trainables.media.images import animation, decode_still, probe
+from trainables.media.video import GREY, Array, Frame
 
 __all__ = ["BadClip", "Clip", "Rule", "is_clip", "sample", "segments"]
 

@@ -31,8 +31,8 @@ from PIL import (
 )
 from torch import Tensor
 
-from trainables import frame_folders, video
-from trainables.image_headers import (
+from trainables.media import frame_folders, video
+from trainables.media.image_headers import (
     MAX_BYTES,
     MAX_PIXELS,
     BadImage,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.image_headers import MAX_PIXELS, BadClip, BadImage, check_bytes, check_size
+from trainables.media.image_headers import MAX_PIXELS, BadClip, BadImage, check_bytes, check_size
 
 Array: TypeAlias = np.ndarray[Any, Any]
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})

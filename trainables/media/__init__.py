@@ -1,0 +1,1 @@
+"""Bytes of images and clips in, pixels out."""
