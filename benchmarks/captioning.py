@@ -19,7 +19,7 @@ from benchmarks.harness import Case, Outputs, Row
 from benchmarks.models import backbone, normal
 from benchmarks.steps import step
 from trainables.adapters.registry import build, make_config
-from trainables.data import Batch, Tokens
+from trainables.data.batches import Batch, Tokens
 from trainables.decoding import Decoding, decode
 from trainables.language_model import LanguageModel
 

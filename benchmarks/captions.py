@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 
 FILE = Path(__file__).with_name("captions.json")
 SEED = 0

@@ -24,7 +24,7 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, make_config
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
-from trainables.data import Batch, Tokens
+from trainables.data.batches import Batch, Tokens
 from trainables.features import SplitFeatures
 from trainables.fused import Fleet
 from trainables.loop import METRICS, Run

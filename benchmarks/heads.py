@@ -21,13 +21,13 @@ from torch import Tensor
 
 from pipelines.comparing.cells import read_cells
 from trainables.checkpoint import load_adapter
+from trainables.data.shards import ShardSet
 from trainables.draws import read_draw
 from trainables.features import SplitFeatures, backbone_of, open_features
 from trainables.files import read_json, write_json
 from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.classification import hits
 from trainables.predict import score
-from trainables.shards import ShardSet
 
 HERE, FILE = Path(__file__).parent, "heads.json"
 AUTO = "auto"

@@ -20,7 +20,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from benchmarks.images import pil
 from benchmarks.models import PREPROCESS
 from benchmarks.text import padded
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.files import read_json, write_json
 from trainables.sampler import generator
 from trainables.schedules import lr_factor

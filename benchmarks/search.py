@@ -22,8 +22,8 @@ from benchmarks.harness import Case, Outputs, Row
 from benchmarks.images import SIZES, jpeg, noise
 from benchmarks.models import save
 from benchmarks.processes import ProcessTree
+from trainables.data.store import find_store
 from trainables.files import read_json, write_json
-from trainables.store import find_store
 
 ROOT = Path(__file__).parents[1]
 SHAPE = "B/16"

@@ -18,7 +18,7 @@ from benchmarks.captions import EOT, captions, class_prompts
 from benchmarks.harness import Case, Outputs, Row
 from benchmarks.models import backbone, injected, normal, pictures
 from benchmarks.steps import SCALE, contrast, step
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.text_plan import Form, Plan
 from trainables.text_tower import Prompt, embed_text
 

@@ -90,8 +90,8 @@ def _plan(args: Args) -> Plan:
     from pipelines.searching.space import on_store, possible
     from search_spaces.registry import SPACES
     from trainables.adapters.registry import adapters_for, make_config
+    from trainables.data.store import read_manifest
     from trainables.features import towers_of
-    from trainables.store import read_manifest
 
     data, words = _pairs("--data", args.data), _pairs("--words", args.words)
     if unknown_names := words.keys() - data.keys():
@@ -141,7 +141,7 @@ def _plan(args: Args) -> Plan:
 
 def _store(args: Args, data: list[str]) -> Path | None:
     """The store of finished embeddings that is the data, where it is one."""
-    from trainables.shards import ShardSet
+    from trainables.data.shards import ShardSet
 
     shards = [ShardSet.open(folder) for folder in data]
     stores = [one.folder.parent for one in shards if one.embedded]
@@ -207,10 +207,10 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
 
 def _check_unchanged(plan: Plan, data: str, place: Path) -> None:
     """Raise where the features in `place`, which cells may be tuned on, would now be others."""
+    from trainables.data.shards import ShardSet
+    from trainables.data.store import MANIFEST, read_manifest
     from trainables.media.preprocess import decoder_versions
     from trainables.model_folder import fingerprint, locate
-    from trainables.shards import ShardSet
-    from trainables.store import MANIFEST, read_manifest
 
     for path in place.glob(f"*/{MANIFEST}"):
         try:
@@ -232,7 +232,7 @@ def _check_unchanged(plan: Plan, data: str, place: Path) -> None:
 
 def _linked(data: str, place: Path) -> bool:
     """Whether `data` is a store already, to which `place` then leads."""
-    from trainables.shards import ShardSet
+    from trainables.data.shards import ShardSet
 
     shards = ShardSet.open(data)
     if shards.embedded and not place.is_symlink():
@@ -247,8 +247,8 @@ def _draw(args: Args, plan: Plan, folder: Path) -> None:
     from pipelines.drawing.labelled import read_labelled
     from pipelines.drawing.make import Task, make_draw
     from pipelines.drawing.words import read_words
+    from trainables.data.shards import ShardSet
     from trainables.draws import Part, read_draw, write_draw
-    from trainables.shards import ShardSet
 
     halves: dict[str, tuple[Part, ...]] = {"all": ("all",), "base": ("base", "new")}
     for source, tasks in itertools.groupby(plan.tasks(), lambda task: task[1]):

@@ -11,8 +11,8 @@ from pipelines.ranges import Range, check_ranges
 from trainables.errors import DataError
 
 if TYPE_CHECKING:
+    from trainables.data.shards import ShardSet
     from trainables.draws import Draw
-    from trainables.shards import ShardSet
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines import console
+    from trainables.data.shards import ShardSet
     from trainables.draws import read_draw, write_draw
-    from trainables.shards import ShardSet
 
     shards = ShardSet.open(args.shards)
     draw = _draw(args, shards)

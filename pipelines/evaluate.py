@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.outcome import measured
 from pipelines.ranges import Range, check_ranges
+from trainables.data.store import read_manifest
 from trainables.errors import DataError
 from trainables.files import now, sha256_json, write_hashed
-from trainables.store import read_manifest
 
 if TYPE_CHECKING:
     from pipelines.measuring.contestants import Contest
     from trainables.adapters.base import Adapter
     from trainables.backbone import Backbone
+    from trainables.data.shards import Seal, ShardSet
     from trainables.features import SplitFeatures
-    from trainables.shards import Seal, ShardSet
 
 FORMAT = "cliptune-result-2"
 FEW = 64  # images whose embedding needs no bar
@@ -101,7 +101,7 @@ def _evaluate_arena(args: Args) -> None:
     from pipelines.comparing.cells import FORMAT as ARENA
     from pipelines.comparing.measuring import identity, measure_arena
     from pipelines.measuring.openings import damages, log_opening
-    from trainables.shards import Seal
+    from trainables.data.shards import Seal
 
     path, inputs = args.run / "arena.json", identity(args.run)
     then = "cliptune arena, as before: it writes the page"
@@ -119,7 +119,7 @@ def _evaluate_arena(args: Args) -> None:
 
 def _data(contest: Contest) -> tuple[ShardSet, dict[str, Any]]:
     """The shards that the run's features were made of, unchanged since, and their backbone."""
-    from trainables.shards import ShardSet
+    from trainables.data.shards import ShardSet
 
     manifest = read_manifest(contest.features)
     shards = ShardSet.open(manifest["shards"])
@@ -218,7 +218,7 @@ def _measure(
     from pipelines.measuring.protocols import protocol_of
     from pipelines.measuring.provenance import about, hardware, versions
     from pipelines.measuring.standings import pairs, standings
-    from trainables.shards import Seal
+    from trainables.data.shards import Seal
 
     seal = Seal(f"cliptune evaluate --run {args.run}")
     whole = _open(args, contest, shards, backbone, adapters, seal)

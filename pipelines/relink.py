@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.console import done, word
+from trainables.data.store import find_store, read_manifest
 from trainables.errors import DataError
 from trainables.files import understood, write_hashed
-from trainables.store import find_store, read_manifest
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _check(args: Args) -> tuple[list[Recipe], dict[str, Path]]:
 
 def _check_data(recipe: Recipe, folder: Path) -> None:
     from pipelines.drawing.words import read_words
-    from trainables.shards import SPLITS, ShardSet
+    from trainables.data.shards import SPLITS, ShardSet
 
     shards = ShardSet.open(folder)
     for split in SPLITS:

@@ -141,7 +141,7 @@ def _describe(args: Args, name: str, options: Options) -> tuple[dict[str, Any], 
 def _is_up_to_date(args: Args, description: dict[str, Any]) -> bool:
     """Whether `out` is the outcome of these inputs; whatever else is in it is protected."""
     from pipelines import console
-    from trainables.shards import ShardSet
+    from trainables.data.shards import ShardSet
 
     source, out = Path(args.source).resolve(), args.out.resolve()
     if source.is_dir() and out.is_relative_to(source):
@@ -192,8 +192,8 @@ def _write(
     from pipelines.sharding.writer import ShardWriter
     from pipelines.sources.registry import SOURCES
     from pipelines.workspace import workspace
+    from trainables.data.shards import FORMAT
     from trainables.files import now, write_hashed
-    from trainables.shards import FORMAT
 
     with workspace(args.out, logs=True) as folder:
         try:

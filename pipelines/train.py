@@ -16,9 +16,9 @@ from pipelines.cluster import check_here
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
 from pipelines.ranges import MANY, Range, Wait, check_ranges
+from trainables.data.store import find_store, read_manifest
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, DataError
 from trainables.files import read_json, read_jsonl, write_hashed
-from trainables.store import find_store, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -118,7 +118,7 @@ NO_FLAGS = {
 
 def run(args: Args) -> None:
     from pipelines.searching.first_checks import check_first
-    from trainables.store import find_store
+    from trainables.data.store import find_store
 
     check_first(args)
     args = dataclasses.replace(args, features=find_store(args.features).absolute())

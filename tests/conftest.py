@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from trainables.backbone import Backbone
-    from trainables.data import Batch
+    from trainables.data.batches import Batch
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -40,7 +40,7 @@ def features(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def notes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Path]]:
     """What files were found whole is noted where no other run looks; where else it would be."""
-    from trainables import verified
+    from trainables.data import verified
 
     place, plain = tmp_path_factory.mktemp("notes"), verified.notes
     with pytest.MonkeyPatch.context() as patch:

@@ -16,7 +16,7 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_config
 from trainables.backbone import Backbone
 from trainables.classes import Classes
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.derived import Derived
 from trainables.features import SplitFeatures
 from trainables.image_tower import lower

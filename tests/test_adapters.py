@@ -20,7 +20,7 @@ from tests.contract import (
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
 from trainables.checkpoint import trained_tensors
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.errors import ConfigError
 from trainables.text_tower import embed_text
 

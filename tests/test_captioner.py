@@ -22,7 +22,7 @@ from trainables.adapters.prefix_captioner import PrefixCaptioner, PrefixCaptione
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone, load_backbone
 from trainables.checkpoint import load_adapter
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.decoding import Decoding, decode
 from trainables.distributed import average
 from trainables.errors import CheckpointError, ConfigError

@@ -13,9 +13,9 @@ from tests.tiny import tiny_clip, tiny_features, tiny_shards, tiny_siglip
 from trainables import cleaning
 from trainables.backbone import load_backbone
 from trainables.cleaning import clean, repairs
+from trainables.data.shards import ShardSet
 from trainables.features import backbone_of, features_key
 from trainables.files import read_json, write_json
-from trainables.shards import ShardSet
 from trainables.texts import read_texts
 
 CASES = {

@@ -25,6 +25,7 @@ from tests.pictures import jpeg
 from trainables.backbone import load_backbone
 from trainables.classes import Classes
 from trainables.cleaning import versions
+from trainables.data.shards import Seal, ShardSet
 from trainables.errors import ConfigError, DataError
 from trainables.features import embed_split, features_key, open_features
 from trainables.files import read_json, sha256_json
@@ -33,7 +34,6 @@ from trainables.media.clips import Clip, sample
 from trainables.media.frame_folders import pack
 from trainables.media.images import decode
 from trainables.media.preprocess import decoder_versions
-from trainables.shards import Seal, ShardSet
 
 ROOT = Path(__file__).parents[1]
 COLOURS = [RED] * 4 + [GREEN] * 4 + [BLUE] * 4

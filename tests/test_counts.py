@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.shards import Args, run
 from tests.pictures import jpeg
-from trainables.shards import ShardSet
+from trainables.data.shards import ShardSet
 
 BROKEN = jpeg(9)[:-80]
 

@@ -19,6 +19,7 @@ from tests.tiny import caption, tiny_features, tiny_shards
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone
 from trainables.checkpoint import trained_tensors
+from trainables.data.shards import Seal, ShardSet
 from trainables.derived import Derived
 from trainables.errors import DataError
 from trainables.features import SplitFeatures, backbone_of, embed_split, open_features
@@ -26,7 +27,6 @@ from trainables.files import read_json, write_hashed
 from trainables.image_tower import lower
 from trainables.loop import METRICS, Run
 from trainables.predict import predict
-from trainables.shards import Seal, ShardSet
 from trainables.text_tower import embed_text
 
 ROWS = torch.tensor([3, 0, 7])

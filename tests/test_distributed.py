@@ -15,7 +15,7 @@ from tests.pair import pair
 from tests.tiny import tiny_clip, tiny_features
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import load_backbone
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.distributed import average, gather
 from trainables.features import open_features
 

@@ -38,6 +38,7 @@ from tests.tiny import tiny_clip, tiny_shards
 from trainables import features as features_module
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import load_backbone
+from trainables.data.shards import Seal, ShardSet, captions_of
 from trainables.errors import ConfigError, DataError
 from trainables.features import embed_split, features_key, open_features
 from trainables.files import read_json, sha256_file, write_json
@@ -46,7 +47,6 @@ from trainables.media.images import decode
 from trainables.media.preprocess import view_of
 from trainables.metrics.retrieval import per_query
 from trainables.predict import predict
-from trainables.shards import Seal, ShardSet, captions_of
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,7 +24,8 @@ from pipelines.reporting.result import read_result
 from tests.tiny import caption, picture, tiny_features
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
-from trainables.data import Predictions
+from trainables.data.batches import Predictions
+from trainables.data.shards import SCHEMA, Seal, ShardSet
 from trainables.errors import CheckpointError, ConfigError, DataError
 from trainables.features import SplitFeatures, embed_split, open_features
 from trainables.files import read_json, sha256_bytes, sha256_file, write_json
@@ -32,7 +33,6 @@ from trainables.loop import Run
 from trainables.metrics.bootstrap import Bootstrap, holm
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.predict import predict
-from trainables.shards import SCHEMA, Seal, ShardSet
 
 METRIC = "val/t2i_r1"
 TEST = 18  # rows of the test split; the last has the bytes of the first

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from pipelines import evaluate
 from tests.things import in_this_process, things
 from trainables.checkpoint import load_adapter
+from trainables.data.shards import Seal, ShardSet
 from trainables.draws import read_draw, write_draw
 from trainables.errors import ConfigError, DataError
 from trainables.features import backbone_of, embed_split
@@ -25,7 +26,6 @@ from trainables.files import (
 )
 from trainables.metrics.calibration import brier, calibration_error
 from trainables.predict import score
-from trainables.shards import Seal, ShardSet
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_con
 from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter
 from trainables.classes import Classes
-from trainables.data import Predictions
+from trainables.data.batches import Predictions
 from trainables.draws import Draw, Member, read_draw, write_draw
 from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures, open_features

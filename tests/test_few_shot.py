@@ -19,7 +19,7 @@ from tests.tiny import tiny_clip
 from trainables.adapters.base import Adapter
 from trainables.backbone import Backbone, load_backbone
 from trainables.classes import ENSEMBLE
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.image_tower import lower
 
 NAMES = CLASSES.names

@@ -22,9 +22,9 @@ from pipelines.encoding.given import encode_given
 from pipelines.encoding.layout import read_layout
 from pipelines.encoding.metadata import labels_of
 from tests.test_given import NAMES, ROWS, WIDTH, save, table, vectors
+from trainables.data.shards import ShardSet
 from trainables.errors import DataError
 from trainables.features import backbone_of, open_features
-from trainables.shards import ShardSet
 
 Array = np.ndarray[Any, Any]
 

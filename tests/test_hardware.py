@@ -20,6 +20,7 @@ from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone, load_backbone
 from trainables.checkpoint import load_adapter
 from trainables.config import LossConfig, TemperatureConfig
+from trainables.data.shards import ShardSet
 from trainables.errors import ConfigError, DataError
 from trainables.features import (
     backbone_of,
@@ -32,7 +33,6 @@ from trainables.files import read_json
 from trainables.hardware import autocast, bf16_pays, check_precision, full, of_store, resolved
 from trainables.losses import Objective
 from trainables.metrics.retrieval import ranks
-from trainables.shards import ShardSet
 
 REFUSAL = "must be auto or fp32 here: this CPU has neither amx_bf16 nor avx512_bf16"
 MATMUL = torch.backends.cuda.matmul

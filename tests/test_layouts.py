@@ -20,8 +20,8 @@ from pipelines.sharding.survey import first_lines, look
 from pipelines.sources.base import BadRecord, Options, RawRecord
 from pipelines.sources.registry import SOURCES, source_format
 from tests.pictures import draw, jpeg
+from trainables.data.shards import ShardSet
 from trainables.errors import DataError
-from trainables.shards import ShardSet
 
 
 def put(path: Path, text: str | bytes) -> None:

@@ -19,7 +19,7 @@ from tests.tiny import caption
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone, load_backbone
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.errors import ConfigError
 from trainables.image_tower import upper
 from trainables.text_tower import embed_text

@@ -21,8 +21,8 @@ from pipelines.sharding.united import united
 from pipelines.sharding.writer import ShardWriter
 from pipelines.shards import Args, run
 from tests.pictures import jpeg
+from trainables.data.shards import SPLITS, Seal, ShardSet, captions_of
 from trainables.errors import DataError
-from trainables.shards import SPLITS, Seal, ShardSet, captions_of
 
 SEAL = Seal("a test of what was written")
 Row = dict[str, Any]

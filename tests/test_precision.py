@@ -27,7 +27,7 @@ from trainables.adapters.base import Adapter, product
 from trainables.adapters.registry import build, make_config
 from trainables.backbone import Backbone, load_backbone
 from trainables.classes import Classes
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.derived import Derived
 from trainables.features import SplitFeatures
 from trainables.hardware import Resolved, autocast, has_bf16

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainables.data import Predictions
+from trainables.data.batches import Predictions
 from trainables.errors import DataError
 from trainables.metrics import retrieval
 from trainables.metrics.retrieval import Ranks, mutual_ranks, ranks, retrieval_metrics

@@ -21,9 +21,9 @@ from pipelines.sharding.ledger import Ledger, Twin
 from pipelines.shards import Args, run
 from pipelines.sources.base import BadRecord, RawRecord
 from tests.pictures import jpeg, png
+from trainables.data.shards import SCHEMA, Seal, ShardSet
 from trainables.errors import ConfigError, DataError
 from trainables.files import sha256_bytes
-from trainables.shards import SCHEMA, Seal, ShardSet
 
 SEAL = Seal("a test of the seal")
 ROOT = Path(__file__).parents[1]

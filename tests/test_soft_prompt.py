@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.contract import make, trained
 from trainables.backbone import Backbone
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.errors import ConfigError
 from trainables.text_tower import embed_text
 

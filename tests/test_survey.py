@@ -22,8 +22,8 @@ from pipelines.shards import Args, run
 from pipelines.sources.base import Options, RawRecord
 from pipelines.sources.registry import SOURCES
 from tests.pictures import jpeg
+from trainables.data.shards import ShardSet
 from trainables.errors import DataError
-from trainables.shards import ShardSet
 
 
 def put(path: Path, data: str | bytes) -> Path:

@@ -21,8 +21,8 @@ from pipelines.sources.base import BadRecord, Options, RawRecord, parse_columns
 from pipelines.sources.registry import SOURCES, source_format
 from pipelines.sources.texts import listed
 from tests.pictures import draw
+from trainables.data.shards import ShardSet
 from trainables.errors import DataError
-from trainables.shards import ShardSet
 
 
 def read(source: Path, options: Options | None = None) -> list[RawRecord]:

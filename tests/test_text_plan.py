@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.captions import EOT, SOT, length_at
 from trainables.backbone import Backbone, load_backbone
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.files import read_json
 from trainables.replays import MOST, shape_of, tensors
 from trainables.text_plan import Form, Plan

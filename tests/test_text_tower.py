@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.tiny import EOT, caption, tiny_clip
 from trainables import text_plan
 from trainables.backbone import Backbone, load_backbone
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.text_plan import Place, fit
 from trainables.text_tower import Prompt, embed_text, word_vectors

@@ -25,7 +25,7 @@ from trainables.backbone import load_backbone
 from trainables.classes import Classes
 from trainables.config import Task
 from trainables.crew import failure
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.distributed import ALONE, Worker, average, join
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import open_features

@@ -23,11 +23,11 @@ from tests.tape import NoWait
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
 from trainables.checkpoint import newest_intact
-from trainables.data import Batch
+from trainables.data.batches import Batch
+from trainables.data.transfer import Numbers
 from trainables.files import read_json
 from trainables.fused import Fleet
 from trainables.loop import METRICS, Diverged, Interrupted, Run
-from trainables.transfer import Numbers
 
 
 @pytest.fixture

@@ -22,13 +22,13 @@ from pipelines.encoding.store import encode
 from tests.test_encode import InProcess
 from tests.test_given import folder as given_folder
 from tests.tiny import tiny_features, tiny_shards
-from trainables import verified
+from trainables.data import verified
+from trainables.data.shards import Seal, ShardSet
+from trainables.data.verified import intact, noted
 from trainables.derived import hash_of
 from trainables.errors import CliptuneError, DataError
 from trainables.features import backbone_of, embed_split, open_features
 from trainables.files import read_json, sha256_bytes, sha256_file, write_hashed, write_json
-from trainables.shards import Seal, ShardSet
-from trainables.verified import intact, noted
 
 assert given_folder  # a fixture
 ROWS = torch.tensor([3, 0, 7])

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.cli import stage_main
+from trainables.data.shards import SCHEMA
 from trainables.files import sha256_bytes, sha256_file, write_json
-from trainables.shards import SCHEMA
 
 NAMES = ("ball", "boat", "cat", "tree")
 COUNTS = {"train": 4, "val": 2, "test": 2}  # images a class

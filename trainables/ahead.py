@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from trainables.backbone import Backbone
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.text_plan import Form, plan
 
 

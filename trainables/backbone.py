@@ -19,7 +19,7 @@ from transformers import CLIPModel, SiglipModel, VisionTextDualEncoderModel
 
 from trainables import dual
 from trainables.cleaning import Cleaning, clean
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.errors import ConfigError, unknown
 from trainables.files import read_json
 from trainables.given import END, is_given, load_given

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.backbone import Backbone
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.errors import ConfigError
 from trainables.text_tower import embed_text
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from trainables.classes import Classes
 from trainables.config import Task
+from trainables.data.store import read_manifest
 from trainables.errors import DataError, unknown
 from trainables.features import SplitFeatures, divided_by_draws
 from trainables.files import read_hashed, sha256_json, write_hashed
-from trainables.store import read_manifest
 
 FORMAT = "cliptune-draw-1"
 Part = Literal["all", "base", "new"]

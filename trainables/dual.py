@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.errors import ConfigError
 from trainables.text_plan import ROWS_A_PASS, Form, contents, fit
 

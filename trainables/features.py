@@ -23,7 +23,9 @@ from torch import Tensor
 from trainables.backbone import Backbone, load_backbone
 from trainables.classes import Classes
 from trainables.cleaning import versions
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
+from trainables.data.shards import POOL, Seal, ShardSet, captions_of, chunks
+from trainables.data.store import FORMAT, MANIFEST, again, check_file, hashes, read_manifest
 from trainables.derived import Derived
 from trainables.errors import DataError, unknown
 from trainables.files import read_json, sha256_json
@@ -32,8 +34,6 @@ from trainables.hardware import Resolved
 from trainables.media.preprocess import decoder_versions
 from trainables.metrics.captioning import References
 from trainables.mining import nearest_images
-from trainables.shards import POOL, Seal, ShardSet, captions_of, chunks
-from trainables.store import FORMAT, MANIFEST, again, check_file, hashes, read_manifest
 from trainables.texts import TEXT_COLUMNS, read_texts
 
 if TYPE_CHECKING:

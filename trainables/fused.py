@@ -23,12 +23,12 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainables.config import TrainConfig, Value, flatten
-from trainables.data import Batch
+from trainables.data.batches import Batch
+from trainables.data.transfer import Numbers, send
 from trainables.errors import CliptuneError, ConfigError
 from trainables.hardware import autocast
 from trainables.loop import Diverged, Row, Run, never
 from trainables.replays import Record, Replays, recorder
-from trainables.transfer import Numbers, send
 from trainables.vmap_rules import Together
 
 # What runs of one shape may differ in: numbers that change no shape and no branch.

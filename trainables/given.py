@@ -16,10 +16,10 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
+from trainables.data.store import MANIFEST, read_manifest
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, write_bytes, write_json
-from trainables.store import MANIFEST, read_manifest
 
 KIND = "embeddings"  # the model type of such a folder
 END = 0  # the token behind every text; that of row r of the table is r + 1

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from trainables.backbone import Backbone
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.hardware import full
 from trainables.model_folder import existing, fingerprint, isolated, load_model, locate, no_bars

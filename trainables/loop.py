@@ -36,7 +36,8 @@ from trainables.checkpoint import (
     save_checkpoint,
 )
 from trainables.config import Task, TrainConfig, check, in_epoch, to_json, until
-from trainables.data import Batch
+from trainables.data.batches import Batch
+from trainables.data.transfer import Numbers
 from trainables.distributed import ALONE, Worker, average, same_start
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
 from trainables.features import SplitFeatures
@@ -45,7 +46,6 @@ from trainables.hardware import autocast, check_precision
 from trainables.measure import Found, examine, pooled
 from trainables.sampler import Batches, CaptionBatches, ClassBatches, generator
 from trainables.schedules import coop_lr, lr_factor
-from trainables.transfer import Numbers
 
 Row = dict[str, float]
 # What may decide, the first by default: higher is better.

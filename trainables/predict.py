@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
 from trainables.classes import Classes
-from trainables.data import Predictions
+from trainables.data.batches import Predictions
 from trainables.features import SplitFeatures
 from trainables.hardware import autocast
 

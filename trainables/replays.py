@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainables.backbone import Backbone
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.text_plan import Form, plan
 
 MOST = 32  # recordings; what has another shape runs as it is

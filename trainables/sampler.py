@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainables.adapters.base import Adapter
 from trainables.config import TrainConfig
-from trainables.data import Batch
+from trainables.data.batches import Batch
 from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures
 

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
+from trainables.data.transfer import send
 from trainables.errors import ConfigError, DataError
 from trainables.text_attention import Ints, Packing, Pattern, grown, rounded
-from trainables.transfer import send
 
 if TYPE_CHECKING:
     from trainables.backbone import Backbone

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainables.backbone import Backbone
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.dual import embed_captions
 from trainables.errors import ConfigError, DataError
 from trainables.text_attention import Attention

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from trainables.backbone import Backbone
 from trainables.cleaning import repairs
-from trainables.data import Tokens
-from trainables.shards import CAPTION_COLUMNS, captions_of, chunks
+from trainables.data.batches import Tokens
+from trainables.data.shards import CAPTION_COLUMNS, captions_of, chunks
 
 TEXT_COLUMNS = (*CAPTION_COLUMNS, "sha256")
 

@@ -14,8 +14,8 @@ from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 from pipelines.demo.draw import draw
 from pipelines.demo.stage import BACKBONE
+from trainables.data.store import find_store
 from trainables.files import read_json
-from trainables.store import find_store
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from pipelines.demo.scenes import invent
 from pipelines.demo.stage import BACKBONE
 from pipelines.demo.words import captions
 from trainables.backbone import load_backbone
-from trainables.data import Predictions, Tokens
+from trainables.data.batches import Predictions, Tokens
 from trainables.hardware import autocast, has_bf16
 from trainables.measure import measure as val
 from trainables.metrics.retrieval import retrieval_metrics

@@ -25,8 +25,8 @@ from benchmarks.searchers.record import Args, load, record
 from pipelines.demo.draw import draw, draw_classes
 from pipelines.demo.stage import BACKBONE
 from pipelines.typed import run_stage
+from trainables.data.store import find_store
 from trainables.files import read_json
-from trainables.store import find_store
 
 HEADS = ("linear_probe", "clip_adapter", "tip_adapter", "projection", "coop")
 RETRIEVERS = ("zero_shot", "projection", "soft_prompt", "lora")

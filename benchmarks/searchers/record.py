@@ -34,14 +34,14 @@ from pipelines.measuring.provenance import hardware, versions
 from pipelines.searching.searcher import suggest
 from pipelines.searching.study import Search
 from trainables.config import Task
+from trainables.data.shards import Seal, ShardSet
+from trainables.data.store import find_store
 from trainables.draws import read_draw
 from trainables.features import backbone_of, embed_split, open_features
 from trainables.files import append_jsonl, now, read_jsonl
 from trainables.fused import shape_of
 from trainables.hardware import default_device
 from trainables.loop import METRICS
-from trainables.shards import Seal, ShardSet
-from trainables.store import find_store
 from trainables.trial import config_of
 
 

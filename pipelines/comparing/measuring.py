@@ -33,6 +33,8 @@ from trainables.adapters.registry import build
 from trainables.backbone import Backbone
 from trainables.calibration import TIMES, Calibration
 from trainables.checkpoint import digest, load_adapter, read_config, verify
+from trainables.data.shards import Seal, ShardSet
+from trainables.data.store import find_store, read_manifest
 from trainables.errors import DataError
 from trainables.features import (
     SplitFeatures,
@@ -46,8 +48,6 @@ from trainables.metrics.balance import harmonic
 from trainables.metrics.calibration import calibration_error
 from trainables.metrics.classification import by_class, hits
 from trainables.predict import score
-from trainables.shards import Seal, ShardSet
-from trainables.store import find_store, read_manifest
 
 Entry = dict[str, Any]
 FOUND = ("accuracy", "per_class", "correct", "tests", "ece")  # of a run, by the accuracy's name

@@ -27,8 +27,8 @@ from pipelines.console import done
 from pipelines.demo.motion import clip_captions, invent_film
 from pipelines.demo.scenes import DOMAINS, Split, invent
 from pipelines.demo.words import captions
+from trainables.data.shards import CAPTION_COLUMNS, ShardSet, captions_of
 from trainables.errors import CliptuneError, DataError
-from trainables.shards import CAPTION_COLUMNS, ShardSet, captions_of
 
 END = "<|endoftext|>"
 POSITIONS = 128

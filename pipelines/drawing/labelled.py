@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from trainables.data.shards import ShardSet
 from trainables.draws import Member
 from trainables.errors import DataError
-from trainables.shards import ShardSet
 
 Split: TypeAlias = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")

@@ -14,9 +14,9 @@ from typing import Any
 from pipelines import console
 from pipelines.encode import Args
 from pipelines.typed import typed
+from trainables.data.store import MANIFEST, hashes, read_manifest
 from trainables.errors import DataError
 from trainables.files import sha256_file, write_hashed
-from trainables.store import MANIFEST, hashes, read_manifest
 
 OURS = ("*.safetensors", "*.ids.json", "records/*", "backbone/*")  # what is read of a store
 ELSEWHERE = ("workers", "gpus", "wait", "batch_size", "activations_gb")  # nothing depends on them

@@ -32,16 +32,16 @@ from pipelines.hold import hold
 from pipelines.sources.vectors import Vectors
 from trainables.backbone import Backbone, load_backbone
 from trainables.cleaning import repairs, versions
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
+from trainables.data.shards import FORMAT as SHARDS
+from trainables.data.shards import RECORDS, SCHEMA
+from trainables.data.store import FORMAT, MANIFEST
+from trainables.data.tensor_file import Array, Layout, TensorFile
+from trainables.data.verified import noted
 from trainables.errors import ConfigError, DataError
 from trainables.files import now, sha256_file, sha256_json, write_hashed
 from trainables.given import ALL, END, GivenWords, write_given
 from trainables.media.preprocess import decoder_versions
-from trainables.shards import FORMAT as SHARDS
-from trainables.shards import RECORDS, SCHEMA
-from trainables.store import FORMAT, MANIFEST
-from trainables.tensor_file import Array, Layout, TensorFile
-from trainables.verified import noted
 
 BLOCK = 2**20  # token ids copied at a time
 

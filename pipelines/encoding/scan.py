@@ -21,10 +21,10 @@ from pipelines.encoding.metadata import Rows, labels_of, texts_of
 from pipelines.sources.base import split_name
 from pipelines.sources.texts import caption
 from pipelines.sources.vectors import CHUNK
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
+from trainables.data.shards import POOL, SPLITS, captions_of
+from trainables.data.tensor_file import Array
 from trainables.errors import DataError
-from trainables.shards import POOL, SPLITS, captions_of
-from trainables.tensor_file import Array
 
 NAMES = (*SPLITS, POOL)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from pipelines.console import word
 from pipelines.reporting.numbers import plural
-from trainables.shards import ShardSet
-from trainables.store import read_manifest
+from trainables.data.shards import ShardSet
+from trainables.data.store import read_manifest
 
 TEXTS = {
     "tower": "texts: by the text tower of `{tower}`",

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from pipelines import console
+from trainables.data.tensor_file import Array, Layout, TensorFile
+from trainables.data.verified import noted
 from trainables.errors import DataError
 from trainables.files import append_jsonl, read_jsonl, write_json
-from trainables.tensor_file import Array, Layout, TensorFile
 from trainables.texts import Texts
-from trainables.verified import noted
 
 BLOCK = 2**22  # bytes read at once when hashing
 

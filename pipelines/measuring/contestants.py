@@ -17,13 +17,13 @@ from trainables.adapters.registry import ADAPTERS, BASELINES, build, make_config
 from trainables.backbone import Backbone
 from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.config import Task, TrainConfig, Value
+from trainables.data.store import MANIFEST
 from trainables.draws import Draw, check_draw, read_draw
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.features import SplitFeatures, open_features
 from trainables.files import read_json, understood
 from trainables.loop import METRICS, check_metric
 from trainables.rows import rows_of
-from trainables.store import MANIFEST
 
 PLAIN: dict[str, Value] = {"adapter.template": "{}"}  # the captions as they are
 

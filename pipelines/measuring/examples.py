@@ -14,8 +14,8 @@ from pipelines.measuring.gallery import COLUMNS, RULE, gallery
 from pipelines.measuring.protocol import Measured
 from pipelines.measuring.sayings import RULE as SAYINGS
 from pipelines.measuring.sayings import sayings
+from trainables.data.shards import Seal, ShardSet
 from trainables.features import SplitFeatures
-from trainables.shards import Seal, ShardSet
 
 
 def examples(

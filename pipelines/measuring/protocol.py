@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainables.adapters.base import Adapter
-from trainables.data import Predictions
+from trainables.data.batches import Predictions
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import LEVEL, Array, Bootstrap, differing
 from trainables.metrics.retrieval import per_query, summarise

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainables.data.shards import ShardSet
     from trainables.features import SplitFeatures
-    from trainables.shards import ShardSet
 
 PACKAGES = ("cliptune", "torch", "transformers", "peft", "ray", "optuna", "numpy", "simplejpeg")
 

@@ -26,9 +26,9 @@ from search_spaces.notation import contains, plain, text_of, words
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import ADAPTERS, make_config
 from trainables.config import Task, Value, flatten
+from trainables.data.store import read_manifest
 from trainables.draws import about_draws
 from trainables.files import now
-from trainables.store import read_manifest
 
 OVER = "over a limit"  # noted of a trial that is never chosen
 RACE = "race"  # noted of a trial: how its adapter's turn came

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines.sharding.united import Row
-from trainables.shards import SPLITS
+from trainables.data.shards import SPLITS
 
 SAID = ("captions", "label", "class_name", "classes", "group")  # of a picture, beside its bytes
 

@@ -15,13 +15,13 @@ from typing import Any, TypeAlias
 
 from pipelines.sources.base import BadRecord, RawRecord, split_name
 from pipelines.sources.texts import Refused, caption, check_text
+from trainables.data.shards import SPLITS
 from trainables.errors import DataError
 from trainables.files import sha256_bytes
 from trainables.media.clips import Clip, is_clip
 from trainables.media.frame_folders import pack
 from trainables.media.image_headers import read_file
 from trainables.media.images import decode, probe
-from trainables.shards import SPLITS
 
 OF_WORDS = {  # notes that are not of the image
     "special_token_captions",
@@ -34,7 +34,7 @@ _SPECIAL_TOKENS = ("<|endoftext|>", "<|startoftext|>")
 
 @dataclass(frozen=True)
 class Checked:
-    """A row of `trainables.shards.SCHEMA` with its record's `group`, and what is worth counting
+    """A row of `trainables.data.shards.SCHEMA` with its record's `group`, and what is worth counting
     about it."""
 
     row: dict[str, Any]

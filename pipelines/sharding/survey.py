@@ -20,9 +20,9 @@ from pipelines.sources import cub
 from pipelines.sources.base import BadRecord, Options, RawRecord, split_name
 from pipelines.sources.registry import SOURCES
 from pipelines.sources.texts import Refused
+from trainables.data.shards import SPLITS
 from trainables.errors import DataError
 from trainables.files import sha256_bytes
-from trainables.shards import SPLITS
 
 RECORDS = 1_000
 SECONDS = 5.0

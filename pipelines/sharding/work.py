@@ -20,8 +20,8 @@ from pipelines.sharding.records import OF_WORDS, Checked, check_each
 from pipelines.sharding.united import Row, united
 from pipelines.sharding.writer import ShardWriter
 from pipelines.sources.base import BadRecord, Options, RawRecord
+from trainables.data.shards import SPLITS
 from trainables.errors import DataError
-from trainables.shards import SPLITS
 
 _WINDOW = 2**27  # bytes of image files in flight
 LEAK = "same image in another split"

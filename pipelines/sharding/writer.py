@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.sharding.united import Row, united
+from trainables.data.shards import SCHEMA
 from trainables.files import sha256_file
-from trainables.shards import SCHEMA
 
 _GROUP_BYTES = 2**24  # of a row group: what a writer holds, and what a reader loads
 _SAID_BYTES = 1000  # of a later record beside its captions

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib import format as npy
 
+from trainables.data.tensor_file import Array
 from trainables.errors import DataError
-from trainables.tensor_file import Array
 
 # Names of the vectors of each side; a file with one matrix needs none of them.
 SIDES = {

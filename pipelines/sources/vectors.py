@@ -18,8 +18,8 @@ import pyarrow as pa
 from numpy.lib.format import open_memmap
 
 from pipelines.sources.containers import CONTAINERS
+from trainables.data.tensor_file import Array
 from trainables.errors import DataError, unknown
-from trainables.tensor_file import Array
 
 CHUNK = 8192  # rows
 SUFFIXES = (".npy", *CONTAINERS)

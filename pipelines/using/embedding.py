@@ -17,10 +17,10 @@ from torch import Tensor
 from pipelines.using.files import CHUNK, Faults, squares
 from pipelines.using.given import is_given, rows_of
 from trainables.adapters.base import Adapter
+from trainables.data.shards import chunks
 from trainables.derived import Derived
 from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures
-from trainables.shards import chunks
 
 PART = 2048  # images
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.using.given import is_given
+from trainables.data.shards import chunks
 from trainables.errors import DataError
 from trainables.media.frame_folders import IMAGE_SUFFIXES
 from trainables.media.image_headers import BadImage, read_file
 from trainables.media.images import decode
 from trainables.media.preprocess import Preprocess
-from trainables.shards import chunks
 
 CHUNK = 32  # images decoded at a time
 FEW = 8  # files that need no progress bar

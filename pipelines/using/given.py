@@ -16,9 +16,9 @@ from tqdm import tqdm
 from pipelines.encoding.layout import loose, read_layout
 from pipelines.encoding.scan import record, records
 from pipelines.sources.vectors import PICKLES, SUFFIXES, Vectors, open_vectors
+from trainables.data.shards import chunks
 from trainables.errors import DataError
 from trainables.files import read_json
-from trainables.shards import chunks
 
 FEW = 10_000  # rows that need no progress bar
 Rows = tuple[list[Path], Tensor]  # n names, and the vectors (n, e)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
 from trainables.classes import DEFAULT, Classes
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.derived import embed_each_once
 from trainables.draws import check_template
 from trainables.errors import ConfigError

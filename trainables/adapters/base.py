@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
-from trainables.data import Batch, Predictions, Tokens
+from trainables.data.batches import Batch, Predictions, Tokens
 from trainables.hardware import full
 from trainables.losses import Objective
 from trainables.text_tower import embed_text

@@ -13,7 +13,7 @@ from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import COOP_OPTIM, check_context, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.features import SplitFeatures
 from trainables.text_plan import Place
 from trainables.text_tower import Prompt, embed_text

@@ -13,7 +13,7 @@ from trainables.adapters.base import Adapter, Needs, product
 from trainables.adapters.shared import COOP_OPTIM, check_context, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data import Batch, Tokens
+from trainables.data.batches import Batch, Tokens
 from trainables.text_tower import Prompt, embed_text
 
 

@@ -17,7 +17,7 @@ from trainables.adapters.shared import unit
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.crossfit import choose, left_out, repeated
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.features import SplitFeatures
 
 PENALTIES = tuple(10.0 ** (half / 2) for half in range(2, -9, -1))  # lambda: 10 to 0.0001

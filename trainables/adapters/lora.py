@@ -18,7 +18,7 @@ from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import write_model
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.image_tower import depth, own_towers, upper
 from trainables.text_tower import embed_text
 

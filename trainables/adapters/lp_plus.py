@@ -15,7 +15,7 @@ from trainables.adapters.base import Adapter, Classifier, product
 from trainables.adapters.shared import unit
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.features import SplitFeatures
 
 ALPHA = 250.0  # where alpha starts, of the mean similarity of an image to its class's text

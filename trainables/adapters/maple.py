@@ -19,7 +19,7 @@ from trainables.adapters.shared import (
 )
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.image_tower import upper
 from trainables.text_tower import Prompt, embed_text
 

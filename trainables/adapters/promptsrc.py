@@ -21,7 +21,7 @@ from trainables.adapters.shared import (
 from trainables.backbone import Backbone
 from trainables.classes import ENSEMBLE
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data import Batch, Tokens
+from trainables.data.batches import Batch, Tokens
 from trainables.features import SplitFeatures
 from trainables.image_tower import upper
 from trainables.text_tower import Prompt, embed_text

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from trainables.adapters.base import Classifier, product
 from trainables.backbone import Backbone
 from trainables.config import Value, check
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.errors import ConfigError
 from trainables.files import write_json
 from trainables.image_tower import depth as image_depth

@@ -13,7 +13,7 @@ from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import check_context, check_length, context
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.text_tower import Prompt, embed_text
 
 

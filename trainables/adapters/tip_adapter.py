@@ -15,7 +15,7 @@ from trainables.adapters.base import Adapter, Classifier, product
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.crossfit import choose
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.features import SplitFeatures
 
 SHARPNESS, SHARE = (0.1, 7.0, 200), (0.1, 3.0, 20)  # the paper's grid for beta and for alpha

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from trainables.adapters.base import Adapter
 from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data import Tokens
+from trainables.data.batches import Tokens
 from trainables.text_tower import embed_text
 
 

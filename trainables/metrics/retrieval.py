@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainables.data import Predictions
+from trainables.data.batches import Predictions
 from trainables.errors import DataError
 from trainables.hardware import full
 

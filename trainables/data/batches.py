@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.transfer import send
+from trainables.data.transfer import send
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainables.data.verified import intact
 from trainables.errors import DataError
 from trainables.files import read_hashed, understood
-from trainables.verified import intact
 
 FORMAT = "cliptune-features-2"
 MANIFEST = "manifest.json"

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainables.data.verified import intact
 from trainables.errors import DataError, unknown
 from trainables.files import read_hashed, sha256_json, understood
-from trainables.verified import intact
 
 T = TypeVar("T")
 FORMAT = "cliptune-shards-1"

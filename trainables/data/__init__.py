@@ -1,0 +1,1 @@
+"""Records on disk and in memory: shards, a store's files, batches."""
