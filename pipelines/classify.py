@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from pipelines.using.files import Faults
     from pipelines.using.model import Model
-    from trainables.calibration import Calibration, Kind
     from trainables.classes import Classes
+    from trainables.metrics.calibration import Calibration, Kind
 
 
 SHOWN = 8  # classes of a set that are printed

@@ -18,19 +18,19 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 from torch import Tensor
 
-import trainables.calibration
 import trainables.metrics.calibration
+import trainables.metrics.calibration_error
 import trainables.metrics.conformal
 from pipelines import classify
 from tests.stated import PAGE, agrees
 from tests.test_few_shot_runs import finish, start
 from trainables.backbone import Backbone
-from trainables.calibration import KINDS, Calibration, Kind, calibrate
 from trainables.checkpoint import load_adapter
 from trainables.errors import CheckpointError, DataError
 from trainables.files import read_json, sha256_file, sha256_json, write_json
 from trainables.measure import examine
-from trainables.metrics.calibration import (
+from trainables.metrics.calibration import KINDS, Calibration, Kind, calibrate
+from trainables.metrics.calibration_error import (
     BINS,
     brier,
     calibration_error,
@@ -59,7 +59,11 @@ def of(scores: Tensor, labels: Tensor, own_scale: float = 100.0) -> Calibration:
 
 @pytest.mark.parametrize(
     "module",
-    [trainables.calibration, trainables.metrics.calibration, trainables.metrics.conformal],
+    [
+        trainables.metrics.calibration,
+        trainables.metrics.calibration_error,
+        trainables.metrics.conformal,
+    ],
     ids=lambda module: module.__name__,
 )
 def test_the_examples_are_true(module: Any) -> None:

@@ -16,9 +16,9 @@ import torch
 from pipelines import report
 from pipelines.measuring.calibration import Images, about
 from tests.test_report import make_result, reported, words
-from trainables.calibration import calibrate
 from trainables.errors import DataError
 from trainables.metrics.bootstrap import Bootstrap
+from trainables.metrics.calibration import calibrate
 from trainables.metrics.conformal import spread
 
 HOSTILE = "<script>alert(1)</script> | lora"

@@ -24,7 +24,7 @@ from trainables.files import (
     write_hashed,
     write_json,
 )
-from trainables.metrics.calibration import brier, calibration_error
+from trainables.metrics.calibration_error import brier, calibration_error
 from trainables.predict import score
 
 

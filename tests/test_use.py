@@ -34,7 +34,6 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.nearest_caption import NearestCaption
 from trainables.adapters.registry import make_config
 from trainables.backbone import Backbone
-from trainables.calibration import Kind
 from trainables.checkpoint import load_adapter
 from trainables.classes import Classes
 from trainables.draws import Draw, Member, write_draw
@@ -46,6 +45,7 @@ from trainables.image_tower import lower
 from trainables.media.clips import Rule
 from trainables.media.image_headers import BadImage
 from trainables.media.images import decode
+from trainables.metrics.calibration import Kind
 from trainables.predict import embed_images
 from trainables.text_tower import embed_text
 

@@ -31,7 +31,6 @@ from pipelines.hold import refuse_links
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.backbone import Backbone
-from trainables.calibration import TIMES, Calibration
 from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.data.shards import Seal, ShardSet
 from trainables.data.store import find_store, read_manifest
@@ -45,7 +44,8 @@ from trainables.features import (
 from trainables.files import now, read_json, sha256_json, write_json
 from trainables.hardware import default_device
 from trainables.metrics.balance import harmonic
-from trainables.metrics.calibration import calibration_error
+from trainables.metrics.calibration import TIMES, Calibration
+from trainables.metrics.calibration_error import calibration_error
 from trainables.metrics.classification import by_class, hits
 from trainables.predict import score
 

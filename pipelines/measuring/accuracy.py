@@ -17,9 +17,9 @@ from torch import Tensor
 from pipelines.measuring import calibration
 from pipelines.measuring.protocol import Measured, differences, intervals
 from trainables.adapters.base import Adapter
-from trainables.calibration import Calibration
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap
+from trainables.metrics.calibration import Calibration
 from trainables.metrics.classification import by_class, per_image
 from trainables.predict import score
 

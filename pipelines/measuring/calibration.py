@@ -14,13 +14,13 @@ from torch import Tensor
 
 from pipelines.measuring.contestants import Contest
 from trainables.adapters.base import Adapter
-from trainables.calibration import KINDS, TIMES, Calibration
 from trainables.draws import measured
 from trainables.errors import DataError
 from trainables.features import open_features
 from trainables.measure import examine
 from trainables.metrics.bootstrap import Bootstrap
-from trainables.metrics.calibration import (
+from trainables.metrics.calibration import KINDS, TIMES, Calibration
+from trainables.metrics.calibration_error import (
     BINS,
     brier,
     calibration_error,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.reporting.checked import Estimate, Place
-from trainables.calibration import KINDS, TIMES
 from trainables.errors import DataError
-from trainables.metrics.calibration import Bin
+from trainables.metrics.calibration import KINDS, TIMES
+from trainables.metrics.calibration_error import Bin
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from trainables.losses import Objective
 from trainables.text_tower import embed_text
 
 if TYPE_CHECKING:
-    from trainables.calibration import Calibration
     from trainables.classes import Classes
     from trainables.features import SplitFeatures
+    from trainables.metrics.calibration import Calibration
 
 C = TypeVar("C")
 # A batch's `image_embeds` (B, e) and `hidden` to similarities (B, C).

@@ -1,118 +1,140 @@
-"""How far probabilities are to be believed: those of images among classes and the images' labels
-flow in, one number an image or a split flows out.
+"""What val showed of an adapter's scores: how to turn them into probabilities and into sets.
 
-A model is calibrated where, of the images that it gives a class a probability of p, a share p is of
-that class.
+Flows in: the similarities of val's images to their classes. Flows out: a `Calibration`, which lies
+beside the adapter in its checkpoint.
 """
 
 from __future__ import annotations
 
-import math
+import typing
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from trainables.metrics.classification import least_surprising
+from trainables.errors import DataError
+from trainables.metrics.calibration_error import fit_scale
+from trainables.metrics.conformal import (
+    adaptive_misfit,
+    least,
+    rejects,
+    split_misfit,
+    threshold,
+)
 
-BINS = 15
-DRAWS = 400  # sets of labels that chance is judged by
+Kind = Literal["split", "adaptive", "class-wise"]
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)
+TIMES = ("before", "after")  # the fitted temperature
+TENSORS = ("labels", "best", "split", "adaptive")
 
 
 @dataclass(frozen=True)
-class Bin:
-    """The images whose likeliest class has a probability in a bin."""
+class Calibration:
+    """N images of val, their C classes, and the two scales that turn similarities into logits: the
+    adapter's own, and the one that makes val's labels likeliest (temperature scaling).
 
-    images: int
-    confidence: float  # the mean of that probability
-    accuracy: float
-
-
-def fit_scale(scores: Tensor, labels: Tensor) -> float:
-    """What to multiply similarities (N, C) by, so that their softmax is calibrated: the scale under
-    which the labels (N,) are likeliest (temperature scaling, Guo et al. 2017, arXiv:1706.04599).
-
-    Where all N are right, that has no end. So it is fitted as if one image more had been missed:
-    the least sure of those that are right, its label that of the class after its own.
-
-    Platt's guard (`calibrated_likelihood`) lets all other classes share what is taken from the own
-    one, which makes a model that is nearly always right doubt itself.
-
-    >>> scores, labels = torch.tensor([[1.0, 0.0]]).repeat(4, 1), torch.zeros(4, dtype=torch.long)
-    >>> round(fit_scale(scores, labels), 4)  # log 4: four are right, and one more is not
-    1.3863
+    >>> scores = torch.eye(3).repeat(4, 1)
+    >>> found = calibrate(scores, torch.arange(3).repeat(4), own_scale=1.0)
+    >>> found.sets(torch.tensor([[1.0, 0.0, 0.0]]), 0.9, "split").tolist()
+    [[True, False, False]]
     """
-    scores = scores.double()
-    own = scores.gather(1, labels[:, None])[:, 0]
-    next_best = scores.scatter(1, labels[:, None], -math.inf).max(1).values
-    lead = torch.where(own > next_best, own - next_best, math.inf)
-    missed = int(lead.argmin())
-    weight = float(lead[missed].isfinite())
 
-    def surprise(scale: float) -> float:
-        norms = (scale * scores).logsumexp(1)
-        more = norms[missed] - scale * next_best[missed]
-        return float((norms - scale * own).sum() + weight * more)
+    own_scale: float
+    scale: float
+    labels: Tensor  # (N,) int64
+    best: Tensor  # (N,) float32, the highest similarity of each image
+    split: Tensor  # (2, N) float64, of the image's own class, at either scale
+    adaptive: Tensor  # (2, N) float64
 
-    return least_surprising(scores, surprise)
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def probabilities(self, scores: Tensor, fitted: bool = True) -> Tensor:
+        """Of similarities (B, C), at the fitted scale or the adapter's own: (B, C) float64."""
+        return _probabilities(scores, self.scale if fitted else self.own_scale)
+
+    def sets(
+        self, scores: Tensor, confidence: float, kind: Kind = "split", fitted: bool = True
+    ) -> Tensor:
+        """The conformal set of each image by its similarities (B, C): (B, C) bool. That of an image
+        `unlike_val` is empty, which the promise allows for.
+
+        `class-wise` keeps the promise for each class by itself (Sadinle et al. 2019); raises
+        `DataError` where a class has too few images in val to leave it out of any set.
+        """
+        probabilities = self.probabilities(scores, fitted)
+        misfits = (adaptive_misfit if kind == "adaptive" else split_misfit)(probabilities)
+        most = self._most(scores.shape[1], confidence, kind, fitted)
+        return (misfits <= most) & ~self.unlike_val(scores, confidence, kind)[:, None]
+
+    def _most(self, classes: int, confidence: float, kind: Kind, fitted: bool) -> Tensor:
+        """The threshold of each class, or of all: (C,) or (1,)."""
+        higher = int(self.rejects(classes, confidence, kind))
+        own = (self.adaptive if kind == "adaptive" else self.split)[int(fitted)]
+        if kind != "class-wise":
+            return torch.tensor([threshold(own, confidence, higher)], dtype=torch.float64)
+        if least(confidence) > (fewest := self.fewest(classes)):
+            raise DataError(
+                f"class-wise sets at {confidence:g} need {least(confidence)} val images of each "
+                f"class, got {fewest} of the class with the fewest: take split or adaptive ones."
+            )
+        each = [own[self.labels == label] for label in range(classes)]
+        most = [threshold(of_class, confidence, higher) for of_class in each]
+        return torch.tensor(most, dtype=torch.float64)
+
+    def fewest(self, classes: int) -> int:
+        """Val's images of the class that has fewest."""
+        return int(torch.bincount(self.labels, minlength=classes).min())
+
+    def rejects(self, classes: int, confidence: float, kind: Kind) -> bool:
+        """Whether val has images enough to take others for unlike it and to keep the promise."""
+        return rejects(self.fewest(classes) if kind == "class-wise" else len(self), confidence)
+
+    def unlike_val(self, scores: Tensor, confidence: float, kind: Kind = "split") -> Tensor:
+        """Whether an image's highest similarity is below that of every image of val: (B,) bool. One
+        image like val's in N + 1 is; where the confidence does not allow for that, none is."""
+        if not self.rejects(scores.shape[1], confidence, kind):
+            return torch.zeros(len(scores), dtype=torch.bool)
+        return scores.max(1).values < self.best.min()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As a checkpoint holds it."""
+        scales = torch.tensor([self.own_scale, self.scale], dtype=torch.float64)
+        own: dict[str, Tensor] = {name: getattr(self, name) for name in TENSORS}
+        return {"scales": scales} | {name: tensor.contiguous() for name, tensor in own.items()}
+
+    @classmethod
+    def of_tensors(cls, stored: dict[str, Tensor], classes: int) -> Calibration:
+        """Of a checkpoint, for so many classes. Raises `DataError` where they cannot be one's."""
+        if stored.keys() != {"scales", *TENSORS}:
+            raise DataError(f"must hold {', '.join(['scales', *TENSORS])}, got {sorted(stored)}.")
+        images, labels = stored["best"].numel(), stored["labels"]
+        for name, tensor in stored.items():
+            shape = (2,) if name == "scales" else (images,) if name in TENSORS[:2] else (2, images)
+            if tensor.shape != shape or not tensor.isfinite().all():
+                raise DataError(
+                    f"`{name}` must be finite and of shape {shape}, got {tuple(tensor.shape)}."
+                )
+        if labels.dtype != torch.int64 or set(labels.tolist()) - set(range(classes)) or not images:
+            raise DataError(f"`labels` must be those of {classes} classes, got {labels!r:.60}.")
+        if stored["scales"].min() <= 0:
+            raise DataError(f"`scales` must be above 0, got {stored['scales'].tolist()}.")
+        own, fitted = stored["scales"].tolist()
+        return cls(own, fitted, *(stored[name] for name in TENSORS))
 
 
-def brier(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """The squared distance of each image's probabilities (N, C) from its label's, in [0, 2]: (N,)
-    float64 (Brier 1950, Monthly Weather Review 78). Like likelihood it is proper: lowest, in
-    expectation, for the true probabilities.
-
-    >>> brier(torch.tensor([[0.75, 0.25]]), torch.tensor([0]))
-    tensor([0.1250], dtype=torch.float64)
-    """
-    probabilities = probabilities.double()
-    truth = F.one_hot(labels, probabilities.shape[1])
-    return (probabilities - truth).square().sum(1)
-
-
-def reliability(confidences: Tensor, right: Tensor) -> list[Bin]:
-    """The reliability diagram (Niculescu-Mizil & Caruana 2005): of the likeliest class of each
-    image its probability (N,) and whether it is right (N,), in `BINS` bins of equal width; those
-    that are empty are left out."""
-    numbers = _bins(confidences)
-    images = torch.bincount(numbers, minlength=BINS)
-    sums = [torch.bincount(numbers, of.double(), BINS) for of in (confidences, right)]
-    return [
-        Bin(count, float(confidence) / count, float(accuracy) / count)
-        for count, confidence, accuracy in zip(images.tolist(), *sums, strict=True)
-        if count
+def calibrate(scores: Tensor, labels: Tensor, own_scale: float) -> Calibration:
+    """Fit the scale on val's similarities (N, C) and labels (N,), and keep what conformal sets
+    need."""
+    scale = fit_scale(scores, labels)
+    both = [_probabilities(scores, one) for one in (own_scale, scale)]
+    misfits = [
+        torch.stack([misfit(one).gather(1, labels[:, None])[:, 0] for one in both])
+        for misfit in (split_misfit, adaptive_misfit)
     ]
+    return Calibration(own_scale, scale, labels, scores.max(1).values.float(), *misfits)
 
 
-def calibration_error(confidences: Tensor, right: Tensor) -> float:
-    """The expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3): the mean
-    distance of accuracy and confidence over `reliability`'s bins, by their images.
-
-    It is never below 0, and of few images never near it, however true the probabilities are: see
-    `error_by_chance`.
-
-    >>> calibration_error(torch.tensor([0.75, 0.75]), torch.tensor([1.0, 0.0]))
-    0.25
-    """
-    bins = reliability(confidences, right)
-    total = sum(one.images * abs(one.accuracy - one.confidence) for one in bins)
-    return total / len(confidences)
-
-
-def error_by_chance(confidences: Tensor, seed: int = 0) -> float:
-    """What `calibration_error` is at most, in 95 of 100 cases, where these probabilities (N,) are
-    true: labels drawn by them (Broecker & Smith 2007, Weather and Forecasting 22)."""
-    numbers, confidences = _bins(confidences), confidences.double()
-    random, found = torch.Generator().manual_seed(seed), []
-    for _ in range(DRAWS):
-        uniform = torch.rand(len(confidences), generator=random, dtype=torch.float64)
-        gaps = torch.bincount(numbers, (uniform < confidences).double() - confidences, BINS)
-        found.append(float(gaps.abs().sum()) / len(confidences))
-    return float(np.quantile(found, 0.95))
-
-
-def _bins(confidences: Tensor) -> Tensor:
-    """The number of each one's bin; the upper end belongs to a bin, as in Guo et al.: (N,)."""
-    return ((confidences.double() * BINS).ceil().long() - 1).clamp(0, BINS - 1)
+def _probabilities(scores: Tensor, scale: float) -> Tensor:
+    return (scale * scores.double()).softmax(1)
