@@ -20,8 +20,8 @@ from benchmarks.models import backbone, normal
 from benchmarks.steps import step
 from trainables.adapters.registry import build, make_config
 from trainables.data.batches import Batch, Tokens
-from trainables.decoding import Decoding, decode
-from trainables.language_model import LanguageModel
+from trainables.models.decoding import Decoding, decode
+from trainables.models.language_model import LanguageModel
 
 SHAPE = {"n_embd": 768, "n_layer": 12, "n_head": 12}  # of openai-community/gpt2
 VOCABULARY, POSITIONS = 50257, 1024

@@ -22,12 +22,12 @@ from benchmarks.models import backbone, normal
 from benchmarks.steps import SCALE
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, make_config
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Batch, Tokens
 from trainables.features import SplitFeatures
 from trainables.fused import Fleet
 from trainables.loop import METRICS, Run
+from trainables.models.backbone import Backbone
 
 CLASSES, IMAGES, STEPS = 37, 640, 20
 

@@ -16,9 +16,9 @@ from transformers.utils import logging
 
 from benchmarks.captions import EOT, SOT
 from pipelines.demo.tokenizer import build_tokenizer
-from trainables.backbone import Backbone
 from trainables.files import write_json
 from trainables.media.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from trainables.models.backbone import Backbone
 
 # Width, depth and heads of each tower; those of openai/clip-vit-base-patch32,
 # -base-patch16 and -large-patch14.

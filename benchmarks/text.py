@@ -19,8 +19,8 @@ from benchmarks.harness import Case, Outputs, Row
 from benchmarks.models import backbone, injected, normal, pictures
 from benchmarks.steps import SCALE, contrast, step
 from trainables.data.batches import Tokens
-from trainables.text_plan import Form, Plan
-from trainables.text_tower import Prompt, embed_text
+from trainables.models.text_plan import Form, Plan
+from trainables.models.text_tower import Prompt, embed_text
 
 
 def padded(model: Any, tokens: Tokens, ctx: Tensor) -> Tensor:

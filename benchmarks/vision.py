@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.harness import Case, Outputs, Row
 from benchmarks.models import backbone, injected, normal, pictures
 from benchmarks.steps import contrast, step
-from trainables.image_tower import lower, upper
+from trainables.models.image_tower import lower, upper
 
 TOP, BATCH = 3, 16
 

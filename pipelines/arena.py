@@ -210,7 +210,7 @@ def _check_unchanged(plan: Plan, data: str, place: Path) -> None:
     from trainables.data.shards import ShardSet
     from trainables.data.store import MANIFEST, read_manifest
     from trainables.media.preprocess import decoder_versions
-    from trainables.model_folder import fingerprint, locate
+    from trainables.models.model_folder import fingerprint, locate
 
     for path in place.glob(f"*/{MANIFEST}"):
         try:
@@ -272,7 +272,7 @@ def _check_words(plan: Plan, folder: Path) -> None:
     """Every class name fits beside what each recipe adds to it."""
     from pipelines.comparing.plan import draw_of
     from trainables.adapters.registry import check_room, make_config
-    from trainables.backbone import load_backbone
+    from trainables.models.backbone import load_backbone
 
     backbone = load_backbone(plan.backbone, plan.revision)
     configs = [make_config(name, {"task": "classification"}) for name in plan.adapters]

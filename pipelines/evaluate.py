@@ -21,9 +21,9 @@ from trainables.files import now, sha256_json, write_hashed
 if TYPE_CHECKING:
     from pipelines.measuring.contestants import Contest
     from trainables.adapters.base import Adapter
-    from trainables.backbone import Backbone
     from trainables.data.shards import Seal, ShardSet
     from trainables.features import SplitFeatures
+    from trainables.models.backbone import Backbone
 
 FORMAT = "cliptune-result-2"
 FEW = 64  # images whose embedding needs no bar

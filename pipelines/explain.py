@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pipelines.explaining.subjects import Subject
     from pipelines.explaining.words import Learned
     from trainables.adapters.base import Adapter
-    from trainables.backbone import Backbone
     from trainables.features import SplitFeatures
+    from trainables.models.backbone import Backbone
 
 FORMAT = "cliptune-explain-1"
 

@@ -119,7 +119,7 @@ def _check_data(recipe: Recipe, folder: Path) -> None:
 
 
 def _check_models(args: Args, recipes: Sequence[Recipe]) -> None:
-    from trainables.model_folder import existing, locate
+    from trainables.models.model_folder import existing, locate
 
     speakers = {recipe.lm for recipe in recipes if recipe.lm}
     if not speakers and (args.lm or args.lm_revision):

@@ -71,8 +71,8 @@ def run(args: Args) -> None:
 
     from trainables.adapters.registry import check_towers  # torch, too late for a slip
     from trainables.draws import check_divided, check_draw, check_retain
-    from trainables.given import check_texts
     from trainables.loop import METRICS, check_metric
+    from trainables.models.given_texts import check_texts
 
     config, place = _configure(args)
     task, asked = config.task, args

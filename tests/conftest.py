@@ -11,8 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from trainables.backbone import Backbone
     from trainables.data.batches import Batch
+    from trainables.models.backbone import Backbone
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -60,7 +60,7 @@ def bf16_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def backbone(clip: Path) -> Backbone:
     """That CLIP, loaded anew for each module of tests."""
-    from trainables.backbone import load_backbone
+    from trainables.models.backbone import load_backbone
 
     return load_backbone(str(clip))
 
@@ -69,7 +69,7 @@ def backbone(clip: Path) -> Backbone:
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """A random SigLIP."""
     from tests.tiny import tiny_siglip
-    from trainables.backbone import load_backbone
+    from trainables.models.backbone import load_backbone
 
     return load_backbone(str(tiny_siglip(tmp_path_factory.mktemp("siglip"))))
 

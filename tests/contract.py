@@ -14,14 +14,14 @@ from torch import Tensor
 from tests.tiny import caption, tiny_lm
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_config
-from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.data.batches import Batch
 from trainables.derived import Derived
 from trainables.features import SplitFeatures
-from trainables.image_tower import lower
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import lower
+from trainables.models.text_tower import embed_text
 from trainables.sampler import CaptionBatches, ClassBatches
-from trainables.text_tower import embed_text
 
 # Every adapter with its recipe, and configurations that take another path through its code.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -30,13 +30,13 @@ from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.scenes import COLOURS
 from pipelines.searching.from_disk import pausing
 from tests.one_process import snapshots
-from trainables.backbone import Backbone
 from trainables.data.shards import Seal, ShardSet
 from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json
 from trainables.loop import Interrupted
 from trainables.media import preprocess
+from trainables.models.backbone import Backbone
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(SHIFTED.colours[colour][-1] for colour in COLOURS)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from tests.tiny import EOT, SOT, tiny_clip, tiny_siglip
-from trainables.backbone import load_backbone
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, write_json
+from trainables.models.backbone import load_backbone
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 SHA = "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"

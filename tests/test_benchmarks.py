@@ -20,16 +20,16 @@ from benchmarks.harness import Case, Limit, Outputs, Result, Row, difference, me
 from benchmarks.models import PREPROCESS
 from benchmarks.table import Entry, Machine, Seconds, Table
 from benchmarks.text import padded
-from trainables import decoding
 from trainables.adapters.registry import make_config
-from trainables.backbone import Backbone, load_backbone
 from trainables.config import read_fields, to_json
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.files import read_json, write_json
 from trainables.loop import Run
 from trainables.media.images import decode
-from trainables.text_tower import Prompt, embed_text
+from trainables.models import decoding
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.text_tower import Prompt, embed_text
 
 MACHINE = Machine("A CPU", "avx2 yes", 1, "2.0 (MKL)", "3.11")
 

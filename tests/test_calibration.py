@@ -24,7 +24,6 @@ import trainables.metrics.conformal
 from pipelines import classify
 from tests.stated import PAGE, agrees
 from tests.test_few_shot_runs import finish, start
-from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter
 from trainables.errors import CheckpointError, DataError
 from trainables.files import read_json, sha256_file, sha256_json, write_json
@@ -40,6 +39,7 @@ from trainables.metrics.calibration_error import (
 )
 from trainables.metrics.classification import calibrated_likelihood
 from trainables.metrics.conformal import adaptive_misfit, least, spread, threshold
+from trainables.models.backbone import Backbone
 
 FEW = [1, 2, 8]
 

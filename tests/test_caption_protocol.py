@@ -25,13 +25,13 @@ from pipelines.searching.study import Search
 from tests.tiny import caption, tiny_features, tiny_lm, tiny_shards
 from trainables.adapters.prefix_captioner import PrefixCaptioner
 from trainables.adapters.registry import adapters_for, build, make_config, task_of
-from trainables.backbone import Backbone
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures, embed_split, open_features
 from trainables.files import read_json, read_jsonl, write_json
 from trainables.loop import Run
 from trainables.metrics.captioning import References, score_captions
+from trainables.models.backbone import Backbone
 from trainables.predict import speak
 
 ROOT = Path(__file__).parents[1]

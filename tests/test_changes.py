@@ -14,7 +14,6 @@ from tests.test_fused import assert_same_rows, assert_same_tensors
 from tests.test_loop import bytes_of, finish, start
 from tests.test_train import fails
 from trainables.adapters.registry import make_config
-from trainables.backbone import Backbone
 from trainables.changes import CHANGING, Change, read_changes, write_changes
 from trainables.checkpoint import load_adapter
 from trainables.config import flatten, in_epoch, until
@@ -22,6 +21,7 @@ from trainables.errors import CheckpointError, CliptuneError
 from trainables.files import read_jsonl
 from trainables.fused import Fleet
 from trainables.loop import Interrupted, Run
+from trainables.models.backbone import Backbone
 
 CHANGES = "2: optim.lr=0.03 temperature.scale=20.0; 3: optim.weight_decay=0.5 loss.hardness=0.9"
 REWEIGHT: dict[str, Any] = {"loss__hard_negatives": "reweight", "precision": "fp32"}

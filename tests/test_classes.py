@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.contract import CLASSES, examples, make
-from trainables.backbone import Backbone
 from trainables.classes import DEFAULT, ENSEMBLE, Classes
 from trainables.errors import ConfigError
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import embed_text
 from trainables.predict import score
-from trainables.text_tower import embed_text
 
 NAMES = ("red dog", "boat", "a cat under a bridge")
 

@@ -24,13 +24,13 @@ from tests.contract import (
 from tests.test_few_shot import unit, words
 from tests.tiny import tiny_clip
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone, load_backbone
 from trainables.checkpoint import adapter_digest, load_adapter, save_checkpoint, trained_tensors
 from trainables.classes import Classes
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.measure import examine, measure
 from trainables.metrics.classification import classification_metrics, hits
+from trainables.models.backbone import Backbone, load_backbone
 from trainables.predict import score
 
 OTHERS = Classes(("yellow bird", "car", "red house near the sea"))

@@ -22,9 +22,7 @@ from pipelines.shards import run as write_shards
 from tests import films
 from tests.films import BLUE, GREEN, RED
 from tests.pictures import jpeg
-from trainables.backbone import load_backbone
 from trainables.classes import Classes
-from trainables.cleaning import versions
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import ConfigError, DataError
 from trainables.features import embed_split, features_key, open_features
@@ -34,6 +32,8 @@ from trainables.media.clips import Clip, sample
 from trainables.media.frame_folders import pack
 from trainables.media.images import decode
 from trainables.media.preprocess import decoder_versions
+from trainables.models.backbone import load_backbone
+from trainables.models.cleaning import versions
 
 ROOT = Path(__file__).parents[1]
 COLOURS = [RED] * 4 + [GREEN] * 4 + [BLUE] * 4

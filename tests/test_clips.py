@@ -16,13 +16,13 @@ from torch import Tensor
 from tests import films
 from tests.films import ANIMATIONS, BLUE, GREEN, RED, VIDEOS
 from tests.pictures import jpeg
-from trainables.backbone import Backbone
 from trainables.errors import ConfigError, DataError
 from trainables.frames import Frames, embed_clip
 from trainables.media import clips, image_headers, video
 from trainables.media.clips import BadClip, Clip, is_clip, sample, segments
 from trainables.media.frame_folders import natural, pack
 from trainables.media.images import decode
+from trainables.models.backbone import Backbone
 
 COLOURS = [RED] * 4 + [GREEN] * 4 + [BLUE] * 4
 

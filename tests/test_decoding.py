@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import NoRepeatNGramLogitsProcessor
 
 from tests.tiny import tiny_lm
-from trainables import decoding
-from trainables.decoding import Decoding, decode
-from trainables.language_model import LanguageModel, load_language_model
+from trainables.models import decoding
+from trainables.models.decoding import Decoding, decode
+from trainables.models.language_model import LanguageModel, load_language_model
 
 NEVER = -1  # a token that does not occur
 IMAGES, LENGTH = 4, 3

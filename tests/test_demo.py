@@ -21,7 +21,7 @@ from pipelines.demo.words import captions, tokens
 from pipelines.demo.zero_shot import zero_shot
 from tests.tiny import tiny_shards
 from trainables.errors import ConfigError
-from trainables.language_model import TINY, load_language_model
+from trainables.models.language_model import TINY, load_language_model
 
 CLIP = Path(__file__).parents[1] / "pipelines" / "demo" / "clip"
 SIZES: dict[Split, int] = {"train": 12, "val": 4, "test": 6}

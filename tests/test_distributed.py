@@ -14,10 +14,10 @@ from torch import distributed as dist
 from tests.pair import pair
 from tests.tiny import tiny_clip, tiny_features
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import load_backbone
 from trainables.data.batches import Batch
 from trainables.distributed import average, gather
 from trainables.features import open_features
+from trainables.models.backbone import load_backbone
 
 ADAPTERS, LOSSES = ("soft_prompt", "projection"), ("infonce", "siglip")
 CASES = list(itertools.product(ADAPTERS, LOSSES))

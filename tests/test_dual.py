@@ -20,11 +20,11 @@ from transformers import (
 
 from tests.tiny import SOT, WORDS, caption, tiny_tokenizer
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone, load_backbone
 from trainables.errors import ConfigError
 from trainables.files import write_json
-from trainables.text_tower import Prompt, embed_text, word_vectors
-from trainables.vocabulary import Vocabulary
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.text_tower import Prompt, embed_text, word_vectors
+from trainables.models.vocabulary import Vocabulary
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 SIZE |= {"num_attention_heads": 4}

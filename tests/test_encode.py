@@ -37,15 +37,15 @@ from tests.pictures import jpeg
 from tests.tiny import tiny_clip, tiny_shards
 from trainables import features as features_module
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import load_backbone
 from trainables.data.shards import Seal, ShardSet, captions_of
 from trainables.errors import ConfigError, DataError
 from trainables.features import embed_split, features_key, open_features
 from trainables.files import read_json, sha256_file, write_json
-from trainables.image_tower import lower
 from trainables.media.images import decode
 from trainables.media.preprocess import view_of
 from trainables.metrics.retrieval import per_query
+from trainables.models.backbone import load_backbone
+from trainables.models.image_tower import lower
 from trainables.predict import predict
 
 ROOT = Path(__file__).parents[1]

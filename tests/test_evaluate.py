@@ -23,7 +23,6 @@ from pipelines.measuring.standings import correct, pairs, verdict
 from pipelines.reporting.result import read_result
 from tests.tiny import caption, picture, tiny_features
 from trainables.adapters.registry import make_config
-from trainables.backbone import Backbone
 from trainables.data.batches import Predictions
 from trainables.data.shards import SCHEMA, Seal, ShardSet
 from trainables.errors import CheckpointError, ConfigError, DataError
@@ -32,6 +31,7 @@ from trainables.files import read_json, sha256_bytes, sha256_file, write_json
 from trainables.loop import Run
 from trainables.metrics.bootstrap import Bootstrap, holm
 from trainables.metrics.retrieval import retrieval_metrics
+from trainables.models.backbone import Backbone
 from trainables.predict import predict
 
 METRIC = "val/t2i_r1"

@@ -23,7 +23,6 @@ from pipelines.explaining.subjects import captioned_classes, read_subjects
 from pipelines.maps.projection import align, neighbour_hits, project, trustworthiness
 from tests.tiny import COLOURS, tiny_clip, tiny_features
 from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_config
-from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter
 from trainables.classes import Classes
 from trainables.data.batches import Predictions
@@ -35,9 +34,10 @@ from trainables.interpretation import against_random, nearest_words, stability
 from trainables.measure import measure
 from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.retrieval import retrieval_metrics
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import Prompt, embed_text
+from trainables.models.vocabulary import Vocabulary
 from trainables.predict import embed_images
-from trainables.text_tower import Prompt, embed_text
-from trainables.vocabulary import Vocabulary
 
 TRAIN, VAL = 24, 24
 CLASSES = {"task": "classification", "precision": "fp32"}

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from tests.contract import ALL, CLASSES, CLASSIFIERS, LEARNING, make, pictures, trained
 from tests.tiny import tiny_clip
 from trainables.adapters.base import Adapter
-from trainables.backbone import Backbone, load_backbone
 from trainables.classes import ENSEMBLE
 from trainables.data.batches import Batch
-from trainables.image_tower import lower
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.image_tower import lower
 
 NAMES = CLASSES.names
 LABELS = torch.tensor([2, 0, 4, 1, 1, 3])

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tests.tiny import COLOURS
 from trainables.adapters.registry import make_config
-from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.errors import DataError
 from trainables.features import open_features
 from trainables.fused import Fleet
 from trainables.loop import Interrupted, Run, never
+from trainables.models.backbone import Backbone
 
 
 def start(folder: Path, backbone: Backbone, features: Path, name: str, **values: Any) -> Run:

@@ -24,7 +24,6 @@ from tests.one_process import Driver
 from tests.shelf import shelf
 from tests.test_few_shot_runs import finish
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter, val_values
 from trainables.draws import read_draw
 from trainables.errors import ConfigError, DataError
@@ -32,6 +31,7 @@ from trainables.features import open_features
 from trainables.files import read_json, read_jsonl, write_hashed, write_json
 from trainables.loop import Interrupted, Run
 from trainables.measure import examine
+from trainables.models.backbone import Backbone
 from trainables.trial import TrialSettings, Workbench
 
 METRIC = "val/accuracy"

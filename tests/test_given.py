@@ -30,13 +30,13 @@ from pipelines.encoding.given import encode_given
 from pipelines.using.files import Faults
 from pipelines.using.model import Model
 from trainables.adapters.registry import build, check_towers, make_config
-from trainables.backbone import load_backbone
 from trainables.classes import Classes
 from trainables.data.shards import Seal, ShardSet
 from trainables.draws import check_divided
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.features import backbone_of, embed_split, open_features
 from trainables.files import write_json
+from trainables.models.backbone import load_backbone
 from trainables.predict import predict
 
 NAMES = ("pond", "Football_Field", "river")

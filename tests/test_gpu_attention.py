@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from tests.contract import FUSING
 from tests.gpu_attention import gpu_attention, refuse
 from tests.test_fused import Make, assert_gradients_of_single_runs, bench, make
-from trainables import fused, text_plan
+from trainables import fused
 from trainables.fused import Fleet
+from trainables.models import text_plan
 from trainables.vmap_rules import Together
 
 __all__ = ["bench", "make"]

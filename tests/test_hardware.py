@@ -14,10 +14,9 @@ from pipelines import train, tune
 from pipelines.encode import Args
 from pipelines.encoding import precision, store, towers
 from tests.tiny import tiny_shards
-from trainables import hardware, language_model
+from trainables import hardware
 from trainables.adapters.base import product
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone, load_backbone
 from trainables.checkpoint import load_adapter
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.data.shards import ShardSet
@@ -33,6 +32,8 @@ from trainables.files import read_json
 from trainables.hardware import autocast, bf16_pays, check_precision, full, of_store, resolved
 from trainables.losses import Objective
 from trainables.metrics.retrieval import ranks
+from trainables.models import language_model
+from trainables.models.backbone import Backbone, load_backbone
 
 REFUSAL = "must be auto or fp32 here: this CPU has neither amx_bf16 nor avx512_bf16"
 MATMUL = torch.backends.cuda.matmul

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from tests.contract import CLASSES, examples, make
 from trainables.adapters import gda, kernel_ridge, linear_probe
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone
 from trainables.config import Value
 from trainables.crossfit import PARTS, choose, left_out
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
+from trainables.models.backbone import Backbone
 from trainables.predict import score
 
 CHOOSING: dict[str, dict[str, Value]] = {

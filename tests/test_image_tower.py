@@ -11,9 +11,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from tests.tiny import tiny_clip
-from trainables.backbone import Backbone, load_backbone
 from trainables.errors import ConfigError, DataError
-from trainables.image_tower import depth, lower, upper
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.image_tower import depth, lower, upper
 
 SHAPES: dict[str, dict[str, Any]] = {  # the proportions of the real ones
     "B/32": {"vision_width": 48, "heads": 4, "layers": 3, "patch": 16},

@@ -16,8 +16,8 @@ import trainables.trial
 from pipelines.searching.best import best_trial
 from pipelines.searching.study import Search, open_study
 from tests.one_process import Driver, Killed, copy, snapshots, watching
-from trainables.backbone import Backbone
 from trainables.files import sha256_file
+from trainables.models.backbone import Backbone
 from trainables.trial import TrialSettings
 
 METRIC = "val/t2i_mrr"

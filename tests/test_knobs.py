@@ -19,7 +19,6 @@ from pipelines.sweeping.points import Curve, Point
 from tests.contract import TURNING, batch_of, examples, make
 from tests.shelf import shelf
 from trainables.adapters.base import Adapter
-from trainables.backbone import Backbone
 from trainables.checkpoint import adapter_digest, live_tensors, load_adapter, trained_tensors
 from trainables.draws import measured, read_draw
 from trainables.errors import CliptuneError
@@ -27,6 +26,7 @@ from trainables.features import open_features
 from trainables.files import read_json, read_jsonl, write_hashed
 from trainables.knobs import at, start_of
 from trainables.measure import measure
+from trainables.models.backbone import Backbone
 from trainables.predict import score
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

@@ -23,10 +23,10 @@ from transformers import (
 )
 
 from tests.tiny import tiny_lm
-from trainables.backbone import Backbone
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, write_json
-from trainables.language_model import LanguageModel, language_model, load_language_model
+from trainables.models.backbone import Backbone
+from trainables.models.language_model import LanguageModel, language_model, load_language_model
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -232,7 +232,7 @@ def test_many_captions_are_those_of_each(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = lm.tokenize(TEXTS)
-    monkeypatch.setattr("trainables.language_model.CHUNK", 3)
+    monkeypatch.setattr("trainables.models.language_model.CHUNK", 3)
     parts = lm.tokenize(TEXTS)
     assert torch.equal(whole.ids, parts.ids)
     assert torch.equal(whole.offsets, parts.offsets)

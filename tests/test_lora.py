@@ -18,11 +18,11 @@ from tests.contract import batch_for, make, outputs, pictures, train, trained
 from tests.tiny import caption
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone, load_backbone
 from trainables.data.batches import Batch
 from trainables.errors import ConfigError
-from trainables.image_tower import upper
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.image_tower import upper
+from trainables.models.text_tower import embed_text
 
 # PEFT 0.21 asks transformers for an attribute that was renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

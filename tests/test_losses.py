@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.backbone import Backbone
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.errors import DataError
 from trainables.losses import Objective, entropy_share, infonce, log_weights, siglip
 from trainables.mining import nearest_images
+from trainables.models.backbone import Backbone
 
 CLIP = cast(Backbone, SimpleNamespace(kind="clip", scale=100.0, bias=0.0))
 SIGLIP = cast(Backbone, SimpleNamespace(kind="siglip", scale=110.0, bias=-12.5))

@@ -26,9 +26,9 @@ from pipelines.maps.projection import (
     trustworthiness,
 )
 from pipelines.reporting import svg
-from trainables.backbone import load_backbone
 from trainables.errors import ConfigError, DataError
 from trainables.media.images import decode
+from trainables.models.backbone import load_backbone
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -11,11 +11,11 @@ from tests.test_few_shot_runs import finish
 from tests.test_few_shot_runs import start as classify
 from tests.test_loop import METRIC
 from tests.test_loop import start as retrieve
-from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter, val_values, verify
 from trainables.loop import METRICS
 from trainables.measure import CALIBRATED, examine
 from trainables.metrics.classification import calibrated_likelihood, log_likelihood
+from trainables.models.backbone import Backbone
 from trainables.predict import score
 
 

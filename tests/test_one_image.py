@@ -21,14 +21,14 @@ from pipelines.measuring.captions import CaptionProtocol
 from pipelines.measuring.protocol import metrics, versus
 from tests.tiny import COLOURS, caption, tiny_features, tiny_lm, tiny_shards
 from trainables.adapters.registry import make_config
-from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.derived import Derived
 from trainables.draws import Draw, Member, measured
 from trainables.features import SplitFeatures, backbone_of, open_features
 from trainables.files import read_json, write_json
-from trainables.language_model import load_language_model
 from trainables.loop import Run
+from trainables.models.backbone import Backbone
+from trainables.models.language_model import load_language_model
 
 SPLITS = ["train"] * 10 + ["val"] * 4 + ["test"] * 6
 ORDERS = ("one", "rows", "in turn")

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tests.tiny import caption, tiny_clip, tiny_siglip
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone, load_backbone
 from trainables.errors import CliptuneError
 from trainables.files import read_json, write_json
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.text_tower import embed_text
 
 TEXTS = [*(caption(i, i % 2) for i in range(5)), "", "a dog " * 60]
 BLOCK = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj"}

@@ -26,8 +26,8 @@ from tests.one_process import Driver, snapshots
 from tests.test_kills import SEARCH as PLAIN
 from tests.test_kills import tensors
 from tests.test_train import fails
-from trainables.backbone import Backbone
 from trainables.files import read_json, write_json
+from trainables.models.backbone import Backbone
 from trainables.trial import TrialSettings
 
 METRIC = "val/t2i_mrr"

@@ -10,10 +10,10 @@ import pytest
 from benchmarks.searchers import cells, populations, record
 from benchmarks.searchers.curves import Data
 from benchmarks.searchers.populations import FILE, Options, main, section
-from trainables.backbone import Backbone
 from trainables.features import open_features
 from trainables.files import read_json, write_json
 from trainables.loop import METRICS
+from trainables.models.backbone import Backbone
 
 
 def test_all_spend_the_same_epochs_and_are_measured_by_what_they_hand_back(

@@ -25,13 +25,13 @@ from pipelines.demo.stage import BACKBONE
 from pipelines.demo.words import captions
 from trainables.adapters.base import Adapter, product
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone, load_backbone
 from trainables.classes import Classes
 from trainables.data.batches import Batch
 from trainables.derived import Derived
 from trainables.features import SplitFeatures
 from trainables.hardware import Resolved, autocast, has_bf16
 from trainables.metrics.retrieval import mutual_ranks, retrieval_metrics
+from trainables.models.backbone import Backbone, load_backbone
 from trainables.predict import predict, score
 
 # What each stage makes, and the greatest difference that bf16 may make to it: of embeddings

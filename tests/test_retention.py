@@ -28,14 +28,14 @@ from pipelines.searching.choice import write_choice
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, open_study
 from tests.shelf import draw, shelf
-from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter
 from trainables.draws import read_draw, write_draw
 from trainables.errors import CliptuneError, DataError
 from trainables.features import open_features
 from trainables.files import append_jsonl, read_json, read_jsonl, write_hashed
 from trainables.metrics.balance import as_share, front, harmonic, standing
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import embed_text
 from trainables.trial import Workbench
 
 ROOT = Path(__file__).parents[1]

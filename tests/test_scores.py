@@ -14,9 +14,9 @@ from tests.contract import CLASSES, batch_of, examples, make, pictures, train, t
 from tests.shelf import shelf
 from trainables.adapters.prolip import Prolip
 from trainables.adapters.registry import make_config
-from trainables.backbone import Backbone
 from trainables.exported import write_scores
 from trainables.files import read_json
+from trainables.models.backbone import Backbone
 from trainables.predict import score
 
 HEADS = ("projection classes", "clip_adapter", "tip_adapter", "kernel_ridge", "gda")

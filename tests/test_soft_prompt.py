@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.contract import make, trained
-from trainables.backbone import Backbone
 from trainables.data.batches import Batch
 from trainables.errors import ConfigError
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import embed_text
 
 
 def test_prompt_from_words(backbone: Backbone) -> None:

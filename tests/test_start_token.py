@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGenera
 
 from tests.test_captioner import batch_of, captioner, plainly
 from tests.tiny import tiny_clip, tiny_lm
-from trainables.backbone import Backbone, load_backbone
 from trainables.files import read_json
-from trainables.language_model import load_language_model
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.language_model import load_language_model
 
 STORIES = Path(__file__).parents[1].parent / "shared" / "data" / "stories260k"
 STORY = (

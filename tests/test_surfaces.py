@@ -19,10 +19,10 @@ from benchmarks.searchers.record import Args, configurations, record, write
 from benchmarks.searchers.surfaces import FOLDER, Surface, encode
 from search_spaces.common import choice, log_float
 from tests.tiny import COLOURS
-from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.features import open_features
 from trainables.loop import Run
+from trainables.models.backbone import Backbone
 from trainables.trial import config_of
 
 SPACE: dict[str, BaseDistribution] = {

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.captions import EOT, SOT, length_at
-from trainables.backbone import Backbone, load_backbone
 from trainables.data.batches import Tokens
 from trainables.files import read_json
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.text_plan import Form, Plan
 from trainables.replays import MOST, shape_of, tensors
-from trainables.text_plan import Form, Plan
 
 PARTS = {"num_attention_heads": 1, "vocab_size": 49408}
 CLIP = cast(

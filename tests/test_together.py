@@ -21,7 +21,6 @@ from tests.tiny import COLOURS, tiny_clip, tiny_features, tiny_lm, tiny_shards
 from trainables import distributed, loop
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import load_backbone
 from trainables.classes import Classes
 from trainables.config import Task
 from trainables.crew import failure
@@ -30,6 +29,7 @@ from trainables.distributed import ALONE, Worker, average, join
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import open_features
 from trainables.loop import METRICS, Run
+from trainables.models.backbone import load_backbone
 
 TASKS: dict[Task, tuple[str, dict[str, Any]]] = {
     "retrieval": ("soft_prompt", {"batch_size": 8}),

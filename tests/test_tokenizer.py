@@ -20,12 +20,12 @@ from transformers import (
 )
 
 from tests.tiny import WORDS, tiny_lm, tiny_siglip
-from trainables.backbone import Backbone, load_backbone
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, write_json
-from trainables.language_model import load_language_model
-from trainables.text_tower import embed_text
-from trainables.tokenizer import check_fits
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.language_model import load_language_model
+from trainables.models.text_tower import embed_text
+from trainables.models.tokenizer import check_fits
 
 CASES = [
     *("a red dog", "A RED Dog", "ÉTÉ, Straße", "", " ", "dog"),

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from tests.contract import CLASSES, batch_of, examples, make, train
 from tests.test_classifiers import OTHERS
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.errors import ConfigError
 from trainables.loop import Run
+from trainables.models.backbone import Backbone
 from trainables.predict import score
 
 

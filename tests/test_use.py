@@ -33,7 +33,6 @@ from tests.tiny import COLOURS, picture, tiny_features
 from trainables.adapters.base import Adapter
 from trainables.adapters.nearest_caption import NearestCaption
 from trainables.adapters.registry import make_config
-from trainables.backbone import Backbone
 from trainables.checkpoint import load_adapter
 from trainables.classes import Classes
 from trainables.draws import Draw, Member, write_draw
@@ -41,13 +40,14 @@ from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.files import read_json, sha256_json, write_hashed, write_json
 from trainables.frames import Frames
-from trainables.image_tower import lower
 from trainables.media.clips import Rule
 from trainables.media.image_headers import BadImage
 from trainables.media.images import decode
 from trainables.metrics.calibration import Kind
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import lower
+from trainables.models.text_tower import embed_text
 from trainables.predict import embed_images
-from trainables.text_tower import embed_text
 
 TRAIN, VAL, PICTURES = 24, 12, 10
 QUERIES = ("a red dog", "a photo of a <b>blue</b> boat")

@@ -7,8 +7,8 @@ import torch
 
 from tests.tiny import caption
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone
 from trainables.data.batches import Batch
+from trainables.models.backbone import Backbone
 
 
 @pytest.mark.parametrize("template", ["a photo of {}", "{} on a table", "a photo of {}.", "a: {}!"])

@@ -13,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from trainables.backbone import Backbone
 from trainables.data.batches import Batch
-from trainables.text_plan import Form, plan
+from trainables.models.backbone import Backbone
+from trainables.models.text_plan import Form, plan
 
 
 class Ahead:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.vocabulary import Measure, Vocabulary
+from trainables.models.vocabulary import Measure, Vocabulary
 
 Floats = npt.NDArray[Any]
 DRAWS_A_PASS = 256

@@ -24,7 +24,6 @@ from torch.nn.parameter import is_lazy
 
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
-from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.config import TrainConfig, in_epoch, to_json
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, DataError
@@ -41,6 +40,7 @@ from trainables.files import (
 )
 from trainables.hardware import resolved
 from trainables.metrics.calibration import Calibration
+from trainables.models.backbone import Backbone
 
 FORMAT = "cliptune-checkpoint-1"
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.backbone import Backbone
 from trainables.data.batches import Tokens
 from trainables.errors import ConfigError
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import embed_text
 
 DEFAULT = "a photo of a {}."
 # Seven that together serve ImageNet as well as the 80 of the paper: the authors' own selection, in

@@ -31,20 +31,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainables.activations import LowerStates, reading_pays
-from trainables.backbone import Backbone
 from trainables.data.batches import Tokens
 from trainables.data.shards import CAPTION_COLUMNS, ShardSet, captions_of, chunks
 from trainables.data.tensor_file import Array, Layout, TensorFile
 from trainables.data.verified import intact, noted
 from trainables.errors import DataError
 from trainables.hardware import recomputes
-from trainables.image_tower import lower
 from trainables.media.images import decode
 from trainables.media.preprocess import decoder_versions, view_of
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import lower
+from trainables.models.text_tower import embed_text
 
 if TYPE_CHECKING:
-    from trainables.language_model import LanguageModel
+    from trainables.models.language_model import LanguageModel
 
 Tensors = dict[str, Tensor]
 Put: TypeAlias = Callable[[str, int, Array], None]  # a tensor's name, its first row, the rows

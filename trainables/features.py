@@ -20,9 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trainables.backbone import Backbone, load_backbone
 from trainables.classes import Classes
-from trainables.cleaning import versions
 from trainables.data.batches import Tokens
 from trainables.data.shards import POOL, Seal, ShardSet, captions_of, chunks
 from trainables.data.store import FORMAT, MANIFEST, again, check_file, hashes, read_manifest
@@ -34,10 +32,12 @@ from trainables.hardware import Resolved
 from trainables.media.preprocess import decoder_versions
 from trainables.metrics.captioning import References
 from trainables.mining import nearest_images
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.cleaning import versions
 from trainables.texts import TEXT_COLUMNS, read_texts
 
 if TYPE_CHECKING:
-    from trainables.language_model import LanguageModel
+    from trainables.models.language_model import LanguageModel
 
 Row = Mapping[str, Any]
 

@@ -13,10 +13,10 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
-from trainables.backbone import Backbone
 from trainables.media.clips import Clip, Rule, Span, is_clip, sample
 from trainables.media.images import decode
 from trainables.media.preprocess import Preprocess
+from trainables.models.backbone import Backbone
 
 
 @dataclass(frozen=True)

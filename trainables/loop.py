@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.ahead import Ahead
-from trainables.backbone import Backbone
 from trainables.checkpoint import (
     check_beside,
     load_tensors,
@@ -44,6 +43,7 @@ from trainables.features import SplitFeatures
 from trainables.files import read_json, understood, write_bytes, write_json
 from trainables.hardware import autocast, check_precision
 from trainables.measure import Found, examine, pooled
+from trainables.models.backbone import Backbone
 from trainables.sampler import Batches, CaptionBatches, ClassBatches, generator
 from trainables.schedules import coop_lr, lr_factor
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.backbone import Backbone
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.distributed import gather, shared
 from trainables.hardware import full
+from trainables.models.backbone import Backbone
 from trainables.schedules import adapted, cosine_scale
 
 

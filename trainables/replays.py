@@ -17,9 +17,9 @@ from dataclasses import dataclass, fields, is_dataclass
 import torch
 from torch import Tensor
 
-from trainables.backbone import Backbone
 from trainables.data.batches import Batch
-from trainables.text_plan import Form, plan
+from trainables.models.backbone import Backbone
+from trainables.models.text_plan import Form, plan
 
 MOST = 32  # recordings; what has another shape runs as it is
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]  # work to its replay

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.backbone import Backbone
-from trainables.cleaning import repairs
 from trainables.data.batches import Tokens
 from trainables.data.shards import CAPTION_COLUMNS, captions_of, chunks
+from trainables.models.backbone import Backbone
+from trainables.models.cleaning import repairs
 
 TEXT_COLUMNS = (*CAPTION_COLUMNS, "sha256")
 

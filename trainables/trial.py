@@ -20,7 +20,6 @@ import torch
 from ray import tune
 
 from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, replace
 from trainables.crew import FOLDS, Crew, Job, stop_file
 from trainables.distributed import ALONE, Worker
@@ -30,6 +29,7 @@ from trainables.features import SplitFeatures, backbone_of, open_features
 from trainables.hardware import default_device
 from trainables.loop import Run
 from trainables.memory import claim, give_back
+from trainables.models.backbone import Backbone
 from trainables.width import Widths, measure_width
 
 

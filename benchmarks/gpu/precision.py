@@ -16,12 +16,12 @@ from pipelines.demo.render import render
 from pipelines.demo.scenes import invent
 from pipelines.demo.stage import BACKBONE
 from pipelines.demo.words import captions
-from trainables.backbone import load_backbone
 from trainables.data.batches import Predictions, Tokens
 from trainables.hardware import autocast, has_bf16
 from trainables.measure import measure as val
 from trainables.metrics.retrieval import retrieval_metrics
-from trainables.text_tower import embed_text
+from trainables.models.backbone import load_backbone
+from trainables.models.text_tower import embed_text
 
 COSINE = 0.999  # least
 RECALL = 1.0  # percentage points, at most

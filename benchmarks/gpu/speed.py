@@ -13,8 +13,8 @@ from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.trials import clip
 from benchmarks.models import SHAPES, pictures
-from trainables.backbone import Backbone
 from trainables.hardware import Precision, autocast, has_bf16
+from trainables.models.backbone import Backbone
 
 # NVIDIA's data sheets of the H100 SXM and of the H200 SXM: bf16, dense.
 VENDOR = 989.4  # TFLOP/s

@@ -18,12 +18,12 @@ from benchmarks.captions import captions, class_prompts
 from benchmarks.gpu.scale import Scale
 from benchmarks.models import backbone, normal
 from trainables.adapters.registry import make_config
-from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.config import Task
 from trainables.derived import Derived
 from trainables.features import SplitFeatures
 from trainables.loop import METRICS, Run
+from trainables.models.backbone import Backbone
 
 
 def clip(scale: Scale, shape: str, **layers: int) -> Backbone:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.backbone import Backbone
 from trainables.config import Task
 from trainables.crew import is_own_failure
 from trainables.errors import CliptuneError
@@ -23,6 +22,7 @@ from trainables.fused import Fleet
 from trainables.loop import METRICS, Row, Run
 from trainables.measure import measure
 from trainables.metrics.classification import calibrated_likelihood, log_likelihood
+from trainables.models.backbone import Backbone
 from trainables.predict import score
 from trainables.trial import config_of
 

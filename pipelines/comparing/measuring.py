@@ -30,7 +30,6 @@ from pipelines.console import say
 from pipelines.hold import refuse_links
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
-from trainables.backbone import Backbone
 from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.data.shards import Seal, ShardSet
 from trainables.data.store import find_store, read_manifest
@@ -47,6 +46,7 @@ from trainables.metrics.balance import harmonic
 from trainables.metrics.calibration import TIMES, Calibration
 from trainables.metrics.calibration_error import calibration_error
 from trainables.metrics.classification import by_class, hits
+from trainables.models.backbone import Backbone
 from trainables.predict import score
 
 Entry = dict[str, Any]

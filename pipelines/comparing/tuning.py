@@ -31,7 +31,6 @@ from pipelines.searching.study import (
     open_study,
 )
 from trainables.adapters.registry import make_config
-from trainables.backbone import Backbone
 from trainables.crew import ask_to_stop, failure, is_own_failure, outcome, stop_file, warned
 from trainables.data.store import find_store
 from trainables.draws import read_draw
@@ -39,6 +38,7 @@ from trainables.faults import disk_failure, is_machines_failure
 from trainables.files import read_json, write_hashed, write_json
 from trainables.loop import Interrupted
 from trainables.memory import is_out_of_memory
+from trainables.models.backbone import Backbone
 from trainables.trial import TrialSettings, Workbench
 
 

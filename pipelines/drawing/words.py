@@ -19,7 +19,7 @@ from typing import Any
 from trainables.draws import check_template
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.files import read_json
-from trainables.given import ALL
+from trainables.models.given_texts import ALL
 
 FOLDER = Path(__file__).parent / "words"
 DEFAULT = "default"

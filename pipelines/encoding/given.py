@@ -30,8 +30,6 @@ from pipelines.encoding.scan import NAMES, Scan, captions, digest, numbered, rec
 from pipelines.encoding.writer import tell_captions
 from pipelines.hold import hold
 from pipelines.sources.vectors import Vectors
-from trainables.backbone import Backbone, load_backbone
-from trainables.cleaning import repairs, versions
 from trainables.data.batches import Tokens
 from trainables.data.shards import FORMAT as SHARDS
 from trainables.data.shards import RECORDS, SCHEMA
@@ -40,8 +38,10 @@ from trainables.data.tensor_file import Array, Layout, TensorFile
 from trainables.data.verified import noted
 from trainables.errors import ConfigError, DataError
 from trainables.files import now, sha256_file, sha256_json, write_hashed
-from trainables.given import ALL, END, GivenWords, write_given
 from trainables.media.preprocess import decoder_versions
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.cleaning import repairs, versions
+from trainables.models.given_texts import ALL, END, GivenWords, write_given
 
 BLOCK = 2**20  # token ids copied at a time
 

@@ -22,8 +22,6 @@ from pipelines.encoding.precision import settle
 from pipelines.encoding.towers import Job, Step, Unit, embed_units
 from pipelines.encoding.writer import SplitWriter, tell_captions
 from pipelines.hold import hold
-from trainables.backbone import Backbone, load_backbone
-from trainables.cleaning import versions
 from trainables.data.shards import ShardSet
 from trainables.data.store import FORMAT, MANIFEST, read_manifest
 from trainables.errors import CliptuneError, DataError
@@ -31,6 +29,8 @@ from trainables.features import features_key
 from trainables.files import now, write_hashed
 from trainables.frames import Frames
 from trainables.media.preprocess import decoder_versions
+from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.cleaning import versions
 from trainables.texts import TEXT_COLUMNS, read_texts
 
 SPLITS = ("train", "val")

@@ -21,13 +21,13 @@ import torch
 from pipelines.capacity import Capacity, Gpus, await_place, capacity
 from pipelines.cluster import connect
 from pipelines.console import say
-from trainables.backbone import Backbone, load_backbone
 from trainables.data.tensor_file import Array
 from trainables.errors import CliptuneError, ConfigError
 from trainables.frames import STILLS, Frames, embed_frames
 from trainables.hardware import Resolved, check_precision, default_device
 from trainables.media.image_headers import BadImage
 from trainables.media.preprocess import Preprocess
+from trainables.models.backbone import Backbone, load_backbone
 
 FEW = 2000  # images
 LEAST = 0.01  # CPUs of a tower, where its GPU decides where it runs

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.measuring.contestants import Contest, Contestant, read_contest
-from trainables.backbone import Backbone
 from trainables.data.shards import ShardSet
 from trainables.data.store import read_manifest
 from trainables.draws import measured
 from trainables.errors import ConfigError, DataError
 from trainables.features import SplitFeatures, open_features
+from trainables.models.backbone import Backbone
 
 
 @dataclass(frozen=True)

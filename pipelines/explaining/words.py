@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from trainables.adapters.base import Adapter
-from trainables.backbone import Backbone
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.interpretation import ablation, against_random, nearest_words, stability
 from trainables.measure import measure as measure_on
-from trainables.vocabulary import Measure
+from trainables.models.backbone import Backbone
+from trainables.models.vocabulary import Measure
 
 MEASURES: tuple[Measure, ...] = ("cosine", "euclidean")
 PAIRS = 200  # of random prompts that seeds are compared with

@@ -18,7 +18,6 @@ from pipelines.baselines import WORDS
 from pipelines.measuring.protocol import Measured, differences, intervals
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES
-from trainables.backbone import Backbone
 from trainables.derived import embed_each_once
 from trainables.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap
@@ -32,6 +31,7 @@ from trainables.metrics.captioning import (
     why_no_spice,
 )
 from trainables.metrics.clip_score import PREFIX
+from trainables.models.backbone import Backbone
 from trainables.predict import speak
 
 PART = 64  # images that a captioner speaks about at a time

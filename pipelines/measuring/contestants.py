@@ -14,7 +14,6 @@ from pipelines.console import word
 from pipelines.hold import refuse_links
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, BASELINES, build, make_config
-from trainables.backbone import Backbone
 from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.store import MANIFEST
@@ -23,6 +22,7 @@ from trainables.errors import ConfigError, DataError, unknown
 from trainables.features import SplitFeatures, open_features
 from trainables.files import read_json, understood
 from trainables.loop import METRICS, check_metric
+from trainables.models.backbone import Backbone
 from trainables.rows import rows_of
 
 PLAIN: dict[str, Value] = {"adapter.template": "{}"}  # the captions as they are

@@ -14,8 +14,8 @@ from pipelines.measuring.captions import CaptionProtocol
 from pipelines.measuring.contestants import Contest
 from pipelines.measuring.protocol import Protocol
 from trainables.adapters.base import Adapter
-from trainables.backbone import Backbone
 from trainables.features import SplitFeatures
+from trainables.models.backbone import Backbone
 
 AnyProtocol: TypeAlias = Protocol | ClassProtocol | CaptionProtocol
 

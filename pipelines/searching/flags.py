@@ -36,8 +36,8 @@ from trainables.draws import Draw, check_divided, check_draw, check_folds, check
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features import backbone_of, embedded, open_features, towers_of
 from trainables.files import read_json
-from trainables.given import check_texts
 from trainables.loop import METRICS, check_metric
+from trainables.models.given_texts import check_texts
 
 if TYPE_CHECKING:
     from pipelines.tune import Args

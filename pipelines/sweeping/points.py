@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pipelines.measuring.contestants import Contest, Contestant
 from trainables.adapters.base import Adapter
-from trainables.backbone import Backbone
 from trainables.checkpoint import read_config
 from trainables.config import Task
 from trainables.draws import measured
@@ -24,6 +23,7 @@ from trainables.features import open_features
 from trainables.knobs import at, start_of
 from trainables.measure import measure
 from trainables.metrics.balance import as_share, standing
+from trainables.models.backbone import Backbone
 
 
 def check_task(run: Path, task: Task) -> None:

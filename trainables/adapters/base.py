@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Batch, Predictions, Tokens
 from trainables.hardware import full
 from trainables.losses import Objective
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import embed_text
 
 if TYPE_CHECKING:
     from trainables.classes import Classes

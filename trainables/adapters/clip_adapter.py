@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
 from trainables.adapters.shared import COOP_OPTIM
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
+from trainables.models.backbone import Backbone
 
 
 @dataclass(frozen=True)

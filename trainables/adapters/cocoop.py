@@ -17,10 +17,10 @@ from trainables.adapters.shared import (
     context,
     meta_network,
 )
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Tokens
-from trainables.text_tower import Prompt, embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import Prompt, embed_text
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import COOP_OPTIM, check_context, context
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Tokens
 from trainables.features import SplitFeatures
-from trainables.text_plan import Place
-from trainables.text_tower import Prompt, embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_plan import Place
+from trainables.models.text_tower import Prompt, embed_text
 
 PLACES: dict[str, Place] = {"end": "after_sos", "middle": "around_name", "front": "after_name"}
 

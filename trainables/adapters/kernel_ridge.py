@@ -13,11 +13,11 @@ from torch.nn.parameter import UninitializedBuffer
 
 from trainables.adapters.base import Adapter, Classifier, product
 from trainables.adapters.shared import unit
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.crossfit import blocks, choose, repeated
 from trainables.data.batches import Tokens
 from trainables.features import SplitFeatures
+from trainables.models.backbone import Backbone
 
 BETAS = (0.3, 1.0, 3.0, 10.0)
 PENALTIES = tuple(10.0 ** (half / 2) for half in range(-6, 3))  # lambda: 0.001 to 10

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter, Needs, product
 from trainables.adapters.shared import COOP_OPTIM, check_context, context
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Batch, Tokens
-from trainables.text_tower import Prompt, embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import Prompt, embed_text
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from torch.nn.parameter import UninitializedBuffer
 
 from trainables.adapters.base import Adapter, Classifier, product
 from trainables.adapters.shared import unit
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.crossfit import choose, left_out, repeated
 from trainables.data.batches import Tokens
 from trainables.features import SplitFeatures
+from trainables.models.backbone import Backbone
 
 PENALTIES = tuple(10.0 ** (half / 2) for half in range(2, -9, -1))  # lambda: 10 to 0.0001
 STEPS = 500  # of L-BFGS for each, at most

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import write_model
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
-from trainables.image_tower import depth, own_towers, upper
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import depth, own_towers, upper
+from trainables.models.text_tower import embed_text
 
 ATTENTION = r"self_attn\.(?:{})_proj"
 TARGETS = {

@@ -13,10 +13,10 @@ from torch.nn.parameter import UninitializedBuffer
 
 from trainables.adapters.base import Adapter, Classifier, product
 from trainables.adapters.shared import unit
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
 from trainables.features import SplitFeatures
+from trainables.models.backbone import Backbone
 
 ALPHA = 250.0  # where alpha starts, of the mean similarity of an image to its class's text
 MOMENTUM = 0.9

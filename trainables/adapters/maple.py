@@ -17,11 +17,11 @@ from trainables.adapters.shared import (
     deep_context,
     words_behind,
 )
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
-from trainables.image_tower import upper
-from trainables.text_tower import Prompt, embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import upper
+from trainables.models.text_tower import Prompt, embed_text
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter, Classifier, Needs
 from trainables.adapters.shared import COOP_OPTIM, Tiles, conditional, meta_network
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
-from trainables.text_tower import Prompt, embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import Prompt, embed_text
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Batch, Tokens
 from trainables.data.transfer import send
-from trainables.decoding import Decoding, decode
 from trainables.distributed import gather
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
 from trainables.files import write_bytes, write_json
 from trainables.hardware import resolved
-from trainables.language_model import LanguageModel, language_model
-from trainables.mappers import MlpMapper, TemporalPool, TransformerMapper
+from trainables.models.backbone import Backbone
+from trainables.models.decoding import Decoding, decode
+from trainables.models.language_model import LanguageModel, language_model
+from trainables.models.mappers import MlpMapper, TemporalPool, TransformerMapper
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Tokens
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)

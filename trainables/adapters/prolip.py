@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter, Needs, product
 from trainables.adapters.shared import load_model, write_model
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.errors import ConfigError
 from trainables.features import SplitFeatures
-from trainables.image_tower import depth
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import depth
 
 EPS = 1e-4  # of Adam
 IMAGES = 256  # through the tower's end at a time

@@ -18,13 +18,13 @@ from trainables.adapters.shared import (
     deep_context,
     words_behind,
 )
-from trainables.backbone import Backbone
 from trainables.classes import ENSEMBLE
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Batch, Tokens
 from trainables.features import SplitFeatures
-from trainables.image_tower import upper
-from trainables.text_tower import Prompt, embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import upper
+from trainables.models.text_tower import Prompt, embed_text
 
 
 @dataclass(frozen=True)

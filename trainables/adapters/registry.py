@@ -32,11 +32,11 @@ from trainables.adapters.ss_text import SsText
 from trainables.adapters.tip_adapter import TipAdapter
 from trainables.adapters.two_stage import TwoStage
 from trainables.adapters.zero_shot import ZeroShot
-from trainables.backbone import Backbone
 from trainables.classes import Classes
 from trainables.config import Task, TrainConfig, replace
 from trainables.errors import ConfigError, unknown
 from trainables.features import SplitFeatures, embedded, towers_of
+from trainables.models.backbone import Backbone
 
 ADAPTERS: dict[str, type[Adapter[Any]]] = {
     "zero_shot": ZeroShot,

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.adapters.base import Classifier, product
-from trainables.backbone import Backbone
 from trainables.config import Value, check
 from trainables.data.batches import Tokens
 from trainables.errors import ConfigError
 from trainables.files import write_json
-from trainables.image_tower import depth as image_depth
-from trainables.model_folder import no_bars
-from trainables.text_tower import Prompt, embed_text, word_vectors
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import depth as image_depth
+from trainables.models.model_folder import no_bars
+from trainables.models.text_tower import Prompt, embed_text, word_vectors
 
 WORDS = "a photo of a"
 # How CoOp trains (Zhou et al. 2022), and most that followed it.

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import check_context, check_length, context
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
-from trainables.text_tower import Prompt, embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import Prompt, embed_text
 
 
 @dataclass(frozen=True)

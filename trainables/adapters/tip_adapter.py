@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.nn.parameter import UninitializedBuffer
 
 from trainables.adapters.base import Adapter, Classifier, product
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.crossfit import choose
 from trainables.data.batches import Tokens
 from trainables.features import SplitFeatures
+from trainables.models.backbone import Backbone
 
 SHARPNESS, SHARE = (0.1, 7.0, 200), (0.1, 3.0, 20)  # the paper's grid for beta and for alpha
 VIEWS = 10  # augmented views that a key is the mean of

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import load_model, write_model
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
 from trainables.features import SplitFeatures
-from trainables.image_tower import own_towers, upper
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import own_towers, upper
+from trainables.models.text_tower import embed_text
 
 BELOW = "pre_layrnorm"  # of CLIP's image tower: in front of block 0, where features begin
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
-from trainables.backbone import Backbone
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
-from trainables.text_tower import embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainables.language_model import LanguageModel
+from trainables.models.language_model import LanguageModel
 
 ROWS = 256  # beams in one pass: images times beams
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from trainables.data.batches import Tokens
 from trainables.data.transfer import send
 from trainables.errors import ConfigError, DataError
-from trainables.text_attention import Ints, Packing, Pattern, grown, rounded
+from trainables.models.text_attention import Ints, Packing, Pattern, grown, rounded
 
 if TYPE_CHECKING:
-    from trainables.backbone import Backbone
-    from trainables.text_tower import Prompt
+    from trainables.models.backbone import Backbone
+    from trainables.models.text_tower import Prompt
 
 ROWS_A_PASS = 512  # without gradients: what bounds the memory, and stays in a CPU's cache
 Place = Literal["after_sos", "before_eot", "front", "after_name", "around_name"]

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json
-from trainables.model_folder import existing, quiet
+from trainables.models.model_folder import existing, quiet
 
 PIECES = "spiece.model"  # SentencePiece's
 

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from trainables.cleaning import Cleaning
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json
 from trainables.media.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from trainables.open_clip_towers import TIMM, clip, side_of, siglip
+from trainables.models.cleaning import Cleaning
+from trainables.models.open_clip_towers import TIMM, clip, side_of, siglip
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 Kind = Literal["clip", "siglip"]

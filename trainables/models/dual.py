@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from trainables.data.batches import Tokens
 from trainables.errors import ConfigError
-from trainables.text_plan import ROWS_A_PASS, Form, contents, fit
+from trainables.models.text_plan import ROWS_A_PASS, Form, contents, fit
 
 if TYPE_CHECKING:
-    from trainables.backbone import Backbone
-    from trainables.text_tower import Prompt
+    from trainables.models.backbone import Backbone
+    from trainables.models.text_tower import Prompt
 
 
 def embed_images(backbone: Backbone, pixels: Tensor) -> Tensor:

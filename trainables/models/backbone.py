@@ -17,23 +17,23 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, SiglipModel, VisionTextDualEncoderModel
 
-from trainables import dual
-from trainables.cleaning import Cleaning, clean
 from trainables.data.batches import Tokens
 from trainables.errors import ConfigError, unknown
 from trainables.files import read_json
-from trainables.given import END, is_given, load_given
 from trainables.hardware import Resolved, autocast
-from trainables.image_tower import lower, upper
 from trainables.media.preprocess import Preprocess, read_preprocess
-from trainables.model_folder import existing, fingerprint, isolated, load_model, locate
-from trainables.open_clip import (
+from trainables.models import dual
+from trainables.models.cleaning import Cleaning, clean
+from trainables.models.given_texts import END, is_given, load_given
+from trainables.models.image_tower import lower, upper
+from trainables.models.model_folder import existing, fingerprint, isolated, load_model, locate
+from trainables.models.open_clip import (
     cleaning_of,
     is_open_clip,
     load_open_clip,
     read_open_clip_preprocess,
 )
-from trainables.tokenizer import check_fits, load_tokenizer
+from trainables.models.tokenizer import check_fits, load_tokenizer
 
 MODELS = {
     "clip": CLIPModel,

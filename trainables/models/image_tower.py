@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from trainables.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from trainables.backbone import Backbone
+    from trainables.models.backbone import Backbone
 
 
 def depth(backbone: Backbone) -> int:

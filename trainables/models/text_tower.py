@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainables.backbone import Backbone
 from trainables.data.batches import Tokens
-from trainables.dual import embed_captions
 from trainables.errors import ConfigError, DataError
-from trainables.text_attention import Attention
-from trainables.text_plan import Form, Layout, Place, check, plan
+from trainables.models.backbone import Backbone
+from trainables.models.dual import embed_captions
+from trainables.models.text_attention import Attention
+from trainables.models.text_plan import Form, Layout, Place, check, plan
 
 
 @dataclass(frozen=True)

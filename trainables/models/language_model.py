@@ -23,12 +23,19 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from trainables.backbone import Backbone
 from trainables.data.batches import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.hardware import full
-from trainables.model_folder import existing, fingerprint, isolated, load_model, locate, no_bars
-from trainables.tokenizer import check_fits
+from trainables.models.backbone import Backbone
+from trainables.models.model_folder import (
+    existing,
+    fingerprint,
+    isolated,
+    load_model,
+    locate,
+    no_bars,
+)
+from trainables.models.tokenizer import check_fits
 
 TINY = Path(__file__).parent / "tiny_lm"  # it knows the words of the demo, and spells others
 CHUNK = 4096  # captions tokenised at a time

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.backbone import Backbone
 from trainables.config import check
+from trainables.models.backbone import Backbone
 
 ROWS_A_PASS = 512  # vectors searched at a time: 512 x 49,408 scores are 100 MB
 Measure: TypeAlias = Literal["euclidean", "cosine"]

@@ -1,0 +1,1 @@
+"""The frozen models: CLIP's towers by any name, and the language model that speaks."""
