@@ -22,8 +22,8 @@ from torch import Tensor
 from pipelines.comparing.cells import read_cells
 from trainables.checkpoint import load_adapter
 from trainables.data.shards import ShardSet
-from trainables.draws import read_draw
-from trainables.features import SplitFeatures, backbone_of, open_features
+from trainables.features.features import SplitFeatures, backbone_of, open_features
+from trainables.features.few_shot import read_draw
 from trainables.files import read_json, write_json
 from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.classification import hits

@@ -91,7 +91,7 @@ def _plan(args: Args) -> Plan:
     from search_spaces.registry import SPACES
     from trainables.adapters.registry import adapters_for, make_config
     from trainables.data.store import read_manifest
-    from trainables.features import towers_of
+    from trainables.features.features import towers_of
 
     data, words = _pairs("--data", args.data), _pairs("--words", args.words)
     if unknown_names := words.keys() - data.keys():
@@ -248,7 +248,7 @@ def _draw(args: Args, plan: Plan, folder: Path) -> None:
     from pipelines.drawing.make import Task, make_draw
     from pipelines.drawing.words import read_words
     from trainables.data.shards import ShardSet
-    from trainables.draws import Part, read_draw, write_draw
+    from trainables.features.few_shot import Part, read_draw, write_draw
 
     halves: dict[str, tuple[Part, ...]] = {"all": ("all",), "base": ("base", "new")}
     for source, tasks in itertools.groupby(plan.tasks(), lambda task: task[1]):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pipelines.using.files import Faults
     from pipelines.using.model import Model
-    from trainables.classes import Classes
+    from trainables.features.classes import Classes
     from trainables.metrics.calibration import Calibration, Kind
 
 

@@ -12,7 +12,7 @@ from trainables.errors import DataError
 
 if TYPE_CHECKING:
     from trainables.data.shards import ShardSet
-    from trainables.draws import Draw
+    from trainables.features.few_shot import Draw
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Args:
 def run(args: Args) -> None:
     from pipelines import console
     from trainables.data.shards import ShardSet
-    from trainables.draws import read_draw, write_draw
+    from trainables.features.few_shot import read_draw, write_draw
 
     shards = ShardSet.open(args.shards)
     draw = _draw(args, shards)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.measuring.contestants import Contest
     from trainables.adapters.base import Adapter
     from trainables.data.shards import Seal, ShardSet
-    from trainables.features import SplitFeatures
+    from trainables.features.features import SplitFeatures
     from trainables.models.backbone import Backbone
 
 FORMAT = "cliptune-result-2"
@@ -63,7 +63,7 @@ def run(args: Args) -> None:
     from pipelines.measuring.contestants import check_open, join, read_contest
     from pipelines.measuring.openings import damages
     from pipelines.measuring.standings import retention, table
-    from trainables.features import backbone_of
+    from trainables.features.features import backbone_of
     from trainables.hardware import default_device
 
     started = time.monotonic()
@@ -180,7 +180,7 @@ def _open(
     """The test split's features; of classes, those of the images to measure, with their labels."""
     from tqdm import tqdm
 
-    from trainables.features import embed_split, frames_of
+    from trainables.features.features import embed_split, frames_of
 
     doing = "reading" if shards.embedded else "embedding"
     images = shards.splits["test"]["images"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipelines.explaining.subjects import Subject
     from pipelines.explaining.words import Learned
     from trainables.adapters.base import Adapter
-    from trainables.features import SplitFeatures
+    from trainables.features.features import SplitFeatures
     from trainables.models.backbone import Backbone
 
 FORMAT = "cliptune-explain-1"
@@ -72,7 +72,7 @@ def run(args: Args) -> None:
 def _explain(args: Args, subjects: list[Subject]) -> dict[str, Any]:
     from pipelines.explaining.words import seeds
     from pipelines.measuring.provenance import hardware, versions
-    from trainables.features import backbone_of
+    from trainables.features.features import backbone_of
     from trainables.hardware import default_device
 
     started = time.monotonic()

@@ -25,7 +25,7 @@ class Args:
 def run(args: Args) -> None:
     from pipelines.measuring.contestants import read_contest
     from trainables.exported import loading, write_scores
-    from trainables.features import backbone_of
+    from trainables.features.features import backbone_of
 
     if args.out.exists():
         raise DataError(f"`{args.out}` exists already: give another `--out`.")

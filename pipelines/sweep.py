@@ -48,7 +48,7 @@ class Args:
 def run(args: Args) -> None:
     from pipelines.measuring.contestants import read_contest
     from pipelines.sweeping.points import check_task
-    from trainables.draws import check_retain
+    from trainables.features.few_shot import check_retain
 
     if not args.shares:
         raise ConfigError("`--shares` must name at least one share.")
@@ -67,7 +67,7 @@ def run(args: Args) -> None:
 
 def _open(contest: Contest) -> Bench:
     from pipelines.sweeping.points import Bench
-    from trainables.features import backbone_of
+    from trainables.features.features import backbone_of
     from trainables.hardware import default_device
 
     return Bench(contest, backbone_of(contest.features, default_device()))
@@ -162,7 +162,7 @@ def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
 
 def _about(args: Args) -> dict[str, Any]:
     """What `cliptune train` would say of a run on the same data."""
-    from trainables.draws import about_draws
+    from trainables.features.few_shot import about_draws
 
     name = "study.json" if (args.run / "study.json").is_file() else "run.json"
     found = read_json(args.run / name)

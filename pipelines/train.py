@@ -70,7 +70,7 @@ def run(args: Args) -> None:
     args = dataclasses.replace(args, features=find_store(args.features).absolute())
 
     from trainables.adapters.registry import check_towers  # torch, too late for a slip
-    from trainables.draws import check_divided, check_draw, check_retain
+    from trainables.features.few_shot import check_divided, check_draw, check_retain
     from trainables.loop import METRICS, check_metric
     from trainables.models.given_texts import check_texts
 
@@ -129,7 +129,7 @@ def _configure(args: Args) -> tuple[TrainConfig, Mapping[str, Any]]:
     from pipelines.searching.schedule import read_schedule
     from trainables.adapters.registry import ADAPTERS, make_config, task_of
     from trainables.config import read_fields
-    from trainables.draws import read_draw
+    from trainables.features.few_shot import read_draw
 
     if args.schedule is None:
         name = args.adapter or "soft_prompt"
@@ -169,7 +169,7 @@ def _check_without_val(args: Args, config: TrainConfig) -> None:
 
 def _claim(folder: Path, args: Args, task: Task) -> None:
     """Write `run.json`, or check that this folder holds the same run."""
-    from trainables.draws import about_draws
+    from trainables.features.few_shot import about_draws
 
     wanted: dict[str, Any] = {
         "format": "cliptune-run-1",

@@ -14,10 +14,10 @@ from torch import Tensor
 from tests.tiny import caption, tiny_lm
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_config
-from trainables.classes import Classes
 from trainables.data.batches import Batch
-from trainables.derived import Derived
-from trainables.features import SplitFeatures
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures
+from trainables.features.lazy_parts import Derived
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import lower
 from trainables.models.text_tower import embed_text

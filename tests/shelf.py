@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.tiny import COLOURS, tiny_features
-from trainables.draws import Draw, Member, Part, write_draw
+from trainables.features.few_shot import Draw, Member, Part, write_draw
 from trainables.files import sha256_bytes
 
 IMAGES, VAL = 48, 36

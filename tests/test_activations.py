@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.pair import forking
-from trainables.activations import CRC, LowerStates, reading_pays
+from trainables.features.hidden_states import CRC, LowerStates, reading_pays
 
 SHAPE = (3, 4)
 SLOT = 4 * 12 + CRC

@@ -31,8 +31,8 @@ from pipelines.demo.scenes import COLOURS
 from pipelines.searching.from_disk import pausing
 from tests.one_process import snapshots
 from trainables.data.shards import Seal, ShardSet
-from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError, DataError
+from trainables.features.few_shot import read_draw
 from trainables.files import read_json
 from trainables.loop import Interrupted
 from trainables.media import preprocess

@@ -24,7 +24,7 @@ from trainables.checkpoint import load_adapter
 from trainables.data.batches import Batch
 from trainables.distributed import average
 from trainables.errors import CheckpointError, ConfigError
-from trainables.features import open_features
+from trainables.features.features import open_features
 from trainables.loop import Interrupted, Run, never
 from trainables.measure import measure
 from trainables.models.backbone import Backbone, load_backbone

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.contract import CLASSES, examples, make
-from trainables.classes import DEFAULT, ENSEMBLE, Classes
 from trainables.errors import ConfigError
+from trainables.features.classes import DEFAULT, ENSEMBLE, Classes
 from trainables.models.backbone import Backbone
 from trainables.models.text_tower import embed_text
 from trainables.predict import score

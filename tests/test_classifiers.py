@@ -25,9 +25,9 @@ from tests.test_few_shot import unit, words
 from tests.tiny import tiny_clip
 from trainables.adapters.registry import build, make_config
 from trainables.checkpoint import adapter_digest, load_adapter, save_checkpoint, trained_tensors
-from trainables.classes import Classes
 from trainables.errors import ConfigError
-from trainables.features import SplitFeatures
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures
 from trainables.measure import examine, measure
 from trainables.metrics.classification import classification_metrics, hits
 from trainables.models.backbone import Backbone, load_backbone

@@ -11,12 +11,12 @@ import pytest
 
 from tests.tiny import tiny_clip, tiny_features, tiny_shards, tiny_siglip
 from trainables.data.shards import ShardSet
-from trainables.features import backbone_of, features_key
+from trainables.features.features import backbone_of, features_key
+from trainables.features.texts import read_texts
 from trainables.files import read_json, write_json
 from trainables.models import cleaning
 from trainables.models.backbone import load_backbone
 from trainables.models.cleaning import clean, repairs
-from trainables.texts import read_texts
 
 CASES = {
     "a dog &amp; a cat": "a dog & a cat",

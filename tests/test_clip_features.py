@@ -22,12 +22,12 @@ from pipelines.shards import run as write_shards
 from tests import films
 from tests.films import BLUE, GREEN, RED
 from tests.pictures import jpeg
-from trainables.classes import Classes
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import ConfigError, DataError
-from trainables.features import embed_split, features_key, open_features
+from trainables.features.classes import Classes
+from trainables.features.features import embed_split, features_key, open_features
+from trainables.features.frames import Frames
 from trainables.files import read_json, sha256_json
-from trainables.frames import Frames
 from trainables.media.clips import Clip, sample
 from trainables.media.frame_folders import pack
 from trainables.media.images import decode

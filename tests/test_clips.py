@@ -17,7 +17,7 @@ from tests import films
 from tests.films import ANIMATIONS, BLUE, GREEN, RED, VIDEOS
 from tests.pictures import jpeg
 from trainables.errors import ConfigError, DataError
-from trainables.frames import Frames, embed_clip
+from trainables.features.frames import Frames, embed_clip
 from trainables.media import clips, image_headers, video
 from trainables.media.clips import BadClip, Clip, is_clip, sample, segments
 from trainables.media.frame_folders import natural, pack

@@ -19,9 +19,9 @@ from tests.tiny import caption, tiny_features, tiny_shards
 from trainables.adapters.registry import build, make_config
 from trainables.checkpoint import trained_tensors
 from trainables.data.shards import Seal, ShardSet
-from trainables.derived import Derived
 from trainables.errors import DataError
-from trainables.features import SplitFeatures, backbone_of, embed_split, open_features
+from trainables.features.features import SplitFeatures, backbone_of, embed_split, open_features
+from trainables.features.lazy_parts import Derived
 from trainables.files import read_json, write_hashed
 from trainables.loop import METRICS, Run
 from trainables.models.backbone import Backbone
@@ -43,7 +43,7 @@ def store(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def towers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images the image tower's lower half was given, call by call."""
-    from trainables import derived
+    from trainables.features import lazy_parts as derived
 
     given: list[int] = []
     plain = derived.lower
@@ -186,8 +186,8 @@ def test_a_gpu_keeps_states_only_where_reading_was_measured_to_pay(
         asked.append(rows.tolist())
         return pays
 
-    monkeypatch.setattr("trainables.derived.recomputes", lambda device: True)
-    monkeypatch.setattr("trainables.derived.reading_pays", measured)
+    monkeypatch.setattr("trainables.features.lazy_parts.recomputes", lambda device: True)
+    monkeypatch.setattr("trainables.features.lazy_parts.reading_pays", measured)
     data = open_features(store, "train", backbone_of(store))
     first, again = data.hidden(ROWS, 0, 1), data.hidden(ROWS, 0, 1)
     assert torch.equal(first, again)

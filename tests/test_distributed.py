@@ -16,7 +16,7 @@ from tests.tiny import tiny_clip, tiny_features
 from trainables.adapters.registry import build, make_config
 from trainables.data.batches import Batch
 from trainables.distributed import average, gather
-from trainables.features import open_features
+from trainables.features.features import open_features
 from trainables.models.backbone import load_backbone
 
 ADAPTERS, LOSSES = ("soft_prompt", "projection"), ("infonce", "siglip")

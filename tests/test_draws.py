@@ -23,8 +23,8 @@ from pipelines.drawing.labelled import read_labelled
 from pipelines.drawing.make import Task, make_draw, part_of
 from pipelines.drawing.words import FOLDER, Words, clean, read_words, shipped
 from trainables.data.shards import SCHEMA, ShardSet
-from trainables.draws import PARTS, Draw, Member, Part, read_draw, write_draw
 from trainables.errors import ConfigError, DataError
+from trainables.features.few_shot import PARTS, Draw, Member, Part, read_draw, write_draw
 from trainables.files import sha256_bytes, sha256_file, sha256_json, write_json
 
 ROOT = Path(__file__).parents[1]

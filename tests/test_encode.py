@@ -35,11 +35,11 @@ from pipelines.shards import Args as ShardArgs
 from pipelines.shards import run as write_shards
 from tests.pictures import jpeg
 from tests.tiny import tiny_clip, tiny_shards
-from trainables import features as features_module
 from trainables.adapters.registry import build, make_config
 from trainables.data.shards import Seal, ShardSet, captions_of
 from trainables.errors import ConfigError, DataError
-from trainables.features import embed_split, features_key, open_features
+from trainables.features import features as features_module
+from trainables.features.features import embed_split, features_key, open_features
 from trainables.files import read_json, sha256_file, write_json
 from trainables.media.images import decode
 from trainables.media.preprocess import view_of

@@ -26,7 +26,7 @@ from trainables.adapters.registry import make_config
 from trainables.data.batches import Predictions
 from trainables.data.shards import SCHEMA, Seal, ShardSet
 from trainables.errors import CheckpointError, ConfigError, DataError
-from trainables.features import SplitFeatures, embed_split, open_features
+from trainables.features.features import SplitFeatures, embed_split, open_features
 from trainables.files import read_json, sha256_bytes, sha256_file, write_json
 from trainables.loop import Run
 from trainables.metrics.bootstrap import Bootstrap, holm
@@ -174,7 +174,9 @@ def test_a_second_call_changes_nothing_and_opens_nothing(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = measured(study)
-    monkeypatch.setattr("trainables.features.embed_split", None)  # would fail if it were called
+    monkeypatch.setattr(
+        "trainables.features.features.embed_split", None
+    )  # would fail if it were called
     assert measured(study) == first
     assert "up to date" in capsys.readouterr().out
     assert len(first["test_openings"]) == 1

@@ -13,9 +13,9 @@ from pipelines import evaluate
 from tests.things import in_this_process, things
 from trainables.checkpoint import load_adapter
 from trainables.data.shards import Seal, ShardSet
-from trainables.draws import read_draw, write_draw
 from trainables.errors import ConfigError, DataError
-from trainables.features import backbone_of, embed_split
+from trainables.features.features import backbone_of, embed_split
+from trainables.features.few_shot import read_draw, write_draw
 from trainables.files import (
     read_json,
     read_jsonl,

@@ -24,11 +24,11 @@ from pipelines.maps.projection import align, neighbour_hits, project, trustworth
 from tests.tiny import COLOURS, tiny_clip, tiny_features
 from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_config
 from trainables.checkpoint import load_adapter
-from trainables.classes import Classes
 from trainables.data.batches import Predictions
-from trainables.draws import Draw, Member, read_draw, write_draw
 from trainables.errors import ConfigError, DataError
-from trainables.features import SplitFeatures, open_features
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures, open_features
+from trainables.features.few_shot import Draw, Member, read_draw, write_draw
 from trainables.files import read_json, write_hashed
 from trainables.interpretation import against_random, nearest_words, stability
 from trainables.measure import measure

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from tests.contract import ALL, CLASSES, CLASSIFIERS, LEARNING, make, pictures, trained
 from tests.tiny import tiny_clip
 from trainables.adapters.base import Adapter
-from trainables.classes import ENSEMBLE
 from trainables.data.batches import Batch
+from trainables.features.classes import ENSEMBLE
 from trainables.models.backbone import Backbone, load_backbone
 from trainables.models.image_tower import lower
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tests.tiny import COLOURS
 from trainables.adapters.registry import make_config
-from trainables.classes import Classes
 from trainables.errors import DataError
-from trainables.features import open_features
+from trainables.features.classes import Classes
+from trainables.features.features import open_features
 from trainables.fused import Fleet
 from trainables.loop import Interrupted, Run, never
 from trainables.models.backbone import Backbone

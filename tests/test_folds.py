@@ -25,9 +25,9 @@ from tests.shelf import shelf
 from tests.test_few_shot_runs import finish
 from trainables.adapters.registry import build, make_config
 from trainables.checkpoint import load_adapter, val_values
-from trainables.draws import read_draw
 from trainables.errors import ConfigError, DataError
-from trainables.features import open_features
+from trainables.features.features import open_features
+from trainables.features.few_shot import read_draw
 from trainables.files import read_json, read_jsonl, write_hashed, write_json
 from trainables.loop import Interrupted, Run
 from trainables.measure import examine

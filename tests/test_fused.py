@@ -16,7 +16,7 @@ from trainables.crew import Crew, Job, members, pruned_file
 from trainables.data.transfer import Numbers
 from trainables.distributed import ALONE
 from trainables.errors import ConfigError
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
 from trainables.fused import FREE, Fleet, shape_of
 from trainables.loop import METRICS, Diverged, Interrupted, Run
 from trainables.trial import TrialSettings, Workbench

@@ -30,11 +30,11 @@ from pipelines.encoding.given import encode_given
 from pipelines.using.files import Faults
 from pipelines.using.model import Model
 from trainables.adapters.registry import build, check_towers, make_config
-from trainables.classes import Classes
 from trainables.data.shards import Seal, ShardSet
-from trainables.draws import check_divided
 from trainables.errors import CliptuneError, ConfigError, DataError
-from trainables.features import backbone_of, embed_split, open_features
+from trainables.features.classes import Classes
+from trainables.features.features import backbone_of, embed_split, open_features
+from trainables.features.few_shot import check_divided
 from trainables.files import write_json
 from trainables.models.backbone import load_backbone
 from trainables.predict import predict

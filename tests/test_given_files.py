@@ -24,7 +24,7 @@ from pipelines.encoding.metadata import labels_of
 from tests.test_given import NAMES, ROWS, WIDTH, save, table, vectors
 from trainables.data.shards import ShardSet
 from trainables.errors import DataError
-from trainables.features import backbone_of, open_features
+from trainables.features.features import backbone_of, open_features
 
 Array = np.ndarray[Any, Any]
 

@@ -18,7 +18,7 @@ from tests.shelf import draw
 from tests.tiny import tiny_features, tiny_lm, tiny_shards
 from trainables.config import Task
 from trainables.crew import Job
-from trainables.draws import write_draw
+from trainables.features.few_shot import write_draw
 from trainables.loop import METRICS
 from trainables.trial import TrialSettings
 

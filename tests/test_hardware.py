@@ -21,7 +21,7 @@ from trainables.checkpoint import load_adapter
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.data.shards import ShardSet
 from trainables.errors import ConfigError, DataError
-from trainables.features import (
+from trainables.features.features import (
     backbone_of,
     embed_split,
     features_key,
@@ -209,7 +209,9 @@ def test_the_key_of_a_store_in_fp32_is_what_it_was(
     clip: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[Any] = []
-    monkeypatch.setattr("trainables.features.sha256_json", lambda x: hashed.append(x) or "")
+    monkeypatch.setattr(
+        "trainables.features.features.sha256_json", lambda x: hashed.append(x) or ""
+    )
     for how in ("fp32", "bf16"):
         features_key(load_backbone(str(clip), precision=how), ShardSet.open(shards))  # type: ignore[arg-type]
     assert "precision" not in hashed[0]

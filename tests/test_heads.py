@@ -17,7 +17,7 @@ from trainables.adapters.registry import build, make_config
 from trainables.config import Value
 from trainables.crossfit import PARTS, choose, left_out
 from trainables.errors import ConfigError
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.predict import score
 

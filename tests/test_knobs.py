@@ -20,9 +20,9 @@ from tests.contract import TURNING, batch_of, examples, make
 from tests.shelf import shelf
 from trainables.adapters.base import Adapter
 from trainables.checkpoint import adapter_digest, live_tensors, load_adapter, trained_tensors
-from trainables.draws import measured, read_draw
 from trainables.errors import CliptuneError
-from trainables.features import open_features
+from trainables.features.features import open_features
+from trainables.features.few_shot import measured, read_draw
 from trainables.files import read_json, read_jsonl, write_hashed
 from trainables.knobs import at, start_of
 from trainables.measure import measure

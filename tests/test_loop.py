@@ -19,7 +19,7 @@ from trainables import checkpoint
 from trainables.adapters.registry import make_config
 from trainables.checkpoint import load_adapter, newest_intact, verify
 from trainables.errors import CheckpointError, ConfigError
-from trainables.features import open_features
+from trainables.features.features import open_features
 from trainables.loop import Diverged, Interrupted, Run, best_of, never
 from trainables.models.backbone import Backbone, load_backbone
 from trainables.predict import predict

@@ -21,10 +21,10 @@ from pipelines.measuring.captions import CaptionProtocol
 from pipelines.measuring.protocol import metrics, versus
 from tests.tiny import COLOURS, caption, tiny_features, tiny_lm, tiny_shards
 from trainables.adapters.registry import make_config
-from trainables.classes import Classes
-from trainables.derived import Derived
-from trainables.draws import Draw, Member, measured
-from trainables.features import SplitFeatures, backbone_of, open_features
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures, backbone_of, open_features
+from trainables.features.few_shot import Draw, Member, measured
+from trainables.features.lazy_parts import Derived
 from trainables.files import read_json, write_json
 from trainables.loop import Run
 from trainables.models.backbone import Backbone

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.searchers import cells, populations, record
 from benchmarks.searchers.curves import Data
 from benchmarks.searchers.populations import FILE, Options, main, section
-from trainables.features import open_features
+from trainables.features.features import open_features
 from trainables.files import read_json, write_json
 from trainables.loop import METRICS
 from trainables.models.backbone import Backbone

@@ -25,10 +25,10 @@ from pipelines.demo.stage import BACKBONE
 from pipelines.demo.words import captions
 from trainables.adapters.base import Adapter, product
 from trainables.adapters.registry import build, make_config
-from trainables.classes import Classes
 from trainables.data.batches import Batch
-from trainables.derived import Derived
-from trainables.features import SplitFeatures
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures
+from trainables.features.lazy_parts import Derived
 from trainables.hardware import Resolved, autocast, has_bf16
 from trainables.metrics.retrieval import mutual_ranks, retrieval_metrics
 from trainables.models.backbone import Backbone, load_backbone

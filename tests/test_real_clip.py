@@ -11,9 +11,9 @@ import torch
 from pipelines.cli import stage_main
 from pipelines.drawing.labelled import Labelled, read_labelled
 from trainables.adapters.registry import build, make_config
-from trainables.classes import Classes
 from trainables.data.shards import ShardSet
-from trainables.features import SplitFeatures, backbone_of, open_features
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures, backbone_of, open_features
 from trainables.predict import score
 
 GIVEN = Path(__file__).parents[2] / "shared/data/real-clip/whurs19"

@@ -21,8 +21,8 @@ from tests import things as shards_of
 from tests.things import in_this_process
 from tests.tiny import tiny_lm, tiny_shards
 from trainables.config import to_json
-from trainables.draws import read_draw
 from trainables.errors import CliptuneError, ConfigError, DataError
+from trainables.features.few_shot import read_draw
 from trainables.files import read_json, read_jsonl, write_json
 from trainables.metrics.balance import harmonic
 from trainables.schedules import lr_factor

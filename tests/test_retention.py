@@ -29,9 +29,9 @@ from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, open_study
 from tests.shelf import draw, shelf
 from trainables.checkpoint import load_adapter
-from trainables.draws import read_draw, write_draw
 from trainables.errors import CliptuneError, DataError
-from trainables.features import open_features
+from trainables.features.features import open_features
+from trainables.features.few_shot import read_draw, write_draw
 from trainables.files import append_jsonl, read_json, read_jsonl, write_hashed
 from trainables.metrics.balance import as_share, front, harmonic, standing
 from trainables.models.backbone import Backbone

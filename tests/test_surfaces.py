@@ -19,8 +19,8 @@ from benchmarks.searchers.record import Args, configurations, record, write
 from benchmarks.searchers.surfaces import FOLDER, Surface, encode
 from search_spaces.common import choice, log_float
 from tests.tiny import COLOURS
-from trainables.classes import Classes
-from trainables.features import open_features
+from trainables.features.classes import Classes
+from trainables.features.features import open_features
 from trainables.loop import Run
 from trainables.models.backbone import Backbone
 from trainables.trial import config_of

@@ -21,13 +21,13 @@ from tests.tiny import COLOURS, tiny_clip, tiny_features, tiny_lm, tiny_shards
 from trainables import distributed, loop
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
-from trainables.classes import Classes
 from trainables.config import Task
 from trainables.crew import failure
 from trainables.data.batches import Batch
 from trainables.distributed import ALONE, Worker, average, join
 from trainables.errors import CliptuneError, ConfigError
-from trainables.features import open_features
+from trainables.features.classes import Classes
+from trainables.features.features import open_features
 from trainables.loop import METRICS, Run
 from trainables.models.backbone import load_backbone
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from tests.contract import CLASSES, batch_of, examples, make, train
 from tests.test_classifiers import OTHERS
 from trainables.adapters.registry import build, make_config
-from trainables.classes import Classes
 from trainables.errors import ConfigError
+from trainables.features.classes import Classes
 from trainables.loop import Run
 from trainables.models.backbone import Backbone
 from trainables.predict import score

@@ -34,12 +34,12 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.nearest_caption import NearestCaption
 from trainables.adapters.registry import make_config
 from trainables.checkpoint import load_adapter
-from trainables.classes import Classes
-from trainables.draws import Draw, Member, write_draw
 from trainables.errors import ConfigError
-from trainables.features import SplitFeatures
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures
+from trainables.features.few_shot import Draw, Member, write_draw
+from trainables.features.frames import Frames
 from trainables.files import read_json, sha256_json, write_hashed, write_json
-from trainables.frames import Frames
 from trainables.media.clips import Rule
 from trainables.media.image_headers import BadImage
 from trainables.media.images import decode

@@ -17,7 +17,7 @@ from pipelines.encoding.given import encode_given
 from tests.test_given import WIDTH, save, table, vectors
 from tests.test_use import as_json, printed
 from trainables.checkpoint import load_adapter
-from trainables.features import backbone_of
+from trainables.features.features import backbone_of
 from trainables.models.backbone import Backbone
 from trainables.models.text_tower import embed_text
 

@@ -25,9 +25,9 @@ from tests.tiny import tiny_features, tiny_shards
 from trainables.data import verified
 from trainables.data.shards import Seal, ShardSet
 from trainables.data.verified import intact, noted
-from trainables.derived import hash_of
 from trainables.errors import CliptuneError, DataError
-from trainables.features import backbone_of, embed_split, open_features
+from trainables.features.features import backbone_of, embed_split, open_features
+from trainables.features.lazy_parts import hash_of
 from trainables.files import read_json, sha256_bytes, sha256_file, write_hashed, write_json
 
 assert given_folder  # a fixture

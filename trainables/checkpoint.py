@@ -24,9 +24,9 @@ from torch.nn.parameter import is_lazy
 
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
-from trainables.classes import Classes
 from trainables.config import TrainConfig, in_epoch, to_json
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, DataError
+from trainables.features.classes import Classes
 from trainables.files import (
     JSON,
     read_json,

@@ -18,7 +18,7 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.checkpoint import live_tensors, trained_tensors
 from trainables.config import TrainConfig, check
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone
 
 

@@ -39,7 +39,7 @@ from trainables.data.batches import Batch
 from trainables.data.transfer import Numbers
 from trainables.distributed import ALONE, Worker, average, same_start
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
 from trainables.files import read_json, understood, write_bytes, write_json
 from trainables.hardware import autocast, check_precision
 from trainables.measure import Found, examine, pooled

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
-from trainables.classes import Classes
 from trainables.data.batches import Predictions
-from trainables.features import SplitFeatures
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures
 from trainables.hardware import autocast
 
 TEXTS = 4096  # captions at a time; the text tower takes fewer in one pass by itself

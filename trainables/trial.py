@@ -23,9 +23,9 @@ from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
 from trainables.config import Task, TrainConfig, replace
 from trainables.crew import FOLDS, Crew, Job, stop_file
 from trainables.distributed import ALONE, Worker
-from trainables.draws import measured, read_draw
 from trainables.errors import CliptuneError
-from trainables.features import SplitFeatures, backbone_of, open_features
+from trainables.features.features import SplitFeatures, backbone_of, open_features
+from trainables.features.few_shot import measured, read_draw
 from trainables.hardware import default_device
 from trainables.loop import Run
 from trainables.memory import claim, give_back

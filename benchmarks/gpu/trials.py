@@ -18,10 +18,10 @@ from benchmarks.captions import captions, class_prompts
 from benchmarks.gpu.scale import Scale
 from benchmarks.models import backbone, normal
 from trainables.adapters.registry import make_config
-from trainables.classes import Classes
 from trainables.config import Task
-from trainables.derived import Derived
-from trainables.features import SplitFeatures
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures
+from trainables.features.lazy_parts import Derived
 from trainables.loop import METRICS, Run
 from trainables.models.backbone import Backbone
 

@@ -17,7 +17,7 @@ from typing import Any
 from trainables.config import Task
 from trainables.crew import is_own_failure
 from trainables.errors import CliptuneError
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
 from trainables.fused import Fleet
 from trainables.loop import METRICS, Row, Run
 from trainables.measure import measure

@@ -36,8 +36,8 @@ from pipelines.searching.study import Search
 from trainables.config import Task
 from trainables.data.shards import Seal, ShardSet
 from trainables.data.store import find_store
-from trainables.draws import read_draw
-from trainables.features import backbone_of, embed_split, open_features
+from trainables.features.features import backbone_of, embed_split, open_features
+from trainables.features.few_shot import read_draw
 from trainables.files import append_jsonl, now, read_jsonl
 from trainables.fused import shape_of
 from trainables.hardware import default_device

@@ -34,7 +34,7 @@ from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.data.shards import Seal, ShardSet
 from trainables.data.store import find_store, read_manifest
 from trainables.errors import DataError
-from trainables.features import (
+from trainables.features.features import (
     SplitFeatures,
     backbone_of,
     embed_split,

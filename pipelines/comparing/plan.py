@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.draws import Draw, Part, read_draw
 from trainables.errors import DataError
+from trainables.features.few_shot import Draw, Part, read_draw
 from trainables.files import read_hashed, read_json, understood, write_hashed
 from trainables.hardware import Precision
 

@@ -33,8 +33,8 @@ from pipelines.searching.study import (
 from trainables.adapters.registry import make_config
 from trainables.crew import ask_to_stop, failure, is_own_failure, outcome, stop_file, warned
 from trainables.data.store import find_store
-from trainables.draws import read_draw
 from trainables.faults import disk_failure, is_machines_failure
+from trainables.features.few_shot import read_draw
 from trainables.files import read_json, write_hashed, write_json
 from trainables.loop import Interrupted
 from trainables.memory import is_out_of_memory

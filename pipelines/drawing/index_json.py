@@ -15,8 +15,8 @@ from typing import Any
 
 from pipelines.drawing.labelled import SPLITS, Labelled, Split
 from pipelines.drawing.make import Task, assemble, check_enough
-from trainables.draws import Draw, Member
 from trainables.errors import DataError
+from trainables.features.few_shot import Draw, Member
 from trainables.files import read_json
 
 

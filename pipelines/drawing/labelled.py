@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from trainables.data.shards import ShardSet
-from trainables.draws import Member
 from trainables.errors import DataError
+from trainables.features.few_shot import Member
 
 Split: TypeAlias = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pipelines.drawing.labelled import Labelled, Split
 from pipelines.drawing.words import Words
 from trainables.config import check
-from trainables.draws import PARTS, Draw, Member, Part
 from trainables.errors import ConfigError, DataError, unknown
+from trainables.features.few_shot import PARTS, Draw, Member, Part
 
 VAL_SHOTS = 4  # at most, a class: CoOp's rule, so that choosing costs less than training
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainables.draws import check_template
 from trainables.errors import ConfigError, DataError, unknown
+from trainables.features.few_shot import check_template
 from trainables.files import read_json
 from trainables.models.given_texts import ALL
 

@@ -25,13 +25,13 @@ from pipelines.hold import hold
 from trainables.data.shards import ShardSet
 from trainables.data.store import FORMAT, MANIFEST, read_manifest
 from trainables.errors import CliptuneError, DataError
-from trainables.features import features_key
+from trainables.features.features import features_key
+from trainables.features.frames import Frames
+from trainables.features.texts import TEXT_COLUMNS, read_texts
 from trainables.files import now, write_hashed
-from trainables.frames import Frames
 from trainables.media.preprocess import decoder_versions
 from trainables.models.backbone import Backbone, load_backbone
 from trainables.models.cleaning import versions
-from trainables.texts import TEXT_COLUMNS, read_texts
 
 SPLITS = ("train", "val")
 

@@ -23,7 +23,7 @@ from pipelines.cluster import connect
 from pipelines.console import say
 from trainables.data.tensor_file import Array
 from trainables.errors import CliptuneError, ConfigError
-from trainables.frames import STILLS, Frames, embed_frames
+from trainables.features.frames import STILLS, Frames, embed_frames
 from trainables.hardware import Resolved, check_precision, default_device
 from trainables.media.image_headers import BadImage
 from trainables.media.preprocess import Preprocess

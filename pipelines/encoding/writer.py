@@ -19,8 +19,8 @@ from pipelines import console
 from trainables.data.tensor_file import Array, Layout, TensorFile
 from trainables.data.verified import noted
 from trainables.errors import DataError
+from trainables.features.texts import Texts
 from trainables.files import append_jsonl, read_jsonl, write_json
-from trainables.texts import Texts
 
 BLOCK = 2**22  # bytes read at once when hashing
 

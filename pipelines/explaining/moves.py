@@ -24,9 +24,9 @@ from pipelines.maps.projection import (
     trustworthiness,
 )
 from trainables.adapters.base import Adapter
-from trainables.classes import Classes
 from trainables.errors import DataError
-from trainables.features import SplitFeatures
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap, differing
 from trainables.predict import embed_images, in_use, predict
 

@@ -13,9 +13,9 @@ from typing import Any
 from pipelines.measuring.contestants import Contest, Contestant, read_contest
 from trainables.data.shards import ShardSet
 from trainables.data.store import read_manifest
-from trainables.draws import measured
 from trainables.errors import ConfigError, DataError
-from trainables.features import SplitFeatures, open_features
+from trainables.features.features import SplitFeatures, open_features
+from trainables.features.few_shot import measured
 from trainables.models.backbone import Backbone
 
 

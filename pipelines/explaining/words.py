@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainables.adapters.base import Adapter
 from trainables.errors import ConfigError
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
 from trainables.interpretation import ablation, against_random, nearest_words, stability
 from trainables.measure import measure as measure_on
 from trainables.models.backbone import Backbone

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from trainables.config import check
 from trainables.errors import ConfigError, DataError, unknown
-from trainables.mining import nearest_images
+from trainables.features.neighbours import nearest_images
 
 Floats: TypeAlias = npt.NDArray[Any]
 Ints: TypeAlias = npt.NDArray[np.int64]

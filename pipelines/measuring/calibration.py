@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pipelines.measuring.contestants import Contest
 from trainables.adapters.base import Adapter
-from trainables.draws import measured
 from trainables.errors import DataError
-from trainables.features import open_features
+from trainables.features.features import open_features
+from trainables.features.few_shot import measured
 from trainables.measure import examine
 from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.calibration import KINDS, TIMES, Calibration

@@ -18,8 +18,8 @@ from pipelines.baselines import WORDS
 from pipelines.measuring.protocol import Measured, differences, intervals
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES
-from trainables.derived import embed_each_once
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
+from trainables.features.lazy_parts import embed_each_once
 from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.captioning import (
     bleu_of,

@@ -17,9 +17,9 @@ from trainables.adapters.registry import ADAPTERS, BASELINES, build, make_config
 from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.store import MANIFEST
-from trainables.draws import Draw, check_draw, read_draw
 from trainables.errors import ConfigError, DataError, unknown
-from trainables.features import SplitFeatures, open_features
+from trainables.features.features import SplitFeatures, open_features
+from trainables.features.few_shot import Draw, check_draw, read_draw
 from trainables.files import read_json, understood
 from trainables.loop import METRICS, check_metric
 from trainables.models.backbone import Backbone

@@ -15,7 +15,7 @@ from pipelines.measuring.protocol import Measured
 from pipelines.measuring.sayings import RULE as SAYINGS
 from pipelines.measuring.sayings import sayings
 from trainables.data.shards import Seal, ShardSet
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
 
 
 def examples(

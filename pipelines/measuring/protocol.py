@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainables.adapters.base import Adapter
 from trainables.data.batches import Predictions
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
 from trainables.metrics.bootstrap import LEVEL, Array, Bootstrap, differing
 from trainables.metrics.retrieval import per_query, summarise
 from trainables.predict import predict

@@ -14,7 +14,7 @@ from pipelines.measuring.captions import CaptionProtocol
 from pipelines.measuring.contestants import Contest
 from pipelines.measuring.protocol import Protocol
 from trainables.adapters.base import Adapter
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone
 
 AnyProtocol: TypeAlias = Protocol | ClassProtocol | CaptionProtocol

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.measuring.gallery import thumbnails
 from pipelines.measuring.protocol import Measured
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
 
 RULE = (
     "Captions shown: the images on which the selected captioner's CIDEr-D is highest, and those on "

@@ -12,8 +12,8 @@ from pipelines.measuring.protocol import Measured, metrics, versus
 from pipelines.measuring.protocols import AnyProtocol
 from trainables.adapters.base import Adapter
 from trainables.config import to_json
-from trainables.draws import measured
-from trainables.features import open_features
+from trainables.features.features import open_features
+from trainables.features.few_shot import measured
 from trainables.measure import measure
 from trainables.metrics.bootstrap import holm, sign
 

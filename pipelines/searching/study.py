@@ -27,7 +27,7 @@ from search_spaces.registry import SPACES
 from trainables.adapters.registry import ADAPTERS, make_config
 from trainables.config import Task, Value, flatten
 from trainables.data.store import read_manifest
-from trainables.draws import about_draws
+from trainables.features.few_shot import about_draws
 from trainables.files import now
 
 OVER = "over a limit"  # noted of a trial that is never chosen

@@ -17,9 +17,9 @@ from pipelines.measuring.contestants import Contest, Contestant
 from trainables.adapters.base import Adapter
 from trainables.checkpoint import read_config
 from trainables.config import Task
-from trainables.draws import measured
 from trainables.errors import ConfigError, DataError, unknown
-from trainables.features import open_features
+from trainables.features.features import open_features
+from trainables.features.few_shot import measured
 from trainables.knobs import at, start_of
 from trainables.measure import measure
 from trainables.metrics.balance import as_share, standing

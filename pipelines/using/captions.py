@@ -17,7 +17,7 @@ from pipelines.using.embedding import embed_files
 from pipelines.using.files import CHUNK, FEW, Faults, find
 from pipelines.using.given import is_given
 from pipelines.using.model import Model
-from trainables.frames import embed_clip
+from trainables.features.frames import embed_clip
 from trainables.media.clips import SUFFIXES, Clip, is_clip, segments
 from trainables.media.image_headers import BadImage, read_file
 from trainables.predict import in_use

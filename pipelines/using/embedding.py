@@ -18,9 +18,9 @@ from pipelines.using.files import CHUNK, Faults, squares
 from pipelines.using.given import is_given, rows_of
 from trainables.adapters.base import Adapter
 from trainables.data.shards import chunks
-from trainables.derived import Derived
 from trainables.errors import ConfigError, DataError
-from trainables.features import SplitFeatures
+from trainables.features.features import SplitFeatures
+from trainables.features.lazy_parts import Derived
 
 PART = 2048  # images
 

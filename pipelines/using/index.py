@@ -24,8 +24,8 @@ from torch import Tensor
 from pipelines.using.embedding import embed_files
 from pipelines.using.files import Faults
 from pipelines.using.model import Model
-from trainables.derived import alone
 from trainables.errors import DataError
+from trainables.features.lazy_parts import alone
 from trainables.files import read_json, sha256_bytes, sha256_file, sha256_json, write_bytes
 from trainables.predict import embed_images
 

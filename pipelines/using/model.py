@@ -14,12 +14,12 @@ from pipelines.console import word
 from pipelines.measuring.calibration import calibrate_rest
 from pipelines.measuring.contestants import Contestant, read_contest
 from trainables.adapters.base import Adapter
-from trainables.classes import Classes
 from trainables.config import Task
 from trainables.errors import ConfigError
-from trainables.features import backbone_of, frames_of
+from trainables.features.classes import Classes
+from trainables.features.features import backbone_of, frames_of
+from trainables.features.frames import STILLS, Frames
 from trainables.files import sha256_json
-from trainables.frames import STILLS, Frames
 from trainables.hardware import default_device, of_store, resolved
 from trainables.media.preprocess import decoder_versions
 from trainables.models.backbone import Backbone, load_backbone

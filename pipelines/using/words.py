@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter
-from trainables.classes import DEFAULT, Classes
 from trainables.data.batches import Tokens
-from trainables.derived import embed_each_once
-from trainables.draws import check_template
 from trainables.errors import ConfigError
+from trainables.features.classes import DEFAULT, Classes
+from trainables.features.few_shot import check_template
+from trainables.features.lazy_parts import embed_each_once
 from trainables.predict import in_use
 
 

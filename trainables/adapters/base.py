@@ -22,8 +22,8 @@ from trainables.models.backbone import Backbone
 from trainables.models.text_tower import embed_text
 
 if TYPE_CHECKING:
-    from trainables.classes import Classes
-    from trainables.features import SplitFeatures
+    from trainables.features.classes import Classes
+    from trainables.features.features import SplitFeatures
     from trainables.metrics.calibration import Calibration
 
 C = TypeVar("C")

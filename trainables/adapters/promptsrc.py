@@ -18,10 +18,10 @@ from trainables.adapters.shared import (
     deep_context,
     words_behind,
 )
-from trainables.classes import ENSEMBLE
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Batch, Tokens
-from trainables.features import SplitFeatures
+from trainables.features.classes import ENSEMBLE
+from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import upper
 from trainables.models.text_tower import Prompt, embed_text

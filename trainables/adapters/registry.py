@@ -32,10 +32,10 @@ from trainables.adapters.ss_text import SsText
 from trainables.adapters.tip_adapter import TipAdapter
 from trainables.adapters.two_stage import TwoStage
 from trainables.adapters.zero_shot import ZeroShot
-from trainables.classes import Classes
 from trainables.config import Task, TrainConfig, replace
 from trainables.errors import ConfigError, unknown
-from trainables.features import SplitFeatures, embedded, towers_of
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures, embedded, towers_of
 from trainables.models.backbone import Backbone
 
 ADAPTERS: dict[str, type[Adapter[Any]]] = {

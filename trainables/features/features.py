@@ -20,21 +20,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trainables.classes import Classes
 from trainables.data.batches import Tokens
 from trainables.data.shards import POOL, Seal, ShardSet, captions_of, chunks
 from trainables.data.store import FORMAT, MANIFEST, again, check_file, hashes, read_manifest
-from trainables.derived import Derived
 from trainables.errors import DataError, unknown
+from trainables.features.classes import Classes
+from trainables.features.frames import STILLS, Frames, clip_versions, embed_frames
+from trainables.features.lazy_parts import Derived
+from trainables.features.neighbours import nearest_images
+from trainables.features.texts import TEXT_COLUMNS, read_texts
 from trainables.files import read_json, sha256_json
-from trainables.frames import STILLS, Frames, clip_versions, embed_frames
 from trainables.hardware import Resolved
 from trainables.media.preprocess import decoder_versions
 from trainables.metrics.captioning import References
-from trainables.mining import nearest_images
 from trainables.models.backbone import Backbone, load_backbone
 from trainables.models.cleaning import versions
-from trainables.texts import TEXT_COLUMNS, read_texts
 
 if TYPE_CHECKING:
     from trainables.models.language_model import LanguageModel

@@ -30,12 +30,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trainables.activations import LowerStates, reading_pays
 from trainables.data.batches import Tokens
 from trainables.data.shards import CAPTION_COLUMNS, ShardSet, captions_of, chunks
 from trainables.data.tensor_file import Array, Layout, TensorFile
 from trainables.data.verified import intact, noted
 from trainables.errors import DataError
+from trainables.features.hidden_states import LowerStates, reading_pays
 from trainables.hardware import recomputes
 from trainables.media.images import decode
 from trainables.media.preprocess import decoder_versions, view_of

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainables.classes import Classes
 from trainables.config import Task
 from trainables.data.store import read_manifest
 from trainables.errors import DataError, unknown
-from trainables.features import SplitFeatures, divided_by_draws
+from trainables.features.classes import Classes
+from trainables.features.features import SplitFeatures, divided_by_draws
 from trainables.files import read_hashed, sha256_json, write_hashed
 
 FORMAT = "cliptune-draw-1"
