@@ -22,8 +22,8 @@ from benchmarks.models import PREPROCESS
 from benchmarks.text import padded
 from trainables.data.batches import Tokens
 from trainables.files import read_json, write_json
+from trainables.losses.schedules import lr_factor
 from trainables.sampler import generator
-from trainables.schedules import lr_factor
 
 BATCH = 64  # of the val pictures and captions
 

@@ -30,7 +30,7 @@ from trainables.features.features import (
 )
 from trainables.files import read_json
 from trainables.hardware import autocast, bf16_pays, check_precision, full, of_store, resolved
-from trainables.losses import Objective
+from trainables.losses.losses import Objective
 from trainables.metrics.retrieval import ranks
 from trainables.models import language_model
 from trainables.models.backbone import Backbone, load_backbone

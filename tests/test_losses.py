@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.errors import DataError
 from trainables.features.neighbours import nearest_images
-from trainables.losses import Objective, entropy_share, infonce, log_weights, siglip
+from trainables.losses.losses import Objective, entropy_share, infonce, log_weights, siglip
 from trainables.models.backbone import Backbone
 
 CLIP = cast(Backbone, SimpleNamespace(kind="clip", scale=100.0, bias=0.0))

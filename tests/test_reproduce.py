@@ -24,8 +24,8 @@ from trainables.config import to_json
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.features.few_shot import read_draw
 from trainables.files import read_json, read_jsonl, write_json
+from trainables.losses.schedules import lr_factor
 from trainables.metrics.balance import harmonic
-from trainables.schedules import lr_factor
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.json"))
 # What a recipe of captions has beside, or instead of, the stand-in's.

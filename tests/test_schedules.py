@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trainables.schedules import adapted, cosine_scale, lr_factor
+from trainables.losses.schedules import adapted, cosine_scale, lr_factor
 
 
 def factors(schedule: str, warmup: float, total: int) -> list[float]:

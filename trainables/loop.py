@@ -42,10 +42,10 @@ from trainables.errors import CheckpointError, CliptuneError, ConfigError, unkno
 from trainables.features.features import SplitFeatures
 from trainables.files import read_json, understood, write_bytes, write_json
 from trainables.hardware import autocast, check_precision
+from trainables.losses.schedules import coop_lr, lr_factor
 from trainables.measure import Found, examine, pooled
 from trainables.models.backbone import Backbone
 from trainables.sampler import Batches, CaptionBatches, ClassBatches, generator
-from trainables.schedules import coop_lr, lr_factor
 
 Row = dict[str, float]
 # What may decide, the first by default: higher is better.

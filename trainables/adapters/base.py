@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Batch, Predictions, Tokens
 from trainables.hardware import full
-from trainables.losses import Objective
+from trainables.losses.losses import Objective
 from trainables.models.backbone import Backbone
 from trainables.models.text_tower import embed_text
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.distributed import gather, shared
 from trainables.hardware import full
+from trainables.losses.schedules import adapted, cosine_scale
 from trainables.models.backbone import Backbone
-from trainables.schedules import adapted, cosine_scale
 
 
 class Objective(nn.Module):
