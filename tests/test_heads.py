@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from tests.contract import CLASSES, examples, make
 from trainables.adapters import gda, kernel_ridge, linear_probe
+from trainables.adapters.crossfit import PARTS, choose, left_out
 from trainables.adapters.registry import build, make_config
 from trainables.config import Value
-from trainables.crossfit import PARTS, choose, left_out
 from trainables.errors import ConfigError
 from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.nn.parameter import UninitializedBuffer
 
 from trainables.adapters.base import Adapter, Classifier, product
+from trainables.adapters.crossfit import blocks, choose, left_out, repeated
 from trainables.adapters.shared import unit
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.crossfit import blocks, choose, left_out, repeated
 from trainables.data.batches import Tokens
 from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone
