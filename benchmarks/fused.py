@@ -26,8 +26,8 @@ from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Batch, Tokens
 from trainables.features.features import SplitFeatures
 from trainables.fused import Fleet
-from trainables.loop import METRICS, Run
 from trainables.models.backbone import Backbone
+from trainables.training.loop import METRICS, Run
 
 CLASSES, IMAGES, STEPS = 37, 640, 20
 

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from pipelines.comparing.cells import read_cells
-from trainables.checkpoint import load_adapter
 from trainables.data.shards import ShardSet
 from trainables.features.features import SplitFeatures, backbone_of, open_features
 from trainables.features.few_shot import read_draw
 from trainables.files import read_json, write_json
 from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.classification import hits
-from trainables.predict import score
+from trainables.training.checkpoint import load_adapter
+from trainables.training.predict import score
 
 HERE, FILE = Path(__file__).parent, "heads.json"
 AUTO = "auto"

@@ -23,7 +23,7 @@ from benchmarks.text import padded
 from trainables.data.batches import Tokens
 from trainables.files import read_json, write_json
 from trainables.losses.schedules import lr_factor
-from trainables.sampler import generator
+from trainables.training.sampler import generator
 
 BATCH = 64  # of the val pictures and captions
 

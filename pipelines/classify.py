@@ -131,7 +131,7 @@ def classify(
 ) -> list[dict[str, Any]]:
     """Each good image with its `top` likeliest classes and, at a confidence, its set."""
     from pipelines.using.embedding import embed_files
-    from trainables.predict import score
+    from trainables.training.predict import score
 
     rows: list[dict[str, Any]] = []
     word = "probability" if calibration else "softmax"

@@ -107,7 +107,7 @@ def _one(args: Args, subject: Subject, backbone: Backbone) -> tuple[dict[str, An
     from pipelines.explaining.moves import compare, embed
     from pipelines.explaining.subjects import captioned_classes, val_of
     from pipelines.measuring.contestants import Contestant
-    from trainables.measure import measure
+    from trainables.training.measure import measure
 
     contest, task = subject.contest, subject.contest.task
     adapter = subject.contestant.load(backbone, task)

@@ -24,8 +24,8 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines.measuring.contestants import read_contest
-    from trainables.exported import loading, write_scores
     from trainables.features.features import backbone_of
+    from trainables.training.exported import loading, write_scores
 
     if args.out.exists():
         raise DataError(f"`{args.out}` exists already: give another `--out`.")
@@ -55,7 +55,7 @@ def run(args: Args) -> None:
             raise ConfigError(
                 f"`{best.name}` has no format of another library: load "
                 f"`{(best.folder or args.run) / 'best'}` with "
-                "`trainables.checkpoint.load_adapter`."
+                "`trainables.training.checkpoint.load_adapter`."
             )
     done(_in_place(wrote, folder, args.out), " and ".join(how))
 

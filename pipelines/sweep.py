@@ -139,7 +139,7 @@ def _sentence(curve: Curve, metric: str, zero_shot: Point) -> str:
 def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
     """A folder as `cliptune train` leaves it, with the adapter at `share`; run.json comes last."""
     from pipelines.sweeping.points import choose
-    from trainables.checkpoint import verify
+    from trainables.training.checkpoint import verify
 
     one = choose(contest, args.adapter)
     assert one.folder is not None
@@ -172,10 +172,10 @@ def _about(args: Args) -> dict[str, Any]:
 
 
 def _write(one: Contestant, bench: Bench, share: float, out: Path) -> None:
-    from trainables.checkpoint import save_checkpoint
     from trainables.config import to_json
-    from trainables.knobs import at
-    from trainables.measure import examine
+    from trainables.training.checkpoint import save_checkpoint
+    from trainables.training.interpolation import at
+    from trainables.training.measure import examine
 
     assert one.folder is not None
     adapter, start = bench.load(one)

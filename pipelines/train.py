@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from trainables.config import Task, TrainConfig
     from trainables.distributed import Worker
-    from trainables.loop import Row
+    from trainables.training.loop import Row
     from trainables.trial import TrialSettings
 
 
@@ -71,8 +71,8 @@ def run(args: Args) -> None:
 
     from trainables.adapters.registry import check_towers  # torch, too late for a slip
     from trainables.features.few_shot import check_divided, check_draw, check_retain
-    from trainables.loop import METRICS, check_metric
     from trainables.models.given_texts import check_texts
+    from trainables.training.loop import METRICS, check_metric
 
     config, place = _configure(args)
     task, asked = config.task, args
@@ -113,7 +113,7 @@ def run(args: Args) -> None:
 
 def _check_best(folder: Path) -> None:
     """What a finished run is there for."""
-    from trainables.checkpoint import verify
+    from trainables.training.checkpoint import verify
 
     try:
         verify(folder / "best")
@@ -270,7 +270,7 @@ def _settings(job: dict[str, Any]) -> TrialSettings:
 
 def _train(job: dict[str, Any], worker: Worker, listen: Callable[[], Callable[[], bool]]) -> bool:
     """This worker's part. `listen`, once all is loaded, makes what says that it is to stop."""
-    from trainables.loop import Interrupted
+    from trainables.training.loop import Interrupted
     from trainables.trial import Workbench
 
     args: Args = job["args"]

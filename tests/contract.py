@@ -21,7 +21,7 @@ from trainables.features.lazy_parts import Derived
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import lower
 from trainables.models.text_tower import embed_text
-from trainables.sampler import CaptionBatches, ClassBatches
+from trainables.training.sampler import CaptionBatches, ClassBatches
 
 # Every adapter with its recipe, and configurations that take another path through its code.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

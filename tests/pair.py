@@ -20,7 +20,7 @@ SECONDS = 600  # what both need at most, imports on a busy machine included; els
 def forking() -> ForkServerContext:
     """To start processes in tenths of a second, where imports would take each of them five."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainables.loop", "trainables.models.backbone"])
+    context.set_forkserver_preload(["trainables.training.loop", "trainables.models.backbone"])
     return context
 
 

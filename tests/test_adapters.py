@@ -18,11 +18,11 @@ from tests.contract import (
     trained,
 )
 from trainables.adapters.registry import make_config
-from trainables.checkpoint import trained_tensors
 from trainables.data.batches import Batch
 from trainables.errors import ConfigError
 from trainables.models.backbone import Backbone
 from trainables.models.text_tower import embed_text
+from trainables.training.checkpoint import trained_tensors
 
 
 @pytest.mark.parametrize("variant", LEARNING)

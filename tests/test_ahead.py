@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from tests.test_transfer import start  # noqa: F401  # a fixture
-from trainables.ahead import Ahead
-from trainables.checkpoint import trained_tensors
 from trainables.errors import DataError
 from trainables.fused import Fleet
-from trainables.loop import Run
 from trainables.models import text_plan
+from trainables.training.ahead import Ahead
+from trainables.training.checkpoint import trained_tensors
+from trainables.training.loop import Run
 
 AHEAD = "batches_0"  # the thread's name
 

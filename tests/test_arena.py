@@ -34,9 +34,9 @@ from trainables.data.shards import Seal, ShardSet
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.features.few_shot import read_draw
 from trainables.files import read_json
-from trainables.loop import Interrupted
 from trainables.media import preprocess
 from trainables.models.backbone import Backbone
+from trainables.training.loop import Interrupted
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(SHIFTED.colours[colour][-1] for colour in COLOURS)

@@ -25,11 +25,11 @@ from trainables.config import read_fields, to_json
 from trainables.errors import ConfigError
 from trainables.features.features import SplitFeatures
 from trainables.files import read_json, write_json
-from trainables.loop import Run
 from trainables.media.images import decode
 from trainables.models import decoding
 from trainables.models.backbone import Backbone, load_backbone
 from trainables.models.text_tower import Prompt, embed_text
+from trainables.training.loop import Run
 
 MACHINE = Machine("A CPU", "avx2 yes", 1, "2.0 (MKL)", "3.11")
 

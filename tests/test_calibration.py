@@ -24,10 +24,8 @@ import trainables.metrics.conformal
 from pipelines import classify
 from tests.stated import PAGE, agrees
 from tests.test_few_shot_runs import finish, start
-from trainables.checkpoint import load_adapter
 from trainables.errors import CheckpointError, DataError
 from trainables.files import read_json, sha256_file, sha256_json, write_json
-from trainables.measure import examine
 from trainables.metrics.calibration import KINDS, Calibration, Kind, calibrate
 from trainables.metrics.calibration_error import (
     BINS,
@@ -40,6 +38,8 @@ from trainables.metrics.calibration_error import (
 from trainables.metrics.classification import calibrated_likelihood
 from trainables.metrics.conformal import adaptive_misfit, least, spread, threshold
 from trainables.models.backbone import Backbone
+from trainables.training.checkpoint import load_adapter
+from trainables.training.measure import examine
 
 FEW = [1, 2, 8]
 

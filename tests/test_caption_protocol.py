@@ -29,10 +29,10 @@ from trainables.data.shards import Seal, ShardSet
 from trainables.errors import ConfigError, DataError
 from trainables.features.features import SplitFeatures, embed_split, open_features
 from trainables.files import read_json, read_jsonl, write_json
-from trainables.loop import Run
 from trainables.metrics.captioning import References, score_captions
 from trainables.models.backbone import Backbone
-from trainables.predict import speak
+from trainables.training.loop import Run
+from trainables.training.predict import speak
 
 ROOT = Path(__file__).parents[1]
 METRIC = "val/cider_d"

@@ -20,19 +20,19 @@ from tests.test_language_model import write_scaled
 from tests.tiny import tiny_clip, tiny_features, tiny_lm, tiny_shards
 from trainables.adapters.prefix_captioner import PrefixCaptioner, PrefixCaptionerConfig
 from trainables.adapters.registry import build, make_config
-from trainables.checkpoint import load_adapter
 from trainables.data.batches import Batch
 from trainables.distributed import average
 from trainables.errors import CheckpointError, ConfigError
 from trainables.features.features import open_features
-from trainables.loop import Interrupted, Run, never
-from trainables.measure import measure
 from trainables.models.backbone import Backbone, load_backbone
 from trainables.models.decoding import Decoding, decode
 from trainables.models.language_model import LanguageModel, load_language_model
 from trainables.models.mappers import MlpMapper, TemporalPool, TransformerMapper
-from trainables.predict import speak
-from trainables.sampler import CaptionBatches
+from trainables.training.checkpoint import load_adapter
+from trainables.training.loop import Interrupted, Run, never
+from trainables.training.measure import measure
+from trainables.training.predict import speak
+from trainables.training.sampler import CaptionBatches
 
 SMALL = {"adapter.prefix_length": 3, "adapter.clip_length": 2, "adapter.layers": 1}
 SMALL |= {

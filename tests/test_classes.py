@@ -10,7 +10,7 @@ from trainables.errors import ConfigError
 from trainables.features.classes import DEFAULT, ENSEMBLE, Classes
 from trainables.models.backbone import Backbone
 from trainables.models.text_tower import embed_text
-from trainables.predict import score
+from trainables.training.predict import score
 
 NAMES = ("red dog", "boat", "a cat under a bridge")
 

@@ -24,14 +24,19 @@ from tests.contract import (
 from tests.test_few_shot import unit, words
 from tests.tiny import tiny_clip
 from trainables.adapters.registry import build, make_config
-from trainables.checkpoint import adapter_digest, load_adapter, save_checkpoint, trained_tensors
 from trainables.errors import ConfigError
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures
-from trainables.measure import examine, measure
 from trainables.metrics.classification import classification_metrics, hits
 from trainables.models.backbone import Backbone, load_backbone
-from trainables.predict import score
+from trainables.training.checkpoint import (
+    adapter_digest,
+    load_adapter,
+    save_checkpoint,
+    trained_tensors,
+)
+from trainables.training.measure import examine, measure
+from trainables.training.predict import score
 
 OTHERS = Classes(("yellow bird", "car", "red house near the sea"))
 

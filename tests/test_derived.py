@@ -17,17 +17,17 @@ from tests.pair import forking
 from tests.test_encode import InProcess
 from tests.tiny import caption, tiny_features, tiny_shards
 from trainables.adapters.registry import build, make_config
-from trainables.checkpoint import trained_tensors
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import DataError
 from trainables.features.features import SplitFeatures, backbone_of, embed_split, open_features
 from trainables.features.lazy_parts import Derived
 from trainables.files import read_json, write_hashed
-from trainables.loop import METRICS, Run
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import lower
 from trainables.models.text_tower import embed_text
-from trainables.predict import predict
+from trainables.training.checkpoint import trained_tensors
+from trainables.training.loop import METRICS, Run
+from trainables.training.predict import predict
 
 ROWS = torch.tensor([3, 0, 7])
 

@@ -46,7 +46,7 @@ from trainables.media.preprocess import view_of
 from trainables.metrics.retrieval import per_query
 from trainables.models.backbone import load_backbone
 from trainables.models.image_tower import lower
-from trainables.predict import predict
+from trainables.training.predict import predict
 
 ROOT = Path(__file__).parents[1]
 

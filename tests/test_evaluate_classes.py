@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import evaluate
 from tests.things import in_this_process, things
-from trainables.checkpoint import load_adapter
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import ConfigError, DataError
 from trainables.features.features import backbone_of, embed_split
@@ -25,7 +24,8 @@ from trainables.files import (
     write_json,
 )
 from trainables.metrics.calibration_error import brier, calibration_error
-from trainables.predict import score
+from trainables.training.checkpoint import load_adapter
+from trainables.training.predict import score
 
 
 @pytest.fixture(scope="module")

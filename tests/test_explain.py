@@ -23,7 +23,6 @@ from pipelines.explaining.subjects import captioned_classes, read_subjects
 from pipelines.maps.projection import align, neighbour_hits, project, trustworthiness
 from tests.tiny import COLOURS, tiny_clip, tiny_features
 from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_config
-from trainables.checkpoint import load_adapter
 from trainables.data.batches import Predictions
 from trainables.errors import ConfigError, DataError
 from trainables.features.classes import Classes
@@ -31,13 +30,14 @@ from trainables.features.features import SplitFeatures, open_features
 from trainables.features.few_shot import Draw, Member, read_draw, write_draw
 from trainables.files import read_json, write_hashed
 from trainables.interpretation import against_random, nearest_words, stability
-from trainables.measure import measure
 from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.models.backbone import Backbone
 from trainables.models.text_tower import Prompt, embed_text
 from trainables.models.vocabulary import Vocabulary
-from trainables.predict import embed_images
+from trainables.training.checkpoint import load_adapter
+from trainables.training.measure import measure
+from trainables.training.predict import embed_images
 
 TRAIN, VAL = 24, 24
 CLASSES = {"task": "classification", "precision": "fp32"}

@@ -19,9 +19,9 @@ from tests.tiny import tiny_lm, tiny_shards
 from trainables.adapters.lora import Lora
 from trainables.adapters.prefix_captioner import PrefixCaptioner
 from trainables.adapters.registry import build, make_config
-from trainables.checkpoint import load_adapter
 from trainables.files import read_json
 from trainables.models.backbone import Backbone
+from trainables.training.checkpoint import load_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 LENGTH, WORDS = 3, 8

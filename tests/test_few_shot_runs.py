@@ -18,8 +18,8 @@ from trainables.errors import DataError
 from trainables.features.classes import Classes
 from trainables.features.features import open_features
 from trainables.fused import Fleet
-from trainables.loop import Interrupted, Run, never
 from trainables.models.backbone import Backbone
+from trainables.training.loop import Interrupted, Run, never
 
 
 def start(folder: Path, backbone: Backbone, features: Path, name: str, **values: Any) -> Run:

@@ -24,14 +24,14 @@ from tests.one_process import Driver
 from tests.shelf import shelf
 from tests.test_few_shot_runs import finish
 from trainables.adapters.registry import build, make_config
-from trainables.checkpoint import load_adapter, val_values
 from trainables.errors import ConfigError, DataError
 from trainables.features.features import open_features
 from trainables.features.few_shot import read_draw
 from trainables.files import read_json, read_jsonl, write_hashed, write_json
-from trainables.loop import Interrupted, Run
-from trainables.measure import examine
 from trainables.models.backbone import Backbone
+from trainables.training.checkpoint import load_adapter, val_values
+from trainables.training.loop import Interrupted, Run
+from trainables.training.measure import examine
 from trainables.trial import TrialSettings, Workbench
 
 METRIC = "val/accuracy"

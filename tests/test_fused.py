@@ -11,14 +11,14 @@ import torch
 
 from tests.contract import ALL, CLASSES, CLASSIFIERS, FUSING
 from trainables.adapters.registry import make_config
-from trainables.checkpoint import newest_intact, trained_tensors
 from trainables.crew import Crew, Job, members, pruned_file
 from trainables.data.transfer import Numbers
 from trainables.distributed import ALONE
 from trainables.errors import ConfigError
 from trainables.features.features import SplitFeatures
 from trainables.fused import FREE, Fleet, shape_of
-from trainables.loop import METRICS, Diverged, Interrupted, Run
+from trainables.training.checkpoint import newest_intact, trained_tensors
+from trainables.training.loop import METRICS, Diverged, Interrupted, Run
 from trainables.trial import TrialSettings, Workbench
 from trainables.width import measure_width
 

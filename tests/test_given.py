@@ -37,7 +37,7 @@ from trainables.features.features import backbone_of, embed_split, open_features
 from trainables.features.few_shot import check_divided
 from trainables.files import write_json
 from trainables.models.backbone import load_backbone
-from trainables.predict import predict
+from trainables.training.predict import predict
 
 NAMES = ("pond", "Football_Field", "river")
 TEMPLATES = ("a photo of a {}.", "a satellite photo of a {}")

@@ -19,7 +19,7 @@ from tests.tiny import tiny_features, tiny_lm, tiny_shards
 from trainables.config import Task
 from trainables.crew import Job
 from trainables.features.few_shot import write_draw
-from trainables.loop import METRICS
+from trainables.training.loop import METRICS
 from trainables.trial import TrialSettings
 
 pytestmark = pytest.mark.slow

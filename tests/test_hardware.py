@@ -17,7 +17,6 @@ from tests.tiny import tiny_shards
 from trainables import hardware
 from trainables.adapters.base import product
 from trainables.adapters.registry import build, make_config
-from trainables.checkpoint import load_adapter
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.data.shards import ShardSet
 from trainables.errors import ConfigError, DataError
@@ -34,6 +33,7 @@ from trainables.losses.losses import Objective
 from trainables.metrics.retrieval import ranks
 from trainables.models import language_model
 from trainables.models.backbone import Backbone, load_backbone
+from trainables.training.checkpoint import load_adapter
 
 REFUSAL = "must be auto or fp32 here: this CPU has neither amx_bf16 nor avx512_bf16"
 MATMUL = torch.backends.cuda.matmul

@@ -19,7 +19,7 @@ from trainables.config import Value
 from trainables.errors import ConfigError
 from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone
-from trainables.predict import score
+from trainables.training.predict import score
 
 CHOOSING: dict[str, dict[str, Value]] = {
     "kernel_ridge": {},

@@ -21,7 +21,7 @@ from pipelines.searching.study import open_study
 from tests.one_process import Driver, copy, watching
 from tests.test_kills import METRIC, SEARCH
 from trainables.models.backbone import Backbone
-from trainables.rows import rows_of
+from trainables.training.rows import rows_of
 from trainables.trial import TrialSettings, Workbench
 
 Start = Callable[[Path], Driver]

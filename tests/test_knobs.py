@@ -19,15 +19,20 @@ from pipelines.sweeping.points import Curve, Point
 from tests.contract import TURNING, batch_of, examples, make
 from tests.shelf import shelf
 from trainables.adapters.base import Adapter
-from trainables.checkpoint import adapter_digest, live_tensors, load_adapter, trained_tensors
 from trainables.errors import CliptuneError
 from trainables.features.features import open_features
 from trainables.features.few_shot import measured, read_draw
 from trainables.files import read_json, read_jsonl, write_hashed
-from trainables.knobs import at, start_of
-from trainables.measure import measure
 from trainables.models.backbone import Backbone
-from trainables.predict import score
+from trainables.training.checkpoint import (
+    adapter_digest,
+    live_tensors,
+    load_adapter,
+    trained_tensors,
+)
+from trainables.training.interpolation import at, start_of
+from trainables.training.measure import measure
+from trainables.training.predict import score
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 ZERO = ["lora", "lora both", "lora classes", "projection", "clip_adapter", "tip_adapter"]

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from tests.pair import forking
-from trainables import checkpoint
 from trainables.adapters.registry import make_config
-from trainables.checkpoint import load_adapter, newest_intact, verify
 from trainables.errors import CheckpointError, ConfigError
 from trainables.features.features import open_features
-from trainables.loop import Diverged, Interrupted, Run, best_of, never
 from trainables.models.backbone import Backbone, load_backbone
-from trainables.predict import predict
-from trainables.sampler import Batches
+from trainables.training import checkpoint
+from trainables.training.checkpoint import load_adapter, newest_intact, verify
+from trainables.training.loop import Diverged, Interrupted, Run, best_of, never
+from trainables.training.predict import predict
+from trainables.training.sampler import Batches
 
 METRIC = "val/t2i_mrr"
 SETTINGS = {"epochs": 3, "batch_size": 16, "optim.lr": 1e-2, "patience": 0}

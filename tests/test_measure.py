@@ -11,12 +11,12 @@ from tests.test_few_shot_runs import finish
 from tests.test_few_shot_runs import start as classify
 from tests.test_loop import METRIC
 from tests.test_loop import start as retrieve
-from trainables.checkpoint import load_adapter, val_values, verify
-from trainables.loop import METRICS
-from trainables.measure import CALIBRATED, examine
 from trainables.metrics.classification import calibrated_likelihood, log_likelihood
 from trainables.models.backbone import Backbone
-from trainables.predict import score
+from trainables.training.checkpoint import load_adapter, val_values, verify
+from trainables.training.loop import METRICS
+from trainables.training.measure import CALIBRATED, examine
+from trainables.training.predict import score
 
 
 def test_the_best_checkpoint_holds_what_its_metric_is_the_mean_of(

@@ -21,8 +21,8 @@ from trainables import memory, trial
 from trainables.crew import Crew, Job
 from trainables.distributed import ALONE
 from trainables.fused import Fleet
-from trainables.loop import Run, never
 from trainables.memory import claim, is_out_of_memory, shortage
+from trainables.training.loop import Run, never
 from trainables.trial import InProcess, TrialSettings, Workbench
 from trainables.width import Widths
 

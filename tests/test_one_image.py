@@ -26,9 +26,9 @@ from trainables.features.features import SplitFeatures, backbone_of, open_featur
 from trainables.features.few_shot import Draw, Member, measured
 from trainables.features.lazy_parts import Derived
 from trainables.files import read_json, write_json
-from trainables.loop import Run
 from trainables.models.backbone import Backbone
 from trainables.models.language_model import load_language_model
+from trainables.training.loop import Run
 
 SPLITS = ["train"] * 10 + ["val"] * 4 + ["test"] * 6
 ORDERS = ("one", "rows", "in turn")

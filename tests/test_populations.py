@@ -12,8 +12,8 @@ from benchmarks.searchers.curves import Data
 from benchmarks.searchers.populations import FILE, Options, main, section
 from trainables.features.features import open_features
 from trainables.files import read_json, write_json
-from trainables.loop import METRICS
 from trainables.models.backbone import Backbone
+from trainables.training.loop import METRICS
 
 
 def test_all_spend_the_same_epochs_and_are_measured_by_what_they_hand_back(

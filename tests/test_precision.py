@@ -32,7 +32,7 @@ from trainables.features.lazy_parts import Derived
 from trainables.hardware import Resolved, autocast, has_bf16
 from trainables.metrics.retrieval import mutual_ranks, retrieval_metrics
 from trainables.models.backbone import Backbone, load_backbone
-from trainables.predict import predict, score
+from trainables.training.predict import predict, score
 
 # What each stage makes, and the greatest difference that bf16 may make to it: of embeddings
 # 1 - cosine, of losses and gradients relative to their length, of all else as it is. Ranks are

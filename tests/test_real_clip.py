@@ -14,7 +14,7 @@ from trainables.adapters.registry import build, make_config
 from trainables.data.shards import ShardSet
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures, backbone_of, open_features
-from trainables.predict import score
+from trainables.training.predict import score
 
 GIVEN = Path(__file__).parents[2] / "shared/data/real-clip/whurs19"
 TEXT = {"adapter.solver": "lbfgs", "adapter.init": "text"}

@@ -28,7 +28,6 @@ from pipelines.searching.choice import write_choice
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, open_study
 from tests.shelf import draw, shelf
-from trainables.checkpoint import load_adapter
 from trainables.errors import CliptuneError, DataError
 from trainables.features.features import open_features
 from trainables.features.few_shot import read_draw, write_draw
@@ -36,6 +35,7 @@ from trainables.files import append_jsonl, read_json, read_jsonl, write_hashed
 from trainables.metrics.balance import as_share, front, harmonic, standing
 from trainables.models.backbone import Backbone
 from trainables.models.text_tower import embed_text
+from trainables.training.checkpoint import load_adapter
 from trainables.trial import Workbench
 
 ROOT = Path(__file__).parents[1]

@@ -14,10 +14,10 @@ from tests.contract import CLASSES, batch_of, examples, make, pictures, train, t
 from tests.shelf import shelf
 from trainables.adapters.prolip import Prolip
 from trainables.adapters.registry import make_config
-from trainables.exported import write_scores
 from trainables.files import read_json
 from trainables.models.backbone import Backbone
-from trainables.predict import score
+from trainables.training.exported import write_scores
+from trainables.training.predict import score
 
 HEADS = ("projection classes", "clip_adapter", "tip_adapter", "kernel_ridge", "gda")
 HEADS += ("linear_probe lbfgs text", "lp_plus", "ss_text", "prolip")

@@ -29,7 +29,7 @@ from trainables.config import Task, flatten
 from trainables.crew import Crew, Job
 from trainables.errors import CliptuneError, ConfigError
 from trainables.files import read_json, write_hashed
-from trainables.loop import ALONE, never
+from trainables.training.loop import ALONE, never
 from trainables.trial import TrialSettings, Workbench
 
 EVERY: list[tuple[str, Task]] = [(name, task) for name, own in SPACES.items() for task in own]  # type: ignore[misc]

@@ -21,8 +21,8 @@ from search_spaces.common import choice, log_float
 from tests.tiny import COLOURS
 from trainables.features.classes import Classes
 from trainables.features.features import open_features
-from trainables.loop import Run
 from trainables.models.backbone import Backbone
+from trainables.training.loop import Run
 from trainables.trial import config_of
 
 SPACE: dict[str, BaseDistribution] = {

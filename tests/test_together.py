@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 from tests.pair import pair
 from tests.tiny import COLOURS, tiny_clip, tiny_features, tiny_lm, tiny_shards
-from trainables import distributed, loop
+from trainables import distributed
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.config import Task
@@ -28,8 +28,9 @@ from trainables.distributed import ALONE, Worker, average, join
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features.classes import Classes
 from trainables.features.features import open_features
-from trainables.loop import METRICS, Run
 from trainables.models.backbone import load_backbone
+from trainables.training import loop
+from trainables.training.loop import METRICS, Run
 
 TASKS: dict[Task, tuple[str, dict[str, Any]]] = {
     "retrieval": ("soft_prompt", {"batch_size": 8}),

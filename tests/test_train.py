@@ -17,9 +17,9 @@ from transformers import CLIPModel
 
 from pipelines.cli import main, stage_main
 from tests.one_process import watching
-from trainables.checkpoint import load_adapter, verify
 from trainables.errors import CliptuneError
 from trainables.models.backbone import load_backbone
+from trainables.training.checkpoint import load_adapter, verify
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

@@ -21,13 +21,13 @@ from tests.contract import (
 from tests.contract import written as spoken
 from tests.tape import NoWait
 from trainables.adapters.registry import make_config
-from trainables.checkpoint import newest_intact
 from trainables.data.batches import Batch
 from trainables.data.transfer import Numbers
 from trainables.files import read_json
 from trainables.fused import Fleet
-from trainables.loop import METRICS, Diverged, Interrupted, Run
 from trainables.models.backbone import Backbone
+from trainables.training.checkpoint import newest_intact
+from trainables.training.loop import METRICS, Diverged, Interrupted, Run
 
 
 @pytest.fixture

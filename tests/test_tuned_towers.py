@@ -14,9 +14,9 @@ from tests.test_classifiers import OTHERS
 from trainables.adapters.registry import build, make_config
 from trainables.errors import ConfigError
 from trainables.features.classes import Classes
-from trainables.loop import Run
 from trainables.models.backbone import Backbone
-from trainables.predict import score
+from trainables.training.loop import Run
+from trainables.training.predict import score
 
 
 def run(backbone: Backbone, folder: Path, **values: Any) -> Run:

@@ -33,7 +33,6 @@ from tests.tiny import COLOURS, picture, tiny_features
 from trainables.adapters.base import Adapter
 from trainables.adapters.nearest_caption import NearestCaption
 from trainables.adapters.registry import make_config
-from trainables.checkpoint import load_adapter
 from trainables.errors import ConfigError
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures
@@ -47,7 +46,8 @@ from trainables.metrics.calibration import Kind
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import lower
 from trainables.models.text_tower import embed_text
-from trainables.predict import embed_images
+from trainables.training.checkpoint import load_adapter
+from trainables.training.predict import embed_images
 
 TRAIN, VAL, PICTURES = 24, 12, 10
 QUERIES = ("a red dog", "a photo of a <b>blue</b> boat")

@@ -16,10 +16,10 @@ from pipelines.encode import Args
 from pipelines.encoding.given import encode_given
 from tests.test_given import WIDTH, save, table, vectors
 from tests.test_use import as_json, printed
-from trainables.checkpoint import load_adapter
 from trainables.features.features import backbone_of
 from trainables.models.backbone import Backbone
 from trainables.models.text_tower import embed_text
+from trainables.training.checkpoint import load_adapter
 
 ROWS, ASKED = 60, 3
 WORDS = ("a red dog", "a photo of a <b>blue</b> boat")

@@ -15,7 +15,7 @@ from trainables.crew import Crew, Job
 from trainables.distributed import ALONE
 from trainables.errors import ConfigError
 from trainables.fused import Fleet
-from trainables.loop import Run, never
+from trainables.training.loop import Run, never
 from trainables.trial import TrialSettings, Workbench
 from trainables.width import Widths, measure_width
 

@@ -18,9 +18,9 @@ from trainables.distributed import Worker
 from trainables.errors import CliptuneError, ConfigError
 from trainables.faults import disk_failure, is_machines_failure
 from trainables.fused import Fleet
-from trainables.loop import LIKELIHOOD, Diverged, Interrupted, Row, Run, best_of
-from trainables.measure import CALIBRATED
 from trainables.memory import give_back, is_out_of_memory, shortage
+from trainables.training.loop import LIKELIHOOD, Diverged, Interrupted, Row, Run, best_of
+from trainables.training.measure import CALIBRATED
 
 if TYPE_CHECKING:
     from trainables.trial import Workbench

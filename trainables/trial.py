@@ -27,9 +27,9 @@ from trainables.errors import CliptuneError
 from trainables.features.features import SplitFeatures, backbone_of, open_features
 from trainables.features.few_shot import measured, read_draw
 from trainables.hardware import default_device
-from trainables.loop import Run
 from trainables.memory import claim, give_back
 from trainables.models.backbone import Backbone
+from trainables.training.loop import Run
 from trainables.width import Widths, measure_width
 
 

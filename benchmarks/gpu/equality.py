@@ -13,7 +13,7 @@ from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.trials import Trials, text_only, trials
 from trainables.fused import Fleet
 from trainables.hardware import has_bf16
-from trainables.loop import Run
+from trainables.training.loop import Run
 
 ADAPTERS = ("soft_prompt", "lora", "projection", "coop")
 MOST = 1e-3  # fp32 sums in another order

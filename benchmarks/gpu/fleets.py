@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmarks.harness import difference
 from trainables import replays
 from trainables.fused import Fleet
-from trainables.loop import Run
 from trainables.replays import Record
+from trainables.training.loop import Run
 
 
 class Counter:

@@ -18,10 +18,10 @@ from pipelines.demo.stage import BACKBONE
 from pipelines.demo.words import captions
 from trainables.data.batches import Predictions, Tokens
 from trainables.hardware import autocast, has_bf16
-from trainables.measure import measure as val
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.models.backbone import load_backbone
 from trainables.models.text_tower import embed_text
+from trainables.training.measure import measure as val
 
 COSINE = 0.999  # least
 RECALL = 1.0  # percentage points, at most

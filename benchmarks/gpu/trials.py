@@ -22,8 +22,8 @@ from trainables.config import Task
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures
 from trainables.features.lazy_parts import Derived
-from trainables.loop import METRICS, Run
 from trainables.models.backbone import Backbone
+from trainables.training.loop import METRICS, Run
 
 
 def clip(scale: Scale, shape: str, **layers: int) -> Backbone:

@@ -19,11 +19,11 @@ from trainables.crew import is_own_failure
 from trainables.errors import CliptuneError
 from trainables.features.features import SplitFeatures
 from trainables.fused import Fleet
-from trainables.loop import METRICS, Row, Run
-from trainables.measure import measure
 from trainables.metrics.classification import calibrated_likelihood, log_likelihood
 from trainables.models.backbone import Backbone
-from trainables.predict import score
+from trainables.training.loop import METRICS, Row, Run
+from trainables.training.measure import measure
+from trainables.training.predict import score
 from trainables.trial import config_of
 
 KEPT: dict[Task, tuple[str, ...]] = {

@@ -41,7 +41,7 @@ from trainables.features.few_shot import read_draw
 from trainables.files import append_jsonl, now, read_jsonl
 from trainables.fused import shape_of
 from trainables.hardware import default_device
-from trainables.loop import METRICS
+from trainables.training.loop import METRICS
 from trainables.trial import config_of
 
 

@@ -30,7 +30,6 @@ from pipelines.console import say
 from pipelines.hold import refuse_links
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
-from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.data.shards import Seal, ShardSet
 from trainables.data.store import find_store, read_manifest
 from trainables.errors import DataError
@@ -47,7 +46,8 @@ from trainables.metrics.calibration import TIMES, Calibration
 from trainables.metrics.calibration_error import calibration_error
 from trainables.metrics.classification import by_class, hits
 from trainables.models.backbone import Backbone
-from trainables.predict import score
+from trainables.training.checkpoint import digest, load_adapter, read_config, verify
+from trainables.training.predict import score
 
 Entry = dict[str, Any]
 FOUND = ("accuracy", "per_class", "correct", "tests", "ece")  # of a run, by the accuracy's name

@@ -36,9 +36,9 @@ from trainables.data.store import find_store
 from trainables.faults import disk_failure, is_machines_failure
 from trainables.features.few_shot import read_draw
 from trainables.files import read_json, write_hashed, write_json
-from trainables.loop import Interrupted
 from trainables.memory import is_out_of_memory
 from trainables.models.backbone import Backbone
+from trainables.training.loop import Interrupted
 from trainables.trial import TrialSettings, Workbench
 
 

@@ -28,7 +28,7 @@ from trainables.errors import DataError
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap, differing
-from trainables.predict import embed_images, in_use, predict
+from trainables.training.predict import embed_images, in_use, predict
 
 IMAGES = 1000  # on a map, at most
 PAIRS = 300  # images with a caption on a map, at most

@@ -17,9 +17,9 @@ from trainables.adapters.base import Adapter
 from trainables.errors import ConfigError
 from trainables.features.features import SplitFeatures
 from trainables.interpretation import ablation, against_random, nearest_words, stability
-from trainables.measure import measure as measure_on
 from trainables.models.backbone import Backbone
 from trainables.models.vocabulary import Measure
+from trainables.training.measure import measure as measure_on
 
 MEASURES: tuple[Measure, ...] = ("cosine", "euclidean")
 PAIRS = 200  # of random prompts that seeds are compared with

@@ -21,7 +21,7 @@ from trainables.features.features import SplitFeatures
 from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.calibration import Calibration
 from trainables.metrics.classification import by_class, per_image
-from trainables.predict import score
+from trainables.training.predict import score
 
 
 class ClassProtocol:

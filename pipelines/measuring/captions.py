@@ -32,7 +32,7 @@ from trainables.metrics.captioning import (
 )
 from trainables.metrics.clip_score import PREFIX
 from trainables.models.backbone import Backbone
-from trainables.predict import speak
+from trainables.training.predict import speak
 
 PART = 64  # images that a captioner speaks about at a time
 

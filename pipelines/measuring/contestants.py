@@ -14,16 +14,16 @@ from pipelines.console import word
 from pipelines.hold import refuse_links
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, BASELINES, build, make_config
-from trainables.checkpoint import digest, load_adapter, read_config, verify
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.store import MANIFEST
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.features.features import SplitFeatures, open_features
 from trainables.features.few_shot import Draw, check_draw, read_draw
 from trainables.files import read_json, understood
-from trainables.loop import METRICS, check_metric
 from trainables.models.backbone import Backbone
-from trainables.rows import rows_of
+from trainables.training.checkpoint import digest, load_adapter, read_config, verify
+from trainables.training.loop import METRICS, check_metric
+from trainables.training.rows import rows_of
 
 PLAIN: dict[str, Value] = {"adapter.template": "{}"}  # the captions as they are
 

@@ -18,7 +18,7 @@ from trainables.data.batches import Predictions
 from trainables.features.features import SplitFeatures
 from trainables.metrics.bootstrap import LEVEL, Array, Bootstrap, differing
 from trainables.metrics.retrieval import per_query, summarise
-from trainables.predict import predict
+from trainables.training.predict import predict
 
 
 @dataclass(frozen=True)

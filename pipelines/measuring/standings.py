@@ -14,8 +14,8 @@ from trainables.adapters.base import Adapter
 from trainables.config import to_json
 from trainables.features.features import open_features
 from trainables.features.few_shot import measured
-from trainables.measure import measure
 from trainables.metrics.bootstrap import holm, sign
+from trainables.training.measure import measure
 
 
 def standings(

@@ -21,7 +21,7 @@ from pipelines.searching.journal import NAME, read_trials
 from trainables.errors import DataError
 from trainables.files import read_json
 from trainables.metrics.balance import front, standing
-from trainables.rows import rows_of
+from trainables.training.rows import rows_of
 
 T = TypeVar("T")
 

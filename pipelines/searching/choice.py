@@ -32,13 +32,13 @@ from pipelines.baselines import WORDS
 from pipelines.searching.best import best_of
 from pipelines.searching.study import OVER, Search, goals
 from trainables.adapters.registry import BASELINES
-from trainables.checkpoint import val_values
 from trainables.files import write_hashed
-from trainables.loop import LIKELIHOOD
-from trainables.measure import CALIBRATED
 from trainables.metrics.balance import RULE, standing
 from trainables.metrics.bootstrap import Array, Bootstrap
-from trainables.rows import rows_of
+from trainables.training.checkpoint import val_values
+from trainables.training.loop import LIKELIHOOD
+from trainables.training.measure import CALIBRATED
+from trainables.training.rows import rows_of
 
 NEAR = 2.0  # paired standard errors of the metric within which likelihood decides
 RESAMPLES = 1000

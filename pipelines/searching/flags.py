@@ -36,8 +36,8 @@ from trainables.errors import CliptuneError, ConfigError
 from trainables.features.features import backbone_of, embedded, open_features, towers_of
 from trainables.features.few_shot import Draw, check_divided, check_draw, check_folds, check_retain
 from trainables.files import read_json
-from trainables.loop import METRICS, check_metric
 from trainables.models.given_texts import check_texts
+from trainables.training.loop import METRICS, check_metric
 
 if TYPE_CHECKING:
     from pipelines.tune import Args

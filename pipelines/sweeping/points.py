@@ -15,15 +15,15 @@ from torch import Tensor
 
 from pipelines.measuring.contestants import Contest, Contestant
 from trainables.adapters.base import Adapter
-from trainables.checkpoint import read_config
 from trainables.config import Task
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.features.features import open_features
 from trainables.features.few_shot import measured
-from trainables.knobs import at, start_of
-from trainables.measure import measure
 from trainables.metrics.balance import as_share, standing
 from trainables.models.backbone import Backbone
+from trainables.training.checkpoint import read_config
+from trainables.training.interpolation import at, start_of
+from trainables.training.measure import measure
 
 
 def check_task(run: Path, task: Task) -> None:

@@ -20,7 +20,7 @@ from pipelines.using.model import Model
 from trainables.features.frames import embed_clip
 from trainables.media.clips import SUFFIXES, Clip, is_clip, segments
 from trainables.media.image_headers import BadImage, read_file
-from trainables.predict import in_use
+from trainables.training.predict import in_use
 
 Row = dict[str, Any]  # path, caption; of a segment start and end in seconds too
 MAYBE_CLIPS = frozenset({".gif", ".png", ".webp"})  # images that may be animated

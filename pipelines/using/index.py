@@ -27,7 +27,7 @@ from pipelines.using.model import Model
 from trainables.errors import DataError
 from trainables.features.lazy_parts import alone
 from trainables.files import read_json, sha256_bytes, sha256_file, sha256_json, write_bytes
-from trainables.predict import embed_images
+from trainables.training.predict import embed_images
 
 FORMAT = "cliptune-index-1"
 PART = 256  # images embedded between two looks at the clock

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipelines.using.embedding import PART, embed_given
 from pipelines.using.given import rows_of
 from pipelines.using.model import Model
-from trainables.predict import embed_images
+from trainables.training.predict import embed_images
 
 Block = tuple[Sequence[Path], Tensor]  # n images, and their embeddings of unit length (n, e)
 

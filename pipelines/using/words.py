@@ -19,7 +19,7 @@ from trainables.errors import ConfigError
 from trainables.features.classes import DEFAULT, Classes
 from trainables.features.few_shot import check_template
 from trainables.features.lazy_parts import embed_each_once
-from trainables.predict import in_use
+from trainables.training.predict import in_use
 
 
 def embed_words(adapter: Adapter[Any], words: Sequence[str]) -> Tensor:

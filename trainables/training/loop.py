@@ -26,14 +26,6 @@ from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
-from trainables.ahead import Ahead
-from trainables.checkpoint import (
-    check_beside,
-    load_tensors,
-    newest_intact,
-    read_config,
-    save_checkpoint,
-)
 from trainables.config import Task, TrainConfig, check, in_epoch, to_json, until
 from trainables.data.batches import Batch
 from trainables.data.transfer import Numbers
@@ -43,9 +35,17 @@ from trainables.features.features import SplitFeatures
 from trainables.files import read_json, understood, write_bytes, write_json
 from trainables.hardware import autocast, check_precision
 from trainables.losses.schedules import coop_lr, lr_factor
-from trainables.measure import Found, examine, pooled
 from trainables.models.backbone import Backbone
-from trainables.sampler import Batches, CaptionBatches, ClassBatches, generator
+from trainables.training.ahead import Ahead
+from trainables.training.checkpoint import (
+    check_beside,
+    load_tensors,
+    newest_intact,
+    read_config,
+    save_checkpoint,
+)
+from trainables.training.measure import Found, examine, pooled
+from trainables.training.sampler import Batches, CaptionBatches, ClassBatches, generator
 
 Row = dict[str, float]
 # What may decide, the first by default: higher is better.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from trainables.adapters.base import Adapter, Classifier, product
 from trainables.files import write_json
-from trainables.predict import in_use
+from trainables.training.predict import in_use
 
 SCORES = "scores.pt2"
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
-from trainables.checkpoint import live_tensors, trained_tensors
 from trainables.config import TrainConfig, check
 from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone
+from trainables.training.checkpoint import live_tensors, trained_tensors
 
 
 def start_of(

@@ -25,7 +25,7 @@ from trainables.metrics.classification import (
     per_image,
 )
 from trainables.metrics.retrieval import per_query, summarise
-from trainables.predict import predict, score, speak
+from trainables.training.predict import predict, score, speak
 
 CALIBRATED = "calibrated_likelihood"
 Values = dict[str, Tensor]
