@@ -25,9 +25,9 @@ from trainables.adapters.registry import ADAPTERS, make_config
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Batch, Tokens
 from trainables.features.features import SplitFeatures
-from trainables.fused import Fleet
 from trainables.models.backbone import Backbone
 from trainables.training.loop import METRICS, Run
+from trainables.trials.stacked import Fleet
 
 CLASSES, IMAGES, STEPS = 37, 640, 20
 

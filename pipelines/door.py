@@ -69,7 +69,7 @@ def _of_memory(error: BaseException) -> bool:
     """As a trial tells it."""
     if not isinstance(error, MemoryError | RuntimeError):
         return False  # without torch, which is long to import
-    from trainables.memory import is_out_of_memory
+    from trainables.trials.memory import is_out_of_memory
 
     return is_out_of_memory(error)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trainables.config import Task, TrainConfig
     from trainables.distributed import Worker
     from trainables.training.loop import Row
-    from trainables.trial import TrialSettings
+    from trainables.trials.trial import TrialSettings
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,8 @@ def train_together(job: dict[str, Any]) -> BaseException | None:
     """The training in one of several workers. An interrupt, and what would end all of them again,
     are given back; any other error ends the group, which is then started anew."""
     from pipelines.searching.groups import agreed_stop
-    from trainables.crew import is_common
     from trainables.distributed import join
+    from trainables.trials.crew import is_common
 
     try:
         worker = join()
@@ -256,7 +256,7 @@ def train_here(job: dict[str, Any]) -> bool:
 
 
 def _settings(job: dict[str, Any]) -> TrialSettings:
-    from trainables.trial import TrialSettings
+    from trainables.trials.trial import TrialSettings
 
     args: Args = job["args"]
     return TrialSettings(
@@ -271,7 +271,7 @@ def _settings(job: dict[str, Any]) -> TrialSettings:
 def _train(job: dict[str, Any], worker: Worker, listen: Callable[[], Callable[[], bool]]) -> bool:
     """This worker's part. `listen`, once all is loaded, makes what says that it is to stop."""
     from trainables.training.loop import Interrupted
-    from trainables.trial import Workbench
+    from trainables.trials.trial import Workbench
 
     args: Args = job["args"]
     bench = Workbench(_settings(job))

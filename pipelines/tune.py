@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
     from pipelines.searching.study import Search
-    from trainables.trial import TrialSettings
+    from trainables.trials.trial import TrialSettings
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     from pipelines.searching.journal import NAME, SUMS
     from pipelines.searching.mending import check_whole, restore
     from pipelines.searching.study import open_study, states
-    from trainables.trial import Workbench
+    from trainables.trials.trial import Workbench
 
     for line in check_whole(folder, args.mend):
         say(line)
@@ -231,7 +231,7 @@ def _without(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(args: Args, search: Search, folder: Path) -> TrialSettings:
     """Of trials that train alone."""
-    from trainables.trial import TrialSettings
+    from trainables.trials.trial import TrialSettings
 
     return TrialSettings(
         *(args.features, folder, search.metric, 0),
@@ -255,7 +255,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     from pipelines.searching.population import rules
     from pipelines.searching.searcher import widest
     from pipelines.searching.workers import take
-    from trainables.trial import AdapterTrial
+    from trainables.trials.trial import AdapterTrial
 
     connect(dashboard=True)
     workers = take(args.concurrent, args.workers_per_trial, args.gpus, args.wait)

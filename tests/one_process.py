@@ -27,8 +27,8 @@ from pipelines.searching.best import write_best
 from pipelines.searching.callbacks import Losses
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, open_study
-from trainables.crew import Job
-from trainables.trial import InProcess, TrialSettings
+from trainables.trials.crew import Job
+from trainables.trials.trial import InProcess, TrialSettings
 
 CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "shutil.rmtree")
 WRITES = os.O_WRONLY | os.O_RDWR

@@ -14,11 +14,11 @@ import torch
 
 from tests.test_transfer import start  # noqa: F401  # a fixture
 from trainables.errors import DataError
-from trainables.fused import Fleet
 from trainables.models import text_plan
 from trainables.training.ahead import Ahead
 from trainables.training.checkpoint import trained_tensors
 from trainables.training.loop import Run
+from trainables.trials.stacked import Fleet
 
 AHEAD = "batches_0"  # the thread's name
 

@@ -18,10 +18,10 @@ from trainables.changes import CHANGING, Change, read_changes, write_changes
 from trainables.config import flatten, in_epoch, until
 from trainables.errors import CheckpointError, CliptuneError
 from trainables.files import read_jsonl
-from trainables.fused import Fleet
 from trainables.models.backbone import Backbone
 from trainables.training.checkpoint import load_adapter
 from trainables.training.loop import Interrupted, Run
+from trainables.trials.stacked import Fleet
 
 CHANGES = "2: optim.lr=0.03 temperature.scale=20.0; 3: optim.weight_decay=0.5 loss.hardness=0.9"
 REWEIGHT: dict[str, Any] = {"loss__hard_negatives": "reweight", "precision": "fp32"}

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.crew import is_own_failure
 from trainables.errors import CheckpointError, ConfigError, DataError
 from trainables.faults import context_is_dead, is_machines_failure
 from trainables.files import read_json, write_bytes
 from trainables.training.checkpoint import verify
 from trainables.training.loop import Diverged
+from trainables.trials.crew import is_own_failure
 
 HINTS = (
     "\nSearch for `cudaError' in https://docs.nvidia.com/cuda for more information.\nCUDA kernel "

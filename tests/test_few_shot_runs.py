@@ -17,9 +17,9 @@ from trainables.adapters.registry import make_config
 from trainables.errors import DataError
 from trainables.features.classes import Classes
 from trainables.features.features import open_features
-from trainables.fused import Fleet
 from trainables.models.backbone import Backbone
 from trainables.training.loop import Interrupted, Run, never
+from trainables.trials.stacked import Fleet
 
 
 def start(folder: Path, backbone: Backbone, features: Path, name: str, **values: Any) -> Run:

@@ -19,10 +19,10 @@ from tests.test_few_shot_runs import finish, start
 from tests.things import in_this_process
 from trainables.errors import CheckpointError, DataError
 from trainables.files import read_json, sha256_file, sha256_json, write_json
-from trainables.fused import Fleet
 from trainables.models.backbone import Backbone
 from trainables.training.checkpoint import load_adapter, save_checkpoint
 from trainables.training.loop import Diverged, Run
+from trainables.trials.stacked import Fleet
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -11,16 +11,16 @@ import torch
 
 from tests.contract import ALL, CLASSES, CLASSIFIERS, FUSING
 from trainables.adapters.registry import make_config
-from trainables.crew import Crew, Job, members, pruned_file
 from trainables.data.transfer import Numbers
 from trainables.distributed import ALONE
 from trainables.errors import ConfigError
 from trainables.features.features import SplitFeatures
-from trainables.fused import FREE, Fleet, shape_of
 from trainables.training.checkpoint import newest_intact, trained_tensors
 from trainables.training.loop import METRICS, Diverged, Interrupted, Run
-from trainables.trial import TrialSettings, Workbench
-from trainables.width import measure_width
+from trainables.trials.crew import Crew, Job, members, pruned_file
+from trainables.trials.stacked import FREE, Fleet, shape_of
+from trainables.trials.trial import TrialSettings, Workbench
+from trainables.trials.width import measure_width
 
 METRIC = METRICS["retrieval"][0]
 # What members may differ in: the optimizer, the temperature, the targets.

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from tests.contract import FUSING
 from tests.gpu_attention import gpu_attention, refuse
 from tests.test_fused import Make, assert_gradients_of_single_runs, bench, make
-from trainables import fused
-from trainables.fused import Fleet
 from trainables.models import text_plan
-from trainables.vmap_rules import Together
+from trainables.trials import stacked as fused
+from trainables.trials.stacked import Fleet
+from trainables.trials.vmap_rules import Together
 
 __all__ = ["bench", "make"]
 

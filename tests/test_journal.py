@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-import trainables.trial
+import trainables.trials.trial
 from pipelines.searching import journal
 from pipelines.searching.journal import NAME, SUMS, Altered
 from pipelines.searching.mending import check_whole, restore
@@ -22,7 +22,7 @@ from tests.one_process import Driver, copy, watching
 from tests.test_kills import METRIC, SEARCH
 from trainables.models.backbone import Backbone
 from trainables.training.rows import rows_of
-from trainables.trial import TrialSettings, Workbench
+from trainables.trials.trial import TrialSettings, Workbench
 
 Start = Callable[[Path], Driver]
 
@@ -30,7 +30,7 @@ Start = Callable[[Path], Driver]
 @pytest.fixture
 def start(features: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Start:
     """A driver's life in a folder, with one worker."""
-    monkeypatch.setattr(trainables.trial, "backbone_of", lambda *_: backbone)
+    monkeypatch.setattr(trainables.trials.trial, "backbone_of", lambda *_: backbone)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine lives, here
 
     def driver(folder: Path) -> Driver:

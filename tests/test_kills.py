@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-import trainables.trial
+import trainables.trials.trial
 from pipelines.searching.best import best_trial
 from pipelines.searching.study import Search, open_study
 from tests.one_process import Driver, Killed, copy, snapshots, watching
 from trainables.files import sha256_file
 from trainables.models.backbone import Backbone
-from trainables.trial import TrialSettings
+from trainables.trials.trial import TrialSettings
 
 METRIC = "val/t2i_mrr"
 SEARCH = Search(
@@ -35,7 +35,7 @@ Start = Callable[[Path, tuple[int, int]], Driver]
 @pytest.fixture
 def start(features: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Start:
     """A driver's life in a folder."""
-    monkeypatch.setattr(trainables.trial, "backbone_of", lambda *_: backbone)
+    monkeypatch.setattr(trainables.trials.trial, "backbone_of", lambda *_: backbone)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine lives, here
 
     def driver(folder: Path, how: tuple[int, int]) -> Driver:

@@ -16,15 +16,15 @@ from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, open_study
 from pipelines.searching.workers import Workers
 from tests.test_fused import METRIC, Make, assert_same_rows, assert_same_tensors, bench, make
-from trainables import crew as crews
-from trainables import memory, trial
-from trainables.crew import Crew, Job
 from trainables.distributed import ALONE
-from trainables.fused import Fleet
-from trainables.memory import claim, is_out_of_memory, shortage
 from trainables.training.loop import Run, never
-from trainables.trial import InProcess, TrialSettings, Workbench
-from trainables.width import Widths
+from trainables.trials import crew as crews
+from trainables.trials import memory, trial
+from trainables.trials.crew import Crew, Job
+from trainables.trials.memory import claim, is_out_of_memory, shortage
+from trainables.trials.stacked import Fleet
+from trainables.trials.trial import InProcess, TrialSettings, Workbench
+from trainables.trials.width import Widths
 
 __all__ = ["bench", "make"]
 

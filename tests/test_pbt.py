@@ -15,7 +15,7 @@ from optuna.distributions import FloatDistribution
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pbt import _PBTTrialState
 
-import trainables.trial
+import trainables.trials.trial
 from pipelines.cli import stage_main
 from pipelines.searching.best import best_trial
 from pipelines.searching.closing import closing
@@ -28,7 +28,7 @@ from tests.test_kills import tensors
 from tests.test_train import fails
 from trainables.files import read_json, write_json
 from trainables.models.backbone import Backbone
-from trainables.trial import TrialSettings
+from trainables.trials.trial import TrialSettings
 
 METRIC = "val/t2i_mrr"
 WIDE = {"a": FloatDistribution(0.0, 1e9), "b": FloatDistribution(0.0, 1e9)}
@@ -121,7 +121,7 @@ Begin = Callable[..., Driver]
 
 @pytest.fixture
 def begin(features: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Begin:
-    monkeypatch.setattr(trainables.trial, "backbone_of", lambda *_: backbone)
+    monkeypatch.setattr(trainables.trials.trial, "backbone_of", lambda *_: backbone)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine lives, here
 
     def driver(folder: Path, workers: int = 1, search: Search = SEARCH) -> Driver:

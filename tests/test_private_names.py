@@ -21,8 +21,8 @@ from ray.tune.utils.util import flatten_dict
 from pipelines.searching.pbt import _seeded
 from pipelines.searching.study import batch, open_study, storage_of, trial_id
 from tests.test_architecture import imports, sources
-from trainables.crew import members
-from trainables.vmap_rules import is_batchedtensor
+from trainables.trials.crew import members
+from trainables.trials.vmap_rules import is_batchedtensor
 
 # Documented in spite of its name.
 PUBLIC = {"_exit", "_asdict"}

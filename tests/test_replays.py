@@ -11,9 +11,9 @@ import torch
 from tests.contract import TRAINED
 from tests.tape import Recorder
 from tests.test_fused import OBJECTIVES, Make, assert_same_rows, assert_same_tensors, bench, make
-from trainables import replays
-from trainables.fused import Fleet
 from trainables.models import text_plan
+from trainables.trials import cuda_graphs as replays
+from trainables.trials.stacked import Fleet
 
 __all__ = ["bench", "make"]
 

@@ -26,11 +26,11 @@ from search_spaces.registry import SPACES
 from tests.tiny import tiny_features
 from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import Task, flatten
-from trainables.crew import Crew, Job
 from trainables.errors import CliptuneError, ConfigError
 from trainables.files import read_json, write_hashed
 from trainables.training.loop import ALONE, never
-from trainables.trial import TrialSettings, Workbench
+from trainables.trials.crew import Crew, Job
+from trainables.trials.trial import TrialSettings, Workbench
 
 EVERY: list[tuple[str, Task]] = [(name, task) for name, own in SPACES.items() for task in own]  # type: ignore[misc]
 METRIC = "val/t2i_r1"

@@ -30,10 +30,10 @@ from pipelines.searching.study import Search, Stopping, doubt_of, open_study, st
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import to_json
-from trainables.crew import Job, pruned_file
 from trainables.errors import CliptuneError
-from trainables.fused import shape_of
-from trainables.width import Widths
+from trainables.trials.crew import Job, pruned_file
+from trainables.trials.stacked import shape_of
+from trainables.trials.width import Widths
 
 METRIC = "val/t2i_r1"
 SEARCH = Search(("soft_prompt", "lora"), METRIC, trials=6, epochs=9, seed=3, fixed={})
@@ -612,7 +612,7 @@ DEAD_GPU = "torch.AcceleratorError: CUDA error: device-side assert triggered"
 ERROR = f"""Failure # 1 (occurred at 2026-11-28_16-46-36)
 ray::ResourceTrainable.train() (pid=5445, ip=192.0.2.2, actor_id=41160e64e29bb145b33d19ca01000000)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "trainables/trial.py", line 21, in step
+  File "trainables/trials/trial.py", line 21, in step
     return self.runner.advance()
 {DEAD_GPU}
 Search for `cudaErrorAssert' in https://docs.nvidia.com/cuda for more information.

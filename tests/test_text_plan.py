@@ -18,7 +18,7 @@ from trainables.data.batches import Tokens
 from trainables.files import read_json
 from trainables.models.backbone import Backbone, load_backbone
 from trainables.models.text_plan import Form, Plan
-from trainables.replays import MOST, shape_of, tensors
+from trainables.trials.cuda_graphs import MOST, shape_of, tensors
 
 PARTS = {"num_attention_heads": 1, "vocab_size": 49408}
 CLIP = cast(

@@ -22,7 +22,6 @@ from trainables import distributed
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.config import Task
-from trainables.crew import failure
 from trainables.data.batches import Batch
 from trainables.distributed import ALONE, Worker, average, join
 from trainables.errors import CliptuneError, ConfigError
@@ -31,6 +30,7 @@ from trainables.features.features import open_features
 from trainables.models.backbone import load_backbone
 from trainables.training import loop
 from trainables.training.loop import METRICS, Run
+from trainables.trials.crew import failure
 
 TASKS: dict[Task, tuple[str, dict[str, Any]]] = {
     "retrieval": ("soft_prompt", {"batch_size": 8}),

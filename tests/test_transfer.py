@@ -24,10 +24,10 @@ from trainables.adapters.registry import make_config
 from trainables.data.batches import Batch
 from trainables.data.transfer import Numbers
 from trainables.files import read_json
-from trainables.fused import Fleet
 from trainables.models.backbone import Backbone
 from trainables.training.checkpoint import newest_intact
 from trainables.training.loop import METRICS, Diverged, Interrupted, Run
+from trainables.trials.stacked import Fleet
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.crew import Job
-from trainables.trial import InProcess, TrialSettings
+from trainables.trials.crew import Job
+from trainables.trials.trial import InProcess, TrialSettings
 
 METRIC = "val/t2i_mrr"
 VALUES = {"name": "soft_prompt", "epochs": 3, "batch_size": 16, "optim.lr": 1e-2}

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from tests.test_fused import METRIC, Make, bench, make
-from trainables import width as module
-from trainables.crew import Crew, Job
 from trainables.distributed import ALONE
 from trainables.errors import ConfigError
-from trainables.fused import Fleet
 from trainables.training.loop import Run, never
-from trainables.trial import TrialSettings, Workbench
-from trainables.width import Widths, measure_width
+from trainables.trials import width as module
+from trainables.trials.crew import Crew, Job
+from trainables.trials.stacked import Fleet
+from trainables.trials.trial import TrialSettings, Workbench
+from trainables.trials.width import Widths, measure_width
 
 __all__ = ["bench", "make"]
 VALUES = {"name": "projection", "epochs": 1, "batch_size": 16}

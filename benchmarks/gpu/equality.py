@@ -11,9 +11,9 @@ from benchmarks.gpu.fleets import Counter, all_of, each, farthest, no_graphs
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.trials import Trials, text_only, trials
-from trainables.fused import Fleet
 from trainables.hardware import has_bf16
 from trainables.training.loop import Run
+from trainables.trials.stacked import Fleet
 
 ADAPTERS = ("soft_prompt", "lora", "projection", "coop")
 MOST = 1e-3  # fp32 sums in another order

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import difference
-from trainables import replays
-from trainables.fused import Fleet
-from trainables.replays import Record
 from trainables.training.loop import Run
+from trainables.trials import cuda_graphs as replays
+from trainables.trials.cuda_graphs import Record
+from trainables.trials.stacked import Fleet
 
 
 class Counter:

@@ -10,8 +10,8 @@ from benchmarks.gpu.fleets import begin, step_alone, step_together
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.trials import text_only, trials
-from trainables.fused import Fleet
 from trainables.models.backbone import Backbone
+from trainables.trials.stacked import Fleet
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 MIB, SHARE = 2**20, 0.25

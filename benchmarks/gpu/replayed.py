@@ -9,7 +9,7 @@ from benchmarks.gpu.fleets import Counter, begin, no_graphs, step_together
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.trials import text_only, trials
-from trainables.fused import Fleet
+from trainables.trials.stacked import Fleet
 
 BATCHES = (32, 128, 256, 512)
 LEAST = 90.0  # % of steps

@@ -14,7 +14,7 @@ from benchmarks.gpu.fleets import all_of, begin, farthest, step_alone, step_toge
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.trials import text_only, trials
-from trainables.fused import Fleet
+from trainables.trials.stacked import Fleet
 
 SHARING = 4  # processes on a card, as Ray packs them with a quarter each
 WAIT = 90.0  # seconds that the others may take to start

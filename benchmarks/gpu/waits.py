@@ -12,7 +12,7 @@ from benchmarks.gpu.fleets import begin, no_graphs, step_alone, step_together
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.trials import text_only, trials
-from trainables.fused import Fleet
+from trainables.trials.stacked import Fleet
 
 ADAPTERS = ("soft_prompt", "lora", "projection")
 STEPS = 10

@@ -38,8 +38,8 @@ from pipelines.searching.race import Standings
 from pipelines.searching.samplers import quiet
 from pipelines.searching.searcher import StudySearcher, suggest
 from pipelines.searching.study import ADAPTER, Search, open_study
-from trainables.crew import Job
 from trainables.files import read_json, write_json
+from trainables.trials.crew import Job
 
 TRIALS = 2000
 MORE = 40  # trials that are timed

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from trainables.config import Task
-from trainables.crew import is_own_failure
 from trainables.errors import CliptuneError
 from trainables.features.features import SplitFeatures
-from trainables.fused import Fleet
 from trainables.metrics.classification import calibrated_likelihood, log_likelihood
 from trainables.models.backbone import Backbone
 from trainables.training.loop import METRICS, Row, Run
 from trainables.training.measure import measure
 from trainables.training.predict import score
-from trainables.trial import config_of
+from trainables.trials.crew import is_own_failure
+from trainables.trials.stacked import Fleet
+from trainables.trials.trial import config_of
 
 KEPT: dict[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "log_likelihood", "calibrated_likelihood"),

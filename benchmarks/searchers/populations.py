@@ -32,13 +32,13 @@ from pipelines.searching.flags import check
 from pipelines.searching.kinds import Scheduler
 from pipelines.searching.population import rules
 from pipelines.searching.study import Search, about_study, open_study
-from trainables.crew import Crew, Job
 from trainables.data.store import find_store
 from trainables.distributed import ALONE
 from trainables.files import now, read_json, write_json
 from trainables.training.checkpoint import load_adapter
 from trainables.training.measure import measure
-from trainables.trial import TrialSettings, Workbench
+from trainables.trials.crew import Crew, Job
+from trainables.trials.trial import TrialSettings, Workbench
 
 HERE = Path(__file__).parent.parent
 FILE = "populations.json"

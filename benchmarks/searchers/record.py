@@ -39,10 +39,10 @@ from trainables.data.store import find_store
 from trainables.features.features import backbone_of, embed_split, open_features
 from trainables.features.few_shot import read_draw
 from trainables.files import append_jsonl, now, read_jsonl
-from trainables.fused import shape_of
 from trainables.hardware import default_device
 from trainables.training.loop import METRICS
-from trainables.trial import config_of
+from trainables.trials.stacked import shape_of
+from trainables.trials.trial import config_of
 
 
 @dataclass(frozen=True)

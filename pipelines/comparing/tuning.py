@@ -31,15 +31,15 @@ from pipelines.searching.study import (
     open_study,
 )
 from trainables.adapters.registry import make_config
-from trainables.crew import ask_to_stop, failure, is_own_failure, outcome, stop_file, warned
 from trainables.data.store import find_store
 from trainables.faults import disk_failure, is_machines_failure
 from trainables.features.few_shot import read_draw
 from trainables.files import read_json, write_hashed, write_json
-from trainables.memory import is_out_of_memory
 from trainables.models.backbone import Backbone
 from trainables.training.loop import Interrupted
-from trainables.trial import TrialSettings, Workbench
+from trainables.trials.crew import ask_to_stop, failure, is_own_failure, outcome, stop_file, warned
+from trainables.trials.memory import is_out_of_memory
+from trainables.trials.trial import TrialSettings, Workbench
 
 
 @dataclass(frozen=True)

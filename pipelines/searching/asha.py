@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from pipelines.searching.budget import LEAST, Budget
 from pipelines.searching.median import Median
 from pipelines.searching.study import DONE, Search, adapter_of, frozen_trial
-from trainables.crew import Job, members
+from trainables.trials.crew import Job, members
 
 
 @dataclass(frozen=True)

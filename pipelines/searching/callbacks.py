@@ -19,7 +19,7 @@ from pipelines.searching.budget import TICK, Budget
 from pipelines.searching.ledger import Ledger
 from pipelines.searching.searcher import StudySearcher
 from pipelines.searching.study import Search, frozen_trial
-from trainables.crew import Job, members
+from trainables.trials.crew import Job, members
 
 
 def reason_of(trial: RayTrial) -> str:

@@ -20,10 +20,10 @@ from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.cluster import cause
-from trainables.crew import Job
 from trainables.distributed import STEP_SECONDS, Worker, join
 from trainables.errors import CliptuneError
-from trainables.trial import InProcess, TrialSettings
+from trainables.trials.crew import Job
+from trainables.trials.trial import InProcess, TrialSettings
 
 GROUP_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",

@@ -18,11 +18,11 @@ from pipelines.searching import journal
 from pipelines.searching.journal import NAME, Altered
 from pipelines.searching.study import Search
 from trainables.adapters.registry import BASELINES
-from trainables.crew import FOLDS
 from trainables.errors import CheckpointError
 from trainables.files import write_bytes
 from trainables.training.checkpoint import verify
-from trainables.trial import Workbench
+from trainables.trials.crew import FOLDS
+from trainables.trials.trial import Workbench
 
 ASIDE = "astray"  # in a study's folder: trials that no journal tells of
 

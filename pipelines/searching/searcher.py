@@ -39,11 +39,11 @@ from pipelines.searching.study import (
     trial_id,
 )
 from trainables.config import Value
-from trainables.crew import FOLDS, ask_to_stop, members, pruned_file, stop_file
 from trainables.errors import DataError
 from trainables.faults import disk_failure
-from trainables.fused import FREE
-from trainables.width import Widths
+from trainables.trials.crew import FOLDS, ask_to_stop, members, pruned_file, stop_file
+from trainables.trials.stacked import FREE
+from trainables.trials.width import Widths
 
 
 def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Value:

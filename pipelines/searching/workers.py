@@ -14,7 +14,7 @@ from pipelines.capacity import Capacity, Gpus, await_place, capacity, needs
 from pipelines.console import say
 from pipelines.searching.groups import GROUP_ENV, GroupCall, Switchboard, host_group
 from trainables.errors import CliptuneError, ConfigError
-from trainables.trial import InProcess, Runner, TrialSettings
+from trainables.trials.trial import InProcess, Runner, TrialSettings
 
 
 @dataclass(frozen=True)

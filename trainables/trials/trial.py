@@ -21,16 +21,16 @@ from ray import tune
 
 from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
 from trainables.config import Task, TrainConfig, replace
-from trainables.crew import FOLDS, Crew, Job, stop_file
 from trainables.distributed import ALONE, Worker
 from trainables.errors import CliptuneError
 from trainables.features.features import SplitFeatures, backbone_of, open_features
 from trainables.features.few_shot import measured, read_draw
 from trainables.hardware import default_device
-from trainables.memory import claim, give_back
 from trainables.models.backbone import Backbone
 from trainables.training.loop import Run
-from trainables.width import Widths, measure_width
+from trainables.trials.crew import FOLDS, Crew, Job, stop_file
+from trainables.trials.memory import claim, give_back
+from trainables.trials.width import Widths, measure_width
 
 
 @dataclass(frozen=True)

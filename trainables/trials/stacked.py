@@ -27,9 +27,9 @@ from trainables.data.batches import Batch
 from trainables.data.transfer import Numbers, send
 from trainables.errors import CliptuneError, ConfigError
 from trainables.hardware import autocast
-from trainables.replays import Record, Replays, recorder
 from trainables.training.loop import Diverged, Row, Run, never
-from trainables.vmap_rules import Together
+from trainables.trials.cuda_graphs import Record, Replays, recorder
+from trainables.trials.vmap_rules import Together
 
 # What runs of one shape may differ in: numbers that change no shape and no branch.
 FREE = {

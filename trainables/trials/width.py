@@ -17,9 +17,9 @@ from typing import Any
 from trainables.faults import context_is_dead
 from trainables.features.lazy_parts import alone
 from trainables.files import read_json, write_json
-from trainables.fused import Fleet
-from trainables.memory import give_back
 from trainables.training.loop import Run
+from trainables.trials.memory import give_back
+from trainables.trials.stacked import Fleet
 
 SETUP = 2  # steps before one is timed: one as it is, one that is recorded
 Note = Callable[[int, str], None]  # the best width that is known, and why it is no other

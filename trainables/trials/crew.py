@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from trainables.distributed import Worker
 from trainables.errors import CliptuneError, ConfigError
 from trainables.faults import disk_failure, is_machines_failure
-from trainables.fused import Fleet
-from trainables.memory import give_back, is_out_of_memory, shortage
 from trainables.training.loop import LIKELIHOOD, Diverged, Interrupted, Row, Run, best_of
 from trainables.training.measure import CALIBRATED
+from trainables.trials.memory import give_back, is_out_of_memory, shortage
+from trainables.trials.stacked import Fleet
 
 if TYPE_CHECKING:
-    from trainables.trial import Workbench
+    from trainables.trials.trial import Workbench
 
 
 @dataclass(frozen=True)
