@@ -24,8 +24,8 @@ from trainables.data.shards import ShardSet
 from trainables.features.features import SplitFeatures, backbone_of, open_features
 from trainables.features.few_shot import read_draw
 from trainables.files import read_json, write_json
-from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.classification import hits
+from trainables.statistics.bootstrap import Bootstrap
 from trainables.training.checkpoint import load_adapter
 from trainables.training.predict import score
 

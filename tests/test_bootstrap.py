@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from trainables.metrics.bootstrap import Bootstrap, differing
+from trainables.statistics.bootstrap import Bootstrap, differing
 
 
 def clustered(images: int, each: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,9 +17,9 @@ from pipelines import report
 from pipelines.measuring.calibration import Images, about
 from tests.test_report import make_result, reported, words
 from trainables.errors import DataError
-from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.calibration import calibrate
 from trainables.metrics.conformal import spread
+from trainables.statistics.bootstrap import Bootstrap
 
 HOSTILE = "<script>alert(1)</script> | lora"
 

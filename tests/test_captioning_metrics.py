@@ -17,7 +17,6 @@ import torch
 
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json
-from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.captioning import (
     CaptionScores,
     References,
@@ -31,6 +30,7 @@ from trainables.metrics.captioning import (
     words,
 )
 from trainables.metrics.ngrams import repetition
+from trainables.statistics.bootstrap import Bootstrap
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "captions193"

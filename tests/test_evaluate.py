@@ -28,9 +28,9 @@ from trainables.data.shards import SCHEMA, Seal, ShardSet
 from trainables.errors import CheckpointError, ConfigError, DataError
 from trainables.features.features import SplitFeatures, embed_split, open_features
 from trainables.files import read_json, sha256_bytes, sha256_file, write_json
-from trainables.metrics.bootstrap import Bootstrap, holm
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.models.backbone import Backbone
+from trainables.statistics.bootstrap import Bootstrap, holm
 from trainables.training.loop import Run
 from trainables.training.predict import predict
 

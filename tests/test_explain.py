@@ -29,12 +29,12 @@ from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures, open_features
 from trainables.features.few_shot import Draw, Member, read_draw, write_draw
 from trainables.files import read_json, write_hashed
-from trainables.interpretation import against_random, nearest_words, stability
-from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.models.backbone import Backbone
 from trainables.models.text_tower import Prompt, embed_text
 from trainables.models.vocabulary import Vocabulary
+from trainables.statistics.bootstrap import Bootstrap
+from trainables.statistics.interpretation import against_random, nearest_words, stability
 from trainables.training.checkpoint import load_adapter
 from trainables.training.measure import measure
 from trainables.training.predict import embed_images

@@ -12,12 +12,12 @@ from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from tests.tiny import tiny_clip
-from trainables.chance import correct
 from trainables.errors import ConfigError, DataError
-from trainables.interpretation import ablation, against_random, nearest_words, stability
 from trainables.models.backbone import Backbone, load_backbone
 from trainables.models.text_tower import word_vectors
 from trainables.models.vocabulary import Measure, Vocabulary
+from trainables.statistics.chance import correct
+from trainables.statistics.interpretation import ablation, against_random, nearest_words, stability
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "clip-flickr8k"
 MEASURES: tuple[Measure, ...] = ("euclidean", "cosine")

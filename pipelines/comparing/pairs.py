@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, stats
 
-from trainables.metrics.bootstrap import Array, Bootstrap, Difference
+from trainables.statistics.bootstrap import Array, Bootstrap, Difference
 
 
 @dataclass(frozen=True)

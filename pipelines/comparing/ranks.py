@@ -16,7 +16,7 @@ from scipy import stats
 
 from pipelines.comparing.cells import PROTOCOLS, Block
 from pipelines.comparing.statistics import Standing, Table, standings
-from trainables.metrics.bootstrap import LEVEL, Array
+from trainables.statistics.bootstrap import LEVEL, Array
 
 FEWEST = {"data set": 5, "adapter": 3}  # with fewer, Friedman's test says nothing
 

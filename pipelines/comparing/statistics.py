@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines.comparing.cells import Block, Cell, read_cells
 from pipelines.comparing.pairs import Answers, paired
-from trainables.metrics.bootstrap import Array, Difference, sign
+from trainables.statistics.bootstrap import Array, Difference, sign
 
 KEYS = ("all", "harmonic", "base")  # an adapter is ranked by the first of them that it has
 

@@ -27,7 +27,7 @@ from trainables.adapters.base import Adapter
 from trainables.errors import DataError
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures
-from trainables.metrics.bootstrap import Bootstrap, differing
+from trainables.statistics.bootstrap import Bootstrap, differing
 from trainables.training.predict import embed_images, in_use, predict
 
 IMAGES = 1000  # on a map, at most

@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from pipelines.reporting.numbers import Metric, number, plural, probability
-from trainables.metrics.bootstrap import sign
+from trainables.statistics.bootstrap import sign
 
 LEVEL = 0.05
 HITS = Metric.of("accuracy")

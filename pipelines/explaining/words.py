@@ -16,9 +16,9 @@ from torch import Tensor
 from trainables.adapters.base import Adapter
 from trainables.errors import ConfigError
 from trainables.features.features import SplitFeatures
-from trainables.interpretation import ablation, against_random, nearest_words, stability
 from trainables.models.backbone import Backbone
 from trainables.models.vocabulary import Measure
+from trainables.statistics.interpretation import ablation, against_random, nearest_words, stability
 from trainables.training.measure import measure as measure_on
 
 MEASURES: tuple[Measure, ...] = ("cosine", "euclidean")

@@ -18,9 +18,9 @@ from pipelines.measuring import calibration
 from pipelines.measuring.protocol import Measured, differences, intervals
 from trainables.adapters.base import Adapter
 from trainables.features.features import SplitFeatures
-from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.calibration import Calibration
 from trainables.metrics.classification import by_class, per_image
+from trainables.statistics.bootstrap import Bootstrap
 from trainables.training.predict import score
 
 

@@ -17,7 +17,6 @@ from trainables.adapters.base import Adapter
 from trainables.errors import DataError
 from trainables.features.features import open_features
 from trainables.features.few_shot import measured
-from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.calibration import KINDS, TIMES, Calibration
 from trainables.metrics.calibration_error import (
     BINS,
@@ -27,6 +26,7 @@ from trainables.metrics.calibration_error import (
     reliability,
 )
 from trainables.metrics.classification import hits, log_likelihood
+from trainables.statistics.bootstrap import Bootstrap
 from trainables.training.measure import examine
 
 CONFIDENCE = 0.9  # of the sets that are measured

@@ -20,7 +20,6 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES
 from trainables.features.features import SplitFeatures
 from trainables.features.lazy_parts import embed_each_once
-from trainables.metrics.bootstrap import Bootstrap
 from trainables.metrics.captioning import (
     bleu_of,
     clip_score,
@@ -32,6 +31,7 @@ from trainables.metrics.captioning import (
 )
 from trainables.metrics.clip_score import PREFIX
 from trainables.models.backbone import Backbone
+from trainables.statistics.bootstrap import Bootstrap
 from trainables.training.predict import speak
 
 PART = 64  # images that a captioner speaks about at a time

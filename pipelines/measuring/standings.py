@@ -14,7 +14,7 @@ from trainables.adapters.base import Adapter
 from trainables.config import to_json
 from trainables.features.features import open_features
 from trainables.features.few_shot import measured
-from trainables.metrics.bootstrap import holm, sign
+from trainables.statistics.bootstrap import holm, sign
 from trainables.training.measure import measure
 
 

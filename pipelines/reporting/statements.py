@@ -15,7 +15,7 @@ from pipelines.reporting.checked import Estimate
 from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.result import Result, Row
 from pipelines.reporting.study import Study
-from trainables.metrics.bootstrap import sign
+from trainables.statistics.bootstrap import sign
 
 RETAINED = Metric.of("accuracy")
 

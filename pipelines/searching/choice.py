@@ -34,7 +34,7 @@ from pipelines.searching.study import OVER, Search, goals
 from trainables.adapters.registry import BASELINES
 from trainables.files import write_hashed
 from trainables.metrics.balance import RULE, standing
-from trainables.metrics.bootstrap import Array, Bootstrap
+from trainables.statistics.bootstrap import Array, Bootstrap
 from trainables.training.checkpoint import val_values
 from trainables.training.loop import LIKELIHOOD
 from trainables.training.measure import CALIBRATED

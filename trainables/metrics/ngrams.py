@@ -15,8 +15,8 @@ from typing import TypeAlias
 import numpy as np
 from torch import Tensor
 
-from trainables.metrics.bootstrap import Array
 from trainables.metrics.tokens import words
+from trainables.statistics.bootstrap import Array
 
 Gram: TypeAlias = tuple[str, ...]
 ORDERS = 4  # runs of 1 to 4 words, in BLEU and in CIDEr

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.chance import Floats, correct, null_distances, sphere
 from trainables.config import check
 from trainables.errors import DataError
 from trainables.models.backbone import Backbone
 from trainables.models.vocabulary import Measure, Vocabulary, Word
+from trainables.statistics.chance import Floats, correct, null_distances, sphere
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""How sure a number is: intervals, comparisons, and what chance alone gives."""
