@@ -64,7 +64,9 @@ class Search:
     def store(self) -> None:
         """Features of the pictures."""
         shards, features = (self.folder / name for name in ("shards", "features"))
-        self.python("pipelines.shards", "--source", self.folder / "images", "--out", shards)
+        self.python(
+            "pipelines.shards.__main__", "--source", self.folder / "images", "--out", shards
+        )
         self.python(
             *("pipelines.encode", "--shards", shards),
             *("--backbone", self.clip, "--out", features),

@@ -17,8 +17,8 @@ from PIL import Image
 
 from pipelines.encode import Args, run
 from pipelines.encoding.store import encode
-from pipelines.shards import Args as ShardArgs
-from pipelines.shards import run as write_shards
+from pipelines.shards.__main__ import Args as ShardArgs
+from pipelines.shards.__main__ import run as write_shards
 from tests import films
 from tests.films import BLUE, GREEN, RED
 from tests.pictures import jpeg

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.shards import Args, run
+from pipelines.shards.__main__ import Args, run
 from tests.pictures import jpeg
 from trainables.data.shards import ShardSet
 

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from pipelines.sharding.records import check
+from pipelines.shards.records import check
 from pipelines.sources.base import BadRecord, Options
 from pipelines.sources.registry import SOURCES
 from tests.pictures import draw, jpeg

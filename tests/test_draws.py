@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import shards as shards_stage
 from pipelines.draw import Args, run
 from pipelines.drawing.index_json import index_draw
 from pipelines.drawing.labelled import read_labelled
 from pipelines.drawing.make import Task, make_draw, part_of
 from pipelines.drawing.words import FOLDER, Words, clean, read_words, shipped
+from pipelines.shards import __main__ as shards_stage
 from trainables.data.shards import SCHEMA, ShardSet
 from trainables.errors import ConfigError, DataError
 from trainables.features.few_shot import PARTS, Draw, Member, Part, read_draw, write_draw

@@ -31,8 +31,8 @@ from pipelines.encoding import towers
 from pipelines.encoding.store import encode
 from pipelines.encoding.towers import Job, ReadAndDecode, Resources, Step, Tower, Unit, of_backbone
 from pipelines.hold import hold
-from pipelines.shards import Args as ShardArgs
-from pipelines.shards import run as write_shards
+from pipelines.shards.__main__ import Args as ShardArgs
+from pipelines.shards.__main__ import run as write_shards
 from tests.pictures import jpeg
 from tests.tiny import tiny_clip, tiny_shards
 from trainables.adapters.registry import build, make_config

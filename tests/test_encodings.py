@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import shards
+from pipelines.shards import __main__ as shards
 from pipelines.sources.base import Options
 from pipelines.sources.registry import SOURCES, source_format
 from tests.pictures import draw

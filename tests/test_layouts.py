@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import shards
-from pipelines.sharding.records import check
-from pipelines.sharding.survey import first_lines, look
+from pipelines.shards import __main__ as shards
+from pipelines.shards.records import check
+from pipelines.shards.survey import first_lines, look
 from pipelines.sources.base import BadRecord, Options, RawRecord
 from pipelines.sources.registry import SOURCES, source_format
 from tests.pictures import draw, jpeg

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.drawing.labelled import read_labelled
-from pipelines.sharding import writer
-from pipelines.sharding.united import united
-from pipelines.sharding.writer import ShardWriter
-from pipelines.shards import Args, run
+from pipelines.shards import writer
+from pipelines.shards.__main__ import Args, run
+from pipelines.shards.united import united
+from pipelines.shards.writer import ShardWriter
 from tests.pictures import jpeg
 from trainables.data.shards import SPLITS, Seal, ShardSet, captions_of
 from trainables.errors import DataError

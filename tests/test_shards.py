@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.sharding import work as sharding
-from pipelines.sharding.ledger import Ledger, Twin
-from pipelines.shards import Args, run
+from pipelines.shards import work as sharding
+from pipelines.shards.__main__ import Args, run
+from pipelines.shards.ledger import Ledger, Twin
 from pipelines.sources.base import BadRecord, RawRecord
 from tests.pictures import jpeg, png
 from trainables.data.shards import SCHEMA, Seal, ShardSet
@@ -414,7 +414,7 @@ def test_a_killed_run_leaves_nothing_that_looks_complete(tmp_path: Path) -> None
 import os, signal, sys
 from pathlib import Path
 from pipelines import shards
-from pipelines.sharding import work as sharding
+from pipelines.shards import work as sharding
 take = sharding.Sharding.take
 def fatal(self, name, outcome):
     take(self, name, outcome)
@@ -510,7 +510,7 @@ import sys
 from pathlib import Path
 import torch, pyarrow.parquet, trainables.media.images
 from pipelines import shards
-from pipelines.sharding import work as sharding
+from pipelines.shards import work as sharding
 from pipelines.sources.registry import SOURCES
 def peak():
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.sharding.records import check
+from pipelines.shards.records import check
 from pipelines.sources import huggingface, json_stream
 from pipelines.sources.base import (
     BadRecord,

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.sharding import inventory, survey
-from pipelines.shards import Args, run
+from pipelines.shards import inventory, survey
+from pipelines.shards.__main__ import Args, run
 from pipelines.sources.base import Options, RawRecord
 from pipelines.sources.registry import SOURCES
 from tests.pictures import jpeg

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import shards
-from pipelines.sharding.records import check
+from pipelines.shards import __main__ as shards
+from pipelines.shards.records import check
 from pipelines.sources.base import BadRecord, Options, RawRecord, parse_columns
 from pipelines.sources.registry import SOURCES, source_format
 from pipelines.sources.texts import listed

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.sharding.survey import first_lines
+from pipelines.shards.survey import first_lines
 from pipelines.sources.base import BadRecord, Options, RawRecord
 from pipelines.sources.registry import SOURCES, source_format
 from tests.pictures import jpeg

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelines.sharding.united import Row
+from pipelines.shards.united import Row
 from trainables.data.shards import SPLITS
 
 SAID = ("captions", "label", "class_name", "classes", "group")  # of a picture, beside its bytes

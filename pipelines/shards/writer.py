@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.sharding.united import Row, united
+from pipelines.shards.united import Row, united
 from trainables.data.shards import SCHEMA
 from trainables.files import sha256_file
 

@@ -55,8 +55,8 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines import console
-    from pipelines.sharding.account import account
-    from pipelines.sharding.inventory import files_of
+    from pipelines.shards.account import account
+    from pipelines.shards.inventory import files_of
     from pipelines.sources.base import Options, parse_columns
     from pipelines.sources.registry import recognised
 
@@ -93,7 +93,7 @@ def run(args: Args) -> None:
 
 def _say_what_is_seen(args: Args, name: str, why: str, options: Options) -> None:
     from pipelines import console
-    from pipelines.sharding.survey import look
+    from pipelines.shards.survey import look
 
     console.say(f"format: {name}, {why}")
     for line in look(args.source, name, options, args.split):
@@ -120,7 +120,7 @@ def _typed(args: Args) -> str:
 
 def _describe(args: Args, name: str, options: Options) -> tuple[dict[str, Any], int | None]:
     """What the output depends on (equal descriptions, equal shards), and the number of records."""
-    from pipelines.sharding.fingerprint import fingerprint
+    from pipelines.shards.fingerprint import fingerprint
 
     local = Path(args.source).exists()
     total, records = fingerprint(args.source, name, options)
@@ -183,13 +183,13 @@ def _write(
     from tqdm import tqdm
 
     from pipelines import console
-    from pipelines.sharding.fingerprint import INDEXED
-    from pipelines.sharding.inventory import SHOWN
-    from pipelines.sharding.quarantine import Quarantine
-    from pipelines.sharding.survey import first_lines
-    from pipelines.sharding.unnamed import UNNAMED, Named
-    from pipelines.sharding.work import Sharding, checked
-    from pipelines.sharding.writer import ShardWriter
+    from pipelines.shards.fingerprint import INDEXED
+    from pipelines.shards.inventory import SHOWN
+    from pipelines.shards.quarantine import Quarantine
+    from pipelines.shards.survey import first_lines
+    from pipelines.shards.unnamed import UNNAMED, Named
+    from pipelines.shards.work import Sharding, checked
+    from pipelines.shards.writer import ShardWriter
     from pipelines.sources.registry import SOURCES
     from pipelines.workspace import workspace
     from trainables.data.shards import FORMAT

@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from threading import Thread
 
-from pipelines.sharding.inventory import SHOWN, counted, few, files_of, split_files
-from pipelines.sharding.records import Picture, check_each
+from pipelines.shards.inventory import SHOWN, counted, few, files_of, split_files
+from pipelines.shards.records import Picture, check_each
 from pipelines.sources import cub
 from pipelines.sources.base import BadRecord, Options, RawRecord, split_name
 from pipelines.sources.registry import SOURCES

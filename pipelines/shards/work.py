@@ -13,12 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pipelines.sharding.fingerprint import files_of
-from pipelines.sharding.ledger import Ledger
-from pipelines.sharding.quarantine import Quarantine
-from pipelines.sharding.records import OF_WORDS, Checked, check_each
-from pipelines.sharding.united import Row, united
-from pipelines.sharding.writer import ShardWriter
+from pipelines.shards.fingerprint import files_of
+from pipelines.shards.ledger import Ledger
+from pipelines.shards.quarantine import Quarantine
+from pipelines.shards.records import OF_WORDS, Checked, check_each
+from pipelines.shards.united import Row, united
+from pipelines.shards.writer import ShardWriter
 from pipelines.sources.base import BadRecord, Options, RawRecord
 from trainables.data.shards import SPLITS
 from trainables.errors import DataError
