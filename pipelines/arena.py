@@ -86,7 +86,7 @@ def run(args: Args) -> None:
 def _plan(args: Args) -> Plan:
     """What the flags ask for; all that can be wrong with them."""
     from pipelines.comparing.plan import Plan, Source
-    from pipelines.drawing.words import DEFAULT, shipped
+    from pipelines.draw.class_names import DEFAULT, shipped
     from pipelines.searching.space import on_store, possible
     from search_spaces.registry import SPACES
     from trainables.adapters.registry import adapters_for, make_config
@@ -244,9 +244,9 @@ def _linked(data: str, place: Path) -> bool:
 def _draw(args: Args, plan: Plan, folder: Path) -> None:
     """Every draw, before any other work: what is wrong with the data shows here."""
     from pipelines.comparing.plan import draw_path
-    from pipelines.drawing.labelled import read_labelled
-    from pipelines.drawing.make import Task, make_draw
-    from pipelines.drawing.words import read_words
+    from pipelines.draw.class_names import read_words
+    from pipelines.draw.labelled import read_labelled
+    from pipelines.draw.make import Task, make_draw
     from trainables.data.shards import ShardSet
     from trainables.features.few_shot import Part, read_draw, write_draw
 

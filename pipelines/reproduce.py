@@ -93,7 +93,7 @@ def _check(args: Args) -> tuple[list[Recipe], dict[str, Path]]:
 
 
 def _check_data(recipe: Recipe, folder: Path) -> None:
-    from pipelines.drawing.words import read_words
+    from pipelines.draw.class_names import read_words
     from trainables.data.shards import SPLITS, ShardSet
 
     shards = ShardSet.open(folder)

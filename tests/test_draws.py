@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.draw import Args, run
-from pipelines.drawing.index_json import index_draw
-from pipelines.drawing.labelled import read_labelled
-from pipelines.drawing.make import Task, make_draw, part_of
-from pipelines.drawing.words import FOLDER, Words, clean, read_words, shipped
+from pipelines.draw.__main__ import Args, run
+from pipelines.draw.class_names import FOLDER, Words, clean, read_words, shipped
+from pipelines.draw.index_json import index_draw
+from pipelines.draw.labelled import read_labelled
+from pipelines.draw.make import Task, make_draw, part_of
 from pipelines.shards import __main__ as shards_stage
 from trainables.data.shards import SCHEMA, ShardSet
 from trainables.errors import ConfigError, DataError

@@ -22,9 +22,9 @@ from pipelines.classify import classify
 from pipelines.comparing.measuring import measure_arena
 from pipelines.comparing.plan import store_of, write_plan
 from pipelines.comparing.tuning import Arena, CellSearch
-from pipelines.drawing.labelled import read_labelled
-from pipelines.drawing.make import Task, make_draw
-from pipelines.drawing.words import read_words
+from pipelines.draw.class_names import read_words
+from pipelines.draw.labelled import read_labelled
+from pipelines.draw.make import Task, make_draw
 from pipelines.encode import Args
 from pipelines.encoding.given import encode_given
 from pipelines.using.files import Faults

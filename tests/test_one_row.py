@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.drawing.labelled import read_labelled
+from pipelines.draw.labelled import read_labelled
 from pipelines.shards import writer
 from pipelines.shards.__main__ import Args, run
 from pipelines.shards.united import united

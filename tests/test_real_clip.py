@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines.cli import stage_main
-from pipelines.drawing.labelled import Labelled, read_labelled
+from pipelines.draw.labelled import Labelled, read_labelled
 from trainables.adapters.registry import build, make_config
 from trainables.data.shards import ShardSet
 from trainables.features.classes import Classes

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.drawing.words import shipped
+from pipelines.draw.class_names import shipped
 from pipelines.reproduce import Args, run
 from pipelines.reproducing import plan as plans
 from pipelines.reproducing.plan import Measured, NotRun, Plan

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.drawing.labelled import SPLITS, Labelled, Split
-from pipelines.drawing.make import Task, assemble, check_enough
+from pipelines.draw.labelled import SPLITS, Labelled, Split
+from pipelines.draw.make import Task, assemble, check_enough
 from trainables.errors import DataError
 from trainables.features.few_shot import Draw, Member
 from trainables.files import read_json

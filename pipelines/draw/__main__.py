@@ -81,10 +81,10 @@ def run(args: Args) -> None:
 
 def _draw(args: Args, shards: ShardSet) -> Draw:
     from pipelines import console
-    from pipelines.drawing.index_json import index_draw
-    from pipelines.drawing.labelled import read_labelled
-    from pipelines.drawing.make import Task, make_draw
-    from pipelines.drawing.words import read_words
+    from pipelines.draw.class_names import read_words
+    from pipelines.draw.index_json import index_draw
+    from pipelines.draw.labelled import read_labelled
+    from pipelines.draw.make import Task, make_draw
 
     words = read_words(args.words).fitted(shards.templates)
     dataset = args.dataset or shards.name

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.drawing.labelled import Labelled, Split
-from pipelines.drawing.words import Words
+from pipelines.draw.class_names import Words
+from pipelines.draw.labelled import Labelled, Split
 from trainables.config import check
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.features.few_shot import PARTS, Draw, Member, Part
