@@ -68,7 +68,7 @@ class Search:
             "pipelines.shards.__main__", "--source", self.folder / "images", "--out", shards
         )
         self.python(
-            *("pipelines.encode", "--shards", shards),
+            *("pipelines.encode.__main__", "--shards", shards),
             *("--backbone", self.clip, "--out", features),
         )
 

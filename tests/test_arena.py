@@ -18,7 +18,7 @@ import torch
 from ray.tune.search import Searcher
 
 from pipelines import arena as stage
-from pipelines import encode, typed
+from pipelines import typed
 from pipelines.cli import stage_main
 from pipelines.comparing.measuring import identity
 from pipelines.comparing.plan import Cell, Plan, Source, cell_folder, read_plan, write_plan
@@ -28,6 +28,7 @@ from pipelines.comparing.tuning import Arena, CellSearch, CellTrial
 from pipelines.demo.draw import draw_classes
 from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.scenes import COLOURS
+from pipelines.encode import __main__ as encode
 from pipelines.searching.from_disk import pausing
 from pipelines.shards import __main__ as shards
 from tests.one_process import snapshots

@@ -12,7 +12,7 @@ import yaml
 
 from pipelines import capacity
 from pipelines.capacity import Capacity, Node, check_gpus, read_status
-from pipelines.encoding.towers import Resources
+from pipelines.encode.towers import Resources
 from pipelines.searching.workers import plan
 from tests.autoscaling import autoscaling_cluster
 from tests.tiny import tiny_shards

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.encode import Args, run
-from pipelines.encoding.store import encode
+from pipelines.encode.__main__ import Args, run
+from pipelines.encode.store import encode
 from pipelines.shards.__main__ import Args as ShardArgs
 from pipelines.shards.__main__ import run as write_shards
 from tests import films

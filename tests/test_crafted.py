@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from pipelines.cli import STAGES
-from pipelines.encode import Args
-from pipelines.encoding import store as encoding
-from pipelines.encoding.store import encode
+from pipelines.encode import store as encoding
+from pipelines.encode.__main__ import Args
+from pipelines.encode.store import encode
 from tests.test_encode import InProcess
 from tests.test_foreign import files
 from tests.things import in_this_process, picture, things

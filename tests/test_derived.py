@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.encode import Args
-from pipelines.encoding import store as encoding
-from pipelines.encoding.store import encode
+from pipelines.encode import store as encoding
+from pipelines.encode.__main__ import Args
+from pipelines.encode.store import encode
 from tests.pair import forking
 from tests.test_encode import InProcess
 from tests.tiny import caption, tiny_features, tiny_shards

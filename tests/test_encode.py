@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from pipelines.capacity import Capacity, Node
-from pipelines.encode import Args, run
-from pipelines.encoding import store as encoding
-from pipelines.encoding import towers
-from pipelines.encoding.store import encode
-from pipelines.encoding.towers import Job, ReadAndDecode, Resources, Step, Tower, Unit, of_backbone
+from pipelines.encode import store as encoding
+from pipelines.encode import towers
+from pipelines.encode.__main__ import Args, run
+from pipelines.encode.store import encode
+from pipelines.encode.towers import Job, ReadAndDecode, Resources, Step, Tower, Unit, of_backbone
 from pipelines.hold import hold
 from pipelines.shards.__main__ import Args as ShardArgs
 from pipelines.shards.__main__ import run as write_shards

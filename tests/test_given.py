@@ -25,8 +25,8 @@ from pipelines.comparing.tuning import Arena, CellSearch
 from pipelines.draw.class_names import read_words
 from pipelines.draw.labelled import read_labelled
 from pipelines.draw.make import Task, make_draw
-from pipelines.encode import Args
-from pipelines.encoding.given import encode_given
+from pipelines.encode.__main__ import Args
+from pipelines.encode.embeddings import encode_given
 from pipelines.using.files import Faults
 from pipelines.using.model import Model
 from trainables.adapters.registry import build, check_towers, make_config

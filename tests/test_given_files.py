@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.encode import Args
-from pipelines.encoding.given import encode_given
-from pipelines.encoding.layout import read_layout
-from pipelines.encoding.metadata import labels_of
+from pipelines.encode.__main__ import Args
+from pipelines.encode.embeddings import encode_given
+from pipelines.encode.layout import read_layout
+from pipelines.encode.metadata import labels_of
 from tests.test_given import NAMES, ROWS, WIDTH, save, table, vectors
 from trainables.data.shards import ShardSet
 from trainables.errors import DataError

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pipelines import train, tune
-from pipelines.encode import Args
-from pipelines.encoding import precision, store, towers
+from pipelines.encode import precision, store, towers
+from pipelines.encode.__main__ import Args
 from tests.tiny import tiny_shards
 from trainables import hardware
 from trainables.adapters.base import product

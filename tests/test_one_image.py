@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from pipelines import evaluate
-from pipelines.encode import Args
-from pipelines.encoding.given import encode_given
+from pipelines.encode.__main__ import Args
+from pipelines.encode.embeddings import encode_given
 from pipelines.measuring.accuracy import ClassProtocol
 from pipelines.measuring.captions import CaptionProtocol
 from pipelines.measuring.protocol import metrics, versus

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.encode import Args
-from pipelines.encoding import store as encoding
-from pipelines.encoding.given import encode_given
-from pipelines.encoding.store import encode
+from pipelines.encode import store as encoding
+from pipelines.encode.__main__ import Args
+from pipelines.encode.embeddings import encode_given
+from pipelines.encode.store import encode
 from tests.test_encode import InProcess
 from tests.test_given import folder as given_folder
 from tests.tiny import tiny_features, tiny_shards

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.encoding.layout import loose, read_layout
-from pipelines.encoding.scan import record, records
+from pipelines.encode.layout import loose, read_layout
+from pipelines.encode.scan import record, records
 from pipelines.sources.vectors import PICKLES, SUFFIXES, Vectors, open_vectors
 from trainables.data.shards import chunks
 from trainables.errors import DataError

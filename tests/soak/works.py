@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pipelines.arena
-import pipelines.encoding.store
+import pipelines.encode.store
 import pipelines.tune
 import pipelines.typed
 from pipelines.cli import stage_main

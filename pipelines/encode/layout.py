@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.encoding.metadata import Rows, Table, where
-from pipelines.encoding.said import read_said
+from pipelines.encode.captions import read_said
+from pipelines.encode.metadata import Rows, Table, where
 from pipelines.sources.containers import ANY, SIDES, rows_of
 from pipelines.sources.vectors import PICKLES, SUFFIXES, Vectors, natural, open_vectors
 from trainables.errors import DataError

@@ -10,7 +10,7 @@ import os
 
 from pipelines.capacity import Gpus
 from pipelines.cluster import connect
-from pipelines.encoding.towers import Resources
+from pipelines.encode.towers import Resources
 from trainables.errors import ConfigError
 from trainables.hardware import Precision, Resolved, check_precision, default_device, of_store
 

@@ -16,8 +16,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.encoding.layout import Given
-from pipelines.encoding.metadata import Rows, labels_of, texts_of
+from pipelines.encode.layout import Given
+from pipelines.encode.metadata import Rows, labels_of, texts_of
 from pipelines.sources.base import split_name
 from pipelines.sources.texts import caption
 from pipelines.sources.vectors import CHUNK

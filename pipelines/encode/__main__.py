@@ -101,16 +101,16 @@ def run(args: Args) -> None:
     from pipelines import console
 
     if args.embeddings is not None:
-        from pipelines.encoding.given import encode_given
-        from pipelines.encoding.summary import summary
-        from pipelines.encoding.summary import then as after
+        from pipelines.encode.embeddings import encode_given
+        from pipelines.encode.summary import summary
+        from pipelines.encode.summary import then as after
 
         folder, fresh = encode_given(args)
         for line in summary(folder) if fresh else ():
             console.say(line)
         then = after(folder)
     else:
-        from pipelines.encoding.store import encode
+        from pipelines.encode.store import encode
 
         folder, fresh = encode(args)
         then = f"cliptune tune --features {console.word(folder)}"

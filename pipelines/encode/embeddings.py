@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from pipelines import console
-from pipelines.encode import Args
-from pipelines.encoding.finished import complete, write_manifest
-from pipelines.encoding.layout import Given, read_layout
-from pipelines.encoding.scan import NAMES, Scan, captions, digest, numbered, record, records, scan
-from pipelines.encoding.writer import tell_captions
+from pipelines.encode.__main__ import Args
+from pipelines.encode.finished import complete, write_manifest
+from pipelines.encode.layout import Given, read_layout
+from pipelines.encode.scan import NAMES, Scan, captions, digest, numbered, record, records, scan
+from pipelines.encode.writer import tell_captions
 from pipelines.hold import hold
 from pipelines.sources.vectors import Vectors
 from trainables.data.batches import Tokens

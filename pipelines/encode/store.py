@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from pipelines import console
-from pipelines.encode import Args
-from pipelines.encoding.finished import complete, write_manifest
-from pipelines.encoding.precision import settle
-from pipelines.encoding.towers import Job, Step, Unit, embed_units
-from pipelines.encoding.writer import SplitWriter, tell_captions
+from pipelines.encode.__main__ import Args
+from pipelines.encode.finished import complete, write_manifest
+from pipelines.encode.precision import settle
+from pipelines.encode.towers import Job, Step, Unit, embed_units
+from pipelines.encode.writer import SplitWriter, tell_captions
 from pipelines.hold import hold
 from trainables.data.shards import ShardSet
 from trainables.data.store import FORMAT, MANIFEST, read_manifest
