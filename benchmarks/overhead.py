@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.harness import Limit
 from benchmarks.search import Search
-from pipelines.searching.study import open_study
+from pipelines.tune.study.study import open_study
 
 TRIALS = 100
 WARM = 24  # trials that end before the clock starts; whole groups of those that train together

@@ -75,7 +75,7 @@ class Search:
     def tune(self, *words: object) -> None:
         """A search with one worker."""
         self.python(
-            *("pipelines.tune", "--features", find_store(self.folder / "features")),
+            *("pipelines.tune.__main__", "--features", find_store(self.folder / "features")),
             *("--out", self.folder / "study", "--concurrent", 1, "--metric", "val/t2i_mrr"),
             *words,
         )

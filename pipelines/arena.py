@@ -87,7 +87,7 @@ def _plan(args: Args) -> Plan:
     """What the flags ask for; all that can be wrong with them."""
     from pipelines.comparing.plan import Plan, Source
     from pipelines.draw.class_names import DEFAULT, shipped
-    from pipelines.searching.space import on_store, possible
+    from pipelines.tune.spaces import on_store, possible
     from search_spaces.registry import SPACES
     from trainables.adapters.registry import adapters_for, make_config
     from trainables.data.store import read_manifest
@@ -289,9 +289,9 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
     from pipelines.comparing.progress import Progress
     from pipelines.comparing.queue import CellQueue
     from pipelines.comparing.tuning import Arena, CellTrial
-    from pipelines.searching.from_disk import pausing
-    from pipelines.searching.interrupt import Interrupt
-    from pipelines.searching.workers import take
+    from pipelines.tune.samplers.from_disk import pausing
+    from pipelines.tune.workers.division import take
+    from pipelines.tune.workers.interrupt import Interrupt
 
     connect(dashboard=True)
     workers = take(args.concurrent, 1, args.gpus, args.wait)

@@ -126,7 +126,7 @@ def _check_best(folder: Path) -> None:
 
 def _configure(args: Args) -> tuple[TrainConfig, Mapping[str, Any]]:
     """What is trained, and where its schedule, if it has one, was found."""
-    from pipelines.searching.schedule import read_schedule
+    from pipelines.tune.study.schedule import read_schedule
     from trainables.adapters.registry import ADAPTERS, make_config, task_of
     from trainables.config import read_fields
     from trainables.features.few_shot import read_draw
@@ -198,8 +198,8 @@ def _train_in_group(job: dict[str, Any]) -> bool:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from pipelines.cluster import cause, connect
-    from pipelines.searching.follow import follow
-    from pipelines.searching.workers import take
+    from pipelines.tune.workers.division import take
+    from pipelines.tune.workers.follow import follow
     from trainables.distributed import STEP_SECONDS
 
     connect(dashboard=False)
@@ -232,7 +232,7 @@ def _train_in_group(job: dict[str, Any]) -> bool:
 def train_together(job: dict[str, Any]) -> BaseException | None:
     """The training in one of several workers. An interrupt, and what would end all of them again,
     are given back; any other error ends the group, which is then started anew."""
-    from pipelines.searching.groups import agreed_stop
+    from pipelines.tune.workers.groups import agreed_stop
     from trainables.distributed import join
     from trainables.trials.crew import is_common
 

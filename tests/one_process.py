@@ -22,11 +22,11 @@ from typing import Any
 
 import optuna
 
-from pipelines.searching.asha import EarlyStopping
-from pipelines.searching.best import write_best
-from pipelines.searching.callbacks import Losses
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, open_study
+from pipelines.tune.callbacks import Losses
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.schedulers.asha import EarlyStopping
+from pipelines.tune.study.best import write_best
+from pipelines.tune.study.study import Search, open_study
 from trainables.trials.crew import Job
 from trainables.trials.trial import InProcess, TrialSettings
 

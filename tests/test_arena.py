@@ -29,8 +29,8 @@ from pipelines.demo.draw import draw_classes
 from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.scenes import COLOURS
 from pipelines.encode import __main__ as encode
-from pipelines.searching.from_disk import pausing
 from pipelines.shards import __main__ as shards
+from pipelines.tune.samplers.from_disk import pausing
 from tests.one_process import snapshots
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import CliptuneError, ConfigError, DataError

@@ -13,7 +13,7 @@ import yaml
 from pipelines import capacity
 from pipelines.capacity import Capacity, Node, check_gpus, read_status
 from pipelines.encode.towers import Resources
-from pipelines.searching.workers import plan
+from pipelines.tune.workers.division import plan
 from tests.autoscaling import autoscaling_cluster
 from tests.tiny import tiny_shards
 from trainables.errors import CliptuneError, ConfigError
@@ -139,7 +139,7 @@ def on(cluster: dict[str, str], *words: object) -> subprocess.CompletedProcess[s
 TAKE = """
 from pipelines.capacity import capacity
 from pipelines.cluster import connect
-from pipelines.searching.workers import take
+from pipelines.tune.workers.division import take
 from trainables.errors import CliptuneError
 connect()
 print(capacity())

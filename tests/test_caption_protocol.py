@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines import evaluate, tune
+from pipelines import evaluate
 from pipelines.measuring.captions import CaptionProtocol
 from pipelines.measuring.gallery import COLUMNS
 from pipelines.measuring.protocol import Measured, metrics, versus
 from pipelines.measuring.sayings import sayings
-from pipelines.searching.study import Search
+from pipelines.tune import __main__ as tune
+from pipelines.tune.study.study import Search
 from tests.tiny import caption, tiny_features, tiny_lm, tiny_shards
 from trainables.adapters.prefix_captioner import PrefixCaptioner
 from trainables.adapters.registry import adapters_for, build, make_config, task_of

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import stage_main
-from pipelines.searching.schedule import Schedule, read_schedule
+from pipelines.tune.study.schedule import Schedule, read_schedule
 from tests.test_fused import assert_same_rows, assert_same_tensors
 from tests.test_loop import bytes_of, finish, start
 from tests.test_train import fails

@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 
 from pipelines.measuring.contestants import _of_study, _with_baseline
 from pipelines.reporting.study import read_study
-from pipelines.searching.choice import (
+from pipelines.tune.study.choice import (
     Entrant,
     how_sure,
     likeliest,
     simplest,
     write_choice,
 )
-from pipelines.searching.study import Search, open_study
+from pipelines.tune.study.study import Search, open_study
 from tests.test_study import row, searcher
 from trainables.adapters.registry import make_config
 from trainables.config import to_json

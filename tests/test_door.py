@@ -65,7 +65,9 @@ def stage(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def run(_: object) -> None:
         raise error
 
-    fake = SimpleNamespace(Args=pytest.importorskip("pipelines.space").Args, run=run, __doc__="x")
+    fake = SimpleNamespace(
+        Args=pytest.importorskip("pipelines.space.__main__").Args, run=run, __doc__="x"
+    )
     monkeypatch.setattr(cli.importlib, "import_module", lambda _: fake)
 
 

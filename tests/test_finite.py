@@ -17,15 +17,15 @@ from optuna.distributions import (
 from ray.tune.search import Searcher
 
 from pipelines.reporting.study import read_study
-from pipelines.searching.callbacks import Progress
-from pipelines.searching.finite import number_of, size, untried, values_of
-from pipelines.searching.flags import check
-from pipelines.searching.kinds import Sampler
-from pipelines.searching.race import Runner, turn
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, open_study
-from pipelines.tune import Args
-from pipelines.tune import run as tune
+from pipelines.tune.__main__ import Args
+from pipelines.tune.__main__ import run as tune
+from pipelines.tune.callbacks import Progress
+from pipelines.tune.flags import check
+from pipelines.tune.samplers.race import Runner, turn
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.study.finite import number_of, size, untried, values_of
+from pipelines.tune.study.kinds import Sampler
+from pipelines.tune.study.study import Search, open_study
 from search_spaces.common import Space, choice
 from search_spaces.registry import SPACES
 from trainables.trials.crew import Job

@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipelines import train, tune
+from pipelines import train
 from pipelines.cli import stage_main
 from pipelines.measuring.contestants import read_contest
 from pipelines.reporting.statements import details
 from pipelines.reporting.study import read_study
-from pipelines.searching import flags
-from pipelines.searching.choice import write_choice
-from pipelines.searching.study import Search, Stopping, about_study, open_study
+from pipelines.tune import __main__ as tune
+from pipelines.tune import flags
+from pipelines.tune.study.choice import write_choice
+from pipelines.tune.study.study import Search, Stopping, about_study, open_study
 from tests.one_process import Driver
 from tests.shelf import shelf
 from tests.test_few_shot_runs import finish

@@ -13,7 +13,7 @@ import ray
 
 from pipelines.cli import stage_main
 from pipelines.cluster import connect
-from pipelines.searching.workers import Workers
+from pipelines.tune.workers.division import Workers
 from tests.shelf import draw
 from tests.tiny import tiny_features, tiny_lm, tiny_shards
 from trainables.config import Task

@@ -14,10 +14,10 @@ import pytest
 from optuna.trial import TrialState
 
 import trainables.trials.trial
-from pipelines.searching import journal
-from pipelines.searching.journal import NAME, SUMS, Altered
-from pipelines.searching.mending import check_whole, restore
-from pipelines.searching.study import open_study
+from pipelines.tune.study import journal
+from pipelines.tune.study.journal import NAME, SUMS, Altered
+from pipelines.tune.study.mending import check_whole, restore
+from pipelines.tune.study.study import open_study
 from tests.one_process import Driver, copy, watching
 from tests.test_kills import METRIC, SEARCH
 from trainables.models.backbone import Backbone

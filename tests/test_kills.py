@@ -13,8 +13,8 @@ import pytest
 from optuna.trial import TrialState
 
 import trainables.trials.trial
-from pipelines.searching.best import best_trial
-from pipelines.searching.study import Search, open_study
+from pipelines.tune.study.best import best_trial
+from pipelines.tune.study.study import Search, open_study
 from tests.one_process import Driver, Killed, copy, snapshots, watching
 from trainables.files import sha256_file
 from trainables.models.backbone import Backbone

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from pipelines.searching.best import Best
-from pipelines.searching.budget import Spent, epochs_of
-from pipelines.searching.history import SHOWN, History, Own
-from pipelines.searching.ledger import Ledger
-from pipelines.searching.race import Standings
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import DONE, Search, Start, adapter_of, best_value, open_study
+from pipelines.tune.samplers.history import SHOWN, History, Own
+from pipelines.tune.samplers.race import Standings
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.study.best import Best
+from pipelines.tune.study.budget import Spent, epochs_of
+from pipelines.tune.study.study import DONE, Search, Start, adapter_of, best_value, open_study
+from pipelines.tune.study.sums import Ledger
 
 METRIC = "val/t2i_r1"
 SEARCH = Search(("projection", "soft_prompt"), METRIC, 200, 3, 3, {}, limits={"seconds": 3.5})

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
-from pipelines.searching.asha import Named, make_rule
-from pipelines.searching.study import Search, Stopping
+from pipelines.tune.schedulers.asha import Named, make_rule
+from pipelines.tune.study.study import Search, Stopping
 
 METRIC = "val/t2i_r1"
 

@@ -12,9 +12,9 @@ import torch
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, open_study
-from pipelines.searching.workers import Workers
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.study.study import Search, open_study
+from pipelines.tune.workers.division import Workers
 from tests.test_fused import METRIC, Make, assert_same_rows, assert_same_tensors, bench, make
 from trainables.distributed import ALONE
 from trainables.training.loop import Run, never

@@ -17,11 +17,11 @@ from ray.tune.schedulers.pbt import _PBTTrialState
 
 import trainables.trials.trial
 from pipelines.cli import stage_main
-from pipelines.searching.best import best_trial
-from pipelines.searching.closing import closing
-from pipelines.searching.pbt import Exploit, Gain, Member, exploits
-from pipelines.searching.population import lineage, rules
-from pipelines.searching.study import Search, Stopping, open_study
+from pipelines.tune.closing import closing
+from pipelines.tune.schedulers.pbt import Exploit, Gain, Member, exploits
+from pipelines.tune.schedulers.population import lineage, rules
+from pipelines.tune.study.best import best_trial
+from pipelines.tune.study.study import Search, Stopping, open_study
 from tests.one_process import Driver, snapshots
 from tests.test_kills import SEARCH as PLAIN
 from tests.test_kills import tensors

@@ -12,12 +12,12 @@ from optuna.trial import TrialState
 
 from benchmarks.searchers import portfolio as made
 from benchmarks.searchers.surfaces import FOLDER, Surface
-from pipelines import tune
-from pipelines.searching import flags as tune_flags
-from pipelines.searching import points as tune_points
-from pipelines.searching.population import PopulationSearcher
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, open_study
+from pipelines.tune import __main__ as tune
+from pipelines.tune import flags as tune_flags
+from pipelines.tune.samplers import points as tune_points
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.schedulers.population import PopulationSearcher
+from pipelines.tune.study.study import Search, open_study
 from search_spaces.notation import contains
 from search_spaces.portfolio import portfolio
 from search_spaces.registry import SPACES

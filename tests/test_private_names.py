@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from ray.tune.schedulers.pb2 import _select_config
 from ray.tune.utils.util import flatten_dict
 
-from pipelines.searching.pbt import _seeded
-from pipelines.searching.study import batch, open_study, storage_of, trial_id
+from pipelines.tune.schedulers.pbt import _seeded
+from pipelines.tune.study.study import batch, open_study, storage_of, trial_id
 from tests.test_architecture import imports, sources
 from trainables.trials.crew import members
 from trainables.trials.vmap_rules import is_batchedtensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.searching.race import Cut, Runner, turn
+from pipelines.tune.samplers.race import Cut, Runner, turn
 
 
 def runner(name: str, *path: tuple[float, ...], finished: int = 2) -> Runner:

@@ -17,10 +17,10 @@ from optuna.trial import TrialState, create_trial
 from pipelines import report
 from pipelines.reporting.race_chart import lanes_of
 from pipelines.reporting.study import OVER, read_study
-from pipelines.searching.closing import closing
-from pipelines.searching.lanes import Step, lanes
-from pipelines.searching.study import OVER as noted_by_search
-from pipelines.searching.study import Search
+from pipelines.tune.closing import closing
+from pipelines.tune.study.lanes import Step, lanes
+from pipelines.tune.study.study import OVER as noted_by_search
+from pipelines.tune.study.study import Search
 
 METRIC = "val/t2i_r1"
 ADAPTERS = ("lora", "projection", "zero_shot")

@@ -18,15 +18,16 @@ import torch
 from optuna.trial import TrialState
 from torch.nn import functional as F
 
-from pipelines import report, train, tune
+from pipelines import report, train
 from pipelines.measuring.contestants import read_contest
 from pipelines.measuring.standings import retention
-from pipelines.searching import flags as tune_flags
-from pipelines.searching.best import best_so_far, best_trial
-from pipelines.searching.callbacks import Progress
-from pipelines.searching.choice import write_choice
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, open_study
+from pipelines.tune import __main__ as tune
+from pipelines.tune import flags as tune_flags
+from pipelines.tune.callbacks import Progress
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.study.best import best_so_far, best_trial
+from pipelines.tune.study.choice import write_choice
+from pipelines.tune.study.study import Search, open_study
 from tests.shelf import draw, shelf
 from trainables.errors import CliptuneError, DataError
 from trainables.features.features import open_features

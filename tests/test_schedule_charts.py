@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.reporting import svg
 from pipelines.reporting.schedule_charts import schedules
-from pipelines.searching.schedule import Schedule
+from pipelines.tune.study.schedule import Schedule
 from trainables.adapters.registry import make_config
 
 

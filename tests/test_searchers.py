@@ -14,8 +14,8 @@ from benchmarks.searchers.contest import Found, cell, cells, contenders, epochs,
 from benchmarks.searchers.policies import Cell, Now, Random
 from benchmarks.searchers.sheet import EACH, FILE, METRIC, NOW, PLOT, interval, summary
 from benchmarks.searchers.simulate import answers, boards, ceilings
-from pipelines.searching.searcher import suggest
-from pipelines.searching.study import Stopping
+from pipelines.tune.samplers.searcher import suggest
+from pipelines.tune.study.study import Stopping
 from trainables.errors import ConfigError
 
 SMALL = "eurosat-16-1.clip_adapter"  # its space has three fields

@@ -16,11 +16,12 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from pipelines import space, tune
-from pipelines.searching import flags as tune_flags
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.space import as_yaml, on_store, possible, read_file, searched
-from pipelines.searching.study import Search, open_study
+from pipelines.space import __main__ as space
+from pipelines.tune import __main__ as tune
+from pipelines.tune import flags as tune_flags
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.spaces import as_yaml, on_store, possible, read_file, searched
+from pipelines.tune.study.study import Search, open_study
 from search_spaces.notation import contains, plain, read, words
 from search_spaces.registry import SPACES
 from tests.tiny import tiny_features

@@ -16,17 +16,17 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
-from pipelines import tune
-from pipelines.searching import flags as tune_flags
-from pipelines.searching.asha import EarlyStopping, rungs
-from pipelines.searching.best import best_so_far, best_trial, over_all
-from pipelines.searching.budget import Budget
-from pipelines.searching.callbacks import Losses, Progress, reason_of
-from pipelines.searching.groups import STARTS, Switchboard
-from pipelines.searching.kinds import Sampler
-from pipelines.searching.race import LEAST
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, Stopping, doubt_of, open_study, states, usual_grace
+from pipelines.tune import __main__ as tune
+from pipelines.tune import flags as tune_flags
+from pipelines.tune.callbacks import Losses, Progress, reason_of
+from pipelines.tune.samplers.race import LEAST
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.schedulers.asha import EarlyStopping, rungs
+from pipelines.tune.study.best import best_so_far, best_trial, over_all
+from pipelines.tune.study.budget import Budget
+from pipelines.tune.study.kinds import Sampler
+from pipelines.tune.study.study import Search, Stopping, doubt_of, open_study, states, usual_grace
+from pipelines.tune.workers.groups import STARTS, Switchboard
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import to_json

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def measure(scale: Scale) -> Iterator[Line]:
-    from pipelines.searching.study import open_study, states
+    from pipelines.tune.study.study import open_study, states
 
     trials, epochs = (2, 1) if scale.small else (16, 3)
     images = {"train": 64, "val": 16} if scale.small else {"train": 1200, "val": 300}

@@ -28,16 +28,16 @@ import torch
 from optuna.trial import FrozenTrial
 
 from benchmarks.harness import Case, Outputs, Row, measure
-from pipelines.searching.asha import EarlyStopping
-from pipelines.searching.best import Best
-from pipelines.searching.budget import Spent
-from pipelines.searching.callbacks import Progress
-from pipelines.searching.history import History
-from pipelines.searching.ledger import Ledger, Total
-from pipelines.searching.race import Standings
-from pipelines.searching.samplers import quiet
-from pipelines.searching.searcher import StudySearcher, suggest
-from pipelines.searching.study import ADAPTER, Search, open_study
+from pipelines.tune.callbacks import Progress
+from pipelines.tune.samplers.history import History
+from pipelines.tune.samplers.race import Standings
+from pipelines.tune.samplers.samplers import quiet
+from pipelines.tune.samplers.searcher import StudySearcher, suggest
+from pipelines.tune.schedulers.asha import EarlyStopping
+from pipelines.tune.study.best import Best
+from pipelines.tune.study.budget import Spent
+from pipelines.tune.study.study import ADAPTER, Search, open_study
+from pipelines.tune.study.sums import Ledger, Total
 from trainables.files import read_json, write_json
 from trainables.trials.crew import Job
 

@@ -21,10 +21,10 @@ from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.searchers.portfolio import data_of, of_other_data
 from benchmarks.searchers.surfaces import Surface
-from pipelines.searching.asha import EarlyStopping, Named
-from pipelines.searching.journal import STUDY, Journal, Storage
-from pipelines.searching.searcher import StudySearcher, suggest
-from pipelines.searching.study import (
+from pipelines.tune.samplers.searcher import StudySearcher, suggest
+from pipelines.tune.schedulers.asha import EarlyStopping, Named
+from pipelines.tune.study.journal import STUDY, Journal, Storage
+from pipelines.tune.study.study import (
     ADAPTER,
     RECIPE,
     Search,

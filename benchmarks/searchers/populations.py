@@ -23,15 +23,15 @@ import tyro
 from benchmarks.searchers import cells, record
 from benchmarks.searchers.curves import Data
 from benchmarks.searchers.sheet import interval
-from pipelines import tune
 from pipelines.measuring.provenance import versions
-from pipelines.searching.asha import EarlyStopping, rungs
-from pipelines.searching.best import best_trial
-from pipelines.searching.choice import write_choice
-from pipelines.searching.flags import check
-from pipelines.searching.kinds import Scheduler
-from pipelines.searching.population import rules
-from pipelines.searching.study import Search, about_study, open_study
+from pipelines.tune import __main__ as tune
+from pipelines.tune.flags import check
+from pipelines.tune.schedulers.asha import EarlyStopping, rungs
+from pipelines.tune.schedulers.population import rules
+from pipelines.tune.study.best import best_trial
+from pipelines.tune.study.choice import write_choice
+from pipelines.tune.study.kinds import Scheduler
+from pipelines.tune.study.study import Search, about_study, open_study
 from trainables.data.store import find_store
 from trainables.distributed import ALONE
 from trainables.files import now, read_json, write_json

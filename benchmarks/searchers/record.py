@@ -31,8 +31,8 @@ from optuna.distributions import CategoricalDistribution, distribution_to_json
 
 from benchmarks.searchers.curves import KEPT, Data, baseline, train
 from pipelines.measuring.provenance import hardware, versions
-from pipelines.searching.searcher import suggest
-from pipelines.searching.study import Search
+from pipelines.tune.samplers.searcher import suggest
+from pipelines.tune.study.study import Search
 from trainables.config import Task
 from trainables.data.shards import Seal, ShardSet
 from trainables.data.store import find_store

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.searchers.policies import Cell, Heard, Policy
 from benchmarks.searchers.surfaces import Array, Surface
-from pipelines.searching.choice import NEAR
+from pipelines.tune.study.choice import NEAR
 from trainables.training.loop import LIKELIHOOD
 from trainables.training.measure import CALIBRATED
 

@@ -13,7 +13,7 @@ from pipelines.comparing.plan import Cell
 from pipelines.comparing.queue import CellQueue
 from pipelines.comparing.tuning import fail
 from pipelines.console import say
-from pipelines.searching.callbacks import reason_of
+from pipelines.tune.callbacks import reason_of
 
 
 class Progress(Callback):

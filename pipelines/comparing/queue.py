@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from pipelines.comparing.plan import Cell
-from pipelines.searching.from_disk import FromDisk
+from pipelines.tune.samplers.from_disk import FromDisk
 
 
 class CellQueue(FromDisk):

@@ -20,11 +20,11 @@ from optuna.trial import TrialState
 from ray import tune
 
 from pipelines.comparing.plan import Cell, Plan, cell_folder, draw_path, store_of
-from pipelines.searching.choice import write_choice
-from pipelines.searching.points import with_hints
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.space import on_store
-from pipelines.searching.study import (
+from pipelines.tune.samplers.points import with_hints
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.spaces import on_store
+from pipelines.tune.study.choice import write_choice
+from pipelines.tune.study.study import (
     Search,
     about_study,
     doubt_of,

@@ -17,7 +17,7 @@ from pipelines.reporting import svg
 from pipelines.reporting.numbers import Metric
 from pipelines.reporting.search_charts import Hues, baseline, limits
 from pipelines.reporting.study import Study
-from pipelines.searching.lanes import Lane, Step, lanes
+from pipelines.tune.study.lanes import Lane, Step, lanes
 
 
 def lanes_of(study: Study) -> list[Lane]:

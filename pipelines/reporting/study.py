@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.searching.journal import NAME, read_trials
+from pipelines.tune.study.journal import NAME, read_trials
 from trainables.errors import DataError
 from trainables.files import read_json
 from trainables.metrics.balance import front, standing

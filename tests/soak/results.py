@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.searching.journal import NAME, SUMS, Altered
-from pipelines.searching.study import open_study
+from pipelines.tune.study.journal import NAME, SUMS, Altered
+from pipelines.tune.study.study import open_study
 from trainables.files import sha256_file
 
 Result = dict[str, Any]

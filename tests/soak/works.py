@@ -16,13 +16,13 @@ from typing import Any
 
 import pipelines.arena
 import pipelines.encode.store
-import pipelines.tune
+import pipelines.tune.__main__
 import pipelines.typed
 from pipelines.cli import stage_main
 from pipelines.comparing.plan import cell_folder
 from pipelines.comparing.tuning import Arena, CellSearch
-from pipelines.searching.from_disk import pausing
-from pipelines.searching.population import rules
+from pipelines.tune.samplers.from_disk import pausing
+from pipelines.tune.schedulers.population import rules
 from tests.one_process import Driver
 from tests.test_encode import InProcess
 from tests.tiny import picture, tiny_clip, tiny_features, tiny_shards

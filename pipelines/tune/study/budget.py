@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.searching.finite import Tried
-from pipelines.searching.ledger import Ledger
-from pipelines.searching.study import DONE, OVER, RECIPE, Search, best_value
+from pipelines.tune.study.finite import Tried
+from pipelines.tune.study.study import DONE, OVER, RECIPE, Search, best_value
+from pipelines.tune.study.sums import Ledger
 
 CLOCK = "seconds"  # of the search, in the study's attributes
 TICK = 10  # seconds after which the clock is written down, also where no trial reports

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.searching.interrupt import Interrupt
+from pipelines.tune.workers.interrupt import Interrupt
 from trainables.files import read_jsonl
 
 T = TypeVar("T")

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from pipelines.cluster import check_here
 from pipelines.console import say
 from pipelines.reporting.numbers import plural
-from pipelines.searching.finite import Tried
-from pipelines.searching.first_checks import check_first
-from pipelines.searching.limits import read_limits
-from pipelines.searching.points import with_hints
-from pipelines.searching.samplers import check_sampler
-from pipelines.searching.space import on_store, possible, read_file, searched, values_of
-from pipelines.searching.study import Search, Stopping, doubt_of, usual_grace
+from pipelines.tune.first_checks import check_first
+from pipelines.tune.samplers.points import with_hints
+from pipelines.tune.samplers.samplers import check_sampler
+from pipelines.tune.spaces import on_store, possible, read_file, searched, values_of
+from pipelines.tune.study.finite import Tried
+from pipelines.tune.study.limits import read_limits
+from pipelines.tune.study.study import Search, Stopping, doubt_of, usual_grace
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import (
     ADAPTERS,
@@ -40,7 +40,7 @@ from trainables.models.given_texts import check_texts
 from trainables.training.loop import METRICS, check_metric
 
 if TYPE_CHECKING:
-    from pipelines.tune import Args
+    from pipelines.tune.__main__ import Args
 
 FEW = 200  # val images: of fewer, the standard error of a share is above 3 points
 FOLDS = 4

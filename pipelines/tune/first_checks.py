@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipelines.capacity import check_gpus
-from pipelines.searching.limits import read_limits
+from pipelines.tune.study.limits import read_limits
 from search_spaces.registry import SPACES
 from trainables.errors import CliptuneError, ConfigError, unknown
 
 if TYPE_CHECKING:
-    from pipelines.tune import Args
+    from pipelines.tune.__main__ import Args
 
 
 def check_first(args: Args) -> None:

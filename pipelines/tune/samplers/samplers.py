@@ -20,13 +20,13 @@ from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial
 
-from pipelines.searching.budget import Budget
-from pipelines.searching.finite import turned, untried
-from pipelines.searching.history import History, Notes
-from pipelines.searching.kinds import Sampler
-from pipelines.searching.ledger import Ledger
-from pipelines.searching.race import Race
-from pipelines.searching.study import ADAPTER, RACE, Search, Start
+from pipelines.tune.samplers.history import History, Notes
+from pipelines.tune.samplers.race import Race
+from pipelines.tune.study.budget import Budget
+from pipelines.tune.study.finite import turned, untried
+from pipelines.tune.study.kinds import Sampler
+from pipelines.tune.study.study import ADAPTER, RACE, Search, Start
+from pipelines.tune.study.sums import Ledger
 from search_spaces.common import Space
 from trainables.config import Value
 from trainables.errors import ConfigError

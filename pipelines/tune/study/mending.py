@@ -14,9 +14,9 @@ from pathlib import Path
 
 import optuna
 
-from pipelines.searching import journal
-from pipelines.searching.journal import NAME, Altered
-from pipelines.searching.study import Search
+from pipelines.tune.study import journal
+from pipelines.tune.study.journal import NAME, Altered
+from pipelines.tune.study.study import Search
 from trainables.adapters.registry import BASELINES
 from trainables.errors import CheckpointError
 from trainables.files import write_bytes

@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from pipelines.searching.budget import LEAST, Budget
-from pipelines.searching.median import Median
-from pipelines.searching.study import DONE, Search, adapter_of, frozen_trial
+from pipelines.tune.schedulers.median import Median
+from pipelines.tune.study.budget import LEAST, Budget
+from pipelines.tune.study.study import DONE, Search, adapter_of, frozen_trial
 from trainables.trials.crew import Job, members
 
 

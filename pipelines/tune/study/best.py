@@ -13,9 +13,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.searching.ledger import Ledger
-from pipelines.searching.limits import LIMITS
-from pipelines.searching.study import OVER, Search, goals
+from pipelines.tune.study.limits import LIMITS
+from pipelines.tune.study.study import OVER, Search, goals
+from pipelines.tune.study.sums import Ledger
 from trainables.files import write_hashed
 from trainables.metrics.balance import RULE, front, standing
 

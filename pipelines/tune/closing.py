@@ -8,10 +8,10 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from pipelines.reporting.numbers import plural
-from pipelines.searching.best import best_so_far
-from pipelines.searching.budget import Budget, epochs_of
-from pipelines.searching.lanes import Lane, Step, lanes
-from pipelines.searching.study import OVER, RACE, Search, adapter_of, states
+from pipelines.tune.study.best import best_so_far
+from pipelines.tune.study.budget import Budget, epochs_of
+from pipelines.tune.study.lanes import Lane, Step, lanes
+from pipelines.tune.study.study import OVER, RACE, Search, adapter_of, states
 
 
 def closing(study: optuna.Study, search: Search) -> Iterator[str]:

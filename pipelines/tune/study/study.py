@@ -18,9 +18,9 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.searching import journal
-from pipelines.searching.journal import STUDY, Journal, Storage
-from pipelines.searching.kinds import Sampler
+from pipelines.tune.study import journal
+from pipelines.tune.study.journal import STUDY, Journal, Storage
+from pipelines.tune.study.kinds import Sampler
 from search_spaces.common import Space
 from search_spaces.notation import contains, plain, text_of, words
 from search_spaces.registry import SPACES

@@ -28,7 +28,7 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines.console import done, nothing_to_do
-    from pipelines.searching.space import as_yaml
+    from pipelines.tune.spaces import as_yaml
 
     adapters, task = _check(args)
     text = as_yaml(adapters, task)

@@ -12,14 +12,14 @@ from pipelines.capacity import Gpus
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
 from pipelines.ranges import MANY, Range, Wait, check_ranges
-from pipelines.searching.kinds import Sampler, Scheduler
+from pipelines.tune.study.kinds import Sampler, Scheduler
 from trainables.errors import CliptuneError, DataError
 from trainables.files import read_json, write_hashed
 
 if TYPE_CHECKING:
     import optuna
 
-    from pipelines.searching.study import Search
+    from pipelines.tune.study.study import Search
     from trainables.trials.trial import TrialSettings
 
 
@@ -117,12 +117,12 @@ NO_FLAGS = {
 
 
 def run(args: Args) -> None:
-    from pipelines.searching.first_checks import check_first
+    from pipelines.tune.first_checks import check_first
     from trainables.data.store import find_store
 
     check_first(args)
     args = dataclasses.replace(args, features=find_store(args.features).absolute())
-    from pipelines.searching.flags import check  # torch, too late for what is wrong at first sight
+    from pipelines.tune.flags import check  # torch, too late for what is wrong at first sight
 
     search = check(args)
     folder = args.out.absolute()
@@ -131,13 +131,13 @@ def run(args: Args) -> None:
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
-    from pipelines.searching.best import best_trial, over_all
-    from pipelines.searching.budget import Budget
-    from pipelines.searching.choice import write_choice
-    from pipelines.searching.closing import closing
-    from pipelines.searching.journal import NAME, SUMS
-    from pipelines.searching.mending import check_whole, restore
-    from pipelines.searching.study import open_study, states
+    from pipelines.tune.closing import closing
+    from pipelines.tune.study.best import best_trial, over_all
+    from pipelines.tune.study.budget import Budget
+    from pipelines.tune.study.choice import write_choice
+    from pipelines.tune.study.journal import NAME, SUMS
+    from pipelines.tune.study.mending import check_whole, restore
+    from pipelines.tune.study.study import open_study, states
     from trainables.trials.trial import Workbench
 
     for line in check_whole(folder, args.mend):
@@ -188,8 +188,8 @@ def _search(args: Args, search: Search, folder: Path) -> None:
 
 def _claim(folder: Path, args: Args, search: Search) -> None:
     """Write `study.json`, or check that this folder holds the same study."""
-    from pipelines.searching.asha import rungs
-    from pipelines.searching.study import about_study
+    from pipelines.tune.schedulers.asha import rungs
+    from pipelines.tune.study.study import about_study
 
     wanted = about_study(
         search, rungs(search), args.features, args.draw, args.retain, args.workers_per_trial
@@ -248,13 +248,13 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
     quiet_tune()
     from ray import tune
 
-    from pipelines.searching.best import best_so_far
-    from pipelines.searching.callbacks import Losses, Progress
-    from pipelines.searching.from_disk import pausing
-    from pipelines.searching.interrupt import Interrupt
-    from pipelines.searching.population import rules
-    from pipelines.searching.searcher import widest
-    from pipelines.searching.workers import take
+    from pipelines.tune.callbacks import Losses, Progress
+    from pipelines.tune.samplers.from_disk import pausing
+    from pipelines.tune.samplers.searcher import widest
+    from pipelines.tune.schedulers.population import rules
+    from pipelines.tune.study.best import best_so_far
+    from pipelines.tune.workers.division import take
+    from pipelines.tune.workers.interrupt import Interrupt
     from trainables.trials.trial import AdapterTrial
 
     connect(dashboard=True)

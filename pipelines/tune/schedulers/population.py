@@ -22,12 +22,20 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler
 
-from pipelines.searching.asha import EarlyStopping
-from pipelines.searching.best import best_trial
-from pipelines.searching.pbt import Exploit, Gain, Member, Ranges, changing, exploits, values_of
-from pipelines.searching.schedule import Schedule
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, frozen_trial
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.schedulers.asha import EarlyStopping
+from pipelines.tune.schedulers.pbt import (
+    Exploit,
+    Gain,
+    Member,
+    Ranges,
+    changing,
+    exploits,
+    values_of,
+)
+from pipelines.tune.study.best import best_trial
+from pipelines.tune.study.schedule import Schedule
+from pipelines.tune.study.study import Search, frozen_trial
 from trainables.changes import Change, read_changes, write_changes
 from trainables.config import in_epoch
 from trainables.files import read_json, write_bytes

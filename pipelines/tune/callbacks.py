@@ -14,11 +14,11 @@ from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
 from pipelines.console import say
-from pipelines.searching.best import Best, best_of, shown
-from pipelines.searching.budget import TICK, Budget
-from pipelines.searching.ledger import Ledger
-from pipelines.searching.searcher import StudySearcher
-from pipelines.searching.study import Search, frozen_trial
+from pipelines.tune.samplers.searcher import StudySearcher
+from pipelines.tune.study.best import Best, best_of, shown
+from pipelines.tune.study.budget import TICK, Budget
+from pipelines.tune.study.study import Search, frozen_trial
+from pipelines.tune.study.sums import Ledger
 from trainables.trials.crew import Job, members
 
 

@@ -27,9 +27,9 @@ from itertools import pairwise
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.searching.budget import LEAST, Budget, epochs_of
-from pipelines.searching.ledger import Ledger
-from pipelines.searching.study import OVER, RACE, Search, adapter_of
+from pipelines.tune.study.budget import LEAST, Budget, epochs_of
+from pipelines.tune.study.study import OVER, RACE, Search, adapter_of
+from pipelines.tune.study.sums import Ledger
 from trainables.metrics.balance import front
 
 Reached = tuple[int, Sequence[float]]  # the adapter's epochs then, the trial's value in each goal

@@ -29,8 +29,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.baselines import WORDS
-from pipelines.searching.best import best_of
-from pipelines.searching.study import OVER, Search, goals
+from pipelines.tune.study.best import best_of
+from pipelines.tune.study.study import OVER, Search, goals
 from trainables.adapters.registry import BASELINES
 from trainables.files import write_hashed
 from trainables.metrics.balance import RULE, standing

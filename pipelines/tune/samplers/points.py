@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console import say
-from pipelines.searching.priors import prior_points, read_priors
-from pipelines.searching.study import PORTFOLIO, PRIOR, Search, Start
+from pipelines.tune.samplers.priors import prior_points, read_priors
+from pipelines.tune.study.study import PORTFOLIO, PRIOR, Search, Start
 from search_spaces.portfolio import portfolio
 from trainables.adapters.registry import make_config
 from trainables.config import Task, Value, flatten

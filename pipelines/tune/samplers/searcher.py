@@ -23,13 +23,12 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from pipelines.searching.best import Best, write_best
-from pipelines.searching.budget import Budget
-from pipelines.searching.from_disk import FromDisk
-from pipelines.searching.journal import NAME
-from pipelines.searching.ledger import Ledger
-from pipelines.searching.samplers import LikeWithLike
-from pipelines.searching.study import (
+from pipelines.tune.samplers.from_disk import FromDisk
+from pipelines.tune.samplers.samplers import LikeWithLike
+from pipelines.tune.study.best import Best, write_best
+from pipelines.tune.study.budget import Budget
+from pipelines.tune.study.journal import NAME
+from pipelines.tune.study.study import (
     ADAPTER,
     OVER,
     Search,
@@ -38,6 +37,7 @@ from pipelines.searching.study import (
     storage_of,
     trial_id,
 )
+from pipelines.tune.study.sums import Ledger
 from trainables.config import Value
 from trainables.errors import DataError
 from trainables.faults import disk_failure

@@ -20,9 +20,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.hold import refuse_links
-from pipelines.searching.best import standing_of
-from pipelines.searching.journal import NAME, read_trials
-from pipelines.searching.study import OVER, PRIOR, Search, Start
+from pipelines.tune.study.best import standing_of
+from pipelines.tune.study.journal import NAME, read_trials
+from pipelines.tune.study.study import OVER, PRIOR, Search, Start
 from trainables.errors import DataError
 from trainables.files import read_json
 

@@ -12,7 +12,7 @@ from ray import train
 
 from pipelines.capacity import Capacity, Gpus, await_place, capacity, needs
 from pipelines.console import say
-from pipelines.searching.groups import GROUP_ENV, GroupCall, Switchboard, host_group
+from pipelines.tune.workers.groups import GROUP_ENV, GroupCall, Switchboard, host_group
 from trainables.errors import CliptuneError, ConfigError
 from trainables.trials.trial import InProcess, Runner, TrialSettings
 

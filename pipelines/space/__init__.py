@@ -1,0 +1,1 @@
+"""The ranges that a search draws from, as YAML."""

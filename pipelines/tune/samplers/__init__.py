@@ -1,0 +1,1 @@
+"""Where the next trial looks: which adapter it is of, and with which values."""

@@ -1,0 +1,1 @@
+"""Which trials stop early, or go on from another's weights."""

@@ -1,0 +1,1 @@
+"""Where trials train: how a cluster is divided, groups of workers, and how they are stopped."""
