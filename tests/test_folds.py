@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipelines import train
 from pipelines.cli import stage_main
 from pipelines.measuring.contestants import read_contest
 from pipelines.reporting.statements import details
 from pipelines.reporting.study import read_study
+from pipelines.train import __main__ as train
 from pipelines.tune import __main__ as tune
 from pipelines.tune import flags
 from pipelines.tune.study.choice import write_choice

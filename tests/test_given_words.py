@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import tyro
 
-from pipelines import arena, train
+from pipelines import arena
 from pipelines.cli import stage_main
 from pipelines.comparing.plan import store_of, write_plan
 from pipelines.comparing.tuning import Arena, CellSearch
+from pipelines.train import __main__ as train
 from pipelines.tune import __main__ as tune
 from pipelines.tune import flags
 from tests.test_given import NAMES, ROWS, TEMPLATES, save, table, vectors

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines import sweep, train
+from pipelines import sweep
 from pipelines.measuring.contestants import read_contest
 from pipelines.sweeping.page import render
 from pipelines.sweeping.points import Curve, Point
+from pipelines.train import __main__ as train
 from tests.contract import TURNING, batch_of, examples, make
 from tests.shelf import shelf
 from trainables.adapters.base import Adapter

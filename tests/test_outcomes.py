@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import evaluate, explain, report, sweep, train
+from pipelines import evaluate, explain, report, sweep
 from pipelines.shards import __main__ as shards
+from pipelines.train import __main__ as train
 from tests import test_evaluate
 from tests.test_evaluate import finished, store, study
 from tests.test_shards import rows_of, table

@@ -18,9 +18,10 @@ import torch
 from optuna.trial import TrialState
 from torch.nn import functional as F
 
-from pipelines import report, train
+from pipelines import report
 from pipelines.measuring.contestants import read_contest
 from pipelines.measuring.standings import retention
+from pipelines.train import __main__ as train
 from pipelines.tune import __main__ as tune
 from pipelines.tune import flags as tune_flags
 from pipelines.tune.callbacks import Progress

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines import train
 from pipelines.classify import UNLIKE, UNLIKELY
 from pipelines.cli import stage_main
+from pipelines.train import __main__ as train
 from pipelines.using import captions, embedding, files, index
 from pipelines.using import model as using
 from pipelines.using.files import Faults, find

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines import train
 from pipelines.encode.__main__ import Args
 from pipelines.encode.embeddings import encode_given
+from pipelines.train import __main__ as train
 from tests.test_given import WIDTH, save, table, vectors
 from tests.test_use import as_json, printed
 from trainables.features.features import backbone_of
