@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pipelines.console import done, nothing_to_do, say, word
-from pipelines.outcome import measured
 from pipelines.ranges import Range, check_ranges
+from pipelines.runs.outcome import measured
 from trainables.data.store import read_manifest
 from trainables.errors import DataError
 from trainables.files import now, sha256_json, write_hashed
 
 if TYPE_CHECKING:
-    from pipelines.measuring.contestants import Contest
+    from pipelines.runs.contestants import Contest
     from trainables.adapters.base import Adapter
     from trainables.data.shards import Seal, ShardSet
     from trainables.features.features import SplitFeatures
@@ -60,9 +60,9 @@ def run(args: Args) -> None:
         _evaluate_arena(args)
         return
     from pipelines.measuring import calibration
-    from pipelines.measuring.contestants import check_open, join, read_contest
     from pipelines.measuring.openings import damages
     from pipelines.measuring.standings import retention, table
+    from pipelines.runs.contestants import check_open, join, read_contest
     from trainables.features.features import backbone_of
     from trainables.hardware import default_device
 
@@ -216,8 +216,8 @@ def _measure(
     from pipelines.measuring.examples import examples
     from pipelines.measuring.protocol import caveats
     from pipelines.measuring.protocols import protocol_of
-    from pipelines.measuring.provenance import about, hardware, versions
     from pipelines.measuring.standings import pairs, standings
+    from pipelines.runs.provenance import about, hardware, versions
     from trainables.data.shards import Seal
 
     seal = Seal(f"cliptune evaluate --run {args.run}")

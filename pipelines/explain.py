@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pipelines.console import done, nothing_to_do, say
-from pipelines.outcome import stands, write_outcome
 from pipelines.ranges import Range, check_ranges
+from pipelines.runs.outcome import stands, write_outcome
 from trainables.errors import ConfigError
 from trainables.files import now, sha256_json
 
@@ -71,7 +71,7 @@ def run(args: Args) -> None:
 
 def _explain(args: Args, subjects: list[Subject]) -> dict[str, Any]:
     from pipelines.explaining.words import seeds
-    from pipelines.measuring.provenance import hardware, versions
+    from pipelines.runs.provenance import hardware, versions
     from trainables.features.features import backbone_of
     from trainables.hardware import default_device
 
@@ -106,7 +106,7 @@ def _one(args: Args, subject: Subject, backbone: Backbone) -> tuple[dict[str, An
     """What there is to say about one adapter, and its prompt if it has one."""
     from pipelines.explaining.moves import compare, embed
     from pipelines.explaining.subjects import captioned_classes, val_of
-    from pipelines.measuring.contestants import Contestant
+    from pipelines.runs.contestants import Contestant
     from trainables.training.measure import measure
 
     contest, task = subject.contest, subject.contest.task

@@ -23,7 +23,7 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from pipelines.measuring.contestants import read_contest
+    from pipelines.runs.contestants import read_contest
     from trainables.features.features import backbone_of
     from trainables.training.exported import loading, write_scores
 

@@ -21,7 +21,7 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines.hold import hold
-    from pipelines.measuring.contestants import read_about
+    from pipelines.runs.contestants import read_about
 
     path, about = read_about(args.run)
     new = find_store(args.features).absolute()

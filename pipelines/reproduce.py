@@ -196,8 +196,8 @@ def _rows(plan: Plan, recipe: Recipe, seeds: Sequence[int]) -> list[dict[str, An
 
 
 def _write(out: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    from pipelines.measuring.provenance import hardware, versions
     from pipelines.reproducing.verdicts import markdown
+    from pipelines.runs.provenance import hardware, versions
 
     made = {"created": now(), "versions": versions(), "hardware": hardware()}
     write_json(out / "reproduce.json", {"format": FORMAT, **about, **made, "rows": rows})

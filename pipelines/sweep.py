@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pipelines.console import done, nothing_to_do, say, word
 from pipelines.hold import hold
-from pipelines.outcome import stands, write_outcome
 from pipelines.ranges import Range, check_ranges
+from pipelines.runs.outcome import stands, write_outcome
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, sha256_json, write_bytes, write_json
 
 if TYPE_CHECKING:
-    from pipelines.measuring.contestants import Contest, Contestant
+    from pipelines.runs.contestants import Contest, Contestant
     from pipelines.sweeping.points import Bench, Curve, Point
 
 FORMAT = "cliptune-sweep-1"
@@ -46,7 +46,7 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from pipelines.measuring.contestants import read_contest
+    from pipelines.runs.contestants import read_contest
     from pipelines.sweeping.points import check_task
     from trainables.features.few_shot import check_retain
 

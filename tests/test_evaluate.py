@@ -18,9 +18,9 @@ from pipelines import evaluate, report
 from pipelines.evaluate import Args
 from pipelines.measuring import gallery
 from pipelines.measuring.protocol import Protocol, caveats
-from pipelines.measuring.provenance import duplicates
 from pipelines.measuring.standings import correct, pairs, verdict
 from pipelines.reporting.result import read_result
+from pipelines.runs.provenance import duplicates
 from tests.tiny import caption, picture, tiny_features
 from trainables.adapters.registry import make_config
 from trainables.data.batches import Predictions

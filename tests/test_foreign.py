@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.hold import hold, refuse_links
-from pipelines.measuring.contestants import read_contest
+from pipelines.runs.contestants import read_contest
 from pipelines.workspace import none_left_empty
 from tests.test_few_shot_runs import finish, start
 from tests.things import in_this_process

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines import sweep
-from pipelines.measuring.contestants import read_contest
+from pipelines.runs.contestants import read_contest
 from pipelines.sweeping.page import render
 from pipelines.sweeping.points import Curve, Point
 from pipelines.train import __main__ as train

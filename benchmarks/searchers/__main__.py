@@ -22,7 +22,7 @@ from benchmarks.searchers.contest import Found, cells, parse, play
 from benchmarks.searchers.plot import draw
 from benchmarks.searchers.sheet import FILE, PLOT, render, summary
 from benchmarks.table import Machine, Table
-from pipelines.measuring.provenance import versions
+from pipelines.runs.provenance import versions
 from trainables.errors import ConfigError, unknown
 from trainables.files import now, read_json, write_json
 

@@ -23,7 +23,7 @@ import tyro
 from benchmarks.searchers import cells, record
 from benchmarks.searchers.curves import Data
 from benchmarks.searchers.sheet import interval
-from pipelines.measuring.provenance import versions
+from pipelines.runs.provenance import versions
 from pipelines.tune import __main__ as tune
 from pipelines.tune.flags import check
 from pipelines.tune.schedulers.asha import EarlyStopping, rungs

@@ -30,7 +30,7 @@ import tyro
 from optuna.distributions import CategoricalDistribution, distribution_to_json
 
 from benchmarks.searchers.curves import KEPT, Data, baseline, train
-from pipelines.measuring.provenance import hardware, versions
+from pipelines.runs.provenance import hardware, versions
 from pipelines.tune.samplers.searcher import suggest
 from pipelines.tune.study.study import Search
 from trainables.config import Task

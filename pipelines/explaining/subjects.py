@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.measuring.contestants import Contest, Contestant, read_contest
+from pipelines.runs.contestants import Contest, Contestant, read_contest
 from trainables.data.shards import ShardSet
 from trainables.data.store import read_manifest
 from trainables.errors import ConfigError, DataError

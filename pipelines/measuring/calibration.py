@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.measuring.contestants import Contest
+from pipelines.runs.contestants import Contest
 from trainables.adapters.base import Adapter
 from trainables.errors import DataError
 from trainables.features.features import open_features

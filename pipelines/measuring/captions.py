@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.baselines import WORDS
 from pipelines.measuring.protocol import Measured, differences, intervals
+from pipelines.runs.baselines import WORDS
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES
 from trainables.features.features import SplitFeatures

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.measuring.contestants import Contest
 from pipelines.measuring.gallery import COLUMNS, RULE, gallery
 from pipelines.measuring.protocol import Measured
 from pipelines.measuring.sayings import RULE as SAYINGS
 from pipelines.measuring.sayings import sayings
+from pipelines.runs.contestants import Contest
 from trainables.data.shards import Seal, ShardSet
 from trainables.features.features import SplitFeatures
 

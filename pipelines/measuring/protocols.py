@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 from pipelines.measuring.accuracy import ClassProtocol
 from pipelines.measuring.captions import CaptionProtocol
-from pipelines.measuring.contestants import Contest
 from pipelines.measuring.protocol import Protocol
+from pipelines.runs.contestants import Contest
 from trainables.adapters.base import Adapter
 from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines.baselines import WORDS
-from pipelines.measuring.contestants import Contest, Contestant
 from pipelines.measuring.protocol import Measured, metrics, versus
 from pipelines.measuring.protocols import AnyProtocol
+from pipelines.runs.baselines import WORDS
+from pipelines.runs.contestants import Contest, Contestant
 from trainables.adapters.base import Adapter
 from trainables.config import to_json
 from trainables.features.features import open_features

@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipelines.baselines import WORDS
 from pipelines.hold import refuse_links
 from pipelines.reporting import (
     field_charts,
@@ -34,6 +33,7 @@ from pipelines.reporting.numbers import Metric
 from pipelines.reporting.pictures import KINDS
 from pipelines.reporting.result import Result, Row, read_result
 from pipelines.reporting.study import Study, Trial, read_study
+from pipelines.runs.baselines import WORDS
 from trainables.files import write_bytes
 
 TEMPLATES = Path(__file__).parents[1] / "templates"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.baselines import WORDS
 from pipelines.reporting.calibration import Calibration, read_calibration
 from pipelines.reporting.checked import Estimate, Place
 from pipelines.reporting.pictures import Captioned, Query, one_of, read_captioned, read_query
+from pipelines.runs.baselines import WORDS
 from trainables.errors import DataError, unknown
 from trainables.files import read_hashed, understood
 

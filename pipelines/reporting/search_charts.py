@@ -11,10 +11,10 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.baselines import WORDS
 from pipelines.reporting import svg
 from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.study import Study, Trial
+from pipelines.runs.baselines import WORDS
 
 Hues = Mapping[str, int]  # the place of each adapter in the palette
 

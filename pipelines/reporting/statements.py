@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from pipelines.baselines import WORDS
 from pipelines.reporting import numbers
 from pipelines.reporting.checked import Estimate
 from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.result import Result, Row
 from pipelines.reporting.study import Study
+from pipelines.runs.baselines import WORDS
 from trainables.statistics.bootstrap import sign
 
 RETAINED = Metric.of("accuracy")

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.measuring.contestants import Contest, Contestant
+from pipelines.runs.contestants import Contest, Contestant
 from trainables.adapters.base import Adapter
 from trainables.config import Task
 from trainables.errors import ConfigError, DataError, unknown

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.console import word
 from pipelines.measuring.calibration import calibrate_rest
-from pipelines.measuring.contestants import Contestant, read_contest
+from pipelines.runs.contestants import Contestant, read_contest
 from trainables.adapters.base import Adapter
 from trainables.config import Task
 from trainables.errors import ConfigError

@@ -28,7 +28,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.baselines import WORDS
+from pipelines.runs.baselines import WORDS
 from pipelines.tune.study.best import best_of
 from pipelines.tune.study.study import OVER, Search, goals
 from trainables.adapters.registry import BASELINES

@@ -1,0 +1,1 @@
+"""A run's folder, read: what evaluate, export, sweep, explain and use all need."""
