@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
 from pipelines import report
-from pipelines.reporting.numbers import Metric
+from pipelines.pages.numbers import Metric
 from pipelines.reporting.study import baseline_of
 from pipelines.runs.baselines import WORDS
 from tests.test_report import make_result, make_study, reported, thumbnail, words

@@ -25,7 +25,7 @@ from pipelines.maps.projection import (
     project,
     trustworthiness,
 )
-from pipelines.reporting import svg
+from pipelines.pages import svg
 from trainables.errors import ConfigError, DataError
 from trainables.media.images import decode
 from trainables.models.backbone import load_backbone

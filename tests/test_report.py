@@ -22,7 +22,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from pipelines import report
-from pipelines.reporting import numbers
+from pipelines.pages import numbers
 from trainables.errors import DataError
 
 SPACES = {
@@ -300,8 +300,8 @@ def test_an_epoch_is_a_whole_number(tmp_path: Path) -> None:
 
 
 def test_a_lower_rank_is_better() -> None:
+    from pipelines.pages.numbers import Metric
     from pipelines.reporting.checked import Estimate
-    from pipelines.reporting.numbers import Metric
     from pipelines.reporting.statements import verdict
 
     assert verdict(Estimate(-2.0, -3.0, -1.0), Metric.of("t2i_medr@1000")) == "better"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.reporting import svg
+from pipelines.pages import svg
 from pipelines.reporting.schedule_charts import schedules
 from pipelines.tune.study.schedule import Schedule
 from trainables.adapters.registry import make_config

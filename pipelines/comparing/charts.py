@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from pipelines.comparing.ranks import Point, Ranks
 from pipelines.comparing.statistics import Table, pareto
-from pipelines.reporting import svg
-from pipelines.reporting.numbers import Metric
+from pipelines.pages import svg
+from pipelines.pages.numbers import Metric
 
 Hues = Mapping[str, int]  # the place of each adapter in the palette
 LETTER, LINE = 6.3, 14  # the width and height of a letter of 11 px, roughly

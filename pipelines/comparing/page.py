@@ -17,9 +17,9 @@ from pipelines.comparing import charts, verdicts
 from pipelines.comparing.cells import PROTOCOLS, Block
 from pipelines.comparing.ranks import Ranks, points, rank_tables
 from pipelines.comparing.statistics import Table, standings
+from pipelines.pages import svg
+from pipelines.pages.numbers import Metric, plural
 from pipelines.reporting import page as report
-from pipelines.reporting import svg
-from pipelines.reporting.numbers import Metric, plural
 from trainables.files import write_bytes
 
 METHOD = (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pipelines.comparing.cells import PROTOCOLS
 from pipelines.comparing.ranks import Ranks
 from pipelines.comparing.statistics import Pair, Standing, Table
-from pipelines.reporting.numbers import Metric, plural
+from pipelines.pages.numbers import Metric, plural
 
 NAMES = {"all": "all classes", "base": "base", "new": "new", "harmonic": "harmonic mean"}
 

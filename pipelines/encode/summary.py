@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console import word
-from pipelines.reporting.numbers import plural
+from pipelines.pages.numbers import plural
 from trainables.data.shards import ShardSet
 from trainables.data.store import read_manifest
 

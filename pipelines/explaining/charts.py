@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from pipelines.maps import charts
 from pipelines.maps.charts import Map, square
 from pipelines.maps.projection import Ints
-from pipelines.reporting import svg
-from pipelines.reporting.numbers import Metric
+from pipelines.pages import svg
+from pipelines.pages.numbers import Metric
 
 KINDS = {"removed": "taken out", "replaced": "replaced by the mean word"}
 CAPTION = ("◇", "its caption, tied to it")

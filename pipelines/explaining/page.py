@@ -16,9 +16,9 @@ from markupsafe import Markup
 
 from pipelines.explaining import charts, sentences
 from pipelines.maps import charts as drawn
+from pipelines.pages import svg
+from pipelines.pages.numbers import Metric
 from pipelines.reporting import page as report
-from pipelines.reporting import svg
-from pipelines.reporting.numbers import Metric
 from trainables.files import write_bytes
 
 NAMES = {"cosine": "cosine", "euclidean": "Euclidean"}

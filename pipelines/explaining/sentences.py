@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from pipelines.reporting.numbers import Metric, number, plural, probability
+from pipelines.pages.numbers import Metric, number, plural, probability
 from trainables.statistics.bootstrap import sign
 
 LEVEL = 0.05

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
 from pipelines.maps.projection import Floats, Ints
-from pipelines.reporting import svg
+from pipelines.pages import svg
 
 DOTS = svg.MARKERS.replace("D", "")  # the diamond is a text's
 GLYPHS = svg.GLYPHS.replace("◆", "")

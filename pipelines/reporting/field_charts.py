@@ -11,9 +11,9 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from pipelines.reporting import svg
+from pipelines.pages import svg
+from pipelines.pages.numbers import Metric, setting
 from pipelines.reporting.importance import Importance
-from pipelines.reporting.numbers import Metric, setting
 from pipelines.reporting.study import Trial
 
 

@@ -15,9 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.hold import refuse_links
+from pipelines.pages import numbers, svg
+from pipelines.pages.numbers import Metric
 from pipelines.reporting import (
     field_charts,
-    numbers,
     pairs,
     probabilities,
     race_chart,
@@ -25,11 +26,9 @@ from pipelines.reporting import (
     schedule_charts,
     search_charts,
     statements,
-    svg,
 )
 from pipelines.reporting.checked import Estimate
 from pipelines.reporting.importance import FEWEST, Importance, importances, ranked
-from pipelines.reporting.numbers import Metric
 from pipelines.reporting.pictures import KINDS
 from pipelines.reporting.result import Result, Row, read_result
 from pipelines.reporting.study import Study, Trial, read_study

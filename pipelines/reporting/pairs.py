@@ -6,7 +6,7 @@ each pair of rows.
 
 from __future__ import annotations
 
-from pipelines.reporting.numbers import Metric
+from pipelines.pages.numbers import Metric
 from pipelines.reporting.result import Pair, Result
 from pipelines.reporting.statements import between, chance, verdict
 

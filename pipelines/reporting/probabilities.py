@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipelines.pages.numbers import number, plural, setting, share
 from pipelines.reporting.calibration import Believed, Calibration
-from pipelines.reporting.numbers import number, plural, setting, share
 from pipelines.reporting.result import Result, Row
 from pipelines.reporting.statements import first
 from trainables.metrics.conformal import spread

@@ -13,8 +13,8 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.reporting import svg
-from pipelines.reporting.numbers import Metric
+from pipelines.pages import svg
+from pipelines.pages.numbers import Metric
 from pipelines.reporting.search_charts import Hues, baseline, limits
 from pipelines.reporting.study import Study
 from pipelines.tune.study.lanes import Lane, Step, lanes

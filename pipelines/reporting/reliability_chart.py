@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.reporting import svg
+from pipelines.pages import svg
+from pipelines.pages.numbers import number, share
 from pipelines.reporting.calibration import Believed
-from pipelines.reporting.numbers import number, share
 from pipelines.reporting.probabilities import Calibrated, Section
 from pipelines.reporting.result import Row
 

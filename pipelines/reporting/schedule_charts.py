@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from pipelines.reporting import svg
+from pipelines.pages import svg
 from trainables.files import read_json
 
 

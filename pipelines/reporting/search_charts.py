@@ -11,8 +11,8 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.reporting import svg
-from pipelines.reporting.numbers import Metric, plural
+from pipelines.pages import svg
+from pipelines.pages.numbers import Metric, plural
 from pipelines.reporting.study import Study, Trial
 from pipelines.runs.baselines import WORDS
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from pipelines.reporting import numbers
+from pipelines.pages import numbers
+from pipelines.pages.numbers import Metric, plural
 from pipelines.reporting.checked import Estimate
-from pipelines.reporting.numbers import Metric, plural
 from pipelines.reporting.result import Result, Row
 from pipelines.reporting.study import Study
 from pipelines.runs.baselines import WORDS

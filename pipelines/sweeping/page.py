@@ -12,8 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.reporting import svg
-from pipelines.reporting.numbers import Metric
+from pipelines.pages import svg
+from pipelines.pages.numbers import Metric
 from pipelines.reporting.page import environment
 from pipelines.sweeping.points import Curve, Point
 

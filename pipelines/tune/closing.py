@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import optuna
 from optuna.trial import FrozenTrial
 
-from pipelines.reporting.numbers import plural
+from pipelines.pages.numbers import plural
 from pipelines.tune.study.best import best_so_far
 from pipelines.tune.study.budget import Budget, epochs_of
 from pipelines.tune.study.lanes import Lane, Step, lanes

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.cluster import check_here
 from pipelines.console import say
-from pipelines.reporting.numbers import plural
+from pipelines.pages.numbers import plural
 from pipelines.tune.first_checks import check_first
 from pipelines.tune.samplers.points import with_hints
 from pipelines.tune.samplers.samplers import check_sampler

@@ -1,0 +1,1 @@
+"""What several pages share: numbers, charts as SVG, templates."""
