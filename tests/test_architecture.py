@@ -112,7 +112,7 @@ def test_stages_never_import_each_other() -> None:
         name: {other for other in trees for n in names if of_package(n, (other,))}
         for name, names in trees.items()
     }
-    assert "pipelines.measuring.protocol" in reaches["pipelines.evaluate"]
+    assert "pipelines.evaluate.protocol" in reaches["pipelines.evaluate.__main__"]
     found = []
     for stage in (f"pipelines.{name}" for name in STAGES):
         seen, new = set[str](), {name for name in trees if of_package(name, (stage,))}
@@ -147,7 +147,7 @@ def test_only_evaluate_breaks_the_seal() -> None:
         if name.split(".")[-1] == "Seal"
     ]
     recorder = "benchmarks/searchers/record.py"  # no searcher sees what it finds
-    assert set(makers) == {"pipelines/evaluate.py", recorder}
+    assert set(makers) == {"pipelines/evaluate/__main__.py", recorder}
     renamed = [
         path
         for path, tree in sources().items()

@@ -20,7 +20,6 @@ from ray.tune.search import Searcher
 from pipelines import arena as stage
 from pipelines import typed
 from pipelines.cli import stage_main
-from pipelines.comparing.measuring import identity
 from pipelines.comparing.plan import Cell, Plan, Source, cell_folder, read_plan, write_plan
 from pipelines.comparing.progress import Progress
 from pipelines.comparing.queue import CellQueue
@@ -29,6 +28,7 @@ from pipelines.demo.draw import draw_classes
 from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.scenes import COLOURS
 from pipelines.encode import __main__ as encode
+from pipelines.evaluate.arenas import identity
 from pipelines.shards import __main__ as shards
 from pipelines.tune.samplers.from_disk import pausing
 from tests.one_process import snapshots

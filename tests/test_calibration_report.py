@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipelines import report
-from pipelines.measuring.calibration import Images, about
+from pipelines.evaluate.calibration import Images, about
 from tests.test_report import make_result, reported, words
 from trainables.errors import DataError
 from trainables.metrics.calibration import calibrate

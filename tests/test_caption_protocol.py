@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines import evaluate
-from pipelines.measuring.captions import CaptionProtocol
-from pipelines.measuring.gallery import COLUMNS
-from pipelines.measuring.protocol import Measured, metrics, versus
-from pipelines.measuring.sayings import sayings
+from pipelines.evaluate import __main__ as evaluate
+from pipelines.evaluate.captions import CaptionProtocol
+from pipelines.evaluate.gallery import COLUMNS
+from pipelines.evaluate.protocol import Measured, metrics, versus
+from pipelines.evaluate.sayings import sayings
 from pipelines.tune import __main__ as tune
 from pipelines.tune.study.study import Search
 from tests.tiny import caption, tiny_features, tiny_lm, tiny_shards

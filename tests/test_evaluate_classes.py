@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines import evaluate
+from pipelines.evaluate import __main__ as evaluate
 from tests.things import in_this_process, things
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import ConfigError, DataError

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from pipelines import arena
 from pipelines.classify import classify
-from pipelines.comparing.measuring import measure_arena
 from pipelines.comparing.plan import store_of, write_plan
 from pipelines.comparing.tuning import Arena, CellSearch
 from pipelines.draw.class_names import read_words
@@ -27,6 +26,7 @@ from pipelines.draw.labelled import read_labelled
 from pipelines.draw.make import Task, make_draw
 from pipelines.encode.__main__ import Args
 from pipelines.encode.embeddings import encode_given
+from pipelines.evaluate.arenas import measure_arena
 from pipelines.using.files import Faults
 from pipelines.using.model import Model
 from trainables.adapters.registry import build, check_towers, make_config

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines import evaluate
 from pipelines.encode.__main__ import Args
 from pipelines.encode.embeddings import encode_given
-from pipelines.measuring.accuracy import ClassProtocol
-from pipelines.measuring.captions import CaptionProtocol
-from pipelines.measuring.protocol import metrics, versus
+from pipelines.evaluate import __main__ as evaluate
+from pipelines.evaluate.accuracy import ClassProtocol
+from pipelines.evaluate.captions import CaptionProtocol
+from pipelines.evaluate.protocol import metrics, versus
 from tests.tiny import COLOURS, caption, tiny_features, tiny_lm, tiny_shards
 from trainables.adapters.registry import make_config
 from trainables.features.classes import Classes

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.measuring import openings
-from pipelines.measuring.openings import NAME, damages, log_opening
+from pipelines.evaluate import openings
+from pipelines.evaluate.openings import NAME, damages, log_opening
 from trainables.errors import DataError
 from trainables.files import sha256_bytes, write_json
 

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from torch.nn import functional as F
 
 from pipelines import report
-from pipelines.measuring.standings import retention
+from pipelines.evaluate.standings import retention
 from pipelines.runs.contestants import read_contest
 from pipelines.train import __main__ as train
 from pipelines.tune import __main__ as tune

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.comparing import ranks
 from pipelines.comparing.pairs import Answers, paired
-from pipelines.measuring.standings import correct, verdict
+from pipelines.evaluate.standings import correct, verdict
 from tests.stated import agrees
 from trainables.metrics.captioning import CaptionScores, References, bleu_of, score_captions
 from trainables.statistics.bootstrap import Bootstrap, differing

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console import word
-from pipelines.measuring.calibration import calibrate_rest
+from pipelines.evaluate.calibration import calibrate_rest
 from pipelines.runs.contestants import Contestant, read_contest
 from trainables.adapters.base import Adapter
 from trainables.config import Task

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.measuring.gallery import thumbnail
+from pipelines.evaluate.gallery import thumbnail
 from pipelines.reporting.page import environment
 from pipelines.using.ranking import Query
 from trainables.media.image_headers import BadImage, read_file

@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Seal:
-    """Leave to read the test split. Only `pipelines/evaluate.py` may create one, and says why; and
+    """Leave to read the test split. Only `pipelines/evaluate/__main__.py` may create one, and says why; and
     what records how well searches do."""
 
     reason: str

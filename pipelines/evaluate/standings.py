@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines.measuring.protocol import Measured, metrics, versus
-from pipelines.measuring.protocols import AnyProtocol
+from pipelines.evaluate.protocol import Measured, metrics, versus
+from pipelines.evaluate.protocols import AnyProtocol
 from pipelines.runs.baselines import WORDS
 from pipelines.runs.contestants import Contest, Contestant
 from trainables.adapters.base import Adapter

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.measuring import calibration
-from pipelines.measuring.protocol import Measured, differences, intervals
+from pipelines.evaluate import calibration
+from pipelines.evaluate.protocol import Measured, differences, intervals
 from trainables.adapters.base import Adapter
 from trainables.features.features import SplitFeatures
 from trainables.metrics.calibration import Calibration

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.measuring.gallery import COLUMNS, RULE, gallery
-from pipelines.measuring.protocol import Measured
-from pipelines.measuring.sayings import RULE as SAYINGS
-from pipelines.measuring.sayings import sayings
+from pipelines.evaluate.gallery import COLUMNS, RULE, gallery
+from pipelines.evaluate.protocol import Measured
+from pipelines.evaluate.sayings import RULE as SAYINGS
+from pipelines.evaluate.sayings import sayings
 from pipelines.runs.contestants import Contest
 from trainables.data.shards import Seal, ShardSet
 from trainables.features.features import SplitFeatures

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.measuring.protocol import Measured, differences, intervals
+from pipelines.evaluate.protocol import Measured, differences, intervals
 from pipelines.runs.baselines import WORDS
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.measuring.protocol import Measured
+from pipelines.evaluate.protocol import Measured
 from trainables.features.features import SplitFeatures
 from trainables.media.clips import Clip, is_clip, sample
 from trainables.media.images import decode

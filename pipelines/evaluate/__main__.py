@@ -59,9 +59,9 @@ def run(args: Args) -> None:
     if (args.run / "plan.json").is_file():
         _evaluate_arena(args)
         return
-    from pipelines.measuring import calibration
-    from pipelines.measuring.openings import damages
-    from pipelines.measuring.standings import retention, table
+    from pipelines.evaluate import calibration
+    from pipelines.evaluate.openings import damages
+    from pipelines.evaluate.standings import retention, table
     from pipelines.runs.contestants import check_open, join, read_contest
     from trainables.features.features import backbone_of
     from trainables.hardware import default_device
@@ -99,8 +99,8 @@ def run(args: Args) -> None:
 def _evaluate_arena(args: Args) -> None:
     """All cells of an arena, as `cliptune arena` asks for it at its end."""
     from pipelines.comparing.cells import FORMAT as ARENA
-    from pipelines.comparing.measuring import identity, measure_arena
-    from pipelines.measuring.openings import damages, log_opening
+    from pipelines.evaluate.arenas import identity, measure_arena
+    from pipelines.evaluate.openings import damages, log_opening
     from trainables.data.shards import Seal
 
     path, inputs = args.run / "arena.json", identity(args.run)
@@ -151,7 +151,7 @@ def _identity(args: Args, contest: Contest, shards: ShardSet, made_with: dict[st
 
 def _log_opening(args: Args, contest: Contest, shards: ShardSet) -> list[dict[str, Any]]:
     """All openings so far and the one about to happen, which is on disk before it does."""
-    from pipelines.measuring.openings import log_opening
+    from pipelines.evaluate.openings import log_opening
 
     names = [one.name for one in contest.contestants]
     opening = {"at": now(), "by": "cliptune evaluate", "rows": names, "digest": shards.digest}
@@ -213,10 +213,10 @@ def _measure(
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from pipelines.measuring.examples import examples
-    from pipelines.measuring.protocol import caveats
-    from pipelines.measuring.protocols import protocol_of
-    from pipelines.measuring.standings import pairs, standings
+    from pipelines.evaluate.examples import examples
+    from pipelines.evaluate.protocol import caveats
+    from pipelines.evaluate.protocols import protocol_of
+    from pipelines.evaluate.standings import pairs, standings
     from pipelines.runs.provenance import about, hardware, versions
     from trainables.data.shards import Seal
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from pipelines.measuring.accuracy import ClassProtocol
-from pipelines.measuring.captions import CaptionProtocol
-from pipelines.measuring.protocol import Protocol
+from pipelines.evaluate.accuracy import ClassProtocol
+from pipelines.evaluate.captions import CaptionProtocol
+from pipelines.evaluate.protocol import Protocol
 from pipelines.runs.contestants import Contest
 from trainables.adapters.base import Adapter
 from trainables.features.features import SplitFeatures

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines.measuring.gallery import thumbnails
-from pipelines.measuring.protocol import Measured
+from pipelines.evaluate.gallery import thumbnails
+from pipelines.evaluate.protocol import Measured
 from trainables.features.features import SplitFeatures
 
 RULE = (
