@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.comparing.cells import read_cells
+from pipelines.arena.cells import read_cells
 from trainables.data.shards import ShardSet
 from trainables.features.features import SplitFeatures, backbone_of, open_features
 from trainables.features.few_shot import read_draw

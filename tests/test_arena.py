@@ -17,13 +17,13 @@ import pytest
 import torch
 from ray.tune.search import Searcher
 
-from pipelines import arena as stage
 from pipelines import typed
+from pipelines.arena import __main__ as stage
+from pipelines.arena.plan import Cell, Plan, Source, cell_folder, read_plan, write_plan
+from pipelines.arena.progress import Progress
+from pipelines.arena.queue import CellQueue
+from pipelines.arena.tuning import Arena, CellSearch, CellTrial
 from pipelines.cli import stage_main
-from pipelines.comparing.plan import Cell, Plan, Source, cell_folder, read_plan, write_plan
-from pipelines.comparing.progress import Progress
-from pipelines.comparing.queue import CellQueue
-from pipelines.comparing.tuning import Arena, CellSearch, CellTrial
 from pipelines.demo.draw import draw_classes
 from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.scenes import COLOURS
@@ -372,7 +372,7 @@ from pathlib import Path
 import torch
 
 from pipelines import arena, cli
-from pipelines.comparing import tuning
+from pipelines.arena import tuning
 
 class Fragile(tuning.CellTrial):
     def step(self):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.comparing.page import render, write_page
-from pipelines.comparing.statistics import standings
+from pipelines.arena.arena_page import render, write_page
+from pipelines.arena.statistics import standings
 from tests.arena import SKILLS, answers, arena, cell, failed, large
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.comparing.cells import read_cells
-from pipelines.comparing.pairs import Answers, paired
-from pipelines.comparing.ranks import Point, critical_difference, points, rank_tables, ranks
-from pipelines.comparing.statistics import Pair, Table, pareto, standings
+from pipelines.arena.cells import read_cells
+from pipelines.arena.pairs import Answers, paired
+from pipelines.arena.ranks import Point, critical_difference, points, rank_tables, ranks
+from pipelines.arena.statistics import Pair, Table, pareto, standings
 from tests.arena import answers, arena, cell, failed, large, share
 from trainables.errors import DataError
 

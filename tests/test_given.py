@@ -17,10 +17,10 @@ from safetensors.torch import save as save_tensors
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from pipelines import arena
+from pipelines.arena import __main__ as arena
+from pipelines.arena.plan import store_of, write_plan
+from pipelines.arena.tuning import Arena, CellSearch
 from pipelines.classify import classify
-from pipelines.comparing.plan import store_of, write_plan
-from pipelines.comparing.tuning import Arena, CellSearch
 from pipelines.draw.class_names import read_words
 from pipelines.draw.labelled import read_labelled
 from pipelines.draw.make import Task, make_draw

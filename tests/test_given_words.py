@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import tyro
 
-from pipelines import arena
+from pipelines.arena import __main__ as arena
+from pipelines.arena.plan import store_of, write_plan
+from pipelines.arena.tuning import Arena, CellSearch
 from pipelines.cli import stage_main
-from pipelines.comparing.plan import store_of, write_plan
-from pipelines.comparing.tuning import Arena, CellSearch
 from pipelines.train import __main__ as train
 from pipelines.tune import __main__ as tune
 from pipelines.tune import flags

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.comparing import ranks
-from pipelines.comparing.pairs import Answers, paired
+from pipelines.arena import ranks
+from pipelines.arena.pairs import Answers, paired
 from pipelines.evaluate.standings import correct, verdict
 from tests.stated import agrees
 from trainables.metrics.captioning import CaptionScores, References, bleu_of, score_captions

@@ -98,7 +98,7 @@ def run(args: Args) -> None:
 
 def _evaluate_arena(args: Args) -> None:
     """All cells of an arena, as `cliptune arena` asks for it at its end."""
-    from pipelines.comparing.cells import FORMAT as ARENA
+    from pipelines.arena.cells import FORMAT as ARENA
     from pipelines.evaluate.arenas import identity, measure_arena
     from pipelines.evaluate.openings import damages, log_opening
     from trainables.data.shards import Seal

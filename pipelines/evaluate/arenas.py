@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.comparing.cells import FORMAT
-from pipelines.comparing.literature import LITERATURE
-from pipelines.comparing.plan import (
+from pipelines.arena.cells import FORMAT
+from pipelines.arena.literature import LITERATURE
+from pipelines.arena.plan import (
     Cell,
     Plan,
     Source,

@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pipelines.arena
+import pipelines.arena.__main__
 import pipelines.encode.store
 import pipelines.tune.__main__
 import pipelines.typed
+from pipelines.arena.plan import cell_folder
+from pipelines.arena.tuning import Arena, CellSearch
 from pipelines.cli import stage_main
-from pipelines.comparing.plan import cell_folder
-from pipelines.comparing.tuning import Arena, CellSearch
 from pipelines.tune.samplers.from_disk import pausing
 from pipelines.tune.schedulers.population import rules
 from tests.one_process import Driver

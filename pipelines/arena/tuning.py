@@ -19,7 +19,7 @@ import torch
 from optuna.trial import TrialState
 from ray import tune
 
-from pipelines.comparing.plan import Cell, Plan, cell_folder, draw_path, store_of
+from pipelines.arena.plan import Cell, Plan, cell_folder, draw_path, store_of
 from pipelines.tune.samplers.points import with_hints
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.spaces import on_store

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipelines.comparing.cells import Block, Cell, read_cells
-from pipelines.comparing.pairs import Answers, paired
+from pipelines.arena.cells import Block, Cell, read_cells
+from pipelines.arena.pairs import Answers, paired
 from trainables.statistics.bootstrap import Array, Difference, sign
 
 KEYS = ("all", "harmonic", "base")  # an adapter is ranked by the first of them that it has

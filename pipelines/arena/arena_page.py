@@ -13,10 +13,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.comparing import charts, verdicts
-from pipelines.comparing.cells import PROTOCOLS, Block
-from pipelines.comparing.ranks import Ranks, points, rank_tables
-from pipelines.comparing.statistics import Table, standings
+from pipelines.arena import charts, verdicts
+from pipelines.arena.cells import PROTOCOLS, Block
+from pipelines.arena.ranks import Ranks, points, rank_tables
+from pipelines.arena.statistics import Table, standings
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric, plural
 from pipelines.reporting import page as report

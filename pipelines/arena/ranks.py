@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from pipelines.comparing.cells import PROTOCOLS, Block
-from pipelines.comparing.statistics import Standing, Table, standings
+from pipelines.arena.cells import PROTOCOLS, Block
+from pipelines.arena.statistics import Standing, Table, standings
 from trainables.statistics.bootstrap import LEVEL, Array
 
 FEWEST = {"data set": 5, "adapter": 3}  # with fewer, Friedman's test says nothing

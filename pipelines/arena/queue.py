@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from pipelines.comparing.plan import Cell
+from pipelines.arena.plan import Cell
 from pipelines.tune.samplers.from_disk import FromDisk
 
 

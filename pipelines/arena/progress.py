@@ -9,9 +9,9 @@ from typing import Any
 from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
-from pipelines.comparing.plan import Cell
-from pipelines.comparing.queue import CellQueue
-from pipelines.comparing.tuning import fail
+from pipelines.arena.plan import Cell
+from pipelines.arena.queue import CellQueue
+from pipelines.arena.tuning import fail
 from pipelines.console import say
 from pipelines.tune.callbacks import reason_of
 

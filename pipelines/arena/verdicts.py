@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from pipelines.comparing.cells import PROTOCOLS
-from pipelines.comparing.ranks import Ranks
-from pipelines.comparing.statistics import Pair, Standing, Table
+from pipelines.arena.cells import PROTOCOLS
+from pipelines.arena.ranks import Ranks
+from pipelines.arena.statistics import Pair, Standing, Table
 from pipelines.pages.numbers import Metric, plural
 
 NAMES = {"all": "all classes", "base": "base", "new": "new", "harmonic": "harmonic mean"}

@@ -21,7 +21,7 @@ from pipelines.ranges import MANY, Range, Wait, check_ranges
 from trainables.errors import CliptuneError, DataError
 
 if TYPE_CHECKING:
-    from pipelines.comparing.plan import Plan
+    from pipelines.arena.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run(args: Args) -> None:
 
 def _plan(args: Args) -> Plan:
     """What the flags ask for; all that can be wrong with them."""
-    from pipelines.comparing.plan import Plan, Source
+    from pipelines.arena.plan import Plan, Source
     from pipelines.draw.class_names import DEFAULT, shipped
     from pipelines.tune.spaces import on_store, possible
     from search_spaces.registry import SPACES
@@ -174,9 +174,9 @@ def _pairs(flag: str, words: Iterable[str]) -> dict[str, str]:
 
 
 def _compete(args: Args, plan: Plan, folder: Path) -> None:
-    from pipelines.comparing.cells import FORMAT
-    from pipelines.comparing.page import write_page
-    from pipelines.comparing.plan import pending, store_of, write_plan
+    from pipelines.arena.arena_page import write_page
+    from pipelines.arena.cells import FORMAT
+    from pipelines.arena.plan import pending, store_of, write_plan
     from pipelines.typed import run_stage
     from trainables.files import read_hashed
 
@@ -243,7 +243,7 @@ def _linked(data: str, place: Path) -> bool:
 
 def _draw(args: Args, plan: Plan, folder: Path) -> None:
     """Every draw, before any other work: what is wrong with the data shows here."""
-    from pipelines.comparing.plan import draw_path
+    from pipelines.arena.plan import draw_path
     from pipelines.draw.class_names import read_words
     from pipelines.draw.labelled import read_labelled
     from pipelines.draw.make import Task, make_draw
@@ -270,7 +270,7 @@ def _draw(args: Args, plan: Plan, folder: Path) -> None:
 
 def _check_words(plan: Plan, folder: Path) -> None:
     """Every class name fits beside what each recipe adds to it."""
-    from pipelines.comparing.plan import draw_of
+    from pipelines.arena.plan import draw_of
     from trainables.adapters.registry import check_room, make_config
     from trainables.models.backbone import load_backbone
 
@@ -286,9 +286,9 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
     quiet_tune()
     from ray import tune
 
-    from pipelines.comparing.progress import Progress
-    from pipelines.comparing.queue import CellQueue
-    from pipelines.comparing.tuning import Arena, CellTrial
+    from pipelines.arena.progress import Progress
+    from pipelines.arena.queue import CellQueue
+    from pipelines.arena.tuning import Arena, CellTrial
     from pipelines.tune.samplers.from_disk import pausing
     from pipelines.tune.workers.division import take
     from pipelines.tune.workers.interrupt import Interrupt

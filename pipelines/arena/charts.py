@@ -13,8 +13,8 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from pipelines.comparing.ranks import Point, Ranks
-from pipelines.comparing.statistics import Table, pareto
+from pipelines.arena.ranks import Point, Ranks
+from pipelines.arena.statistics import Table, pareto
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric
 
