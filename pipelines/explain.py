@@ -160,7 +160,7 @@ def _learned(
 
 def _linked(run: Path, page: Path) -> list[Path]:
     """The run's report, made anew where it is there already: it links to the page."""
-    from pipelines.reporting.page import write_report
+    from pipelines.report.report_page import write_report
 
     if not (run / "report.html").exists() or page != run / "explain" / "explain.html":
         return []

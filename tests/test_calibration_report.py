@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import report
 from pipelines.evaluate.calibration import Images, about
+from pipelines.report import __main__ as report
 from tests.test_report import make_result, reported, words
 from trainables.errors import DataError
 from trainables.metrics.calibration import calibrate

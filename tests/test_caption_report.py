@@ -14,9 +14,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
-from pipelines import report
 from pipelines.pages.numbers import Metric
-from pipelines.reporting.study import baseline_of
+from pipelines.report import __main__ as report
+from pipelines.report.study import baseline_of
 from pipelines.runs.baselines import WORDS
 from tests.test_report import make_result, make_study, reported, thumbnail, words
 from trainables.adapters.registry import BASELINES

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.reporting.study import read_study
+from pipelines.report.study import read_study
 from pipelines.runs.contestants import _of_study, _with_baseline
 from pipelines.tune.study.choice import (
     Entrant,

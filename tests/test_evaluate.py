@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipelines import report
 from pipelines.evaluate import __main__ as evaluate
 from pipelines.evaluate import gallery
 from pipelines.evaluate.__main__ import Args
 from pipelines.evaluate.protocol import Protocol, caveats
 from pipelines.evaluate.standings import correct, pairs, verdict
-from pipelines.reporting.result import read_result
+from pipelines.report import __main__ as report
+from pipelines.report.result import read_result
 from pipelines.runs.provenance import duplicates
 from tests.tiny import caption, picture, tiny_features
 from trainables.adapters.registry import make_config

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines import explain, report
+from pipelines import explain
 from pipelines.explaining import moves, sentences
 from pipelines.explaining.page import render
 from pipelines.explaining.subjects import captioned_classes, read_subjects
 from pipelines.maps.projection import align, neighbour_hits, project, trustworthiness
+from pipelines.report import __main__ as report
 from pipelines.train import __main__ as train
 from tests.tiny import COLOURS, tiny_clip, tiny_features
 from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_config

@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 from ray.tune.search import Searcher
 
-from pipelines.reporting.study import read_study
+from pipelines.report.study import read_study
 from pipelines.tune.__main__ import Args
 from pipelines.tune.__main__ import run as tune
 from pipelines.tune.callbacks import Progress

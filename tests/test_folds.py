@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from pipelines.cli import stage_main
-from pipelines.reporting.statements import details
-from pipelines.reporting.study import read_study
+from pipelines.report.statements import details
+from pipelines.report.study import read_study
 from pipelines.runs.contestants import read_contest
 from pipelines.train import __main__ as train
 from pipelines.tune import __main__ as tune

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import explain, report, sweep
+from pipelines import explain, sweep
 from pipelines.evaluate import __main__ as evaluate
+from pipelines.report import __main__ as report
 from pipelines.shards import __main__ as shards
 from pipelines.train import __main__ as train
 from tests import test_evaluate

@@ -14,9 +14,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
-from pipelines import report
-from pipelines.reporting.race_chart import lanes_of
-from pipelines.reporting.study import OVER, read_study
+from pipelines.report import __main__ as report
+from pipelines.report.race_chart import lanes_of
+from pipelines.report.study import OVER, read_study
 from pipelines.tune.closing import closing
 from pipelines.tune.study.lanes import Step, lanes
 from pipelines.tune.study.study import OVER as noted_by_search

@@ -21,8 +21,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from pipelines import report
 from pipelines.pages import numbers
+from pipelines.report import __main__ as report
 from trainables.errors import DataError
 
 SPACES = {
@@ -301,8 +301,8 @@ def test_an_epoch_is_a_whole_number(tmp_path: Path) -> None:
 
 def test_a_lower_rank_is_better() -> None:
     from pipelines.pages.numbers import Metric
-    from pipelines.reporting.checked import Estimate
-    from pipelines.reporting.statements import verdict
+    from pipelines.report.checked import Estimate
+    from pipelines.report.statements import verdict
 
     assert verdict(Estimate(-2.0, -3.0, -1.0), Metric.of("t2i_medr@1000")) == "better"
     assert verdict(Estimate(-2.0, -3.0, -1.0), Metric.of("t2i_mrr@1000")) == "worse"
@@ -355,8 +355,8 @@ def test_every_trial_and_reason_appears(finished: Path) -> None:
 
 
 def test_rungs_say_who_was_stopped_where(finished: Path) -> None:
-    from pipelines.reporting.page import _rungs
-    from pipelines.reporting.study import read_study
+    from pipelines.report.report_page import _rungs
+    from pipelines.report.study import read_study
 
     found = {r.epoch: (r.reached, len(r.stopped)) for r in _rungs(read_study(finished))}
     assert found == {1: (23, 8), 3: (15, 8), 9: (7, 0)}
@@ -477,8 +477,8 @@ def test_a_result_without_a_study(tmp_path: Path) -> None:
 
 
 def test_importance_tells_signal_from_chance() -> None:
-    from pipelines.reporting.importance import importances
-    from pipelines.reporting.study import Trial
+    from pipelines.report.importance import importances
+    from pipelines.report.study import Trial
 
     draw = random.Random(0)
     lr, noise = [draw.random() for _ in range(40)], [draw.random() for _ in range(40)]
@@ -504,8 +504,8 @@ def test_importance_tells_signal_from_chance() -> None:
 def test_where_all_trials_tie_no_field_stands_out_by_when_they_ran() -> None:
     """A search narrows: later trials have smaller values. Were ties told apart by number, the
     latest would be the best and that field the cause."""
-    from pipelines.reporting.importance import importances, ranked
-    from pipelines.reporting.study import Trial
+    from pipelines.report.importance import importances, ranked
+    from pipelines.report.study import Trial
 
     spaces = {"narrowed": FloatDistribution(0, 1), "free": FloatDistribution(0, 1)}
     claimed = 0

@@ -18,8 +18,8 @@ import torch
 from optuna.trial import TrialState
 from torch.nn import functional as F
 
-from pipelines import report
 from pipelines.evaluate.standings import retention
+from pipelines.report import __main__ as report
 from pipelines.runs.contestants import read_contest
 from pipelines.train import __main__ as train
 from pipelines.tune import __main__ as tune

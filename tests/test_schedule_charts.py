@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.pages import svg
-from pipelines.reporting.schedule_charts import schedules
+from pipelines.report.schedule_charts import schedules
 from pipelines.tune.study.schedule import Schedule
 from trainables.adapters.registry import make_config
 

@@ -19,7 +19,7 @@ from pipelines.arena.ranks import Ranks, points, rank_tables
 from pipelines.arena.statistics import Table, standings
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric, plural
-from pipelines.reporting import page as report
+from pipelines.report import report_page as report
 from trainables.files import write_bytes
 
 METHOD = (

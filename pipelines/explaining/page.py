@@ -18,7 +18,7 @@ from pipelines.explaining import charts, sentences
 from pipelines.maps import charts as drawn
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric
-from pipelines.reporting import page as report
+from pipelines.report import report_page as report
 from trainables.files import write_bytes
 
 NAMES = {"cosine": "cosine", "euclidean": "Euclidean"}

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric
-from pipelines.reporting.page import environment
+from pipelines.report.report_page import environment
 from pipelines.sweeping.points import Curve, Point
 
 RETAINED = Metric.of("accuracy")

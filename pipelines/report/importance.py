@@ -16,7 +16,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.study import StudyDirection
 from optuna.trial import create_trial
 
-from pipelines.reporting.study import Trial
+from pipelines.report.study import Trial
 
 FEWEST = 8  # trials; the best quarter of fewer is a single one
 SHUFFLES = 100

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.pages.numbers import number, plural, setting, share
-from pipelines.reporting.calibration import Believed, Calibration
-from pipelines.reporting.result import Result, Row
-from pipelines.reporting.statements import first
+from pipelines.report.calibration import Believed, Calibration
+from pipelines.report.result import Result, Row
+from pipelines.report.statements import first
 from trainables.metrics.conformal import spread
 
 

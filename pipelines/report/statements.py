@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from pipelines.pages import numbers
 from pipelines.pages.numbers import Metric, plural
-from pipelines.reporting.checked import Estimate
-from pipelines.reporting.result import Result, Row
-from pipelines.reporting.study import Study
+from pipelines.report.checked import Estimate
+from pipelines.report.result import Result, Row
+from pipelines.report.study import Study
 from pipelines.runs.baselines import WORDS
 from trainables.statistics.bootstrap import sign
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.reporting.calibration import Calibration, read_calibration
-from pipelines.reporting.checked import Estimate, Place
-from pipelines.reporting.pictures import Captioned, Query, one_of, read_captioned, read_query
+from pipelines.report.calibration import Calibration, read_calibration
+from pipelines.report.checked import Estimate, Place
+from pipelines.report.pictures import Captioned, Query, one_of, read_captioned, read_query
 from pipelines.runs.baselines import WORDS
 from trainables.errors import DataError, unknown
 from trainables.files import read_hashed, understood

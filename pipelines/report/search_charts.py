@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric, plural
-from pipelines.reporting.study import Study, Trial
+from pipelines.report.study import Study, Trial
 from pipelines.runs.baselines import WORDS
 
 Hues = Mapping[str, int]  # the place of each adapter in the palette

@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from pipelines.pages import svg
 from pipelines.pages.numbers import number, share
-from pipelines.reporting.calibration import Believed
-from pipelines.reporting.probabilities import Calibrated, Section
-from pipelines.reporting.result import Row
+from pipelines.report.calibration import Believed
+from pipelines.report.probabilities import Calibrated, Section
+from pipelines.report.result import Row
 
 BEFORE, AFTER = 4, 8  # places in the palette that few adapters reach
 LEAST, MOST = 5.0, 17.0  # a dot's diameter, of no image and of most

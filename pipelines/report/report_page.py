@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pipelines.hold import refuse_links
 from pipelines.pages import numbers, svg
 from pipelines.pages.numbers import Metric
-from pipelines.reporting import (
+from pipelines.report import (
     field_charts,
     pairs,
     probabilities,
@@ -27,11 +27,11 @@ from pipelines.reporting import (
     search_charts,
     statements,
 )
-from pipelines.reporting.checked import Estimate
-from pipelines.reporting.importance import FEWEST, Importance, importances, ranked
-from pipelines.reporting.pictures import KINDS
-from pipelines.reporting.result import Result, Row, read_result
-from pipelines.reporting.study import Study, Trial, read_study
+from pipelines.report.checked import Estimate
+from pipelines.report.importance import FEWEST, Importance, importances, ranked
+from pipelines.report.pictures import KINDS
+from pipelines.report.result import Result, Row, read_result
+from pipelines.report.study import Study, Trial, read_study
 from pipelines.runs.baselines import WORDS
 from trainables.files import write_bytes
 

@@ -28,7 +28,7 @@ def run(args: Args) -> None:
             f"`{args.run}` must hold a study.json (from `cliptune tune`) or a result.json "
             "(from `cliptune evaluate`); neither is there."
         )
-    from pipelines.reporting.page import write_report
+    from pipelines.report.report_page import write_report
 
     paths, changed = write_report(args.run)
     then = f"open {paths[0]} in a browser"

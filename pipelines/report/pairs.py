@@ -7,8 +7,8 @@ each pair of rows.
 from __future__ import annotations
 
 from pipelines.pages.numbers import Metric
-from pipelines.reporting.result import Pair, Result
-from pipelines.reporting.statements import between, chance, verdict
+from pipelines.report.result import Pair, Result
+from pipelines.report.statements import between, chance, verdict
 
 
 def sentences(result: Result, metric: Metric) -> list[str]:

@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric
-from pipelines.reporting.search_charts import Hues, baseline, limits
-from pipelines.reporting.study import Study
+from pipelines.report.search_charts import Hues, baseline, limits
+from pipelines.report.study import Study
 from pipelines.tune.study.lanes import Lane, Step, lanes
 
 

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric, setting
-from pipelines.reporting.importance import Importance
-from pipelines.reporting.study import Trial
+from pipelines.report.importance import Importance
+from pipelines.report.study import Trial
 
 
 def bars(adapter: str, importances: list[Importance], color: str) -> Markup:
