@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines import sweep
 from pipelines.runs.contestants import read_contest
-from pipelines.sweeping.page import render
-from pipelines.sweeping.points import Curve, Point
+from pipelines.sweep import __main__ as sweep
+from pipelines.sweep.points import Curve, Point
+from pipelines.sweep.sweep_page import render
 from pipelines.train import __main__ as train
 from tests.contract import TURNING, batch_of, examples, make
 from tests.shelf import shelf

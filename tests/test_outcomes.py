@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import explain, sweep
+from pipelines import explain
 from pipelines.evaluate import __main__ as evaluate
 from pipelines.report import __main__ as report
 from pipelines.shards import __main__ as shards
+from pipelines.sweep import __main__ as sweep
 from pipelines.train import __main__ as train
 from tests import test_evaluate
 from tests.test_evaluate import finished, store, study

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric
 from pipelines.report.report_page import environment
-from pipelines.sweeping.points import Curve, Point
+from pipelines.sweep.points import Curve, Point
 
 RETAINED = Metric.of("accuracy")
 

@@ -21,7 +21,7 @@ from trainables.files import read_json, sha256_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from pipelines.runs.contestants import Contest, Contestant
-    from pipelines.sweeping.points import Bench, Curve, Point
+    from pipelines.sweep.points import Bench, Curve, Point
 
 FORMAT = "cliptune-sweep-1"
 
@@ -47,7 +47,7 @@ class Args:
 
 def run(args: Args) -> None:
     from pipelines.runs.contestants import read_contest
-    from pipelines.sweeping.points import check_task
+    from pipelines.sweep.points import check_task
     from trainables.features.few_shot import check_retain
 
     if not args.shares:
@@ -66,7 +66,7 @@ def run(args: Args) -> None:
 
 
 def _open(contest: Contest) -> Bench:
-    from pipelines.sweeping.points import Bench
+    from pipelines.sweep.points import Bench
     from trainables.features.features import backbone_of
     from trainables.hardware import default_device
 
@@ -74,8 +74,8 @@ def _open(contest: Contest) -> Bench:
 
 
 def _sweep(args: Args, contest: Contest) -> None:
-    from pipelines.sweeping.page import render
-    from pipelines.sweeping.points import turnable
+    from pipelines.sweep.points import turnable
+    from pipelines.sweep.sweep_page import render
 
     trained = turnable(contest)
     if not trained:
@@ -138,7 +138,7 @@ def _sentence(curve: Curve, metric: str, zero_shot: Point) -> str:
 
 def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
     """A folder as `cliptune train` leaves it, with the adapter at `share`; run.json comes last."""
-    from pipelines.sweeping.points import choose
+    from pipelines.sweep.points import choose
     from trainables.training.checkpoint import verify
 
     one = choose(contest, args.adapter)
