@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines import explain
-from pipelines.explaining import moves, sentences
-from pipelines.explaining.page import render
-from pipelines.explaining.subjects import captioned_classes, read_subjects
-from pipelines.maps.projection import align, neighbour_hits, project, trustworthiness
+from pipelines.explain import __main__ as explain
+from pipelines.explain import moves, sentences
+from pipelines.explain.explain_page import render
+from pipelines.explain.projection import align, neighbour_hits, project, trustworthiness
+from pipelines.explain.subjects import captioned_classes, read_subjects
 from pipelines.report import __main__ as report
 from pipelines.train import __main__ as train
 from tests.tiny import COLOURS, tiny_clip, tiny_features

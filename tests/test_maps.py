@@ -16,8 +16,8 @@ import torch
 from sklearn.manifold import trustworthiness as reference
 from threadpoolctl import threadpool_limits
 
-from pipelines.maps import charts
-from pipelines.maps.projection import (
+from pipelines.explain import map_charts as charts
+from pipelines.explain.projection import (
     Floats,
     Ints,
     align,
@@ -111,7 +111,7 @@ def test_umap_is_seeded_and_quiet() -> None:
         pytest.skip("umap-learn is not installed (pip install cliptune[umap])")
     code = (
         "import numpy\n"
-        "from pipelines.maps.projection import project\n"
+        "from pipelines.explain.projection import project\n"
         "embeds = numpy.random.default_rng(0).normal(size=(14, 8))\n"
         "maps = [project(embeds, 'umap', seed) for seed in (0, 0, 1)]\n"
         "print(maps[0].shape, (maps[0] == maps[1]).all(), (maps[0] == maps[2]).all())"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import explain
 from pipelines.evaluate import __main__ as evaluate
+from pipelines.explain import __main__ as explain
 from pipelines.report import __main__ as report
 from pipelines.shards import __main__ as shards
 from pipelines.sweep import __main__ as sweep

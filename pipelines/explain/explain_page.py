@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipelines.explaining import charts, sentences
-from pipelines.maps import charts as drawn
+from pipelines.explain import charts, sentences
+from pipelines.explain import map_charts as drawn
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric
 from pipelines.report import report_page as report

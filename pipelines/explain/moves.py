@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.maps.projection import (
+from pipelines.explain.projection import (
     Floats,
     Ints,
     Method,

@@ -13,9 +13,9 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.maps import charts
-from pipelines.maps.charts import Map, square
-from pipelines.maps.projection import Ints
+from pipelines.explain import map_charts as charts
+from pipelines.explain.map_charts import Map, square
+from pipelines.explain.projection import Ints
 from pipelines.pages import svg
 from pipelines.pages.numbers import Metric
 

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.maps.projection import Floats, Ints
+from pipelines.explain.projection import Floats, Ints
 from pipelines.pages import svg
 
 DOTS = svg.MARKERS.replace("D", "")  # the diamond is a text's

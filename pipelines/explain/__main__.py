@@ -18,8 +18,8 @@ from trainables.errors import ConfigError
 from trainables.files import now, sha256_json
 
 if TYPE_CHECKING:
-    from pipelines.explaining.subjects import Subject
-    from pipelines.explaining.words import Learned
+    from pipelines.explain.learned_words import Learned
+    from pipelines.explain.subjects import Subject
     from trainables.adapters.base import Adapter
     from trainables.features.features import SplitFeatures
     from trainables.models.backbone import Backbone
@@ -48,9 +48,9 @@ class Args:
 def run(args: Args) -> None:
     if not args.run or not args.map:
         raise ConfigError(f"`--{'map' if args.run else 'run'}` must name at least one, got none.")
-    from pipelines.explaining.page import write_page
-    from pipelines.explaining.subjects import read_subjects
-    from pipelines.maps.projection import check_method
+    from pipelines.explain.explain_page import write_page
+    from pipelines.explain.projection import check_method
+    from pipelines.explain.subjects import read_subjects
 
     for method in args.map:
         check_method(method)
@@ -70,7 +70,7 @@ def run(args: Args) -> None:
 
 
 def _explain(args: Args, subjects: list[Subject]) -> dict[str, Any]:
-    from pipelines.explaining.words import seeds
+    from pipelines.explain.learned_words import seeds
     from pipelines.runs.provenance import hardware, versions
     from trainables.features.features import backbone_of
     from trainables.hardware import default_device
@@ -104,8 +104,8 @@ def _explain(args: Args, subjects: list[Subject]) -> dict[str, Any]:
 
 def _one(args: Args, subject: Subject, backbone: Backbone) -> tuple[dict[str, Any], Learned | None]:
     """What there is to say about one adapter, and its prompt if it has one."""
-    from pipelines.explaining.moves import compare, embed
-    from pipelines.explaining.subjects import captioned_classes, val_of
+    from pipelines.explain.moves import compare, embed
+    from pipelines.explain.subjects import captioned_classes, val_of
     from pipelines.runs.contestants import Contestant
     from trainables.training.measure import measure
 
@@ -141,7 +141,7 @@ def _learned(
     args: Args, subject: Subject, adapter: Adapter[Any], val: SplitFeatures
 ) -> tuple[dict[str, Any], Learned]:
     """The words of a prompt and the worth of its vectors; the adapter is another one afterwards."""
-    from pipelines.explaining.words import Learned, ablate, words
+    from pipelines.explain.learned_words import Learned, ablate, words
     from trainables.config import to_json
 
     assert adapter.prompt_vectors is not None

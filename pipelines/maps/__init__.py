@@ -1,1 +1,0 @@
-"""Embeddings and prompt vectors made visible: maps, how far to believe them, and their charts."""
