@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from pipelines.draw.class_names import shipped
-from pipelines.reproduce import Args, run
-from pipelines.reproducing import plan as plans
-from pipelines.reproducing.plan import Measured, NotRun, Plan
-from pipelines.reproducing.recipes import Recipe, read_recipe
-from pipelines.reproducing.verdicts import FAIL, NOT_RUN, PASS, markdown, rows_of, table
+from pipelines.reproduce import plan as plans
+from pipelines.reproduce.__main__ import Args, run
+from pipelines.reproduce.plan import Measured, NotRun, Plan
+from pipelines.reproduce.recipes import Recipe, read_recipe
+from pipelines.reproduce.verdicts import FAIL, NOT_RUN, PASS, markdown, rows_of, table
 from pipelines.typed import command
 from tests import things as shards_of
 from tests.things import in_this_process

@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipelines.reproducing.plan import Measured
-from pipelines.reproducing.recipes import Recipe
+from pipelines.reproduce.plan import Measured
+from pipelines.reproduce.recipes import Recipe
 from trainables.metrics.balance import harmonic
 
 Row = dict[str, Any]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.reproducing.recipes import Recipe
+from pipelines.reproduce.recipes import Recipe
 from pipelines.typed import command, typed
 from trainables.config import Value
 from trainables.errors import DataError

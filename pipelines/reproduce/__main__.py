@@ -17,8 +17,8 @@ from trainables.errors import ConfigError, DataError, unknown
 from trainables.files import now, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
-    from pipelines.reproducing.plan import Measured, Plan
-    from pipelines.reproducing.recipes import Recipe
+    from pipelines.reproduce.plan import Measured, Plan
+    from pipelines.reproduce.recipes import Recipe
 
 FORMAT = "cliptune-reproduce-2"
 
@@ -51,8 +51,8 @@ class Args:
 def run(args: Args) -> None:
     from pipelines import console
     from pipelines.hold import hold
-    from pipelines.reproducing.plan import Plan
-    from pipelines.reproducing.verdicts import PASS, table
+    from pipelines.reproduce.plan import Plan
+    from pipelines.reproduce.verdicts import PASS, table
 
     recipes, shards = _check(args)
     lm = str(Path(args.lm).absolute()) if args.lm and Path(args.lm).is_dir() else args.lm
@@ -76,7 +76,7 @@ def run(args: Args) -> None:
 
 def _check(args: Args) -> tuple[list[Recipe], dict[str, Path]]:
     """All that can be wrong with what was asked, before any work."""
-    from pipelines.reproducing.recipes import read_recipes
+    from pipelines.reproduce.recipes import read_recipes
 
     recipes, folders = read_recipes(args.recipe), _folders(args.shards)
     if len(set(args.seed)) < len(args.seed):
@@ -182,8 +182,8 @@ def _own(name: str | None) -> str:
 
 
 def _rows(plan: Plan, recipe: Recipe, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    from pipelines.reproducing.plan import NotRun
-    from pipelines.reproducing.verdicts import rows_of
+    from pipelines.reproduce.plan import NotRun
+    from pipelines.reproduce.verdicts import rows_of
 
     runs: dict[int, Measured] = {}
     reasons: dict[int, str] = {}
@@ -196,7 +196,7 @@ def _rows(plan: Plan, recipe: Recipe, seeds: Sequence[int]) -> list[dict[str, An
 
 
 def _write(out: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    from pipelines.reproducing.verdicts import markdown
+    from pipelines.reproduce.verdicts import markdown
     from pipelines.runs.provenance import hardware, versions
 
     made = {"created": now(), "versions": versions(), "hardware": hardware()}
