@@ -21,7 +21,7 @@ from torch import Tensor
 import trainables.metrics.calibration
 import trainables.metrics.calibration_error
 import trainables.metrics.conformal
-from pipelines import classify
+from pipelines.classify import __main__ as classify
 from tests.stated import PAGE, agrees
 from tests.test_few_shot_runs import finish, start
 from trainables.errors import CheckpointError, DataError

@@ -20,15 +20,15 @@ from torch.nn import functional as F
 from pipelines.arena import __main__ as arena
 from pipelines.arena.plan import store_of, write_plan
 from pipelines.arena.tuning import Arena, CellSearch
-from pipelines.classify import classify
+from pipelines.classify.__main__ import classify
 from pipelines.draw.class_names import read_words
 from pipelines.draw.labelled import read_labelled
 from pipelines.draw.make import Task, make_draw
 from pipelines.encode.__main__ import Args
 from pipelines.encode.embeddings import encode_given
 from pipelines.evaluate.arenas import measure_arena
-from pipelines.using.files import Faults
-from pipelines.using.model import Model
+from pipelines.use.files import Faults
+from pipelines.use.model import Model
 from trainables.adapters.registry import build, check_towers, make_config
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import CliptuneError, ConfigError, DataError

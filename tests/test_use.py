@@ -19,14 +19,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.classify import UNLIKE, UNLIKELY
+from pipelines.classify.__main__ import UNLIKE, UNLIKELY
 from pipelines.cli import stage_main
+from pipelines.search import index
 from pipelines.train import __main__ as train
-from pipelines.using import captions, embedding, files, index
-from pipelines.using import model as using
-from pipelines.using.files import Faults, find
-from pipelines.using.model import Model, Source, open_model
-from pipelines.using.words import embed_words
+from pipelines.use import captions, embedding, files
+from pipelines.use import model as using
+from pipelines.use.files import Faults, find
+from pipelines.use.model import Model, Source, open_model
+from pipelines.use.queries import embed_words
 from tests import films
 from tests.films import BLUE, RED
 from tests.tiny import COLOURS, picture, tiny_features

@@ -20,9 +20,9 @@ from trainables.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.using.index import Indexed
-    from pipelines.using.model import Model, Source
-    from pipelines.using.ranking import Query
+    from pipelines.search.index import Indexed
+    from pipelines.search.ranking import Query
+    from pipelines.use.model import Model, Source
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Args:
 
 def run(args: Args) -> None:
     _check(args)
-    from pipelines.using.files import Faults, find_images
-    from pipelines.using.given import is_given
-    from pipelines.using.index import index_files
-    from pipelines.using.model import Source, open_model
-    from pipelines.using.ranking import embedded, rank
+    from pipelines.search.index import index_files
+    from pipelines.search.ranking import embedded, rank
+    from pipelines.use.files import Faults, find_images
+    from pipelines.use.given import is_given
+    from pipelines.use.model import Source, open_model
 
     paths = find_images(args.images, Faults())
     given = is_given(paths[0])
@@ -102,8 +102,8 @@ def _check(args: Args) -> None:
 
 def _queries(args: Args, model: Model | None) -> tuple[Sequence[str], Tensor]:
     """What is looked for, and its embeddings of unit length: (Q, e)."""
-    from pipelines.using.given import queries_of
-    from pipelines.using.words import adapt_texts, embed_words
+    from pipelines.use.given import queries_of
+    from pipelines.use.queries import adapt_texts, embed_words
 
     if args.texts is None:
         assert model is not None
@@ -120,7 +120,7 @@ def _write(
     model: Model | None,
     source: Source | None,
 ) -> None:
-    from pipelines.using.page import render
+    from pipelines.search.found_page import render
     from trainables.files import write_bytes
 
     by = (model.name, source.flags) if model and source else ("cosine", f"--texts {args.texts}")

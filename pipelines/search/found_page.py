@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipelines.evaluate.gallery import thumbnail
 from pipelines.report.report_page import environment
-from pipelines.using.ranking import Query
+from pipelines.search.ranking import Query
 from trainables.media.image_headers import BadImage, read_file
 
 SIDE = 256  # longest side of a picture, pixels

@@ -13,9 +13,9 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.using.embedding import PART, embed_given
-from pipelines.using.given import rows_of
-from pipelines.using.model import Model
+from pipelines.use.embedding import PART, embed_given
+from pipelines.use.given import rows_of
+from pipelines.use.model import Model
 from trainables.training.predict import embed_images
 
 Block = tuple[Sequence[Path], Tensor]  # n images, and their embeddings of unit length (n, e)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.using.embedding import embed_files
-from pipelines.using.files import CHUNK, FEW, Faults, find
-from pipelines.using.given import is_given
-from pipelines.using.model import Model
+from pipelines.use.embedding import embed_files
+from pipelines.use.files import CHUNK, FEW, Faults, find
+from pipelines.use.given import is_given
+from pipelines.use.model import Model
 from trainables.features.frames import embed_clip
 from trainables.media.clips import SUFFIXES, Clip, is_clip, segments
 from trainables.media.image_headers import BadImage, read_file

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.using.given import is_given
+from pipelines.use.given import is_given
 from trainables.data.shards import chunks
 from trainables.errors import DataError
 from trainables.media.frame_folders import IMAGE_SUFFIXES

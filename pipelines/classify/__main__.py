@@ -16,8 +16,8 @@ from trainables.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.using.files import Faults
-    from pipelines.using.model import Model
+    from pipelines.use.files import Faults
+    from pipelines.use.model import Model
     from trainables.features.classes import Classes
     from trainables.metrics.calibration import Calibration, Kind
 
@@ -64,8 +64,8 @@ def run(args: Args) -> None:
         )
     if args.template and not args.classes:
         raise ConfigError("`--template` is for `--classes`: a run's own classes have their words.")
-    from pipelines.using.files import Faults, find
-    from pipelines.using.model import Source, open_model
+    from pipelines.use.files import Faults, find
+    from pipelines.use.model import Source, open_model
 
     source, faults = Source(args.run, args.backbone, args.revision), Faults()
     model = open_model(source, "classification", "retrieval")
@@ -100,7 +100,7 @@ def _check_sets(args: Args, model: Model, calibration: Calibration | None) -> No
 
 def _classes(args: Args, model: Model) -> Classes:
     """The classes to choose among, which the adapter must be able to tell apart."""
-    from pipelines.using.words import classes_of
+    from pipelines.use.queries import classes_of
 
     own = model.classes
     if not args.classes:
@@ -130,7 +130,7 @@ def classify(
     kind: Kind = "split",
 ) -> list[dict[str, Any]]:
     """Each good image with its `top` likeliest classes and, at a confidence, its set."""
-    from pipelines.using.embedding import embed_files
+    from pipelines.use.embedding import embed_files
     from trainables.training.predict import score
 
     rows: list[dict[str, Any]] = []

@@ -38,9 +38,9 @@ class Args:
 def run(args: Args) -> None:
     if not args.files:
         raise ConfigError("`cliptune caption` takes files of images or videos, got none.")
-    from pipelines.using.captions import caption_files
-    from pipelines.using.files import Faults
-    from pipelines.using.model import Source, open_model
+    from pipelines.use.captions import caption_files
+    from pipelines.use.files import Faults
+    from pipelines.use.model import Source, open_model
 
     source, faults = Source(args.run), Faults()
     rows = caption_files(

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.using.files import CHUNK, Faults, squares
-from pipelines.using.given import is_given, rows_of
+from pipelines.use.files import CHUNK, Faults, squares
+from pipelines.use.given import is_given, rows_of
 from trainables.adapters.base import Adapter
 from trainables.data.shards import chunks
 from trainables.errors import ConfigError, DataError

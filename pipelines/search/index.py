@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipelines.using.embedding import embed_files
-from pipelines.using.files import Faults
-from pipelines.using.model import Model
+from pipelines.use.embedding import embed_files
+from pipelines.use.files import Faults
+from pipelines.use.model import Model
 from trainables.errors import DataError
 from trainables.features.lazy_parts import alone
 from trainables.files import read_json, sha256_bytes, sha256_file, sha256_json, write_bytes
