@@ -24,7 +24,7 @@ from pipelines.arena.progress import Progress
 from pipelines.arena.queue import CellQueue
 from pipelines.arena.tuning import Arena, CellSearch, CellTrial
 from pipelines.cli import stage_main
-from pipelines.demo.draw import draw_classes
+from pipelines.demo.drawings import draw_classes
 from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.scenes import COLOURS
 from pipelines.encode import __main__ as encode

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from pipelines.demo import train_lm
-from pipelines.demo.draw import draw
+from pipelines.demo.__main__ import Args
+from pipelines.demo.drawings import draw
 from pipelines.demo.lexicon import VOCABULARIES
 from pipelines.demo.motion import clip_captions, invent_film
 from pipelines.demo.render import render
 from pipelines.demo.scenes import DOMAINS, SPLITS, Domain, Split, invent
-from pipelines.demo.stage import Args
-from pipelines.demo.words import captions, tokens
+from pipelines.demo.sentences import captions, tokens
 from pipelines.demo.zero_shot import zero_shot
 from tests.tiny import tiny_shards
 from trainables.errors import ConfigError

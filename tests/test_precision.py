@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipelines.demo.__main__ import BACKBONE
 from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.render import render
 from pipelines.demo.scenes import COLOURS, Scene, invent, invent_one
-from pipelines.demo.stage import BACKBONE
-from pipelines.demo.words import captions
+from pipelines.demo.sentences import captions
 from trainables.adapters.base import Adapter, product
 from trainables.adapters.registry import build, make_config
 from trainables.data.batches import Batch

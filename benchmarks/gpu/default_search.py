@@ -12,8 +12,8 @@ from time import monotonic
 
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
-from pipelines.demo.draw import draw
-from pipelines.demo.stage import BACKBONE
+from pipelines.demo.__main__ import BACKBONE
+from pipelines.demo.drawings import draw
 from trainables.data.store import find_store
 from trainables.files import read_json
 

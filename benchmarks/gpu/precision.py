@@ -12,10 +12,10 @@ from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
 from benchmarks.gpu.speed import embedder
 from benchmarks.gpu.trials import text_only, trials
+from pipelines.demo.__main__ import BACKBONE
 from pipelines.demo.render import render
 from pipelines.demo.scenes import invent
-from pipelines.demo.stage import BACKBONE
-from pipelines.demo.words import captions
+from pipelines.demo.sentences import captions
 from trainables.data.batches import Predictions, Tokens
 from trainables.hardware import autocast, has_bf16
 from trainables.metrics.retrieval import retrieval_metrics

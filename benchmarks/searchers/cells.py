@@ -22,8 +22,8 @@ import torch
 import tyro
 
 from benchmarks.searchers.record import Args, load, record
-from pipelines.demo.draw import draw, draw_classes
-from pipelines.demo.stage import BACKBONE
+from pipelines.demo.__main__ import BACKBONE
+from pipelines.demo.drawings import draw, draw_classes
 from pipelines.typed import run_stage
 from trainables.data.store import find_store
 from trainables.files import read_json

@@ -3,6 +3,6 @@
 `cliptune demo` runs the whole line on them: draw, shards, encode, tune, evaluate, report.
 """
 
-from pipelines.demo.stage import Args, run
+from pipelines.demo.__main__ import Args, run
 
 __all__ = ["Args", "run"]

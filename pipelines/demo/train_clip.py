@@ -22,8 +22,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from pipelines.demo.card import Measured, model_card
 from pipelines.demo.render import render
 from pipelines.demo.scenes import DOMAINS, invent
+from pipelines.demo.sentences import CAPTIONS, captions
 from pipelines.demo.tokenizer import build_tokenizer
-from pipelines.demo.words import CAPTIONS, captions
 from pipelines.demo.zero_shot import MEAN, STD, normalise, shrink, zero_shot
 from trainables.hardware import autocast
 

@@ -26,7 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from pipelines.console import done
 from pipelines.demo.motion import clip_captions, invent_film
 from pipelines.demo.scenes import DOMAINS, Split, invent
-from pipelines.demo.words import captions
+from pipelines.demo.sentences import captions
 from trainables.data.shards import CAPTION_COLUMNS, ShardSet, captions_of
 from trainables.errors import CliptuneError, DataError
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.demo.draw import draw
+from pipelines.demo.drawings import draw
 from pipelines.demo.scenes import DOMAINS, Domain
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipelines.demo.lexicon import SHIFTED
 from pipelines.demo.render import render
 from pipelines.demo.scenes import COLOURS, Domain, Split, invent, invent_one
-from pipelines.demo.words import CAPTIONS, captions, tokens
+from pipelines.demo.sentences import CAPTIONS, captions, tokens
 
 QUALITY = 90
 
