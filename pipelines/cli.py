@@ -79,7 +79,7 @@ def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
 def _run(stage: str, words: list[str]) -> None:
     import tyro
 
-    module = importlib.import_module(f"pipelines.{stage}")
+    module = importlib.import_module(f"pipelines.{stage}.__main__")
     flags = words[: words.index("--")] if "--" in words else words  # behind it there are none
     _refuse_dashes(flags)
     _refuse_unknown_flags(module.Args, flags, getattr(module, "NO_FLAGS", {}))

@@ -300,9 +300,9 @@ def test_an_epoch_is_a_whole_number(tmp_path: Path) -> None:
 
 
 def test_a_lower_rank_is_better() -> None:
+    from pipelines.pages.checked import Estimate
+    from pipelines.pages.intervals import verdict
     from pipelines.pages.numbers import Metric
-    from pipelines.report.checked import Estimate
-    from pipelines.report.statements import verdict
 
     assert verdict(Estimate(-2.0, -3.0, -1.0), Metric.of("t2i_medr@1000")) == "better"
     assert verdict(Estimate(-2.0, -3.0, -1.0), Metric.of("t2i_mrr@1000")) == "worse"

@@ -18,8 +18,8 @@ from pipelines.arena.cells import PROTOCOLS, Block
 from pipelines.arena.ranks import Ranks, points, rank_tables
 from pipelines.arena.statistics import Table, standings
 from pipelines.pages import svg
+from pipelines.pages.layout import environment
 from pipelines.pages.numbers import Metric, plural
-from pipelines.report import report_page as report
 from trainables.files import write_bytes
 
 METHOD = (
@@ -110,7 +110,7 @@ def render(arena: Mapping[str, Any]) -> tuple[str, str]:
         "hues": hues,
     }
     found = (
-        report.environment(escape=escape).get_template(f"arena.{kind}.j2").render(context)
+        environment(escape=escape).get_template(f"arena.{kind}.j2").render(context)
         for kind, escape in (("html", True), ("md", False))
     )
     html, markdown = found

@@ -17,8 +17,8 @@ from markupsafe import Markup
 from pipelines.explain import charts, sentences
 from pipelines.explain import map_charts as drawn
 from pipelines.pages import svg
+from pipelines.pages.layout import environment
 from pipelines.pages.numbers import Metric
-from pipelines.report import report_page as report
 from trainables.files import write_bytes
 
 NAMES = {"cosine": "cosine", "euclidean": "Euclidean"}
@@ -81,7 +81,7 @@ def render(found: Mapping[str, Any]) -> tuple[str, str]:
         "hues": {},
     }
     html, markdown = (
-        report.environment(escape=escape).get_template(f"explain.{kind}.j2").render(context)
+        environment(escape=escape).get_template(f"explain.{kind}.j2").render(context)
         for kind, escape in (("html", True), ("md", False))
     )
     return html, markdown

@@ -121,3 +121,8 @@ def share(value: float | None) -> str:
 
 def plural(value: int, word: str) -> str:
     return f"{value:,} {word}{'' if value == 1 else 's'}"
+
+
+def first(text: str) -> str:
+    """`text` as a sentence begins."""
+    return text[:1].upper() + text[1:]

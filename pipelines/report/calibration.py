@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.report.checked import Estimate, Place
+from pipelines.pages.checked import Estimate, Place
 from trainables.errors import DataError
 from trainables.metrics.calibration import KINDS, TIMES
 from trainables.metrics.calibration_error import Bin

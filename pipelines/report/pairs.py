@@ -6,9 +6,9 @@ each pair of rows.
 
 from __future__ import annotations
 
+from pipelines.pages.intervals import between, chance, verdict
 from pipelines.pages.numbers import Metric
 from pipelines.report.result import Pair, Result
-from pipelines.report.statements import between, chance, verdict
 
 
 def sentences(result: Result, metric: Metric) -> list[str]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.pages.numbers import number, plural, setting, share
+from pipelines.pages.numbers import first, number, plural, setting, share
 from pipelines.report.calibration import Believed, Calibration
 from pipelines.report.result import Result, Row
-from pipelines.report.statements import first
 from trainables.metrics.conformal import spread
 
 

@@ -6,16 +6,17 @@ network and no script, and of report.md. Equal inputs give equal bytes.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.hold import refuse_links
 from pipelines.pages import numbers, svg
+from pipelines.pages.checked import Estimate
+from pipelines.pages.intervals import verdict
+from pipelines.pages.layout import environment
 from pipelines.pages.numbers import Metric
 from pipelines.report import (
     field_charts,
@@ -27,15 +28,12 @@ from pipelines.report import (
     search_charts,
     statements,
 )
-from pipelines.report.checked import Estimate
 from pipelines.report.importance import FEWEST, Importance, importances, ranked
 from pipelines.report.pictures import KINDS
 from pipelines.report.result import Result, Row, read_result
 from pipelines.report.study import Study, Trial, read_study
 from pipelines.runs.baselines import WORDS
 from trainables.files import write_bytes
-
-TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
 @dataclass(frozen=True)
@@ -134,48 +132,6 @@ def render(run: Path, study: Study, result: Result | None) -> tuple[str, str]:
     return html, markdown
 
 
-def environment(escape: bool) -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    made.globals.update(Metric=Metric, between=statements.between, verdict=statements.verdict)
-    made.globals.update(chance=statements.chance, glyph=svg.glyph, shades=svg.HUES)
-    for use in (
-        numbers.count,
-        numbers.duration,
-        numbers.setting,
-        numbers.probability,
-        numbers.share,
-        numbers.number,
-    ):
-        made.filters[use.__name__] = use
-    made.filters["cell"] = cell
-    made.filters["code"] = code
-    made.filters["rank"] = rank
-    return made
-
-
-def cell(value: object) -> str:
-    """`value` as inert text of a Markdown table."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_\[\]|!~#$])", r"\\\1", text)
-
-
-def code(value: object) -> str:
-    """`value` as a Markdown code span, in which only its own end and a table's bar need care."""
-    return "`" + " ".join(str(value).split()).replace("`", "'").replace("|", r"\|") + "`"
-
-
-def rank(pictures: list[Any]) -> str:
-    """Where the right picture stands among the five."""
-    return next((f"rank {i}" for i, p in enumerate(pictures, 1) if p.hit), "not in the top 5")
-
-
 def _hues(study: Study, result: Result | None, against: str) -> dict[str, int]:
     """A place in the palette for each adapter: the same wherever it appears; the baseline is
     grey."""
@@ -197,7 +153,7 @@ def _board(result: Result, metric: Metric, baseline_val: float | None) -> Board:
     lines = []
     for row, value in zip(measured, values, strict=True):
         gain = None if row.is_baseline else row.gains.get(result.key)
-        word = statements.verdict(gain, metric) if gain else ""
+        word = verdict(gain, metric) if gain else ""
         span = place(value.low), round(place(value.high) - place(value.low), 2)
         name = result.key.partition("@")[0]
         val = row.val.get(name)
@@ -212,7 +168,7 @@ def _board(result: Result, metric: Metric, baseline_val: float | None) -> Board:
 def _kinds(result: Result | None) -> list[tuple[str, str]]:
     """The kinds of captions that are shown, each with its heading."""
     of = f" of {result.selected.name}" if result and result.selected else ""
-    return [(kind, f"{statements.first(kind)} by CIDEr-D{of}") for kind in KINDS]
+    return [(kind, f"{numbers.first(kind)} by CIDEr-D{of}") for kind in KINDS]
 
 
 def _rungs(study: Study) -> list[Rung]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.pages.checked import Estimate, Place
 from pipelines.report.calibration import Calibration, read_calibration
-from pipelines.report.checked import Estimate, Place
 from pipelines.report.pictures import Captioned, Query, one_of, read_captioned, read_query
 from pipelines.runs.baselines import WORDS
 from trainables.errors import DataError, unknown

@@ -10,12 +10,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pipelines.pages import numbers
-from pipelines.pages.numbers import Metric, plural
-from pipelines.report.checked import Estimate
+from pipelines.pages.intervals import between, chance, verdict
+from pipelines.pages.numbers import Metric, first, plural
 from pipelines.report.result import Result, Row
 from pipelines.report.study import Study
 from pipelines.runs.baselines import WORDS
-from trainables.statistics.bootstrap import sign
 
 RETAINED = Metric.of("accuracy")
 
@@ -31,19 +30,6 @@ class Tile:
 
 def metric_of(study: Study, result: Result | None) -> Metric:
     return Metric.of(result.key if result else study.metric or "t2i_r1")
-
-
-def verdict(gain: Estimate, metric: Metric) -> str:
-    """`better` or `worse` when the interval excludes no difference at all, and Holm's p does where
-    there is one; else `open`."""
-    shown = sign(gain.low, gain.high, gain.p_holm)
-    return {1: "better", -1: "worse", 0: "open"}[shown if metric.higher_is_better else -shown]
-
-
-def chance(gain: Estimate) -> str:
-    """p alone, and among as many rows, or pairs, as there are."""
-    alone = numbers.probability(gain.p)
-    return alone if gain.p_holm is None else f"{alone}, Holm {numbers.probability(gain.p_holm)}"
 
 
 def headline(study: Study, result: Result | None) -> str:
@@ -232,13 +218,3 @@ def _val_tiles(study: Study, metric: Metric) -> list[Tile]:
         size = numbers.count(best.trainable_parameters)
         made.append(Tile(size, "trainable parameters", best.adapter))
     return made
-
-
-def between(estimate: Estimate, metric: Metric, signed: bool = False) -> str:
-    show = metric.gain if signed else metric.bare
-    return f"{show(estimate.low)} to {show(estimate.high)}"
-
-
-def first(text: str) -> str:
-    """`text` as a sentence begins."""
-    return text[:1].upper() + text[1:]

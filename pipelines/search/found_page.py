@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.evaluate.gallery import thumbnail
-from pipelines.report.report_page import environment
+from pipelines.pages.layout import environment
 from pipelines.search.ranking import Query
 from trainables.media.image_headers import BadImage, read_file
 

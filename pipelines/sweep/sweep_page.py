@@ -13,8 +13,8 @@ from typing import Any
 from markupsafe import Markup
 
 from pipelines.pages import svg
+from pipelines.pages.layout import environment
 from pipelines.pages.numbers import Metric
-from pipelines.report.report_page import environment
 from pipelines.sweep.points import Curve, Point
 
 RETAINED = Metric.of("accuracy")

@@ -44,8 +44,8 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Seal:
-    """Leave to read the test split. Only `pipelines/evaluate/__main__.py` may create one, and says why; and
-    what records how well searches do."""
+    """Leave to read the test split. Only `evaluate` may create one, and says why; and what
+    records how well searches do."""
 
     reason: str
 
