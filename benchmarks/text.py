@@ -19,8 +19,9 @@ from benchmarks.harness import Case, Outputs, Row
 from benchmarks.models import backbone, injected, normal, pictures
 from benchmarks.steps import SCALE, contrast, step
 from trainables.data.batches import Tokens
-from trainables.models.text_plan import Form, Plan
-from trainables.models.text_tower import Prompt, embed_text
+from trainables.models.image_tower import embed_images
+from trainables.models.text_plan import Form, Plan, Prompt
+from trainables.models.text_tower import embed_text
 
 
 def padded(model: Any, tokens: Tokens, ctx: Tensor) -> Tensor:
@@ -67,14 +68,14 @@ def coop() -> Case:
     ctx, pixels = context(16, clip.text_width), pictures(32)
     labels = torch.arange(32) % len(tokens)
     with torch.no_grad():
-        cached = clip.embed_images(pixels)
+        cached = embed_images(clip, pixels)
 
     def run(images: Tensor, texts: Tensor) -> Outputs:
         logits = SCALE * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
         return step(F.cross_entropy(logits, labels), {"ctx": ctx}, logits=logits)
 
     return Case(
-        lambda: run(clip.embed_images(pixels), padded(clip.model, tokens, ctx)),
+        lambda: run(embed_images(clip, pixels), padded(clip.model, tokens, ctx)),
         lambda: run(cached, embed_text(clip, drawn(tokens), Prompt(ctx))),
     )
 
@@ -91,7 +92,7 @@ def cocoop() -> Case:
         )
     trained = {"ctx": ctx, **dict(meta.named_parameters())}
     with torch.no_grad():
-        cached = clip.embed_images(pixels)
+        cached = embed_images(clip, pixels)
 
     def run(images: Tensor, embed: Callable[[Tensor], Tensor]) -> Outputs:
         images = F.normalize(images, dim=-1)  # (1, e)
@@ -100,7 +101,9 @@ def cocoop() -> Case:
         return step(F.cross_entropy(logits, torch.zeros(1).long()), trained, logits=logits)
 
     return Case(
-        lambda: run(clip.embed_images(pixels), lambda shifted: padded(clip.model, tokens, shifted)),
+        lambda: run(
+            embed_images(clip, pixels), lambda shifted: padded(clip.model, tokens, shifted)
+        ),
         lambda: run(cached, lambda shifted: embed_text(clip, drawn(tokens), Prompt(shifted))),
     )
 

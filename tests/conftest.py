@@ -60,7 +60,7 @@ def bf16_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def backbone(clip: Path) -> Backbone:
     """That CLIP, loaded anew for each module of tests."""
-    from trainables.models.backbone import load_backbone
+    from trainables.models.load import load_backbone
 
     return load_backbone(str(clip))
 
@@ -69,7 +69,7 @@ def backbone(clip: Path) -> Backbone:
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """A random SigLIP."""
     from tests.tiny import tiny_siglip
-    from trainables.models.backbone import load_backbone
+    from trainables.models.load import load_backbone
 
     return load_backbone(str(tiny_siglip(tmp_path_factory.mktemp("siglip"))))
 

@@ -19,7 +19,7 @@ from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures
 from trainables.features.lazy_parts import Derived
 from trainables.models.backbone import Backbone
-from trainables.models.image_tower import lower
+from trainables.models.image_tower import embed_images, lower
 from trainables.models.text_tower import embed_text
 from trainables.training.sampler import CaptionBatches, ClassBatches
 
@@ -125,7 +125,7 @@ def batch_for(backbone: Backbone, block: int = 0) -> Batch:
     numbers = [i % 15 for i in range(16)]
     tokens, _ = backbone.tokenize([caption(i, v) for i in numbers for v in range(2)])
     with torch.no_grad():
-        embeds = backbone.embed_images(pixels)
+        embeds = embed_images(backbone, pixels)
         hidden = lower(backbone, pixels, block)
         texts = embed_text(backbone, tokens)
     captions = groups.repeat_interleave(2)

@@ -27,8 +27,9 @@ from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.schedulers.asha import EarlyStopping
 from pipelines.tune.study.best import write_best
 from pipelines.tune.study.study import Search, open_study
-from trainables.trials.crew import Job
-from trainables.trials.trial import InProcess, TrialSettings
+from trainables.trials.jobs import Job
+from trainables.trials.runners import InProcess
+from trainables.trials.workbench import TrialSettings
 
 CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "shutil.rmtree")
 WRITES = os.O_WRONLY | os.O_RDWR

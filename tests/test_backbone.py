@@ -18,7 +18,8 @@ from transformers import CLIPTokenizer
 from tests.tiny import EOT, SOT, tiny_clip, tiny_siglip
 from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.files import read_json, write_json
-from trainables.models.backbone import load_backbone
+from trainables.models.image_tower import embed_images
+from trainables.models.load import load_backbone
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 SHA = "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
@@ -49,7 +50,7 @@ def test_facts_of_a_siglip(tmp_path: Path) -> None:
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     values = images.float() / 127.5 - 1
     reference = backbone.model.get_image_features(pixel_values=values).pooler_output
-    torch.testing.assert_close(backbone.embed_images(images), reference, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embed_images(backbone, images), reference, rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_weights_are_computed_in_fp32(folder: Path) -> None:
@@ -60,7 +61,7 @@ def test_half_precision_weights_are_computed_in_fp32(folder: Path) -> None:
     backbone = load_backbone(str(folder))
     assert {p.dtype for p in backbone.model.parameters()} == {torch.float32}
     assert (
-        backbone.embed_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).dtype == torch.float32
+        embed_images(backbone, torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).dtype == torch.float32
     )
 
 

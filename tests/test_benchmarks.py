@@ -27,8 +27,11 @@ from trainables.features.features import SplitFeatures
 from trainables.files import read_json, write_json
 from trainables.media.images import decode
 from trainables.models import decoding
-from trainables.models.backbone import Backbone, load_backbone
-from trainables.models.text_tower import Prompt, embed_text
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import embed_images
+from trainables.models.load import load_backbone
+from trainables.models.text_plan import Prompt
+from trainables.models.text_tower import embed_text
 from trainables.training.loop import Run
 
 MACHINE = Machine("A CPU", "avx2 yes", 1, "2.0 (MKL)", "3.11")
@@ -356,7 +359,7 @@ def test_a_naive_trial_is_a_run_of_the_engine(tmp_path: Path, small: None) -> No
     backbone = load_backbone(str(clip))
     with torch.no_grad():
         pixels = torch.stack([images.pil(Path(file).read_bytes()) for file in files])
-        embeds = backbone.embed_images(pixels)
+        embeds = embed_images(backbone, pixels)
     rows = torch.arange(12)
     features = SplitFeatures(files, embeds, None, backbone.tokenize(texts)[0], rows, rows)
     fixed = {"batch_size": 5, "epochs": 3, "adapter.n_ctx": 3, "adapter.init": "a photo"}

@@ -24,9 +24,10 @@ from trainables.data.batches import Batch
 from trainables.distributed import average
 from trainables.errors import CheckpointError, ConfigError
 from trainables.features.features import open_features
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
 from trainables.models.decoding import Decoding, decode
 from trainables.models.language_model import LanguageModel, load_language_model
+from trainables.models.load import load_backbone
 from trainables.models.mappers import MlpMapper, TemporalPool, TransformerMapper
 from trainables.training.checkpoint import load_adapter
 from trainables.training.loop import Interrupted, Run, never

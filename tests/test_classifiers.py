@@ -28,7 +28,8 @@ from trainables.errors import ConfigError
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures
 from trainables.metrics.classification import classification_metrics, hits
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
+from trainables.models.load import load_backbone
 from trainables.training.checkpoint import (
     adapter_digest,
     load_adapter,

@@ -15,8 +15,8 @@ from trainables.features.features import backbone_of, features_key
 from trainables.features.texts import read_texts
 from trainables.files import read_json, write_json
 from trainables.models import cleaning
-from trainables.models.backbone import load_backbone
 from trainables.models.cleaning import clean, repairs
+from trainables.models.load import load_backbone
 
 CASES = {
     "a dog &amp; a cat": "a dog & a cat",

@@ -32,8 +32,9 @@ from trainables.media.clips import Clip, sample
 from trainables.media.frame_folders import pack
 from trainables.media.images import decode
 from trainables.media.preprocess import decoder_versions
-from trainables.models.backbone import load_backbone
 from trainables.models.cleaning import versions
+from trainables.models.image_tower import embed_images
+from trainables.models.load import load_backbone
 
 ROOT = Path(__file__).parents[1]
 COLOURS = [RED] * 4 + [GREEN] * 4 + [BLUE] * 4
@@ -173,7 +174,7 @@ def test_frames_are_those_that_were_sampled(tmp_path: Path, clip: Path, shards: 
             pictures = opened.frames(sample(opened, 4, "uniform"))
         squares = torch.stack([backbone.preprocess.apply(picture) for picture in pictures])
         with torch.no_grad():
-            torch.testing.assert_close(data.frame_embeds[row], backbone.embed_images(squares))
+            torch.testing.assert_close(data.frame_embeds[row], embed_images(backbone, squares))
     still = data.frame_embeds[data.ids.index("d.jpg")]
     torch.testing.assert_close(still, still[:1].expand(4, -1))
     moving = data.frame_embeds[data.ids.index("a.mp4")]
@@ -199,7 +200,7 @@ def test_without_frames_a_clip_is_its_first_one(
     assert "frames" not in read_json(folder / "manifest.json")
     first = Clip.open(next(ShardSet.open(shards).rows("train"))["image"]).frames([0])[0]
     with torch.no_grad():
-        expected = backbone.embed_images(backbone.preprocess.apply(first)[None])[0]
+        expected = embed_images(backbone, backbone.preprocess.apply(first)[None])[0]
     torch.testing.assert_close(data.image_embeds[0], expected)
     run(Args(shards, str(clip), out=tmp_path, frames=2))
     assert "warning" not in capsys.readouterr().out

@@ -23,7 +23,7 @@ from trainables.features.features import SplitFeatures, backbone_of, embed_split
 from trainables.features.lazy_parts import Derived
 from trainables.files import read_json, write_hashed
 from trainables.models.backbone import Backbone
-from trainables.models.image_tower import lower
+from trainables.models.image_tower import embed_images, lower
 from trainables.models.text_tower import embed_text
 from trainables.training.checkpoint import trained_tensors
 from trainables.training.loop import METRICS, Run
@@ -87,7 +87,7 @@ def test_what_all_share_is_fp32_whoever_asks_first(store: Path) -> None:
     torch.testing.assert_close(made[0], texts)
     squares = open_features(store, "train", backbone).derived.view(1)["pixels"][ROWS]  # type: ignore[union-attr]
     with torch.no_grad():
-        torch.testing.assert_close(made[1], backbone.embed_images(squares))
+        torch.testing.assert_close(made[1], embed_images(backbone, squares))
         torch.testing.assert_close(made[2], lower(backbone, squares, 1))
 
 

@@ -17,7 +17,7 @@ from trainables.adapters.registry import build, make_config
 from trainables.data.batches import Batch
 from trainables.distributed import average, gather
 from trainables.features.features import open_features
-from trainables.models.backbone import load_backbone
+from trainables.models.load import load_backbone
 
 ADAPTERS, LOSSES = ("soft_prompt", "projection"), ("infonce", "siglip")
 CASES = list(itertools.product(ADAPTERS, LOSSES))

@@ -22,8 +22,11 @@ from tests.tiny import SOT, WORDS, caption, tiny_tokenizer
 from trainables.adapters.registry import build, make_config
 from trainables.errors import ConfigError
 from trainables.files import write_json
-from trainables.models.backbone import Backbone, load_backbone
-from trainables.models.text_tower import Prompt, embed_text, word_vectors
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import embed_images
+from trainables.models.load import load_backbone
+from trainables.models.text_plan import Prompt
+from trainables.models.text_tower import embed_text, word_vectors
 from trainables.models.vocabulary import Vocabulary
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -84,7 +87,7 @@ def test_features_are_those_of_transformers(backbone: Backbone) -> None:
     assert backbone.scale == pytest.approx(backbone.model.logit_scale.exp().item())
     pixels = torch.randint(256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
     reference = backbone.model.get_image_features(pixel_values=pixels / 127.5 - 1).pooler_output
-    torch.testing.assert_close(backbone.embed_images(pixels), reference, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embed_images(backbone, pixels), reference, rtol=1e-4, atol=1e-5)
     own = {"padding": True, "truncation": True, "max_length": backbone.context_length}
     given = backbone.tokenizer(TEXTS, **own, return_tensors="pt")
     tokens, cut = backbone.tokenize(TEXTS)

@@ -44,8 +44,8 @@ from trainables.files import read_json, sha256_file, write_json
 from trainables.media.images import decode
 from trainables.media.preprocess import view_of
 from trainables.metrics.retrieval import per_query
-from trainables.models.backbone import load_backbone
 from trainables.models.image_tower import lower
+from trainables.models.load import load_backbone
 from trainables.training.predict import predict
 
 ROOT = Path(__file__).parents[1]

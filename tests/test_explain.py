@@ -33,7 +33,8 @@ from trainables.features.few_shot import Draw, Member, read_draw, write_draw
 from trainables.files import read_json, write_hashed
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.models.backbone import Backbone
-from trainables.models.text_tower import Prompt, embed_text
+from trainables.models.text_plan import Prompt
+from trainables.models.text_tower import embed_text
 from trainables.models.vocabulary import Vocabulary
 from trainables.statistics.bootstrap import Bootstrap
 from trainables.statistics.interpretation import against_random, nearest_words, stability

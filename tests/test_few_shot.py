@@ -19,8 +19,9 @@ from tests.tiny import tiny_clip
 from trainables.adapters.base import Adapter
 from trainables.data.batches import Batch
 from trainables.features.classes import ENSEMBLE
-from trainables.models.backbone import Backbone, load_backbone
-from trainables.models.image_tower import lower
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import embed_images, lower
+from trainables.models.load import load_backbone
 
 NAMES = CLASSES.names
 LABELS = torch.tensor([2, 0, 4, 1, 1, 3])
@@ -39,7 +40,7 @@ def batch_of(adapter: Adapter[Any], backbone: Backbone) -> Batch:
     block, frozen = adapter.image_block, adapter.frozen_text
     with torch.no_grad():
         return Batch(
-            image_embeds=backbone.embed_images(pictures()[:6]),
+            image_embeds=embed_images(backbone, pictures()[:6]),
             hidden=None if block is None else lower(backbone, pictures()[:6], block),
             tokens=CLASSES.tokens(backbone, adapter.class_words, adapter.added_tokens),
             text_embeds=CLASSES.text_embeds(backbone, adapter.frozen_words) if frozen else None,

@@ -28,7 +28,7 @@ from pipelines.tune.study.kinds import Sampler
 from pipelines.tune.study.study import Search, open_study
 from search_spaces.common import Space, choice
 from search_spaces.registry import SPACES
-from trainables.trials.crew import Job
+from trainables.trials.jobs import Job
 
 METRIC = "val/t2i_r1"
 ALONE = Search(("zero_shot",), METRIC, trials=24, epochs=9, seed=3, fixed={})

@@ -33,7 +33,7 @@ from trainables.models.backbone import Backbone
 from trainables.training.checkpoint import load_adapter, val_values
 from trainables.training.loop import Interrupted, Run
 from trainables.training.measure import examine
-from trainables.trials.trial import TrialSettings, Workbench
+from trainables.trials.workbench import TrialSettings, Workbench
 
 METRIC = "val/accuracy"
 SET = {"task": "classification", "batch_size": 8, "epochs": 2, "optim.lr": 0.05}

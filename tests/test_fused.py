@@ -17,10 +17,11 @@ from trainables.errors import ConfigError
 from trainables.features.features import SplitFeatures
 from trainables.training.checkpoint import newest_intact, trained_tensors
 from trainables.training.loop import METRICS, Diverged, Interrupted, Run
-from trainables.trials.crew import Crew, Job, members, pruned_file
+from trainables.trials.crew import Crew
+from trainables.trials.jobs import Job, members, pruned_file
 from trainables.trials.stacked import FREE, Fleet, shape_of
-from trainables.trials.trial import TrialSettings, Workbench
 from trainables.trials.width import measure_width
+from trainables.trials.workbench import TrialSettings, Workbench
 
 METRIC = METRICS["retrieval"][0]
 # What members may differ in: the optimizer, the temperature, the targets.

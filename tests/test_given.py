@@ -36,7 +36,7 @@ from trainables.features.classes import Classes
 from trainables.features.features import backbone_of, embed_split, open_features
 from trainables.features.few_shot import check_divided
 from trainables.files import write_json
-from trainables.models.backbone import load_backbone
+from trainables.models.load import load_backbone
 from trainables.training.predict import predict
 
 NAMES = ("pond", "Football_Field", "river")

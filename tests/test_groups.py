@@ -19,8 +19,8 @@ from tests.tiny import tiny_features, tiny_lm, tiny_shards
 from trainables.config import Task
 from trainables.features.few_shot import write_draw
 from trainables.training.loop import METRICS
-from trainables.trials.crew import Job
-from trainables.trials.trial import TrialSettings
+from trainables.trials.jobs import Job
+from trainables.trials.workbench import TrialSettings
 
 pytestmark = pytest.mark.slow
 VALUES = {"name": "soft_prompt", "epochs": 4, "batch_size": 4, "optim.lr": 1e-2}

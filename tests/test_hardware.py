@@ -33,7 +33,8 @@ from trainables.hardware import autocast, bf16_pays, check_precision, full, of_s
 from trainables.losses.losses import Objective
 from trainables.metrics.retrieval import ranks
 from trainables.models import language_model
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
+from trainables.models.load import load_backbone
 from trainables.training.checkpoint import load_adapter
 
 REFUSAL = "must be auto or fp32 here: this CPU has neither amx_bf16 nor avx512_bf16"

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tests.tiny import tiny_clip
 from trainables.errors import ConfigError, DataError
-from trainables.models.backbone import Backbone, load_backbone
-from trainables.models.image_tower import depth, lower, upper
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import depth, embed_images, lower, upper
+from trainables.models.load import load_backbone
 
 SHAPES: dict[str, dict[str, Any]] = {  # the proportions of the real ones
     "B/32": {"vision_width": 48, "heads": 4, "layers": 3, "patch": 16},
@@ -49,7 +50,7 @@ def tower(
 
 def test_cut_anywhere_it_equals_the_plain_forward(tower: Backbone) -> None:
     reference = plain(tower, pixels())
-    assert_close(tower.embed_images(pixels()), reference)
+    assert_close(embed_images(tower, pixels()), reference)
     for block in range(depth(tower) + 1):
         hidden = lower(tower, pixels(), block)
         assert hidden.shape[0] == 5
@@ -130,7 +131,7 @@ def test_prompts_that_do_not_fit_are_refused(tower: Backbone) -> None:
 
 def test_no_images_are_refused(tower: Backbone) -> None:
     with pytest.raises(DataError, match="at least 1 image, got 0"):
-        tower.embed_images(pixels(0))
+        embed_images(tower, pixels(0))
 
 
 def test_a_cut_outside_the_tower_is_refused(tower: Backbone) -> None:
@@ -146,4 +147,4 @@ def test_the_real_clip_equals_the_plain_forward() -> None:
     backbone = load_backbone(str(folder))
     size = backbone.preprocess.size
     images = torch.randint(256, (3, 3, size, size), dtype=torch.uint8)
-    assert_close(backbone.embed_images(images), plain(backbone, images))
+    assert_close(embed_images(backbone, images), plain(backbone, images))

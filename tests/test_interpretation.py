@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tests.tiny import tiny_clip
 from trainables.errors import ConfigError, DataError
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
+from trainables.models.load import load_backbone
 from trainables.models.text_tower import word_vectors
 from trainables.models.vocabulary import Measure, Vocabulary
 from trainables.statistics.chance import correct

@@ -22,7 +22,7 @@ from tests.one_process import Driver, copy, watching
 from tests.test_kills import METRIC, SEARCH
 from trainables.models.backbone import Backbone
 from trainables.training.rows import rows_of
-from trainables.trials.trial import TrialSettings, Workbench
+from trainables.trials.workbench import TrialSettings, Workbench
 
 Start = Callable[[Path], Driver]
 

@@ -18,7 +18,7 @@ from pipelines.tune.study.study import Search, open_study
 from tests.one_process import Driver, Killed, copy, snapshots, watching
 from trainables.files import sha256_file
 from trainables.models.backbone import Backbone
-from trainables.trials.trial import TrialSettings
+from trainables.trials.workbench import TrialSettings
 
 METRIC = "val/t2i_mrr"
 SEARCH = Search(

@@ -18,7 +18,8 @@ from tests.pair import forking
 from trainables.adapters.registry import make_config
 from trainables.errors import CheckpointError, ConfigError
 from trainables.features.features import open_features
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
+from trainables.models.load import load_backbone
 from trainables.training import checkpoint
 from trainables.training.checkpoint import load_adapter, newest_intact, verify
 from trainables.training.loop import Diverged, Interrupted, Run, best_of, never

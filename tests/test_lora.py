@@ -20,8 +20,9 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.data.batches import Batch
 from trainables.errors import ConfigError
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
 from trainables.models.image_tower import upper
+from trainables.models.load import load_backbone
 from trainables.models.text_tower import embed_text
 
 # PEFT 0.21 asks transformers for an attribute that was renamed.

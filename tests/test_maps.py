@@ -28,7 +28,8 @@ from pipelines.explain.projection import (
 from pipelines.pages import svg
 from trainables.errors import ConfigError, DataError
 from trainables.media.images import decode
-from trainables.models.backbone import load_backbone
+from trainables.models.image_tower import embed_images
+from trainables.models.load import load_backbone
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -244,7 +245,7 @@ def test_a_real_map_of_satellite_tiles() -> None:
     files = [DATA / "eurosat" / "2750" / path for path, _, _ in split]
     pixels = torch.stack([backbone.preprocess.apply(decode(f.read_bytes())) for f in files])
     with torch.no_grad():
-        embeds = backbone.embed_images(pixels).numpy()
+        embeds = embed_images(backbone, pixels).numpy()
     places = project(embeds, "tsne", 0)
     assert trustworthiness(embeds, places) > 0.85
     chance = np.bincount(labels).max() / len(labels)

@@ -20,11 +20,13 @@ from trainables.distributed import ALONE
 from trainables.training.loop import Run, never
 from trainables.trials import crew as crews
 from trainables.trials import memory, trial
-from trainables.trials.crew import Crew, Job
+from trainables.trials.crew import Crew
+from trainables.trials.jobs import Job
 from trainables.trials.memory import claim, is_out_of_memory, shortage
+from trainables.trials.runners import InProcess
 from trainables.trials.stacked import Fleet
-from trainables.trials.trial import InProcess, TrialSettings, Workbench
 from trainables.trials.width import Widths
+from trainables.trials.workbench import TrialSettings, Workbench
 
 __all__ = ["bench", "make"]
 

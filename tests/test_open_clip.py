@@ -16,7 +16,9 @@ from tests.tiny import caption, tiny_clip, tiny_siglip
 from trainables.adapters.registry import build, make_config
 from trainables.errors import CliptuneError
 from trainables.files import read_json, write_json
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import embed_images
+from trainables.models.load import load_backbone
 from trainables.models.text_tower import embed_text
 
 TEXTS = [*(caption(i, i % 2) for i in range(5)), "", "a dog " * 60]
@@ -168,7 +170,7 @@ def numbers(backbone: Backbone) -> tuple[Tensor, Tensor]:
     pixels = torch.randint(256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         texts = embed_text(backbone, backbone.tokenize(TEXTS)[0])
-        return backbone.embed_images(pixels.byte()), texts
+        return embed_images(backbone, pixels.byte()), texts
 
 
 def assert_close(ours: Tensor, reference: Tensor) -> None:

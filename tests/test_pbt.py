@@ -28,7 +28,7 @@ from tests.test_kills import tensors
 from tests.test_train import fails
 from trainables.files import read_json, write_json
 from trainables.models.backbone import Backbone
-from trainables.trials.trial import TrialSettings
+from trainables.trials.workbench import TrialSettings
 
 METRIC = "val/t2i_mrr"
 WIDE = {"a": FloatDistribution(0.0, 1e9), "b": FloatDistribution(0.0, 1e9)}

@@ -31,7 +31,9 @@ from trainables.features.features import SplitFeatures
 from trainables.features.lazy_parts import Derived
 from trainables.hardware import Resolved, autocast, has_bf16
 from trainables.metrics.retrieval import mutual_ranks, retrieval_metrics
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import frozen_embeds
+from trainables.models.load import load_backbone
 from trainables.training.predict import predict, score
 
 # What each stage makes, and the greatest difference that bf16 may make to it: of embeddings
@@ -89,7 +91,7 @@ def features(backbone: Backbone, pixels: Tensor, texts: list[str]) -> SplitFeatu
     images = len(pixels)
     return SplitFeatures(
         ids=[str(n) for n in range(images)],
-        image_embeds=backbone.frozen_embeds(pixels),
+        image_embeds=frozen_embeds(backbone, pixels),
         pixels=None,
         tokens=backbone.tokenize(texts)[0],
         caption_rows=torch.arange(images).repeat_interleave(len(texts) // images),

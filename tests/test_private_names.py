@@ -21,7 +21,7 @@ from ray.tune.utils.util import flatten_dict
 from pipelines.tune.schedulers.pbt import _seeded
 from pipelines.tune.study.study import batch, open_study, storage_of, trial_id
 from tests.test_architecture import imports, sources
-from trainables.trials.crew import members
+from trainables.trials.jobs import members
 from trainables.trials.vmap_rules import is_batchedtensor
 
 # Documented in spite of its name.

@@ -38,7 +38,7 @@ from trainables.metrics.balance import as_share, front, harmonic, standing
 from trainables.models.backbone import Backbone
 from trainables.models.text_tower import embed_text
 from trainables.training.checkpoint import load_adapter
-from trainables.trials.trial import Workbench
+from trainables.trials.workbench import Workbench
 
 ROOT = Path(__file__).parents[1]
 SET = ("epochs=2", "batch_size=8", "optim.lr=0.05")
@@ -367,7 +367,7 @@ def test_a_whole_search_of_two_goals(
 
 
 def test_a_worker_measures_what_it_is_told_to(folder: Path, tmp_path: Path) -> None:
-    from trainables.trials.trial import TrialSettings
+    from trainables.trials.workbench import TrialSettings
 
     new = (folder / "new.json",)
     settings = TrialSettings(folder / "features", tmp_path, METRIC, 0, 1, folder / "base.json", new)

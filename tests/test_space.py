@@ -30,8 +30,9 @@ from trainables.config import Task, flatten
 from trainables.errors import CliptuneError, ConfigError
 from trainables.files import read_json, write_hashed
 from trainables.training.loop import ALONE, never
-from trainables.trials.crew import Crew, Job
-from trainables.trials.trial import TrialSettings, Workbench
+from trainables.trials.crew import Crew
+from trainables.trials.jobs import Job
+from trainables.trials.workbench import TrialSettings, Workbench
 
 EVERY: list[tuple[str, Task]] = [(name, task) for name, own in SPACES.items() for task in own]  # type: ignore[misc]
 METRIC = "val/t2i_r1"

@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGenera
 from tests.test_captioner import batch_of, captioner, plainly
 from tests.tiny import tiny_clip, tiny_lm
 from trainables.files import read_json
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
 from trainables.models.language_model import load_language_model
+from trainables.models.load import load_backbone
 
 STORIES = Path(__file__).parents[1].parent / "shared" / "data" / "stories260k"
 STORY = (

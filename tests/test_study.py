@@ -31,7 +31,7 @@ from search_spaces.registry import SPACES
 from trainables.adapters.registry import adapters_for, make_config
 from trainables.config import to_json
 from trainables.errors import CliptuneError
-from trainables.trials.crew import Job, pruned_file
+from trainables.trials.jobs import Job, pruned_file
 from trainables.trials.stacked import shape_of
 from trainables.trials.width import Widths
 

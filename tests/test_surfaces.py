@@ -23,7 +23,7 @@ from trainables.features.classes import Classes
 from trainables.features.features import open_features
 from trainables.models.backbone import Backbone
 from trainables.training.loop import Run
-from trainables.trials.trial import config_of
+from trainables.trials.workbench import config_of
 
 SPACE: dict[str, BaseDistribution] = {
     "optim.lr": log_float(1e-4, 1e-1),

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from benchmarks.captions import EOT, SOT, length_at
 from trainables.data.batches import Tokens
 from trainables.files import read_json
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
+from trainables.models.load import load_backbone
 from trainables.models.text_plan import Form, Plan
 from trainables.trials.cuda_graphs import MOST, shape_of, tensors
 

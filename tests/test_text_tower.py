@@ -17,9 +17,10 @@ from tests.tiny import EOT, caption, tiny_clip
 from trainables.data.batches import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.models import text_plan
-from trainables.models.backbone import Backbone, load_backbone
-from trainables.models.text_plan import Place, fit
-from trainables.models.text_tower import Prompt, embed_text, word_vectors
+from trainables.models.backbone import Backbone
+from trainables.models.load import load_backbone
+from trainables.models.text_plan import Place, Prompt, fit
+from trainables.models.text_tower import embed_text, word_vectors
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "clip-flickr8k"
 PLACES: tuple[Place, ...] = ("after_sos", "before_eot", "front", "after_name", "around_name")

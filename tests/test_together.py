@@ -27,7 +27,7 @@ from trainables.distributed import ALONE, Worker, average, join
 from trainables.errors import CliptuneError, ConfigError
 from trainables.features.classes import Classes
 from trainables.features.features import open_features
-from trainables.models.backbone import load_backbone
+from trainables.models.load import load_backbone
 from trainables.training import loop
 from trainables.training.loop import METRICS, Run
 from trainables.trials.crew import failure

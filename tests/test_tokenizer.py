@@ -22,8 +22,9 @@ from transformers import (
 from tests.tiny import WORDS, tiny_lm, tiny_siglip
 from trainables.errors import ConfigError, DataError
 from trainables.files import read_json, write_json
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
 from trainables.models.language_model import load_language_model
+from trainables.models.load import load_backbone
 from trainables.models.text_tower import embed_text
 from trainables.models.tokenizer import check_fits
 

@@ -18,7 +18,7 @@ from transformers import CLIPModel
 from pipelines.cli import main, stage_main
 from tests.one_process import watching
 from trainables.errors import CliptuneError
-from trainables.models.backbone import load_backbone
+from trainables.models.load import load_backbone
 from trainables.training.checkpoint import load_adapter, verify
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.trials.crew import Job
-from trainables.trials.trial import InProcess, TrialSettings
+from trainables.trials.jobs import Job
+from trainables.trials.runners import InProcess
+from trainables.trials.workbench import TrialSettings
 
 METRIC = "val/t2i_mrr"
 VALUES = {"name": "soft_prompt", "epochs": 3, "batch_size": 16, "optim.lr": 1e-2}

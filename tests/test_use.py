@@ -45,10 +45,10 @@ from trainables.media.image_headers import BadImage
 from trainables.media.images import decode
 from trainables.metrics.calibration import Kind
 from trainables.models.backbone import Backbone
-from trainables.models.image_tower import lower
+from trainables.models.image_tower import embed_images, lower
 from trainables.models.text_tower import embed_text
+from trainables.training import predict
 from trainables.training.checkpoint import load_adapter
-from trainables.training.predict import embed_images
 
 TRAIN, VAL, PICTURES = 24, 12, 10
 QUERIES = ("a red dog", "a photo of a <b>blue</b> boat")
@@ -125,7 +125,7 @@ def images_of(adapter: Adapter[Any], paths: Sequence[Path]) -> Tensor:
     backbone, block = adapter.backbone, adapter.image_block
     pixels = pixels_of(backbone, paths)
     hidden = None if block is None else lower(backbone, pixels, block)
-    return F.normalize(adapter.embed_images(backbone.embed_images(pixels), hidden), dim=1)
+    return F.normalize(adapter.embed_images(embed_images(backbone, pixels), hidden), dim=1)
 
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def test_search_with_a_bare_backbone_is_clip_itself(
 ) -> None:
     found = as_json(capsys, "search", *QUERIES, "--backbone", clip, "--images", images)
     with torch.no_grad():
-        tower = F.normalize(backbone.embed_images(pixels_of(backbone, files_of(images))), dim=1)
+        tower = F.normalize(embed_images(backbone, pixels_of(backbone, files_of(images))), dim=1)
         words = F.normalize(embed_text(backbone, backbone.tokenize(QUERIES)[0]), dim=1)
     check_ranking(found, files_of(images), tower @ words.T, PICTURES)
 
@@ -229,7 +229,7 @@ def test_an_interrupted_index_goes_on(
     def embed(adapter: Adapter[Any], data: SplitFeatures) -> Tensor:
         if next(calls) == 2:
             raise KeyboardInterrupt
-        return embed_images(adapter, data)
+        return predict.embed_images(adapter, data)
 
     words = ("search", "red", "--run", home / "soft", "--images", images)
     words = (*words, "--index", images.parent / "index")
@@ -507,7 +507,7 @@ def scores_of(adapter: Adapter[Any], classes: Classes, paths: Sequence[Path]) ->
         tokens = classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
         frozen = classes.text_embeds(backbone, adapter.frozen_words)
         classify = adapter.classifier(tokens, frozen)
-        return classify(backbone.embed_images(pixels_of(backbone, paths)), None)
+        return classify(embed_images(backbone, pixels_of(backbone, paths)), None)
 
 
 def check_classes(
@@ -555,7 +555,7 @@ def test_classify_among_other_classes(
     with torch.no_grad():
         texts = [(template or "a photo of a {}.").format(name) for name in names]
         words = F.normalize(embed_text(backbone, backbone.tokenize(texts)[0]), dim=1)
-        tower = F.normalize(backbone.embed_images(pixels_of(backbone, paths)), dim=1)
+        tower = F.normalize(embed_images(backbone, pixels_of(backbone, paths)), dim=1)
     check_classes(rows, paths, (backbone.scale * tower @ words.T).softmax(1), names)
 
 
@@ -740,7 +740,7 @@ def embed_clip(
     backbone: Backbone, clip: Clip, count: int, rule: str, span: tuple[float, float]
 ) -> Tensor:
     pixels = [backbone.preprocess.apply(f) for f in clip.frames(sample(clip, count, rule, span))]
-    return backbone.embed_images(torch.stack(pixels))
+    return embed_images(backbone, torch.stack(pixels))
 
 
 def segments(clip: Clip, seconds: float) -> list[tuple[float, float]]:
@@ -766,7 +766,7 @@ def grey(backbone: Backbone, *levels: int) -> list[float]:
     size = backbone.preprocess.size
     pixels = [torch.full((3, size, size), level, dtype=torch.uint8) for level in levels]
     with torch.no_grad():
-        return backbone.embed_images(torch.stack(pixels)).sum(1).tolist()  # type: ignore[no-any-return]
+        return embed_images(backbone, torch.stack(pixels)).sum(1).tolist()  # type: ignore[no-any-return]
 
 
 @pytest.mark.usefixtures("clips")
@@ -775,7 +775,7 @@ def test_captions_of_stills_in_the_order_given(images: Path, backbone: Backbone)
     faults = Faults()
     rows = captions.caption_files(captioner(backbone, 0), paths, 5, faults)
     with torch.no_grad():
-        sums = backbone.embed_images(pixels_of(backbone, paths)).sum(1).tolist()
+        sums = embed_images(backbone, pixels_of(backbone, paths)).sum(1).tolist()
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     for row, total in zip(rows, sums, strict=True):
         assert float(row["caption"].removeprefix("still ")) == pytest.approx(total, abs=1e-3)

@@ -14,10 +14,11 @@ from trainables.distributed import ALONE
 from trainables.errors import ConfigError
 from trainables.training.loop import Run, never
 from trainables.trials import width as module
-from trainables.trials.crew import Crew, Job
+from trainables.trials.crew import Crew
+from trainables.trials.jobs import Job
 from trainables.trials.stacked import Fleet
-from trainables.trials.trial import TrialSettings, Workbench
 from trainables.trials.width import Widths, measure_width
+from trainables.trials.workbench import TrialSettings, Workbench
 
 __all__ = ["bench", "make"]
 VALUES = {"name": "projection", "epochs": 1, "batch_size": 16}

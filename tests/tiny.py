@@ -39,7 +39,7 @@ from transformers.utils import logging
 
 from trainables.data.shards import SCHEMA, ShardSet
 from trainables.files import sha256_bytes, sha256_file, write_json
-from trainables.models.backbone import load_backbone
+from trainables.models.load import load_backbone
 
 SOT, EOT = "<|startoftext|>", "<|endoftext|>"
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")

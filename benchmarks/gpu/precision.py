@@ -19,7 +19,7 @@ from pipelines.demo.sentences import captions
 from trainables.data.batches import Predictions, Tokens
 from trainables.hardware import autocast, has_bf16
 from trainables.metrics.retrieval import retrieval_metrics
-from trainables.models.backbone import load_backbone
+from trainables.models.load import load_backbone
 from trainables.models.text_tower import embed_text
 from trainables.training.measure import measure as val
 

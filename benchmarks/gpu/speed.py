@@ -15,6 +15,7 @@ from benchmarks.gpu.trials import clip
 from benchmarks.models import SHAPES, pictures
 from trainables.hardware import Precision, autocast, has_bf16
 from trainables.models.backbone import Backbone
+from trainables.models.image_tower import embed_images
 
 # NVIDIA's data sheets of the H100 SXM and of the H200 SXM: bf16, dense.
 VENDOR = 989.4  # TFLOP/s
@@ -85,7 +86,7 @@ def fastest(scale: Scale, tower: Backbone, precision: str) -> tuple[float, int, 
 def embedder(tower: Backbone, pixels: Tensor, precision: str) -> Callable[[], Tensor]:
     def embed() -> Tensor:
         with torch.no_grad(), _computed(precision, tower):
-            return tower.embed_images(pixels)
+            return embed_images(tower, pixels)
 
     return embed
 

@@ -39,7 +39,7 @@ from pipelines.tune.study.budget import Spent
 from pipelines.tune.study.study import ADAPTER, Search, open_study
 from pipelines.tune.study.sums import Ledger, Total
 from trainables.files import read_json, write_json
-from trainables.trials.crew import Job
+from trainables.trials.jobs import Job
 
 TRIALS = 2000
 MORE = 40  # trials that are timed

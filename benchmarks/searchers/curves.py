@@ -24,7 +24,7 @@ from trainables.training.measure import measure
 from trainables.training.predict import score
 from trainables.trials.crew import is_own_failure
 from trainables.trials.stacked import Fleet
-from trainables.trials.trial import config_of
+from trainables.trials.workbench import config_of
 
 KEPT: dict[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "log_likelihood", "calibrated_likelihood"),

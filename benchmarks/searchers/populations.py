@@ -37,8 +37,9 @@ from trainables.distributed import ALONE
 from trainables.files import now, read_json, write_json
 from trainables.training.checkpoint import load_adapter
 from trainables.training.measure import measure
-from trainables.trials.crew import Crew, Job
-from trainables.trials.trial import TrialSettings, Workbench
+from trainables.trials.crew import Crew
+from trainables.trials.jobs import Job
+from trainables.trials.workbench import TrialSettings, Workbench
 
 HERE = Path(__file__).parent.parent
 FILE = "populations.json"

@@ -42,7 +42,7 @@ from trainables.files import append_jsonl, now, read_jsonl
 from trainables.hardware import default_device
 from trainables.training.loop import METRICS
 from trainables.trials.stacked import shape_of
-from trainables.trials.trial import config_of
+from trainables.trials.workbench import config_of
 
 
 @dataclass(frozen=True)

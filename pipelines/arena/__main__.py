@@ -272,7 +272,7 @@ def _check_words(plan: Plan, folder: Path) -> None:
     """Every class name fits beside what each recipe adds to it."""
     from pipelines.arena.plan import draw_of
     from trainables.adapters.registry import check_room, make_config
-    from trainables.models.backbone import load_backbone
+    from trainables.models.load import load_backbone
 
     backbone = load_backbone(plan.backbone, plan.revision)
     configs = [make_config(name, {"task": "classification"}) for name in plan.adapters]

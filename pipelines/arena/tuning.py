@@ -37,9 +37,10 @@ from trainables.features.few_shot import read_draw
 from trainables.files import read_json, write_hashed, write_json
 from trainables.models.backbone import Backbone
 from trainables.training.loop import Interrupted
-from trainables.trials.crew import ask_to_stop, failure, is_own_failure, outcome, stop_file, warned
+from trainables.trials.crew import failure, is_own_failure, outcome, warned
+from trainables.trials.jobs import ask_to_stop, stop_file
 from trainables.trials.memory import is_out_of_memory
-from trainables.trials.trial import TrialSettings, Workbench
+from trainables.trials.workbench import TrialSettings, Workbench
 
 
 @dataclass(frozen=True)

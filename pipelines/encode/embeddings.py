@@ -39,9 +39,10 @@ from trainables.data.verified import noted
 from trainables.errors import ConfigError, DataError
 from trainables.files import now, sha256_file, sha256_json, write_hashed
 from trainables.media.preprocess import decoder_versions
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
 from trainables.models.cleaning import repairs, versions
 from trainables.models.given_texts import ALL, END, GivenWords, write_given
+from trainables.models.load import load_backbone
 
 BLOCK = 2**20  # token ids copied at a time
 

@@ -30,8 +30,9 @@ from trainables.features.frames import Frames
 from trainables.features.texts import TEXT_COLUMNS, read_texts
 from trainables.files import now, write_hashed
 from trainables.media.preprocess import decoder_versions
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
 from trainables.models.cleaning import versions
+from trainables.models.load import load_backbone
 
 SPLITS = ("train", "val")
 

@@ -27,7 +27,9 @@ from trainables.features.frames import STILLS, Frames, embed_frames
 from trainables.hardware import Resolved, check_precision, default_device
 from trainables.media.image_headers import BadImage
 from trainables.media.preprocess import Preprocess
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
+from trainables.models.image_tower import frozen_embeds
+from trainables.models.load import load_backbone
 
 FEW = 2000  # images
 LEAST = 0.01  # CPUs of a tower, where its GPU decides where it runs
@@ -163,7 +165,7 @@ def embed(backbone: Backbone, step: Step, keep_pixels: bool) -> Step:
         means, each = embed_frames(backbone, pixels)
         result |= {"image_embeds": means.numpy(), "frame_embeds": each.numpy()}
     else:
-        result["image_embeds"] = backbone.frozen_embeds(pixels).numpy()
+        result["image_embeds"] = frozen_embeds(backbone, pixels).numpy()
     return result | ({"pixels": step["pixels"]} if keep_pixels else {})
 
 

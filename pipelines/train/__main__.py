@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trainables.config import Task, TrainConfig
     from trainables.distributed import Worker
     from trainables.training.loop import Row
-    from trainables.trials.trial import TrialSettings
+    from trainables.trials.workbench import TrialSettings
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def train_here(job: dict[str, Any]) -> bool:
 
 
 def _settings(job: dict[str, Any]) -> TrialSettings:
-    from trainables.trials.trial import TrialSettings
+    from trainables.trials.workbench import TrialSettings
 
     args: Args = job["args"]
     return TrialSettings(
@@ -271,7 +271,7 @@ def _settings(job: dict[str, Any]) -> TrialSettings:
 def _train(job: dict[str, Any], worker: Worker, listen: Callable[[], Callable[[], bool]]) -> bool:
     """This worker's part. `listen`, once all is loaded, makes what says that it is to stop."""
     from trainables.training.loop import Interrupted
-    from trainables.trials.trial import Workbench
+    from trainables.trials.workbench import Workbench
 
     args: Args = job["args"]
     bench = Workbench(_settings(job))

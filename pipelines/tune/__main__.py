@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
     from pipelines.tune.study.study import Search
-    from trainables.trials.trial import TrialSettings
+    from trainables.trials.workbench import TrialSettings
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     from pipelines.tune.study.journal import NAME, SUMS
     from pipelines.tune.study.mending import check_whole, restore
     from pipelines.tune.study.study import open_study, states
-    from trainables.trials.trial import Workbench
+    from trainables.trials.workbench import Workbench
 
     for line in check_whole(folder, args.mend):
         say(line)
@@ -231,7 +231,7 @@ def _without(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(args: Args, search: Search, folder: Path) -> TrialSettings:
     """Of trials that train alone."""
-    from trainables.trials.trial import TrialSettings
+    from trainables.trials.workbench import TrialSettings
 
     return TrialSettings(
         *(args.features, folder, search.metric, 0),

@@ -19,7 +19,7 @@ from pipelines.tune.study.best import Best, best_of, shown
 from pipelines.tune.study.budget import TICK, Budget
 from pipelines.tune.study.study import Search, frozen_trial
 from pipelines.tune.study.sums import Ledger
-from trainables.trials.crew import Job, members
+from trainables.trials.jobs import Job, members
 
 
 def reason_of(trial: RayTrial) -> str:

@@ -21,6 +21,7 @@ from trainables.data.shards import chunks
 from trainables.errors import ConfigError, DataError
 from trainables.features.features import SplitFeatures
 from trainables.features.lazy_parts import Derived
+from trainables.models.image_tower import frozen_embeds
 
 PART = 2048  # images
 
@@ -79,7 +80,7 @@ def _embedded(
     for good in squares(paths, backbone.preprocess, faults, doing):
         if good:
             pixels = torch.stack([square for _, square in good])  # (B, 3, R, R)
-            embeds = backbone.frozen_embeds(pixels)
+            embeds = frozen_embeds(backbone, pixels)
             keep = adapter.image_block is not None
             yield [path for path, _ in good], embeds, pixels if keep else None
 

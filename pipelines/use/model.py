@@ -22,8 +22,9 @@ from trainables.features.frames import STILLS, Frames
 from trainables.files import sha256_json
 from trainables.hardware import default_device, of_store, resolved
 from trainables.media.preprocess import decoder_versions
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
 from trainables.models.cleaning import versions
+from trainables.models.load import load_backbone
 
 # For each task, what its adapters do and the command that lets them.
 USES = {

@@ -27,7 +27,7 @@ from tests.one_process import Driver
 from tests.test_encode import InProcess
 from tests.tiny import picture, tiny_clip, tiny_features, tiny_shards
 from trainables.files import read_json, write_hashed
-from trainables.trials.trial import TrialSettings
+from trainables.trials.workbench import TrialSettings
 
 
 @dataclass(frozen=True)

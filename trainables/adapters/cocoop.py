@@ -20,7 +20,8 @@ from trainables.adapters.shared import (
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Tokens
 from trainables.models.backbone import Backbone
-from trainables.models.text_tower import Prompt, embed_text
+from trainables.models.text_plan import Prompt
+from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Tokens
 from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone
-from trainables.models.text_plan import Place
-from trainables.models.text_tower import Prompt, embed_text
+from trainables.models.text_plan import Place, Prompt
+from trainables.models.text_tower import embed_text
 
 PLACES: dict[str, Place] = {"end": "after_sos", "middle": "around_name", "front": "after_name"}
 

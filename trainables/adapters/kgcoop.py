@@ -14,7 +14,8 @@ from trainables.adapters.shared import COOP_OPTIM, check_context, context
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Batch, Tokens
 from trainables.models.backbone import Backbone
-from trainables.models.text_tower import Prompt, embed_text
+from trainables.models.text_plan import Prompt
+from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import upper
-from trainables.models.text_tower import Prompt, embed_text
+from trainables.models.text_plan import Prompt
+from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from trainables.features.classes import ENSEMBLE
 from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import upper
-from trainables.models.text_tower import Prompt, embed_text
+from trainables.models.text_plan import Prompt
+from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from trainables.files import write_json
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import depth as image_depth
 from trainables.models.model_folder import no_bars
-from trainables.models.text_tower import Prompt, embed_text, word_vectors
+from trainables.models.text_plan import Prompt
+from trainables.models.text_tower import embed_text, word_vectors
 
 WORDS = "a photo of a"
 # How CoOp trains (Zhou et al. 2022), and most that followed it.

@@ -33,8 +33,10 @@ from trainables.files import read_json, sha256_json
 from trainables.hardware import Resolved
 from trainables.media.preprocess import decoder_versions
 from trainables.metrics.captioning import References
-from trainables.models.backbone import Backbone, load_backbone
+from trainables.models.backbone import Backbone
 from trainables.models.cleaning import versions
+from trainables.models.image_tower import frozen_embeds
+from trainables.models.load import load_backbone
 
 if TYPE_CHECKING:
     from trainables.models.language_model import LanguageModel
@@ -382,7 +384,7 @@ def embed_split(
             embeds.append(means)
             of_frames.append(each)
         else:
-            embeds.append(backbone.frozen_embeds(square))
+            embeds.append(frozen_embeds(backbone, square))
         if pixels:
             squares.append(square)
         done(len(square))

@@ -17,6 +17,7 @@ from trainables.media.clips import Clip, Rule, Span, is_clip, sample
 from trainables.media.images import decode
 from trainables.media.preprocess import Preprocess
 from trainables.models.backbone import Backbone
+from trainables.models.image_tower import frozen_embeds
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def embed_clip(
     """The frozen tower's embeddings of `count` frames, not normalised: (F, e). Their mean stands
     for the clip wherever one embedding is wanted."""
     squares = Frames(count, rule).of_clip(backbone.preprocess, clip, span)
-    return backbone.frozen_embeds(squares)
+    return frozen_embeds(backbone, squares)
 
 
 def embed_frames(backbone: Backbone, squares: Tensor) -> tuple[Tensor, Tensor]:
     """Squares (B, F, 3, R, R) to the mean of the frames' embeddings (B, e) and these (B, F, e)."""
-    embeds = backbone.frozen_embeds(squares.flatten(0, 1)).unflatten(0, squares.shape[:2])
+    embeds = frozen_embeds(backbone, squares.flatten(0, 1)).unflatten(0, squares.shape[:2])
     return embeds.mean(1), embeds

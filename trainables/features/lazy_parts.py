@@ -40,7 +40,7 @@ from trainables.hardware import recomputes
 from trainables.media.images import decode
 from trainables.media.preprocess import decoder_versions, view_of
 from trainables.models.backbone import Backbone
-from trainables.models.image_tower import lower
+from trainables.models.image_tower import frozen_embeds, lower
 from trainables.models.text_tower import embed_text
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class Derived:
     def _encode(self, number: int, put: Put) -> None:
         done = 0
         for squares in self._squares(number):
-            put("image_embeds", done, self.backbone.frozen_embeds(squares).numpy())
+            put("image_embeds", done, frozen_embeds(self.backbone, squares).numpy())
             if self.manifest["pixels"]:
                 put("pixels", done, squares.numpy())
             done += len(squares)

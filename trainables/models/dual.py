@@ -8,7 +8,7 @@ pads: nothing is known here of what is inside them.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +16,8 @@ from torch.nn import functional as F
 
 from trainables.data.batches import Tokens
 from trainables.errors import ConfigError
-from trainables.models.text_plan import ROWS_A_PASS, Form, contents, fit
-
-if TYPE_CHECKING:
-    from trainables.models.backbone import Backbone
-    from trainables.models.text_tower import Prompt
+from trainables.models.backbone import Backbone
+from trainables.models.text_plan import ROWS_A_PASS, Form, Prompt, contents, fit
 
 
 def embed_images(backbone: Backbone, pixels: Tensor) -> Tensor:

@@ -9,16 +9,30 @@ CLIP reads its embedding from the CLS token alone, so its last block is evaluate
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.errors import ConfigError, DataError
+from trainables.models import dual
+from trainables.models.backbone import Backbone
 
-if TYPE_CHECKING:
-    from trainables.models.backbone import Backbone
+
+def embed_images(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """uint8 (B, 3, R, R) to the joint space, not normalised: (B, e). Differentiable in what an
+    adapter injected into an `isolated` copy; the frozen weights themselves have no gradient.
+    """
+    if backbone.kind == "dual":
+        return dual.embed_images(backbone, pixels)
+    return upper(backbone, lower(backbone, pixels, 0), 0)
+
+
+def frozen_embeds(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """`embed_images` as a feature store holds it: (B, e) fp32 on the CPU."""
+    with backbone.frozen():
+        return embed_images(backbone, pixels).float().cpu()
 
 
 def depth(backbone: Backbone) -> int:

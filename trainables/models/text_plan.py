@@ -8,7 +8,7 @@ embedding stands.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,14 +18,44 @@ from torch import Tensor
 from trainables.data.batches import Tokens
 from trainables.data.transfer import send
 from trainables.errors import ConfigError, DataError
+from trainables.models.backbone import Backbone
 from trainables.models.text_attention import Ints, Packing, Pattern, grown, rounded
-
-if TYPE_CHECKING:
-    from trainables.models.backbone import Backbone
-    from trainables.models.text_tower import Prompt
 
 ROWS_A_PASS = 512  # without gradients: what bounds the memory, and stays in a CPU's cache
 Place = Literal["after_sos", "before_eot", "front", "after_name", "around_name"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Vectors to insert into every caption as if they were word embeddings.
+
+    `of` says which of K prompts each caption gets; without it, caption n gets prompt n.
+    `deep`: vectors that take the prompt's places again before blocks 1 to D (block 0 is the first),
+    as in deep prompting (VPT-deep, Jia et al. 2022; MaPLe, Khattak et al. 2023).
+    SigLIP has no SOS: `after_sos` and `front` are one place there. For captions that are a name and
+    a full stop, `after_name` is between the two, and `around_name` has the first half of the
+    vectors in front of the name, the others behind it.
+    """
+
+    vectors: Tensor  # (P, d) for all captions, or (K, P, d)
+    place: Place = "after_sos"
+    deep: Tensor | None = None  # (D, P, d)
+    of: Tensor | None = None  # (N,) int64
+
+    @property
+    def length(self) -> int:
+        return self.vectors.shape[-2]
+
+    def owners(self, captions: int) -> Tensor:
+        """Which of the K prompts each caption gets: (N,)."""
+        if self.of is not None:
+            return self.of.cpu()
+        if len(self.vectors) != captions:
+            raise DataError(
+                f"`vectors` must hold one prompt for each of {captions} captions, "
+                f"got {len(self.vectors)}."
+            )
+        return torch.arange(captions)
 
 
 @dataclass(frozen=True)
@@ -57,7 +87,7 @@ class Form:
 
 
 def few_shapes(device: torch.device) -> bool:
-    """Whether steps are recorded there (`replays.py`)."""
+    """Whether steps are recorded there (`cuda_graphs.py`)."""
     return device.type != "cpu"
 
 

@@ -15,7 +15,6 @@ both directions and is padded to L, as trained; there the nodes are all position
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,40 +27,7 @@ from trainables.errors import ConfigError, DataError
 from trainables.models.backbone import Backbone
 from trainables.models.dual import embed_captions
 from trainables.models.text_attention import Attention
-from trainables.models.text_plan import Form, Layout, Place, check, plan
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Vectors to insert into every caption as if they were word embeddings.
-
-    `of` says which of K prompts each caption gets; without it, caption n gets prompt n.
-    `deep`: vectors that take the prompt's places again before blocks 1 to D (block 0 is the first),
-    as in deep prompting (VPT-deep, Jia et al. 2022; MaPLe, Khattak et al. 2023).
-    SigLIP has no SOS: `after_sos` and `front` are one place there. For captions that are a name and
-    a full stop, `after_name` is between the two, and `around_name` has the first half of the
-    vectors in front of the name, the others behind it.
-    """
-
-    vectors: Tensor  # (P, d) for all captions, or (K, P, d)
-    place: Place = "after_sos"
-    deep: Tensor | None = None  # (D, P, d)
-    of: Tensor | None = None  # (N,) int64
-
-    @property
-    def length(self) -> int:
-        return self.vectors.shape[-2]
-
-    def owners(self, captions: int) -> Tensor:
-        """Which of the K prompts each caption gets: (N,)."""
-        if self.of is not None:
-            return self.of.cpu()
-        if len(self.vectors) != captions:
-            raise DataError(
-                f"`vectors` must hold one prompt for each of {captions} captions, "
-                f"got {len(self.vectors)}."
-            )
-        return torch.arange(captions)
+from trainables.models.text_plan import Form, Layout, Prompt, check, plan
 
 
 def embed_text(

@@ -8,60 +8,18 @@ from going on), or `waits` (for memory: it is to be tried once more when nothing
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainables.distributed import Worker
 from trainables.errors import CliptuneError, ConfigError
 from trainables.faults import disk_failure, is_machines_failure
 from trainables.training.loop import LIKELIHOOD, Diverged, Interrupted, Row, Run, best_of
 from trainables.training.measure import CALIBRATED
+from trainables.trials.jobs import Job, pruned_file
 from trainables.trials.memory import give_back, is_out_of_memory, shortage
 from trainables.trials.stacked import Fleet
-
-if TYPE_CHECKING:
-    from trainables.trials.trial import Workbench
-
-
-@dataclass(frozen=True)
-class Job:
-    """A trial to train, and those of its shape to train with it."""
-
-    number: int
-    values: dict[str, Any]  # its config, dotted
-    reported: int  # epochs that the study knows already
-    siblings: tuple[dict[str, Any], ...] = ()  # fields of further jobs
-
-    @property
-    def all(self) -> list[Job]:
-        return [self, *(Job(**one) for one in self.siblings)]
-
-
-def members(result: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """A result of a Ray trial, by the number of the trial that it is of."""
-    return {one["number"]: one for one in result.get("members") or [result]}
-
-
-FOLDS = "folds"  # in a trial's folder: the runs that are measured beside it
-
-
-def pruned_file(study: Path, number: int) -> Path:
-    """Tells a worker to train on without one of several trials, which the journal has as pruned."""
-    return study / "trials" / f"{number:04d}" / "pruned"
-
-
-def stop_file(study: Path) -> Path:
-    """While it exists, the study's trials save and stop at their next step."""
-    return study / "stop"
-
-
-def ask_to_stop(file: Path) -> None:
-    """Let what trains save and stop; on a full disk it will see for itself."""
-    with contextlib.suppress(OSError):
-        file.touch()
+from trainables.trials.workbench import Workbench
 
 
 def outcome(run: Run, row: Row) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from pipelines.tune.study.sums import Ledger
 from trainables.config import Value
 from trainables.errors import DataError
 from trainables.faults import disk_failure
-from trainables.trials.crew import FOLDS, ask_to_stop, members, pruned_file, stop_file
+from trainables.trials.jobs import FOLDS, ask_to_stop, members, pruned_file, stop_file
 from trainables.trials.stacked import FREE
 from trainables.trials.width import Widths
 

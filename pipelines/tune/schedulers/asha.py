@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from pipelines.tune.schedulers.median import Median
 from pipelines.tune.study.budget import LEAST, Budget
 from pipelines.tune.study.study import DONE, Search, adapter_of, frozen_trial
-from trainables.trials.crew import Job, members
+from trainables.trials.jobs import Job, members
 
 
 @dataclass(frozen=True)

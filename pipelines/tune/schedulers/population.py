@@ -39,8 +39,8 @@ from pipelines.tune.study.study import Search, frozen_trial
 from trainables.changes import Change, read_changes, write_changes
 from trainables.config import in_epoch
 from trainables.files import read_json, write_bytes
-from trainables.trials.crew import members as results_of
-from trainables.trials.trial import config_of
+from trainables.trials.jobs import members as results_of
+from trainables.trials.workbench import config_of
 
 GENERATION = "generation"  # the last epoch whose exploits were made, in the study's attributes
 

@@ -21,8 +21,8 @@ from trainables.adapters.registry import BASELINES
 from trainables.errors import CheckpointError
 from trainables.files import write_bytes
 from trainables.training.checkpoint import verify
-from trainables.trials.crew import FOLDS
-from trainables.trials.trial import Workbench
+from trainables.trials.jobs import FOLDS
+from trainables.trials.workbench import Workbench
 
 ASIDE = "astray"  # in a study's folder: trials that no journal tells of
 

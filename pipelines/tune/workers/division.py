@@ -14,7 +14,8 @@ from pipelines.capacity import Capacity, Gpus, await_place, capacity, needs
 from pipelines.console import say
 from pipelines.tune.workers.groups import GROUP_ENV, GroupCall, Switchboard, host_group
 from trainables.errors import CliptuneError, ConfigError
-from trainables.trials.trial import InProcess, Runner, TrialSettings
+from trainables.trials.runners import InProcess, Runner
+from trainables.trials.workbench import TrialSettings
 
 
 @dataclass(frozen=True)

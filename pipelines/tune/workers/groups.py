@@ -22,8 +22,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipelines.cluster import cause
 from trainables.distributed import STEP_SECONDS, Worker, join
 from trainables.errors import CliptuneError
-from trainables.trials.crew import Job
-from trainables.trials.trial import InProcess, TrialSettings
+from trainables.trials.jobs import Job
+from trainables.trials.runners import InProcess
+from trainables.trials.workbench import TrialSettings
 
 GROUP_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",

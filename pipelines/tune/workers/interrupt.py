@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.console import say
-from trainables.trials.crew import ask_to_stop
+from trainables.trials.jobs import ask_to_stop
 
 STOP_SECONDS = 8.0  # after an interrupt the driver is gone within ten
 
