@@ -18,6 +18,19 @@ from trainables.adapters.registry import ADAPTERS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("trainables", "search_spaces", "pipelines")
+# As data flows: a room imports itself, those before it, and what lies beside the rooms.
+ROOMS = (
+    *("search_spaces", "trainables", "trainables.data", "trainables.media", "trainables.models"),
+    *("trainables.losses", "trainables.statistics", "trainables.metrics", "trainables.features"),
+    *("trainables.adapters", "trainables.training", "trainables.trials"),
+    *("pipelines", "pipelines.sources", "pipelines.pages", "pipelines.shards", "pipelines.draw"),
+    *("pipelines.encode", "pipelines.runs"),
+    *("pipelines.tune.study", "pipelines.tune.workers", "pipelines.tune.samplers"),
+    *("pipelines.tune.schedulers", "pipelines.tune", "pipelines.space", "pipelines.train"),
+    *("pipelines.arena", "pipelines.evaluate", "pipelines.report", "pipelines.sweep"),
+    *("pipelines.explain", "pipelines.reproduce", "pipelines.export", "pipelines.use"),
+    *("pipelines.search", "pipelines.classify", "pipelines.caption", "pipelines.demo"),
+)
 HEAVY = ("torch", "ray", "transformers", "pyarrow", "peft", "optuna", "datasets", "matplotlib")
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "ray.cloudpickle")
 
@@ -47,6 +60,21 @@ def of_package(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
+def modules_imported(path: str) -> set[str]:
+    """The modules of ours that a module imports, for its types too."""
+    known = {module_of(one) for one in sources(*PACKAGES)}
+    names = set(imports(sources(*PACKAGES)[path]))
+    return {
+        next(m for m in (n, n.rpartition(".")[0]) if m in known)
+        for n in names
+        if n.split(".")[0] in PACKAGES
+    } - {module_of(path)}
+
+
+def room_of(path: str) -> str:
+    return path.rpartition("/")[0].replace("/", ".")
+
+
 def called(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
     """Every call with its callee as written: `torch.load`, `eval`, `archive.extractall`."""
     for node in ast.walk(tree):
@@ -66,6 +94,27 @@ def forbidden_imports(folder: str, packages: tuple[str, ...], but: str = "") -> 
 def test_imports_are_absolute() -> None:
     """The rules below compare names; a relative import would hide from them."""
     assert [p for p, tree in sources().items() if any(n[0] == "." for n in imports(tree))] == []
+
+
+def test_a_room_imports_those_before_it() -> None:
+    places = {path: ROOMS.index(room_of(path)) for path in sources(*PACKAGES)}
+    by_module = {module_of(path): place for path, place in places.items()}
+    found = [
+        f"{path} imports {name}"
+        for path, place in places.items()
+        for name in modules_imported(path)
+        if by_module[name] > place
+    ]
+    assert found == []
+
+
+def test_no_imports_in_circles() -> None:
+    """Not for types either: what needs the other for its types is one with it."""
+    left = {module_of(path): modules_imported(path) for path in sources(*PACKAGES)}
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
 
 
 def test_trainables_know_no_ray_but_in_trial() -> None:
@@ -114,12 +163,12 @@ def test_stages_never_import_each_other() -> None:
     }
     assert "pipelines.evaluate.protocol" in reaches["pipelines.evaluate.__main__"]
     found = []
-    for stage in (f"pipelines.{name}" for name in STAGES):
-        seen, new = set[str](), {name for name in trees if of_package(name, (stage,))}
+    for stage in (f"pipelines.{name}.__main__" for name in STAGES):
+        seen, new = set[str](), {stage}
         while new:
             seen |= new
             new = {n for name in new for n in reaches[name] if n != "pipelines"} - seen
-        others = {f"pipelines.{other}" for other in STAGES} - {stage}
+        others = {f"pipelines.{other}.__main__" for other in STAGES} - {stage}
         found += [f"{stage} reaches {name}" for name in seen & others]
     assert found == []
 
@@ -188,7 +237,7 @@ def test_the_walkers_see_what_they_look_for() -> None:
 
 
 def test_an_adapters_name_is_its_file_its_module_and_its_space() -> None:
-    shared = {"__init__", "base", "registry", "shared"}
+    shared = {"__init__", "base", "crossfit", "registry", "shared"}
     files = {path.stem for path in (ROOT / "trainables/adapters").glob("*.py")} - shared
     assert files == set(ADAPTERS)
     for name, kind in ADAPTERS.items():
@@ -201,13 +250,13 @@ def test_an_adapters_name_is_its_file_its_module_and_its_space() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_flags_with_help_and_a_run(stage: str) -> None:
-    module = importlib.import_module(f"pipelines.{stage}")
+    module = importlib.import_module(f"pipelines.{stage}.__main__")
     assert module.__doc__
     assert callable(module.run)
     assert len(module.Args.__dataclass_fields__) <= 32
 
 
 def test_stages_import_nothing_heavy_so_that_help_is_quick() -> None:
-    modules = ", ".join(f"pipelines.{stage}" for stage in STAGES)
+    modules = ", ".join(f"pipelines.{stage}.__main__" for stage in STAGES)
     code = f"import sys, {modules}; print([n for n in {HEAVY} if n in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"

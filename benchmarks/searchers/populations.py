@@ -24,7 +24,7 @@ from benchmarks.searchers import cells, record
 from benchmarks.searchers.curves import Data
 from benchmarks.searchers.sheet import interval
 from pipelines.runs.provenance import versions
-from pipelines.tune import __main__ as tune
+from pipelines.tune.args import Args
 from pipelines.tune.flags import check
 from pipelines.tune.schedulers.asha import EarlyStopping, rungs
 from pipelines.tune.schedulers.population import rules
@@ -103,7 +103,7 @@ def play(options: Options, cell: str) -> dict[str, list[Found]]:
     found: dict[str, list[Found]] = {}
     for scheduler in SCHEDULERS if find_spec("sklearn") else SCHEDULERS[:-1]:
         population, most = scheduler in ("pbt", "pb2"), options.trials * options.epochs
-        asked = tune.Args(
+        asked = Args(
             *(store, Path("nowhere"), (adapter,), options.trials if population else None),
             *(options.epochs, 0 if population else most),  # the same budget either way
             scheduler=scheduler,
@@ -119,7 +119,7 @@ def play(options: Options, cell: str) -> dict[str, list[Found]]:
     return found
 
 
-def run(search: Search, asked: tune.Args, data: Data) -> Found:
+def run(search: Search, asked: Args, data: Data) -> Found:
     """A search, as Tune would run it with one worker."""
     folder = Path(tempfile.mkdtemp())
     about = about_study(search, rungs(search), asked.features, asked.draw)
