@@ -28,7 +28,13 @@ ROOMS = (
     *("pipelines.tune.study", "pipelines.tune.workers", "pipelines.tune.samplers"),
     *("pipelines.tune.schedulers", "pipelines.tune", "pipelines.space", "pipelines.train"),
     *("pipelines.arena", "pipelines.evaluate", "pipelines.report", "pipelines.sweep"),
-    *("pipelines.explain", "pipelines.reproduce", "pipelines.export", "pipelines.use"),
+    *(
+        "pipelines.explain",
+        "pipelines.reproduce",
+        "pipelines.relink",
+        "pipelines.export",
+        "pipelines.use",
+    ),
     *("pipelines.search", "pipelines.classify", "pipelines.caption", "pipelines.demo"),
 )
 HEAVY = ("torch", "ray", "transformers", "pyarrow", "peft", "optuna", "datasets", "matplotlib")

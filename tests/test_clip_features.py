@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.encode.__main__ import Args, run
+from pipelines.encode.__main__ import run
+from pipelines.encode.args import Args
 from pipelines.encode.store import encode
 from pipelines.shards.__main__ import Args as ShardArgs
 from pipelines.shards.__main__ import run as write_shards

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 
 from pipelines.cli import STAGES
 from pipelines.encode import store as encoding
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.encode.store import encode
 from tests.test_encode import InProcess
 from tests.test_foreign import files

@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipelines.tune.__main__ import Args
+from pipelines.tune.args import Args
 from tests.autoscaling import BIN
 
 ROOT = Path(__file__).parents[1]

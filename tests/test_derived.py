@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelines.encode import store as encoding
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.encode.store import encode
 from tests.pair import forking
 from tests.test_encode import InProcess

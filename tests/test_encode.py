@@ -27,7 +27,8 @@ from torch import Tensor
 from pipelines.capacity import Capacity, Node
 from pipelines.encode import store as encoding
 from pipelines.encode import towers
-from pipelines.encode.__main__ import Args, run
+from pipelines.encode.__main__ import run
+from pipelines.encode.args import Args
 from pipelines.encode.store import encode
 from pipelines.encode.towers import Job, ReadAndDecode, Resources, Step, Tower, Unit, of_backbone
 from pipelines.hold import hold

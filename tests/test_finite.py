@@ -17,8 +17,8 @@ from optuna.distributions import (
 from ray.tune.search import Searcher
 
 from pipelines.report.study import read_study
-from pipelines.tune.__main__ import Args
 from pipelines.tune.__main__ import run as tune
+from pipelines.tune.args import Args
 from pipelines.tune.callbacks import Progress
 from pipelines.tune.flags import check
 from pipelines.tune.samplers.race import Runner, turn

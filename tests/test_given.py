@@ -24,7 +24,7 @@ from pipelines.classify.__main__ import classify
 from pipelines.draw.class_names import read_words
 from pipelines.draw.labelled import read_labelled
 from pipelines.draw.make import Task, make_draw
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.encode.embeddings import encode_given
 from pipelines.evaluate.arenas import measure_arena
 from pipelines.use.files import Faults

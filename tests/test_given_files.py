@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.encode.embeddings import encode_given
 from pipelines.encode.layout import read_layout
 from pipelines.encode.metadata import labels_of

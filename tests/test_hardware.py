@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.encode import precision, store, towers
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.train import __main__ as train
 from pipelines.tune import __main__ as tune
 from tests.tiny import tiny_shards

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.encode.embeddings import encode_given
 from pipelines.evaluate import __main__ as evaluate
 from pipelines.evaluate.accuracy import ClassProtocol

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.encode.embeddings import encode_given
 from pipelines.train import __main__ as train
 from tests.test_given import WIDTH, save, table, vectors

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.encode import store as encoding
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.encode.embeddings import encode_given
 from pipelines.encode.store import encode
 from tests.test_encode import InProcess

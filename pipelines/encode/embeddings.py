@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from pipelines import console
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.encode.finished import complete, write_manifest
 from pipelines.encode.layout import Given, read_layout
 from pipelines.encode.scan import NAMES, Scan, captions, digest, numbered, record, records, scan

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import console
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.typed import typed
 from trainables.data.store import MANIFEST, hashes, read_manifest
 from trainables.errors import DataError

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from pipelines import console
-from pipelines.encode.__main__ import Args
+from pipelines.encode.args import Args
 from pipelines.encode.finished import complete, write_manifest
 from pipelines.encode.precision import settle
 from pipelines.encode.towers import Job, Step, Unit, embed_units

@@ -34,8 +34,8 @@ _SPECIAL_TOKENS = ("<|endoftext|>", "<|startoftext|>")
 
 @dataclass(frozen=True)
 class Checked:
-    """A row of `trainables.data.shards.SCHEMA` with its record's `group`, and what is worth counting
-    about it."""
+    """A row of `trainables.data.shards.SCHEMA` with its record's `group`, and what is worth
+    counting about it."""
 
     row: dict[str, Any]
     notes: tuple[str, ...]

@@ -14,7 +14,7 @@ from search_spaces.registry import SPACES
 from trainables.errors import CliptuneError, ConfigError, unknown
 
 if TYPE_CHECKING:
-    from pipelines.tune.__main__ import Args
+    from pipelines.tune.args import Args
 
 
 def check_first(args: Args) -> None:

@@ -40,7 +40,7 @@ from trainables.models.given_texts import check_texts
 from trainables.training.loop import METRICS, check_metric
 
 if TYPE_CHECKING:
-    from pipelines.tune.__main__ import Args
+    from pipelines.tune.args import Args
 
 FEW = 200  # val images: of fewer, the standard error of a share is above 3 points
 FOLDS = 4
