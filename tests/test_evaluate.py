@@ -212,7 +212,7 @@ def test_openings_that_a_damaged_log_forgot_are_counted_on_every_page(
 def test_an_opening_that_fails_is_logged_all_the_same(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.measuring.protocol.per_query", None)
+    monkeypatch.setattr("pipelines.evaluate.protocol.per_query", None)
     with pytest.raises(TypeError):
         measured(study)
     assert not (study / "result.json").exists()

@@ -130,7 +130,7 @@ def test_umap_is_seeded_and_quiet() -> None:
 
 
 def test_trustworthiness_equals_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.maps.projection.ROWS_A_PASS", 64)
+    monkeypatch.setattr("pipelines.explain.projection.ROWS_A_PASS", 64)
     random = np.random.default_rng(1)
     embeds, _ = groups(150, spread=1.0)
     for places in (random.normal(size=(150, 2)), embeds[:, :2]):

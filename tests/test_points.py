@@ -124,7 +124,7 @@ def test_a_resumed_search_has_the_points_that_it_began_with(
     args = tune.Args(features, tmp_path, adapter=("projection",))
     tune._claim(tmp_path, args, search)
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.searching.points.portfolio", lambda *_: [])
+        patch.setattr("pipelines.tune.samplers.points.portfolio", lambda *_: [])
         again = check(features, tmp_path)
         tune._claim(tmp_path, args, again)
         assert again.hints == search.hints

@@ -258,7 +258,7 @@ def test_a_front_is_not_made_anew_from_all_trials(
         looked.append(len(pairs))
         return front(pairs)
 
-    monkeypatch.setattr("pipelines.searching.best.front", counted)
+    monkeypatch.setattr("pipelines.tune.study.best.front", counted)
     for number in range(40):
         search.suggest(f"ray{number}")
         search.on_trial_complete(f"ray{number}", row(number, 1 - number / 40, 1 - number / 40))

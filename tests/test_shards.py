@@ -107,7 +107,7 @@ def test_rows_come_in_the_order_of_the_source_however_long_each_takes(tmp_path: 
 
 
 def test_row_groups_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.sharding.writer._GROUP_BYTES", 3 * len(jpeg(0)))
+    monkeypatch.setattr("pipelines.shards.writer._GROUP_BYTES", 3 * len(jpeg(0)))
     shards = make(table(tmp_path, rows_of(10)), tmp_path / "out")
     (file,) = shards.files("train")
     assert pq.ParquetFile(file).num_row_groups >= 3
@@ -447,7 +447,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.sharding.writer._Shard.close", full)
+    monkeypatch.setattr("pipelines.shards.writer._Shard.close", full)
     with pytest.raises(DataError, match="No space left on device"):
         make(table(tmp_path, rows_of(3)), tmp_path / "out")
     assert not (tmp_path / "out").exists()

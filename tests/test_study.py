@@ -419,7 +419,7 @@ def test_minutes_are_spent_also_where_no_trial_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(monotonic=lambda: 0.0)
-    monkeypatch.setattr("pipelines.searching.budget.time", clock)
+    monkeypatch.setattr("pipelines.tune.study.budget.time", clock)
     timed = dataclasses.replace(SEARCH, minutes=2.0)
     asks = searcher(tmp_path, timed)
     asks.suggest("ray0")
@@ -752,7 +752,7 @@ def test_fixed_fields_have_their_type() -> None:
 def test_a_search_whose_trials_all_ended_says_so_and_mends_what_a_kill_left_out(
     succeeded: bool, tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.searching.mending.restore", lambda *_: [])  # told, not trained
+    monkeypatch.setattr("pipelines.tune.study.mending.restore", lambda *_: [])  # told, not trained
     args = tune.Args(features, tmp_path, adapter=("lora",), metric=METRIC, trials=1, epochs=9)
     search = searcher(tmp_path, tune_flags.check(args))
     search.suggest("ray0")

@@ -53,7 +53,7 @@ class Work:
         pipelines.tune._tune = partial(search_here, self.workers)
         pipelines.arena._tune = compete_here
         pipelines.typed.command = command_here
-        pipelines.encoding.store.embed_units = InProcess()
+        pipelines.encode.store.embed_units = InProcess()
         stage, *flags = self.line(room)
         stage_main(stage, flags)
 
