@@ -1,7 +1,7 @@
 """Trials trained together against the same trials one after the other, optimizer included.
 
-Both sides are the engine's: `Run` steps each trial as if it were alone, `Fleet` steps all of them
-as one. The heads are the small ones that fusing is for, on cached features.
+Both sides are the engine's: `Run` steps each trial as if it were alone, `StackedRuns` steps all of
+them as one. The heads are the small ones that fusing is for, on cached features.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainables.data.batches import Batch, Tokens
 from trainables.features.features import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.training.loop import METRICS, Run
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 CLASSES, IMAGES, STEPS = 37, 640, 20
 
@@ -106,7 +106,7 @@ def trials(count: int, hidden: int, folder: Path) -> list[Run]:
 
 
 def start(runs: list[Run], initial: list[dict[str, Tensor]]) -> None:
-    """Back to step 0, in place: a fleet's stacks are what these tensors are views of."""
+    """Back to step 0, in place: these tensors are views of the stacked ones."""
     with torch.no_grad():
         for run, values in zip(runs, initial, strict=True):
             run.begin_epoch()
@@ -130,7 +130,7 @@ def heads(count: int, hidden: int) -> Case:
         alone = trials(count, hidden, Path(folder) / "alone")
         together = trials(count, hidden, Path(folder) / "together")
     initial = [{n: p.detach().clone() for n, p in run.trained.items()} for run in alone]
-    fleet = Fleet(together)
+    stack = StackedRuns(together)
 
     def baseline() -> Outputs:
         start(alone, initial)
@@ -143,7 +143,7 @@ def heads(count: int, hidden: int) -> Case:
     def ours() -> Outputs:
         start(together, initial)
         for _ in range(STEPS):
-            numbers = fleet._step()
+            numbers = stack._step()
             for n, run in enumerate(together):
                 run.count(numbers, n)
         for run in together:

@@ -17,7 +17,7 @@ from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_con
 from trainables.data.batches import Batch
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures
-from trainables.features.lazy_parts import Derived
+from trainables.features.lazy_parts import LazyParts
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import embed_images, lower
 from trainables.models.text_tower import embed_text
@@ -142,7 +142,7 @@ def examples(backbone: Backbone) -> SplitFeatures:
         tokens=batch.tokens,
         caption_rows=torch.arange(16).repeat_interleave(2),
         groups=batch.image_groups,
-        derived=Derived(backbone, "train"),
+        lazy=LazyParts(backbone, "train"),
         labels=torch.arange(16) % 5,
         classes=CLASSES,
     )
@@ -158,7 +158,7 @@ def written(backbone: Backbone) -> SplitFeatures:
         labels=None,
         classes=None,
         frame_embeds=data.image_embeds[:, None] + shift,
-        derived=Derived(backbone, "train", kept={"texts": texts}),
+        lazy=LazyParts(backbone, "train", kept={"texts": texts}),
     )
 
 

@@ -18,7 +18,7 @@ from trainables.models import text_plan
 from trainables.training.ahead import Ahead
 from trainables.training.checkpoint import trained_tensors
 from trainables.training.loop import Run
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 AHEAD = "batches_0"  # the thread's name
 
@@ -46,9 +46,9 @@ def test_runs_trained_together_have_theirs_ahead_too(start: Any) -> None:  # noq
     for ahead in (True, False):
         runs = [start("soft_prompt", n + 2 * ahead, batch_size=4) for n in range(2)]
         runs[0].ahead.threaded = ahead
-        fleet = Fleet(runs)
+        stack = StackedRuns(runs)
         for _ in range(2):
-            fleet.advance()
+            stack.advance()
         found.append([trained_tensors(run.adapter) for run in runs])
     for one, other in zip(*found, strict=True):
         assert all(torch.equal(one[name], tensor) for name, tensor in other.items())

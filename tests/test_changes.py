@@ -10,8 +10,8 @@ import pytest
 
 from pipelines.cli import stage_main
 from pipelines.tune.study.schedule import Schedule, read_schedule
-from tests.test_fused import assert_same_rows, assert_same_tensors
 from tests.test_loop import bytes_of, finish, start
+from tests.test_stacked import assert_same_rows, assert_same_tensors
 from tests.test_train import fails
 from trainables.adapters.registry import make_config
 from trainables.changes import CHANGING, Change, read_changes, write_changes
@@ -21,7 +21,7 @@ from trainables.files import read_jsonl
 from trainables.models.backbone import Backbone
 from trainables.training.checkpoint import load_adapter
 from trainables.training.loop import Interrupted, Run
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 CHANGES = "2: optim.lr=0.03 temperature.scale=20.0; 3: optim.weight_decay=0.5 loss.hardness=0.9"
 REWEIGHT: dict[str, Any] = {"loss__hard_negatives": "reweight", "precision": "fp32"}
@@ -147,7 +147,7 @@ def test_a_checkpoint_is_loaded_with_the_values_of_its_epoch(
     assert taus == [pytest.approx(backbone.scale), 7.0, 9.0]
 
 
-def test_members_of_a_fleet_change_as_they_would_alone(
+def test_members_of_a_stack_change_as_they_would_alone(
     tmp_path: Path, backbone: Backbone, features: Path
 ) -> None:
     each = [
@@ -163,9 +163,9 @@ def test_members_of_a_fleet_change_as_they_would_alone(
         ]
 
     alone, together = [finish(run) for run in runs("alone")], runs("together")
-    fleet = Fleet(together)
+    stack = StackedRuns(together)
     for _ in range(3):
-        fleet.advance()
+        stack.advance()
     for ours, theirs in zip(together, alone, strict=True):
         assert_same_rows(ours, theirs)
         assert_same_tensors(ours, theirs)

@@ -19,7 +19,7 @@ from trainables.features.classes import Classes
 from trainables.features.features import open_features
 from trainables.models.backbone import Backbone
 from trainables.training.loop import Interrupted, Run, never
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 
 def start(folder: Path, backbone: Backbone, features: Path, name: str, **values: Any) -> Run:
@@ -141,9 +141,9 @@ def test_fused_runs_are_what_each_is_alone(
     alone, fused = make("alone"), make("fused")
     for run in alone:
         finish(run)
-    fleet = Fleet(fused)
-    while fleet.runs:
-        fleet.advance()
+    stack = StackedRuns(fused)
+    while stack.runs:
+        stack.advance()
     for one, other in zip(alone, fused, strict=True):
         for key in ("train/loss", "val/log_likelihood"):
             found = [[row[key] for row in run.rows] for run in (one, other)]

@@ -22,7 +22,7 @@ from trainables.files import read_json, sha256_file, sha256_json, write_json
 from trainables.models.backbone import Backbone
 from trainables.training.checkpoint import load_adapter, save_checkpoint
 from trainables.training.loop import Diverged, Run
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -211,12 +211,12 @@ def test_weights_that_are_no_numbers_after_an_epoch_fail_the_run_and_are_not_sav
     assert not (tmp_path / "best").exists()
 
 
-def test_the_others_of_a_fleet_go_on(
+def test_the_others_of_a_stack_go_on(
     tmp_path: Path, backbone: Backbone, features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"optim.kind": "adamw", "optim.schedule": "cosine"}
     runs = [start(tmp_path / str(n), backbone, features, "clip_adapter", **given) for n in range(2)]
-    fleet = Fleet(runs)
+    stack = StackedRuns(runs)
     plain = Run.end_epoch
 
     def end(run: Run, seconds: float) -> dict[str, float]:
@@ -225,11 +225,11 @@ def test_the_others_of_a_fleet_go_on(
         return plain(run, seconds)
 
     monkeypatch.setattr(Run, "end_epoch", end)
-    first, second = fleet.advance()
+    first, second = stack.advance()
     assert isinstance(first, Diverged)
     assert isinstance(second, dict)
-    assert fleet.runs == [runs[1]]
-    assert isinstance(fleet.advance()[0], dict)
+    assert stack.runs == [runs[1]]
+    assert isinstance(stack.advance()[0], dict)
 
 
 def test_the_next_line_can_be_pasted(

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from tests.contract import FUSING
 from tests.gpu_attention import gpu_attention, refuse
-from tests.test_fused import Make, assert_gradients_of_single_runs, bench, make
+from tests.test_stacked import Make, assert_gradients_of_single_runs, bench, make
 from trainables.models import text_plan
 from trainables.trials import stacked as fused
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 from trainables.trials.vmap_rules import Together
 
 __all__ = ["bench", "make"]
@@ -51,9 +51,9 @@ def test_by_vmaps_own_rule_one_run_trains_and_two_are_refused(
     make: Make, kernel: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused, "Together", contextlib.nullcontext)
-    Fleet(make("one", "soft_prompt", count=1))._step()
+    StackedRuns(make("one", "soft_prompt", count=1))._step()
     with pytest.raises(RuntimeError, match=r"attn_bias: wrong shape \(batch dimension\)"):
-        Fleet(make("two", "soft_prompt", count=2))._step()
+        StackedRuns(make("two", "soft_prompt", count=2))._step()
 
 
 @pytest.mark.parametrize("variant", FUSING)
@@ -66,7 +66,7 @@ def test_every_adapter_trains_together_through_the_kernel(
 @pytest.mark.parametrize("variant", ["soft_prompt deep", "lora both"])
 def test_in_bf16_too(variant: str, make: Make, kernel: list[torch.Size], bf16_cpu: None) -> None:
     alone = make("alone", variant, precision="bf16")
-    numbers = Fleet(make("together", variant, precision="bf16"))._step()
+    numbers = StackedRuns(make("together", variant, precision="bf16"))._step()
     for n, run in enumerate(alone):
         assert numbers.row(n) == pytest.approx(run._train_step().row(), rel=2e-2, abs=1e-3)
 

@@ -1,4 +1,4 @@
-"""Too little memory: smaller fleets, then alone, then once more when nothing else runs."""
+"""Too little memory: smaller stacks, then alone, then once more when nothing else runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ray.tune.search import Searcher
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.study.study import Search, open_study
 from pipelines.tune.workers.division import Workers
-from tests.test_fused import METRIC, Make, assert_same_rows, assert_same_tensors, bench, make
+from tests.test_stacked import METRIC, Make, assert_same_rows, assert_same_tensors, bench, make
 from trainables.distributed import ALONE
 from trainables.training.loop import Run, never
 from trainables.trials import crew as crews
-from trainables.trials import memory, trial
+from trainables.trials import memory, workbench
 from trainables.trials.crew import Crew
 from trainables.trials.jobs import Job
 from trainables.trials.memory import claim, is_out_of_memory, shortage
 from trainables.trials.runners import InProcess
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 from trainables.trials.width import Widths
 from trainables.trials.workbench import TrialSettings, Workbench
 
@@ -71,7 +71,7 @@ def test_a_part_of_a_card_is_a_part_of_its_memory(
     features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares: list[float] = []
-    monkeypatch.setattr(trial, "claim", shares.append)
+    monkeypatch.setattr(workbench, "claim", shares.append)
     Workbench(TrialSettings(features, tmp_path, METRIC, threads=0, share=0.25))
     assert shares == [0.25]
     assert [Workers(1, 1, 1.0, gpus, 1).share for gpus in (0.25, 1, 2, 0)] == [0.25, 1, 1, 1]
@@ -82,13 +82,13 @@ def test_a_part_of_a_card_is_a_part_of_its_memory(
     assert shares == [0.25, 0.5]
 
 
-def fleets_of(most: int, after: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def stacks_of(most: int, after: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From step `after` on, larger ones run out of memory when they have updated one of their runs.
     How many tried, and failed."""
     failed: list[int] = []
-    real = Fleet._step
+    real = StackedRuns._step
 
-    def step(self: Fleet) -> Any:
+    def step(self: StackedRuns) -> Any:
         if len(self.runs) <= most or self.runs[0].step < after:
             return real(self)
         failed.append(len(self.runs))
@@ -97,14 +97,14 @@ def fleets_of(most: int, after: int, monkeypatch: pytest.MonkeyPatch) -> list[in
                 parameter.add_(1)
         raise full()
 
-    monkeypatch.setattr(Fleet, "_step", step)
+    monkeypatch.setattr(StackedRuns, "_step", step)
     return failed
 
 
 @pytest.mark.parametrize("seconds", [30.0, 0.0], ids=["saved each epoch", "saved each step"])
 @pytest.mark.parametrize("after", [0, 4])  # the first step, and one of the second epoch
 @pytest.mark.parametrize(("most", "tries"), [(2, [4]), (1, [4, 2])])
-def test_a_fleet_that_is_too_large_is_halved_and_all_end_as_if_alone(
+def test_a_stack_that_is_too_large_is_halved_and_all_end_as_if_alone(
     most: int,
     tries: list[int],
     after: int,
@@ -120,12 +120,12 @@ def test_a_fleet_that_is_too_large_is_halved_and_all_end_as_if_alone(
         for n, lr in enumerate((1e-4, 2e-4, 5e-4, 1e-3))
     ]
     alone = [
-        own.run(trial.config_of(job["values"]), tmp_path / f"{n}") for n, job in enumerate(jobs)
+        own.run(workbench.config_of(job["values"]), tmp_path / f"{n}") for n, job in enumerate(jobs)
     ]
     for run in alone:
         while not run.finished:
             run.advance()
-    failed = fleets_of(most, after, monkeypatch)
+    failed = stacks_of(most, after, monkeypatch)
     crew = Crew(own, Job(**jobs[0], siblings=tuple(jobs[1:])), ALONE)  # type: ignore[arg-type]
     for run in crew.runs.values():
         run.checkpoint_seconds = seconds
@@ -174,13 +174,13 @@ def test_memory_that_lacks_on_val_repeats_nothing_that_was_saved(
     assert results[71][METRIC] == results[72][METRIC]  # of one config
 
 
-def test_another_error_in_a_fleet_still_ends_the_worker(
+def test_another_error_in_a_stack_still_ends_the_worker(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Fleet) -> None:
+    def broken(self: StackedRuns) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(Fleet, "_step", broken)
+    monkeypatch.setattr(StackedRuns, "_step", broken)
     values = {"name": "projection", "epochs": 3, "batch_size": 16}
     sibling = {"number": 82, "values": values, "reported": 0}
     crew = Crew(bench, Job(81, values, 0, (sibling,)), ALONE)
@@ -255,7 +255,7 @@ def test_a_trial_alone_waits_until_nothing_else_runs_and_ends_as_if_undisturbed(
     assert story.states() == [TrialState.COMPLETE] * 4
     bench = story.runner.workbench
     values = story.study.get_trials()[1].user_attrs["config"]
-    alone = bench.run(trial.config_of(values), story.folder / "alone")
+    alone = bench.run(workbench.config_of(values), story.folder / "alone")
     while not alone.finished:
         alone.advance()
     run = bench.resume(1, values)
@@ -328,13 +328,13 @@ def test_a_group_is_no_larger_than_what_fitted(story: Story) -> None:
     assert Widths(story.folder).of("lora", asked=4) == 4
 
 
-def test_memory_is_given_back_before_a_smaller_fleet_is_tried(
+def test_memory_is_given_back_before_a_smaller_stack_is_tried(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No run, and no tensor of the step that failed, is alive then."""
     values = {"name": "projection", "epochs": 1, "batch_size": 16}
     sibling = {"number": 92, "values": values, "reported": 0}
-    fleets_of(1, 0, monkeypatch)
+    stacks_of(1, 0, monkeypatch)
     crew = Crew(bench, Job(91, values, 0, (sibling,)), ALONE)
     before = [weakref.ref(run) for run in crew.runs.values()]
     alive: list[int] = []

@@ -24,7 +24,7 @@ from trainables.adapters.registry import make_config
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures, backbone_of, open_features
 from trainables.features.few_shot import Draw, Member, measured
-from trainables.features.lazy_parts import Derived
+from trainables.features.lazy_parts import LazyParts
 from trainables.files import read_json, write_json
 from trainables.models.backbone import Backbone
 from trainables.models.language_model import load_language_model
@@ -151,7 +151,7 @@ def features(captions: list[list[str]], images: list[int], backbone: Backbone) -
         tokens=backbone.tokenize(texts)[0],
         caption_rows=rows,
         groups=torch.tensor(images),
-        derived=Derived(backbone, "val", kept={"texts": texts}),
+        lazy=LazyParts(backbone, "val", kept={"texts": texts}),
     )
 
 

@@ -28,7 +28,7 @@ from trainables.adapters.registry import build, make_config
 from trainables.data.batches import Batch
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures
-from trainables.features.lazy_parts import Derived
+from trainables.features.lazy_parts import LazyParts
 from trainables.hardware import Resolved, autocast, has_bf16
 from trainables.metrics.retrieval import mutual_ranks, retrieval_metrics
 from trainables.models.backbone import Backbone
@@ -63,11 +63,11 @@ class Stage:
     batch: Batch
 
     def adapter(self, name: str, **values: Any) -> Adapter[Any]:
-        assert self.scenes.derived is not None
+        assert self.scenes.lazy is not None
         config = make_config(name, {"precision": self.precision, **values})
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return build(config, self.scenes.derived.backbone)
+            return build(config, self.scenes.lazy.backbone)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def features(backbone: Backbone, pixels: Tensor, texts: list[str]) -> SplitFeatu
         tokens=backbone.tokenize(texts)[0],
         caption_rows=torch.arange(images).repeat_interleave(len(texts) // images),
         groups=torch.arange(images),
-        derived=Derived(backbone, "val", kept={"texts": texts}),
+        lazy=LazyParts(backbone, "val", kept={"texts": texts}),
     )
 
 

@@ -505,7 +505,7 @@ def test_choices_of_all_kinds_are_drawn_and_come_back_from_the_journal_as_they_a
 def test_trials_of_another_optimizer_of_one_shape_train_one_by_one(
     tmp_path: Path, features: Path
 ) -> None:
-    """`optim.kind` can be searched: a fleet knows AdamW alone."""
+    """`optim.kind` can be searched: a stack knows AdamW alone."""
     bench = Workbench(TrialSettings(features, tmp_path, METRIC, threads=1))
     values = {"name": "projection", "epochs": 1, "batch_size": 16, "optim.kind": "sgd"}
     crew = Crew(bench, Job(1, values, 0, ({"number": 2, "values": values, "reported": 0},)), ALONE)

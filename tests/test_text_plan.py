@@ -107,7 +107,7 @@ def written() -> list[list[list[int]]]:
 @pytest.mark.parametrize("size", [32, 128, 256, 512])
 @pytest.mark.parametrize("source", ["drawn", "written"])
 def test_at_least_nine_of_ten_steps_are_replayed(source: str, size: int, n_ctx: int) -> None:
-    """Three epochs of 6,000 images, counted as `Replays` records."""
+    """Three epochs of 6,000 images, counted as `CudaGraphs` records."""
     images = [[row] for row in drawn(6000)] if source == "drawn" else written()
     draw, form = random.Random(1), Form((), True, True, True, n_ctx)
     seen: set[Any] = set()

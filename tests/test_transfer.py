@@ -27,7 +27,7 @@ from trainables.files import read_json
 from trainables.models.backbone import Backbone
 from trainables.training.checkpoint import newest_intact
 from trainables.training.loop import METRICS, Diverged, Interrupted, Run
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 
 @pytest.fixture
@@ -113,13 +113,13 @@ def test_what_diverged_is_not_saved_where_it_is_stopped(
     assert newest_intact(run.folder / "last")[0] is None
 
 
-def test_a_fleet_that_is_stopped_saves_all_but_what_diverged(
+def test_a_stack_that_is_stopped_saves_all_but_what_diverged(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [start("projection", n, batch_size=4) for n in range(3)]
-    fleet = Fleet(runs)
+    stack = StackedRuns(runs)
     stops = iter([False, False, True])
-    step = fleet._step
+    step = stack._step
 
     def poisoned() -> Numbers:
         numbers = step()
@@ -127,10 +127,10 @@ def test_a_fleet_that_is_stopped_saves_all_but_what_diverged(
             numbers.values[1] = torch.nan
         return numbers
 
-    monkeypatch.setattr(fleet, "_step", poisoned)
+    monkeypatch.setattr(stack, "_step", poisoned)
     with pytest.raises(Interrupted):
-        fleet.advance(lambda: next(stops))
-    assert fleet.runs == [runs[0], runs[2]]
+        stack.advance(lambda: next(stops))
+    assert stack.runs == [runs[0], runs[2]]
     assert [newest_intact(run.folder / "last")[0] is not None for run in runs] == [
         True,
         False,

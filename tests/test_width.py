@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_fused import METRIC, Make, bench, make
+from tests.test_stacked import METRIC, Make, bench, make
 from trainables.distributed import ALONE
 from trainables.errors import ConfigError
 from trainables.training.loop import Run, never
 from trainables.trials import width as module
 from trainables.trials.crew import Crew
 from trainables.trials.jobs import Job
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 from trainables.trials.width import Widths, measure_width
 from trainables.trials.workbench import TrialSettings, Workbench
 
@@ -38,23 +38,23 @@ def own(features: Path, tmp_path: Path) -> Workbench:
 
 @pytest.fixture
 def tries(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The widths of the fleets that are made."""
+    """The widths of the stacks that are made."""
     made: list[int] = []
-    real = Fleet.__init__
+    real = StackedRuns.__init__
 
-    def init(self: Fleet, runs: Any, *args: Any) -> None:
+    def init(self: StackedRuns, runs: Any, *args: Any) -> None:
         made.append(len(runs))
         real(self, runs, *args)
 
-    monkeypatch.setattr(Fleet, "__init__", init)
+    monkeypatch.setattr(StackedRuns, "__init__", init)
     return made
 
 
 def broken(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(self: Fleet) -> None:
+    def step(self: StackedRuns) -> None:
         raise error
 
-    monkeypatch.setattr(Fleet, "_step", step)
+    monkeypatch.setattr(StackedRuns, "_step", step)
 
 
 def trained(own: Workbench, number: int, **values: Any) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def test_a_wrong_setting_is_the_trials_own_and_leaves_the_question_open(
 def test_an_error_late_means_the_best_so_far(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
-    def step(self: Fleet) -> Any:
+    def step(self: StackedRuns) -> Any:
         if len(self.runs) == 8:
             raise torch.OutOfMemoryError("full")
         now[0] += 1.0
@@ -151,7 +151,7 @@ def test_an_error_late_means_the_best_so_far(make: Make, monkeypatch: pytest.Mon
         now[0] += 1.0
         return Numbers()
 
-    monkeypatch.setattr(Fleet, "_step", step)
+    monkeypatch.setattr(StackedRuns, "_step", step)
     monkeypatch.setattr(Run, "_train_step", single)
     run = make("any", count=1)[0]
     notes: list[tuple[int, str]] = []

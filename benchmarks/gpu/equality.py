@@ -1,19 +1,19 @@
 """Trials trained together against each alone, on the card: the same losses and gradients.
 
-In bf16 both are some way from fp32; the fleet may be twice as far as single trials are.
+In bf16 both are some way from fp32; the stack may be twice as far as single trials are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.gpu.fleets import Counter, all_of, each, farthest, no_graphs
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.stacks import Counter, all_of, each, farthest, no_graphs
 from benchmarks.gpu.trials import Trials, text_only, trials
 from trainables.hardware import has_bf16
 from trainables.training.loop import Run
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 ADAPTERS = ("soft_prompt", "lora", "projection", "coop")
 MOST = 1e-3  # fp32 sums in another order
@@ -48,9 +48,9 @@ def equal(scale: Scale, make: Trials, name: str) -> Iterator[Line]:
                 yield Line(what, why="no card")
                 continue
             counter, kind = Counter(), f"{precision}-{graphs}-"
-            fleet = Fleet(runs(kind, precision), counter if graphs else no_graphs)
+            stack = StackedRuns(runs(kind, precision), counter if graphs else no_graphs)
             expected = runs(f"{kind}exact-", "fp32")
-            gap = farthest(expected, fleet.runs, all_of(fleet), steps)
+            gap = farthest(expected, stack.runs, all_of(stack), steps)
             yield Line(f"{what}, against fp32 alone", gap, most=most)
             if graphs:
                 yield Line(f"{what}: steps replayed, of {steps}", counter.replayed, least=1)

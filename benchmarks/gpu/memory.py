@@ -1,4 +1,4 @@
-"""Memory of fleets by their width, and whether a process's share of the card is kept."""
+"""Memory of stacks by their width, and whether a process's share of the card is kept."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.gpu.fleets import begin, step_alone, step_together
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.stacks import begin, step_alone, step_together
 from benchmarks.gpu.trials import text_only, trials
 from trainables.models.backbone import Backbone
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 MIB, SHARE = 2**20, 0.25
@@ -19,7 +19,7 @@ MIB, SHARE = 2**20, 0.25
 
 def measure(scale: Scale) -> Iterator[Line]:
     if scale.small:
-        yield Line("memory of a fleet by its width", why="no card")
+        yield Line("memory of a stack by its width", why="no card")
         yield Line("a process stays within its share of the card", why="no card")
         return
     clip, peaks = text_only(scale), {}
@@ -42,9 +42,9 @@ def run_some(scale: Scale, clip: Backbone, width: int) -> None:
     with trials(clip, 256) as make:
         runs = make.make("soft_prompt", width, batch_size=32)
         begin(runs)
-        fleet = Fleet(runs) if width > 1 else None
+        stack = StackedRuns(runs) if width > 1 else None
         for _ in range(8):
-            step_alone(runs[0]) if fleet is None else step_together(fleet)
+            step_alone(runs[0]) if stack is None else step_together(stack)
         scale.wait()
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
-from benchmarks.gpu.fleets import Counter, begin, no_graphs, step_together
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.stacks import Counter, begin, no_graphs, step_together
 from benchmarks.gpu.trials import text_only, trials
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 BATCHES = (32, 128, 256, 512)
 LEAST = 90.0  # % of steps
@@ -24,10 +24,10 @@ def measure(scale: Scale) -> Iterator[Line]:
             counter = Counter()
             with trials(clip, 4 * batch if scale.small else 4096) as make:
                 runs = make.make("soft_prompt", members, batch_size=batch)
-                fleet = Fleet(runs, counter if graphs else no_graphs)
+                stack = StackedRuns(runs, counter if graphs else no_graphs)
                 begin(runs)
                 count = steps if graphs else max(3, steps // 8)
-                times = [scale.seconds(lambda: step_together(fleet)) for _ in range(count)]  # noqa: B023
+                times = [scale.seconds(lambda: step_together(stack)) for _ in range(count)]  # noqa: B023
             took[graphs] = 1000 * median(times[count // 2 :])
             if graphs:
                 yield Line(

@@ -1,4 +1,4 @@
-"""32 soft-prompt trials as one fleet, against one process a trial: alone, and four on a card."""
+"""32 soft-prompt trials as one stack, against one process a trial: alone, and four on a card."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.equality import MOST
-from benchmarks.gpu.fleets import all_of, begin, farthest, step_alone, step_together
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.stacks import all_of, begin, farthest, step_alone, step_together
 from benchmarks.gpu.trials import text_only, trials
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 SHARING = 4  # processes on a card, as Ray packs them with a quarter each
 WAIT = 90.0  # seconds that the others may take to start
@@ -25,11 +25,11 @@ def measure(scale: Scale) -> Iterator[Line]:
     width, batch, seconds = (4, 8, 0.2) if scale.small else (32, 32, 4.0)
     yield equal(scale, width, batch)
     fused = width * together(scale, width, batch, seconds)
-    yield Line(f"{width} trials as one fleet", fused, "trial steps/s")
+    yield Line(f"{width} trials as one stack", fused, "trial steps/s")
     own = single(scale, batch, seconds)
     yield Line("one trial alone in a process", own, "trial steps/s")
     yield Line(
-        "the fleet over trials one after the other",
+        "the stack over trials one after the other",
         fused / own,
         "x",
         least=None if scale.small else TARGET,
@@ -37,7 +37,7 @@ def measure(scale: Scale) -> Iterator[Line]:
     sharing = 2 if scale.small else SHARING
     shared = side_by_side(scale, sharing, batch, seconds)
     yield Line(f"{sharing} processes at once on one device", shared, "trial steps/s")
-    yield Line(f"the fleet over {sharing} processes at once", fused / shared, "x")
+    yield Line(f"the stack over {sharing} processes at once", fused / shared, "x")
 
 
 def equal(scale: Scale, width: int, batch: int) -> Line:
@@ -45,17 +45,17 @@ def equal(scale: Scale, width: int, batch: int) -> Line:
     with trials(text_only(scale), 8 * batch) as make:
         values: dict[str, Any] = {"batch_size": batch, "precision": "fp32"}
         alone = make.make("soft_prompt", 3, "alone", **values)
-        fleet = Fleet(make.make("soft_prompt", width, "together", **values))
-        gap = farthest(alone, fleet.runs, all_of(fleet), 3)
+        stack = StackedRuns(make.make("soft_prompt", width, "together", **values))
+        gap = farthest(alone, stack.runs, all_of(stack), 3)
     return Line(f"3 of {width} fused trials against single ones, fp32", gap, most=MOST)
 
 
 def together(scale: Scale, width: int, batch: int, seconds: float) -> float:
-    """Steps a second of a fleet, each of all its trials."""
+    """Steps a second of a stack, each of all its trials."""
     with trials(text_only(scale), 8 * batch) as make:
-        fleet = Fleet(make.make("soft_prompt", width, batch_size=batch))
-        begin(fleet.runs)
-        return rate(scale, lambda: step_together(fleet), seconds)
+        stack = StackedRuns(make.make("soft_prompt", width, batch_size=batch))
+        begin(stack.runs)
+        return rate(scale, lambda: step_together(stack), seconds)
 
 
 def rate(scale: Scale, step: Any, seconds: float) -> float:

@@ -21,7 +21,7 @@ from trainables.adapters.registry import make_config
 from trainables.config import Task
 from trainables.features.classes import Classes
 from trainables.features.features import SplitFeatures
-from trainables.features.lazy_parts import Derived
+from trainables.features.lazy_parts import LazyParts
 from trainables.models.backbone import Backbone
 from trainables.training.loop import METRICS, Run
 
@@ -55,7 +55,7 @@ class Trials:
             tokens=captions(self.images),
             caption_rows=torch.arange(self.images),
             groups=torch.arange(self.images),
-            derived=Derived(self.clip, "train"),
+            lazy=LazyParts(self.clip, "train"),
         )
         if not classes:
             return data

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.gpu.fleets import begin, no_graphs, step_alone, step_together
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sheet import Line
+from benchmarks.gpu.stacks import begin, no_graphs, step_alone, step_together
 from benchmarks.gpu.trials import text_only, trials
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 ADAPTERS = ("soft_prompt", "lora", "projection")
 STEPS = 10
@@ -25,11 +25,11 @@ def measure(scale: Scale) -> Iterator[Line]:
         with trials(clip, 8 * batch) as make:
             single = make.make(name, 1, "single", batch_size=batch)
             eager, replayed = (make.make(name, 3, kind, batch_size=batch) for kind in "ab")
-            fleets = Fleet(eager, no_graphs), Fleet(replayed)
+            stacks = StackedRuns(eager, no_graphs), StackedRuns(replayed)
             ways: dict[str, Callable[[], None]] = {
                 "alone": lambda: step_alone(single[0]),  # noqa: B023
-                "3 together": lambda: step_together(fleets[0]),  # noqa: B023
-                "3 together, graphs on": lambda: step_together(fleets[1]),  # noqa: B023
+                "3 together": lambda: step_together(stacks[0]),  # noqa: B023
+                "3 together, graphs on": lambda: step_together(stacks[1]),  # noqa: B023
             }
             begin((*single, *eager, *replayed))
             for way, step in ways.items():

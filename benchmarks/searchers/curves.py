@@ -23,7 +23,7 @@ from trainables.training.loop import METRICS, Row, Run
 from trainables.training.measure import measure
 from trainables.training.predict import score
 from trainables.trials.crew import is_own_failure
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 from trainables.trials.workbench import config_of
 
 KEPT: dict[Task, tuple[str, ...]] = {
@@ -67,12 +67,12 @@ def train(data: Data, configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
     try:
         runs = [make(data, values, folder / str(n)) for n, values in enumerate(configs)]
         fuses = len(runs) > 1 and bool(runs[0].trained) and runs[0].config.optim.kind == "adamw"
-        fleet = Fleet(runs) if fuses else None
+        stack = StackedRuns(runs) if fuses else None
         found: list[dict[str, Any]] = [{"parameters": run.trainable_parameters} for run in runs]
         alive, seconds = dict(enumerate(runs)), 0.0
         while alive:
             started = time.process_time()
-            told = fleet.advance() if fleet else [advance(run) for run in alive.values()]
+            told = stack.advance() if stack else [advance(run) for run in alive.values()]
             seconds += (time.process_time() - started) / len(runs)
             for place, row in zip(list(alive), told, strict=True):
                 if isinstance(row, Exception):
@@ -85,8 +85,8 @@ def train(data: Data, configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
                     found[place].setdefault(name, []).append(value)
                 if not values:
                     found[place]["failed"] = f"the scores of epoch {run.epoch} are no numbers."
-                    if fleet:
-                        fleet.leave([run])
+                    if stack:
+                        stack.leave([run])
                 if not values or run.finished:
                     del alive[place]
         return [one | {"seconds": seconds} for one in found]
@@ -95,7 +95,7 @@ def train(data: Data, configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def advance(run: Run) -> Row | CliptuneError:
-    """As a fleet tells it."""
+    """As a stack tells it."""
     try:
         return run.advance()
     except CliptuneError as error:

@@ -20,7 +20,7 @@ from trainables.adapters.base import Adapter
 from trainables.data.shards import chunks
 from trainables.errors import ConfigError, DataError
 from trainables.features.features import SplitFeatures
-from trainables.features.lazy_parts import Derived
+from trainables.features.lazy_parts import LazyParts
 from trainables.models.image_tower import frozen_embeds
 
 PART = 2048  # images
@@ -96,5 +96,5 @@ def _features(
         tokens=backbone.tokenize([])[0],
         caption_rows=torch.zeros(0, dtype=torch.int64),
         groups=torch.arange(len(names)),
-        derived=Derived(backbone, "files"),
+        lazy=LazyParts(backbone, "files"),
     )

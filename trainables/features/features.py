@@ -26,7 +26,7 @@ from trainables.data.store import FORMAT, MANIFEST, again, check_file, hashes, r
 from trainables.errors import DataError, unknown
 from trainables.features.classes import Classes
 from trainables.features.frames import STILLS, Frames, clip_versions, embed_frames
-from trainables.features.lazy_parts import Derived
+from trainables.features.lazy_parts import LazyParts
 from trainables.features.neighbours import nearest_images
 from trainables.features.texts import TEXT_COLUMNS, read_texts
 from trainables.files import read_json, sha256_json
@@ -47,7 +47,7 @@ Row = Mapping[str, Any]
 @dataclass(frozen=True)
 class SplitFeatures:
     """One split: N images and their M captions. View 0 of an image is the clean one, of which the
-    store holds the embedding; all else is `derived` when it is asked for.
+    store holds the embedding; all else is `lazy` when it is asked for.
 
     `take` makes a part of one a task of classification: its images then have labels. What captions
     are measured on has `one_row_an_image`.
@@ -61,7 +61,7 @@ class SplitFeatures:
     groups: Tensor  # (N,) int64: equal where the images' bytes are
     truncated: int = 0  # captions that were cut to the text tower's length
     views: int = 0  # augmented ones, which training shows in turn
-    derived: Derived | None = None
+    lazy: LazyParts | None = None
     nearest: dict[int, Tensor] = field(default_factory=dict)  # what `neighbours` has found
     whole: SplitFeatures | None = None  # what this is a part of
     source: Tensor | None = None  # (N,) int64: of a part, the rows of the whole
@@ -193,10 +193,10 @@ class SplitFeatures:
         return self.nearest[k]
 
     @property
-    def _more(self) -> Derived:
-        if self.derived is None:
+    def _more(self) -> LazyParts:
+        if self.lazy is None:
             raise ValueError("these features were opened without their backbone.")
-        return self.derived
+        return self.lazy
 
 
 def features_key(
@@ -294,10 +294,10 @@ def open_features(
         raise DataError(f"`{folder}`: " + unknown("split", split, manifest["splits"]))
     if backbone is not None:
         _check_own(folder, manifest, backbone)
-    derived = None if backbone is None else Derived(backbone, name, folder / "lazy", manifest)
+    lazy = None if backbone is None else LazyParts(backbone, name, folder / "lazy", manifest)
     views = manifest["views"] if split == "train" else 0
     truncated = manifest["splits"][name]["truncated_captions"]
-    return _read(folder, manifest, name, truncated, views, derived)
+    return _read(folder, manifest, name, truncated, views, lazy)
 
 
 def _read(
@@ -306,7 +306,7 @@ def _read(
     name: str,
     truncated: int,
     views: int,
-    derived: Derived | None,
+    lazy: LazyParts | None,
 ) -> SplitFeatures:
     """The tensors and ids called `name` of a store, each found whole."""
     path = check_file(folder, manifest, f"{name}.safetensors")
@@ -326,7 +326,7 @@ def _read(
             groups=tensors["groups"],
             truncated=truncated,
             views=views,
-            derived=derived,
+            lazy=lazy,
             given_texts=tensors.get("text_embeds"),
         )
     except (SafetensorError, KeyError) as error:
@@ -373,8 +373,8 @@ def embed_split(
         kept = {"texts": [text for row in rows for text in captions_of(row)]}
         store, path = shards.folder.parent, shards.embeddings(split, seal)
         name = path.relative_to(store).with_suffix("").as_posix()
-        derived = Derived(backbone, split, kept=kept)
-        return _read(store, read_manifest(store), name, 0, 0, derived)
+        lazy = LazyParts(backbone, split, kept=kept)
+        return _read(store, read_manifest(store), name, 0, 0, lazy)
     texts = read_texts(backbone, shards.rows(split, TEXT_COLUMNS, seal))
     embeds, of_frames, squares = [], [torch.zeros(0, seen.count, backbone.embed_dim)], []
     rows = shards.rows(split, ["id", "image"], seal)
@@ -400,7 +400,7 @@ def embed_split(
         caption_rows=texts.caption_rows,
         groups=texts.groups,
         truncated=texts.truncated,
-        derived=Derived(backbone, split, kept={"texts": texts.texts}),
+        lazy=LazyParts(backbone, split, kept={"texts": texts.texts}),
     )
 
 

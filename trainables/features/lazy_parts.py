@@ -143,7 +143,7 @@ def _mapped(path: Path) -> Tensors | None:
 
 
 @dataclass(frozen=True)
-class Derived:
+class LazyParts:
     """What one split can give beyond its store's own files."""
 
     backbone: Backbone

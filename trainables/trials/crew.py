@@ -18,7 +18,7 @@ from trainables.training.loop import LIKELIHOOD, Diverged, Interrupted, Row, Run
 from trainables.training.measure import CALIBRATED
 from trainables.trials.jobs import Job, pruned_file
 from trainables.trials.memory import give_back, is_out_of_memory, shortage
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 from trainables.trials.workbench import Workbench
 
 
@@ -72,8 +72,8 @@ def is_own_failure(error: Exception) -> bool:
 
 
 class Crew:
-    """The runs of one job: one alone, or several that are trained as a fleet. Where that is too
-    much for the memory, they are trained as two fleets one after the other, and so on down to
+    """The runs of one job: one alone, or several that are trained as a stack. Where that is too
+    much for the memory, they are trained as two stacks one after the other, and so on down to
     single runs."""
 
     def __init__(self, bench: Workbench, job: Job, worker: Worker) -> None:
@@ -82,8 +82,8 @@ class Crew:
         self.reported = {number: one.reported for number, one in self.jobs.items()}
         self.runs: dict[int, Run] = {}
         self.ended: dict[int, dict[str, Any]] = {}  # by an error, and not told yet
-        self.fleets: list[Fleet] = []
-        self.most = len(self.jobs)  # runs in a fleet
+        self.stacks: list[StackedRuns] = []
+        self.most = len(self.jobs)  # runs in a stack
         for number in self.jobs:
             self._build(number, bench.start)
 
@@ -125,7 +125,7 @@ class Crew:
     def _team(self, ready: list[int]) -> list[int]:
         """Runs that stand at one step, as many as may train together."""
         first = self.runs[ready[0]]
-        most = self.most if first.config.optim.kind == "adamw" else 1  # a fleet knows no other
+        most = self.most if first.config.optim.kind == "adamw" else 1  # a stack knows no other
         return [n for n in ready if self.runs[n].step == first.step][:most]
 
     def _advance(self, team: list[int], should_stop: Callable[[], bool]) -> dict[int, Row]:
@@ -154,24 +154,24 @@ class Crew:
     def _train(
         self, runs: list[Run], should_stop: Callable[[], bool]
     ) -> Sequence[Row | CliptuneError]:
-        """An epoch. A fleet that some have left is still theirs."""
-        theirs = [fleet for fleet in self.fleets if any(run in fleet.runs for run in runs)]
-        self.fleets = [fleet for fleet in self.fleets if fleet not in theirs]
+        """An epoch. A stack that some have left is still theirs."""
+        theirs = [stack for stack in self.stacks if any(run in stack.runs for run in runs)]
+        self.stacks = [stack for stack in self.stacks if stack not in theirs]
         if len(runs) == 1:
             return [runs[0].advance(should_stop)]
         if len(theirs) == 1 and all(run in theirs[0].runs for run in runs):
             theirs[0].leave([run for run in theirs[0].runs if run not in runs])
         else:
-            theirs = [Fleet(runs)]
-        self.fleets += theirs
+            theirs = [StackedRuns(runs)]
+        self.stacks += theirs
         return theirs[0].advance(should_stop)
 
     def _halve(self, team: list[int], full: str) -> None:
-        """Smaller fleets from here on. A step that failed may have changed some of its runs, and
+        """Smaller stacks from here on. A step that failed may have changed some of its runs, and
         others not: they all go on from what they saved last."""
         self.most = len(team) // 2
         self.settings.widths.note_full(self.runs[team[0]].config.name, self.most, full)
-        self.fleets = []
+        self.stacks = []
         for number in team:
             del self.runs[number]
         give_back()

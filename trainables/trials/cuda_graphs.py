@@ -33,7 +33,7 @@ class Recording:
     replay: Callable[[], Tensor]
 
 
-class Replays:
+class CudaGraphs:
     """`work`, with everything that a shape has in common done once."""
 
     def __init__(

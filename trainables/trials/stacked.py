@@ -28,7 +28,7 @@ from trainables.data.transfer import Numbers, send
 from trainables.errors import CliptuneError, ConfigError
 from trainables.hardware import autocast
 from trainables.training.loop import Diverged, Row, Run, never
-from trainables.trials.cuda_graphs import Record, Replays, recorder
+from trainables.trials.cuda_graphs import CudaGraphs, Record, recorder
 from trainables.trials.vmap_rules import Together
 
 # What runs of one shape may differ in: numbers that change no shape and no branch.
@@ -47,7 +47,7 @@ def shape_of(config: TrainConfig) -> dict[str, Value]:
     return {name: value for name, value in flatten(config).items() if name not in FREE}
 
 
-class Fleet:
+class StackedRuns:
     """N runs, advanced together. One that diverges or has finished leaves; the others go on."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Fleet:
     def _keep(self, runs: list[Run]) -> None:
         if len(runs) < len(self.runs):
             self.runs = runs
-            if self.replays.refused:
+            if self.graphs.refused:
                 self.recorder = lambda _: None
             self._stack()
 
@@ -163,7 +163,7 @@ class Fleet:
             if group["params"]
         ]
         # A recording holds the addresses of these stacks.
-        self.replays = Replays(self._update, self.runs[0].adapter.backbone, self.recorder(device))
+        self.graphs = CudaGraphs(self._update, self.runs[0].adapter.backbone, self.recorder(device))
 
     @staticmethod
     def _moment(run: Run, name: str, key: str) -> Tensor:
@@ -186,7 +186,7 @@ class Fleet:
         batch = self.runs[0].next_batch()
         self._calibrate(batch)
         self.lr.copy_(send(torch.tensor([run.lr(run.step) for run in self.runs]), self.lr.device))
-        values = self.replays(batch)  # (N, numbers)
+        values = self.graphs(batch)  # (N, numbers)
         return Numbers(self.names, values)
 
     def _update(self, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ from trainables.features.lazy_parts import alone
 from trainables.files import read_json, write_json
 from trainables.training.loop import Run
 from trainables.trials.memory import give_back
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 SETUP = 2  # steps before one is timed: one as it is, one that is recorded
 Note = Callable[[int, str], None]  # the best width that is known, and why it is no other
@@ -109,13 +109,13 @@ def measure_width(
 
 def _step_seconds(runs: Sequence[Run], clock: Callable[[], float], rounds: int = 3) -> float:
     """The time of the first step of all, the least of a few times, when all is set up."""
-    fleet = Fleet(runs) if len(runs) > 1 else None
+    stack = StackedRuns(runs) if len(runs) > 1 else None
     for run in runs:
         run.begin_epoch()
     times = []
     for _ in range(SETUP + rounds):
         started = clock()
-        numbers = runs[0]._train_step() if fleet is None else fleet._step()
+        numbers = runs[0]._train_step() if stack is None else stack._step()
         numbers.row()  # the device is done
         times.append(clock() - started)
     return min(times[SETUP:])

@@ -20,7 +20,7 @@ from trainables.adapters.registry import build, make_config
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import DataError
 from trainables.features.features import SplitFeatures, backbone_of, embed_split, open_features
-from trainables.features.lazy_parts import Derived
+from trainables.features.lazy_parts import LazyParts
 from trainables.files import read_json, write_hashed
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import embed_images, lower
@@ -43,16 +43,16 @@ def store(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def towers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images the image tower's lower half was given, call by call."""
-    from trainables.features import lazy_parts as derived
+    from trainables.features import lazy_parts
 
     given: list[int] = []
-    plain = derived.lower
+    plain = lazy_parts.lower
 
     def counted(backbone: Backbone, pixels: torch.Tensor, block: int) -> torch.Tensor:
         given.append(len(pixels))
         return plain(backbone, pixels, block)
 
-    monkeypatch.setattr(derived, "lower", counted)
+    monkeypatch.setattr(lazy_parts, "lower", counted)
     return given
 
 
@@ -85,7 +85,7 @@ def test_what_all_share_is_fp32_whoever_asks_first(store: Path) -> None:
         made = (asked.text_embeds(), asked.embeds(ROWS, 1), asked.hidden(ROWS, 1, 1))
     assert all(not tensor.requires_grad for tensor in made)
     torch.testing.assert_close(made[0], texts)
-    squares = open_features(store, "train", backbone).derived.view(1)["pixels"][ROWS]  # type: ignore[union-attr]
+    squares = open_features(store, "train", backbone).lazy.view(1)["pixels"][ROWS]  # type: ignore[union-attr]
     with torch.no_grad():
         torch.testing.assert_close(made[1], embed_images(backbone, squares))
         torch.testing.assert_close(made[2], lower(backbone, squares, 1))
@@ -117,13 +117,13 @@ def test_a_damaged_file_is_made_again(store: Path) -> None:
 
 def ask_for_a_view(store: Path, results: Any) -> None:
     made: list[int] = []
-    plain = Derived._encode
+    plain = LazyParts._encode
 
-    def counted(self: Derived, number: int, put: Any) -> None:
+    def counted(self: LazyParts, number: int, put: Any) -> None:
         made.append(number)
         plain(self, number, put)
 
-    Derived._encode = counted  # type: ignore[method-assign]
+    LazyParts._encode = counted  # type: ignore[method-assign]
     data = open_features(store, "train", backbone_of(store))
     results.put((data.embeds(torch.arange(24), 1).sum().item(), len(made)))
 

@@ -1,4 +1,4 @@
-"""Steps of trials, alone and as a fleet: what several parts compare, count or time."""
+"""Steps of trials, alone and as a stack: what several parts compare, count or time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from benchmarks.harness import difference
 from trainables.training.loop import Run
-from trainables.trials import cuda_graphs as replays
+from trainables.trials import cuda_graphs
 from trainables.trials.cuda_graphs import Record
-from trainables.trials.stacked import Fleet
+from trainables.trials.stacked import StackedRuns
 
 
 class Counter:
@@ -21,7 +21,7 @@ class Counter:
         self.replayed = 0
 
     def __call__(self, device: torch.device) -> Record:
-        real = replays.recorder(device)
+        real = cuda_graphs.recorder(device)
 
         def record(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
             replay = work if real is None else real(work)
@@ -43,9 +43,9 @@ def step_alone(run: Run) -> None:
     run.count(run._train_step())
 
 
-def step_together(fleet: Fleet) -> None:
-    numbers = fleet._step()
-    for n, run in enumerate(fleet.runs):
+def step_together(stack: StackedRuns) -> None:
+    numbers = stack._step()
+    for n, run in enumerate(stack.runs):
         run.count(numbers, n)
 
 
@@ -61,10 +61,10 @@ def each(runs: Sequence[Run]) -> Steps:
     return lambda: [run._train_step().row() for run in runs]
 
 
-def all_of(fleet: Fleet) -> Steps:
+def all_of(stack: StackedRuns) -> Steps:
     def step() -> list[Mapping[str, float]]:
-        numbers = fleet._step()
-        return [numbers.row(n) for n in range(len(fleet.runs))]
+        numbers = stack._step()
+        return [numbers.row(n) for n in range(len(stack.runs))]
 
     return step
 

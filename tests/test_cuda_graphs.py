@@ -10,10 +10,10 @@ import torch
 
 from tests.contract import TRAINED
 from tests.tape import Recorder
-from tests.test_fused import OBJECTIVES, Make, assert_same_rows, assert_same_tensors, bench, make
+from tests.test_stacked import OBJECTIVES, Make, assert_same_rows, assert_same_tensors, bench, make
 from trainables.models import text_plan
-from trainables.trials import cuda_graphs as replays
-from trainables.trials.stacked import Fleet
+from trainables.trials import cuda_graphs
+from trainables.trials.stacked import StackedRuns
 
 __all__ = ["bench", "make"]
 
@@ -31,9 +31,9 @@ def check(variant: str, make: Make, **values: object) -> None:
             run.advance()
     together = make("together", variant, epochs=6, **values)
     recorder = Recorder()
-    fleet = Fleet(together, lambda device: recorder)
-    while fleet.runs:
-        fleet.advance()
+    stack = StackedRuns(together, lambda device: recorder)
+    while stack.runs:
+        stack.advance()
     assert recorder.replayed > 2 * recorder.recorded > 0  # most steps are replays
     for ours, theirs in zip(together, alone, strict=True):
         assert_same_rows(ours, theirs)
@@ -57,12 +57,12 @@ def test_dropout_draws_anew_in_each_replay(make: Make) -> None:
 def test_what_was_recorded_ends_with_its_members(make: Make) -> None:
     recorder = Recorder()
     together = make("together", epochs=6)
-    fleet = Fleet(together, lambda device: recorder)
-    fleet.advance()
+    stack = StackedRuns(together, lambda device: recorder)
+    stack.advance()
     first = recorder.recorded
     assert first > 0
-    fleet.leave([together[1]])  # the stacks are others now
-    fleet.advance()
+    stack.leave([together[1]])  # the stacks are others now
+    stack.advance()
     assert recorder.recorded > first
 
 
@@ -73,26 +73,26 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(
         raise RuntimeError("operation not permitted when stream is capturing")
 
     alone, together = make("alone"), make("together")
-    fleet = Fleet(together, lambda device: refuse)  # type: ignore[arg-type,return-value]
+    stack = StackedRuns(together, lambda device: refuse)  # type: ignore[arg-type,return-value]
     with caplog.at_level(logging.WARNING):
-        fleet.advance()
+        stack.advance()
     assert [record.message for record in caplog.records] == [
         "steps are not recorded: operation not permitted when stream is capturing"
     ]
     for run, other in zip(together, alone, strict=True):
         other.advance()
         assert_same_tensors(run, other)
-    fleet.leave([together[1]])
-    assert fleet.replays.record is None  # it is not tried again
+    stack.leave([together[1]])
+    assert stack.graphs.record is None  # it is not tried again
 
 
 def test_there_are_at_most_so_many_recordings(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replays, "MOST", 0)
+    monkeypatch.setattr(cuda_graphs, "MOST", 0)
     recorder = Recorder()
-    fleet = Fleet(make("together"), lambda device: recorder)
-    fleet.advance()
+    stack = StackedRuns(make("together"), lambda device: recorder)
+    stack.advance()
     assert recorder.recorded == 0
 
 
 def test_a_cpu_records_nothing(tmp_path: Path) -> None:
-    assert replays.recorder(torch.device("cpu")) is None
+    assert cuda_graphs.recorder(torch.device("cpu")) is None

@@ -19,7 +19,7 @@ from trainables.training.checkpoint import newest_intact, trained_tensors
 from trainables.training.loop import METRICS, Diverged, Interrupted, Run
 from trainables.trials.crew import Crew
 from trainables.trials.jobs import Job, members, pruned_file
-from trainables.trials.stacked import FREE, Fleet, shape_of
+from trainables.trials.stacked import FREE, StackedRuns, shape_of
 from trainables.trials.width import measure_width
 from trainables.trials.workbench import TrialSettings, Workbench
 
@@ -100,10 +100,10 @@ def test_members_equal_single_runs(variant: str, objective: str, make: Make) -> 
         for _ in range(3):
             run.advance()
     together = make("together", variant, **OBJECTIVES[objective])
-    fleet = Fleet(together)
+    stack = StackedRuns(together)
     for _ in range(3):
-        fleet.advance()
-    assert not fleet.runs  # all are finished
+        stack.advance()
+    assert not stack.runs  # all are finished
     for ours, theirs in zip(together, alone, strict=True):
         assert_same_rows(ours, theirs)
         assert_same_tensors(ours, theirs)
@@ -112,9 +112,9 @@ def test_members_equal_single_runs(variant: str, objective: str, make: Make) -> 
 def assert_gradients_of_single_runs(variant: str, make: Make, **values: Any) -> None:
     """Of two steps: in the second, no LoRA matrix is 0 any more."""
     alone, together = make("alone", variant, **values), make("together", variant, **values)
-    fleet = Fleet(together)
+    stack = StackedRuns(together)
     for step in range(2):
-        numbers = fleet._step()
+        numbers = stack._step()
         for n, (run, other) in enumerate(zip(alone, together, strict=True)):
             expected = run._train_step().row()
             assert numbers.row(n) == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -145,13 +145,13 @@ def test_a_member_goes_on_alone_and_single_runs_together(objective: str, make: M
     for run in alone:
         for _ in range(3):
             run.advance()
-    first = Fleet(make("member", **values))
+    first = StackedRuns(make("member", **values))
     first.advance()
-    single = make("member", **values)  # resumed from what the fleet saved
+    single = make("member", **values)  # resumed from what the stack saved
     assert [run.epoch for run in single] == [1, 1, 1]
     for run in single:
         run.advance()
-    second = Fleet(make("member", **values))
+    second = StackedRuns(make("member", **values))
     assert [run.epoch for run in second.runs] == [2, 2, 2]
     ended = second.runs
     second.advance()
@@ -166,11 +166,11 @@ def test_one_that_leaves_changes_nothing_for_the_others(make: Make) -> None:
         for _ in range(3):
             run.advance()
     together = make("together")
-    fleet = Fleet(together)
-    fleet.advance()
-    fleet.leave([together[1]])
-    assert len(fleet.advance()) == 2
-    fleet.advance()
+    stack = StackedRuns(together)
+    stack.advance()
+    stack.leave([together[1]])
+    assert len(stack.advance()) == 2
+    stack.advance()
     assert together[1].epoch == 1
     for n in (0, 2):
         assert_same_tensors(together[n], alone[n])
@@ -181,12 +181,12 @@ def test_one_that_diverges_fails_alone(make: Make) -> None:
     for run in alone:
         run.advance()
     together = make("together")
-    fleet = Fleet(together)
+    stack = StackedRuns(together)
     with torch.no_grad():
         next(iter(together[1].trained.values())).fill_(torch.nan)
-    results = fleet.advance()
+    results = stack.advance()
     assert isinstance(results[1], Diverged)
-    assert fleet.runs == [together[0], together[2]]
+    assert stack.runs == [together[0], together[2]]
     for n in (0, 2):
         assert_same_rows(together[n], alone[n])
         assert_same_tensors(together[n], alone[n])
@@ -196,18 +196,18 @@ def test_patience_ends_single_members(make: Make) -> None:
     together = make("together", epochs=9)
     patient = together[1]
     object.__setattr__(patient.config, "patience", 1)
-    fleet = Fleet(together)
-    while fleet.runs:
-        fleet.advance()
+    stack = StackedRuns(together)
+    while stack.runs:
+        stack.advance()
     assert together[0].epoch == together[2].epoch == 9
     assert patient.epoch < 9
 
 
-def test_an_interrupted_fleet_has_saved_every_member(make: Make) -> None:
+def test_an_interrupted_stack_has_saved_every_member(make: Make) -> None:
     together = make("together")
     steps = iter([False, False, True])
     with pytest.raises(Interrupted):
-        Fleet(together).advance(lambda: next(steps))
+        StackedRuns(together).advance(lambda: next(steps))
     for run in together:
         assert newest_intact(run.folder / "last")[0] is not None
     assert [run.step for run in make("together")] == [2, 2, 2]
@@ -217,10 +217,10 @@ def test_members_must_have_one_shape_and_one_step(make: Make) -> None:
     runs = make("together")
     other = make("other", batch_size=8)
     with pytest.raises(ConfigError, match="one shape and one step"):
-        Fleet([runs[0], other[1]])
+        StackedRuns([runs[0], other[1]])
     runs[1].advance()
     with pytest.raises(ConfigError, match=r"at step 0 .* at 3"):
-        Fleet(runs)
+        StackedRuns(runs)
 
 
 def test_the_shape_is_all_but_what_members_may_differ_in() -> None:
@@ -245,7 +245,7 @@ def test_the_width_that_is_fastest_is_found(
 ) -> None:
     now = [0.0]
 
-    def step(self: Fleet) -> Numbers:
+    def step(self: StackedRuns) -> Numbers:
         now[0] += seconds[len(self.runs)]
         return Numbers(["loss"], torch.ones(len(self.runs), 1))
 
@@ -253,7 +253,7 @@ def test_the_width_that_is_fastest_is_found(
         now[0] += seconds[1]
         return Numbers(["loss"], torch.ones(1, 1))
 
-    monkeypatch.setattr(Fleet, "_step", step)
+    monkeypatch.setattr(StackedRuns, "_step", step)
     monkeypatch.setattr(Run, "_train_step", single)
     run = make("any", count=1)[0]
     notes: list[int] = []
@@ -286,4 +286,4 @@ def test_a_crew_tells_of_each_trial_and_drops_what_was_pruned(
 
 def test_runs_by_sgd_do_not_train_together(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"with `optim.kind` adamw, got sgd"):
-        Fleet(make("sgd", "coop"))
+        StackedRuns(make("sgd", "coop"))
