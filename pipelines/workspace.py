@@ -3,7 +3,6 @@ empty."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,15 +32,15 @@ def workspace(out: Path, logs: bool = False) -> Iterator[Path]:
     does after a kill; whatever was in `out` is untouched, and the next run empties the hidden
     folder and starts over.
     """
+    from filelock import lock_descriptor
+
     out = out.resolve()
     folder = out.with_name(f".{out.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"another process is writing `{out}`.") from error
+        if not lock_descriptor(lock, blocking=False):
+            raise DataError(f"another process is writing `{out}`.")
         for entry in folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         try:

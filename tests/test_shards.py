@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from filelock import lock_descriptor
 from PIL import Image
 
 from pipelines.shards import work as sharding
@@ -413,7 +413,7 @@ def test_a_killed_run_leaves_nothing_that_looks_complete(tmp_path: Path) -> None
     program = """
 import os, signal, sys
 from pathlib import Path
-from pipelines import shards
+from pipelines.shards import __main__ as shards
 from pipelines.shards import work as sharding
 take = sharding.Sharding.take
 def fatal(self, name, outcome):
@@ -436,7 +436,7 @@ def test_two_writers_of_one_folder(tmp_path: Path) -> None:
     partial = tmp_path / ".out.partial"
     partial.mkdir()
     other = os.open(partial, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
+    assert lock_descriptor(other)
     with pytest.raises(DataError, match="another process is writing"):
         make(source, out)
     os.close(other)
@@ -509,7 +509,7 @@ def test_memory_of_240_megabytes_of_images(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import torch, pyarrow.parquet, trainables.media.images
-from pipelines import shards
+from pipelines.shards import __main__ as shards
 from pipelines.shards import work as sharding
 from pipelines.sources.registry import SOURCES
 def peak():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import os
 import shlex
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import lock_descriptor
 from safetensors.torch import save_file
 
 from pipelines.encode import store as encoding
@@ -189,10 +189,7 @@ def test_who_asks_while_a_file_is_read_waits(
 
     def ask(_: Path) -> str:
         with place.open("a") as other:
-            try:
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held.append(True)
+            held.append(not lock_descriptor(other.fileno(), blocking=False))
         return expected
 
     monkeypatch.setattr(verified, "read_through", ask)

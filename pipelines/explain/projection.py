@@ -23,7 +23,6 @@ Floats: TypeAlias = npt.NDArray[Any]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Method: TypeAlias = Literal["umap", "tsne"]
 FEWEST = 5  # rows of which a map says something
-ROWS_A_PASS = 512
 
 
 def project(embeds: Floats, method: Method, seed: int) -> Floats:
@@ -92,22 +91,11 @@ def trustworthiness(embeds: Floats, places: Floats, k: int = 15) -> float:
     1: each of a row's `k` nearest on the map is among its `k` nearest by cosine. Those that are not
     cost by how far down they stand. A map drawn at random has about 0.5. Few rows get a smaller k.
     """
-    rows, count = _unit(embeds), len(embeds)
-    k = min(k, (count - 1) // 2)
+    from sklearn.manifold import trustworthiness as of
+
+    k = min(k, (len(embeds) - 1) // 2)
     check(k >= 1, "k", "at least 1", k)
-    cost = 0
-    for start in range(0, count, ROWS_A_PASS):
-        own = np.arange(start, min(start + ROWS_A_PASS, count))
-        line = np.arange(len(own))
-        near = _squares(np.asarray(places, np.float64), own)
-        near[line, own] = np.inf
-        shown = near.argsort(1, kind="stable")[:, :k]  # (rows, k)
-        far = _squares(rows.astype(np.float64), own)
-        far[line, own] = -np.inf  # rank 0 is the row itself
-        rank = np.empty(far.shape, np.int64)
-        np.put_along_axis(rank, far.argsort(1, kind="stable"), np.arange(count)[None], 1)
-        cost += int(np.maximum(np.take_along_axis(rank, shown, 1) - k, 0).sum())
-    return 1 - 2 * cost / (count * k * (2 * count - 3 * k - 1))
+    return float(of(_unit(embeds), places, n_neighbors=k))
 
 
 def neighbour_hits(embeds: Floats, labels: Ints, k: int = 10) -> Floats:
@@ -129,12 +117,6 @@ def neighbour_hits(embeds: Floats, labels: Ints, k: int = 10) -> Floats:
         weight = F.cosine_similarity(rows, rows[column]) + 1
         votes.scatter_add_(1, known[column, None], weight[:, None])
     return (votes.argmax(1) == known).double().numpy()
-
-
-def _squares(rows: Floats, own: Ints) -> Floats:
-    """Squared distances of the rows `own` to all: (n, N)."""
-    squares = np.square(rows).sum(1)
-    return squares[own, None] + squares[None] - 2 * (rows[own] @ rows.T)
 
 
 def _unit(embeds: Floats) -> Floats:

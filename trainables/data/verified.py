@@ -9,7 +9,6 @@ A disk that loses a byte changes no time: `cliptune encode`, which reads all of 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
+
+from filelock import lock_descriptor
 
 from trainables.files import sha256_bytes
 
@@ -91,7 +92,7 @@ def _note(path: Path) -> Iterator[IO[str] | None]:
             place = notes() / sha256_bytes(os.fsencode(path.resolve()))[:32]
             place.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(place.open("a+", encoding="utf-8", errors="replace"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_descriptor(file.fileno())
             file.seek(0)
         except (OSError, RuntimeError):  # no such place, none writable, no home
             yield None

@@ -13,7 +13,6 @@ without one (test, in memory), what is asked for is made and not kept.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from filelock import lock_descriptor
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -107,11 +107,9 @@ def alone(lock: Path) -> Iterator[bool]:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(lock.open("w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock_descriptor(file.fileno(), blocking=False):
                 print(f"waiting for the process that makes `{lock.stem}`", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock_descriptor(file.fileno())
         except OSError:
             yield False
         else:
