@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-import trainables.trials.trial
+import trainables.trials.workbench
 from pipelines.tune.study import journal
 from pipelines.tune.study.journal import NAME, SUMS, Altered
 from pipelines.tune.study.mending import check_whole, restore
@@ -30,7 +30,7 @@ Start = Callable[[Path], Driver]
 @pytest.fixture
 def start(features: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Start:
     """A driver's life in a folder, with one worker."""
-    monkeypatch.setattr(trainables.trials.trial, "backbone_of", lambda *_: backbone)
+    monkeypatch.setattr(trainables.trials.workbench, "backbone_of", lambda *_: backbone)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine lives, here
 
     def driver(folder: Path) -> Driver:

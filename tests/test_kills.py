@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-import trainables.trials.trial
+import trainables.trials.workbench
 from pipelines.tune.study.best import best_trial
 from pipelines.tune.study.study import Search, open_study
 from tests.one_process import Driver, Killed, copy, snapshots, watching
@@ -35,7 +35,7 @@ Start = Callable[[Path, tuple[int, int]], Driver]
 @pytest.fixture
 def start(features: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Start:
     """A driver's life in a folder."""
-    monkeypatch.setattr(trainables.trials.trial, "backbone_of", lambda *_: backbone)
+    monkeypatch.setattr(trainables.trials.workbench, "backbone_of", lambda *_: backbone)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine lives, here
 
     def driver(folder: Path, how: tuple[int, int]) -> Driver:

@@ -15,7 +15,7 @@ from optuna.distributions import FloatDistribution
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pbt import _PBTTrialState
 
-import trainables.trials.trial
+import trainables.trials.workbench
 from pipelines.cli import stage_main
 from pipelines.tune.closing import closing
 from pipelines.tune.schedulers.pbt import Exploit, Gain, Member, exploits
@@ -121,7 +121,7 @@ Begin = Callable[..., Driver]
 
 @pytest.fixture
 def begin(features: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Begin:
-    monkeypatch.setattr(trainables.trials.trial, "backbone_of", lambda *_: backbone)
+    monkeypatch.setattr(trainables.trials.workbench, "backbone_of", lambda *_: backbone)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine lives, here
 
     def driver(folder: Path, workers: int = 1, search: Search = SEARCH) -> Driver:
