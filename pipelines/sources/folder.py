@@ -30,11 +30,11 @@ from trainables.errors import DataError
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     root = Path(source)
     tops, splits = _folders(root), split_folders(root)
-    if len(splits) > 1 and splits != tops:
+    if splits != tops and (len(splits) > 1 or any(_holds_folders(root / one) for one in splits)):
         others = ", ".join(f"`{name}`" for name in tops if name not in splits)
         raise DataError(
             f"`{root}` has splits ({', '.join(splits)}) and beside them {others}: neither class "
-            "folders nor splits alone. Move what is no split elsewhere."
+            "folders nor splits alone. Move what is no split elsewhere, or rename what is a class."
         )
     groups: list[tuple[str | None, Path]] = [(None, root)]
     if splits and splits == tops:
@@ -60,8 +60,13 @@ def split_folders(root: Path) -> list[str]:
         name
         for name in _folders(root)
         if split_name(name) in {"train", "val", "test"}
-        or (split_of_name(name) and _folders(root / name) and not any(image_files(root / name)))
+        or (split_of_name(name) and _holds_folders(root / name))
     ]
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether it holds folders and no image of its own."""
+    return bool(_folders(folder)) and not any(image_files(folder))
 
 
 def _refuse_one_in_another(split: Path) -> None:
