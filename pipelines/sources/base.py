@@ -196,7 +196,8 @@ def walk(root: Path) -> Iterator[Path]:
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """The files below `root` that may be data: none in a hidden folder, as of a notebook's copies."""
+    """The files below `root` that may be data: none in a hidden folder, where a notebook keeps
+    copies."""
     for here, below, names in os.walk(root):
         below[:] = [name for name in below if not hidden(name)]
         yield from (Path(here, name) for name in names if not hidden(name))
