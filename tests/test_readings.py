@@ -149,6 +149,15 @@ def test_one_split_with_classes_in_it_beside_what_is_none_is_no_class(tmp_path: 
         list(SOURCES["folder"](str(tmp_path), Options()))
 
 
+@pytest.mark.parametrize("inner", ["flowers", "data/flowers"])
+def test_a_folder_around_the_classes_is_no_class(tmp_path: Path, inner: str) -> None:
+    for n, name in enumerate(("rose", "tulip")):
+        pictures(tmp_path / inner / name, 2, 2 * n)
+    with pytest.raises(DataError, match="it is not guessed that all is of one class") as caught:
+        list(SOURCES["folder"](str(tmp_path), Options()))
+    assert f"`--source {tmp_path / Path(inner).parts[0]}`" in str(caught.value)
+
+
 def test_trains_are_a_class(tmp_path: Path) -> None:
     pictures(tmp_path / "train", 2)
     pictures(tmp_path / "plane" / "of_paper", 2, 2)

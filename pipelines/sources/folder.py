@@ -41,6 +41,12 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
         groups = [(split_of_name(name), root / name) for name in splits]
         for _, folder in groups:
             _refuse_one_in_another(folder)
+    elif len(tops) == 1 and _holds_folders(root / tops[0]):
+        inner = root / tops[0]
+        raise DataError(
+            f"`{root}` has one folder alone, `{tops[0]}`, and in it are folders: it is not guessed "
+            f"that all is of one class. Type `--source {word(inner)}` for the folders in it."
+        )
     classes = sorted({name for _, folder in groups for name in _folders(folder)})
     if not classes:
         raise DataError(f"`{root}` has no class folders: expected `<class>/*.jpg` in it.")
