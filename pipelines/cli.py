@@ -11,10 +11,11 @@ import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TextIO, cast, get_args, get_origin, get_type_hints
 
-from pipelines.console import complain
+from pipelines.console import Patient, complain
 from pipelines.door import expected, keep, sentence
 from pipelines.workspace import none_left_empty
 from trainables.config import LARGEST
@@ -61,6 +62,11 @@ def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    with redirect_stderr(cast("TextIO", Patient(sys.stderr))):  # progress bars also write there
+        _to_its_end(stage, words, debug)
+
+
+def _to_its_end(stage: str, words: list[str], debug: bool) -> None:
     try:
         _run(stage, words)
     except KeyboardInterrupt:

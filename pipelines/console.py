@@ -6,18 +6,43 @@ import os
 import shlex
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 
 def say(text: str) -> None:
     """A line to stdout. A reader that has gone (`| head`) ends what is said, and not the work."""
-    try:
-        print(safe(text), flush=True)
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    print(safe(text), file=Patient(sys.stdout), flush=True)
+
+
+class Patient:
+    """A stream whose reader may go: what is written from then on goes nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self._patience():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._patience():
+            self.stream.flush()
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
 
 
 def word(value: object) -> str:

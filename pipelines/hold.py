@@ -27,17 +27,17 @@ READ = (*OF_A_RUN, "cells", "cells/*", "cells/*/*", *(f"cells/*/*/{name}" for na
 
 
 @contextmanager
-def hold(folder: Path, mark: str = "") -> Iterator[None]:
+def hold(folder: Path, *marks: str) -> Iterator[None]:
     """Hold `folder` while the block runs. A holder that was killed holds nothing any more. A folder
-    that is new, and into which nothing came, goes again. `mark` is the file by which the command
-    knows a folder of its own: one with other files and without it is not written to."""
+    that is new, and into which nothing came, goes again. `marks` are the files by which the command
+    knows a folder of its own: one with other files and none of these is not written to."""
     from filelock import FileLock, Timeout
 
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
-    if mark:
-        _refuse_foreign(folder, mark)
+    if marks:
+        _refuse_foreign(folder, *marks)
     holder = folder / "holder.json"
     lock = FileLock(folder / ".lock")
     try:
@@ -69,12 +69,12 @@ def refuse_links(run: Path) -> None:
             )
 
 
-def _refuse_foreign(folder: Path, mark: str) -> None:
+def _refuse_foreign(folder: Path, *marks: str) -> None:
     names = sorted(path.name for path in folder.iterdir() if not path.name.endswith(".tmp"))
     foreign = [name for name in names if name not in LEFT]
-    if foreign and not {mark, "journal.log"} & {*names}:
+    if foreign and not {*marks} & {*names}:
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         raise DataError(
             f"`{folder}` holds files of something else ({', '.join(foreign[:3])}{more}) and no "
-            f"{mark}: nothing was written. Give a new or an empty folder as `--out`."
+            f"{marks[0]}: nothing was written. Give a new or an empty folder as `--out`."
         )

@@ -318,7 +318,7 @@ def test_how_far_embedding_test_is_is_shown(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipelines.evaluate.FEW", 0)
+    monkeypatch.setattr("pipelines.evaluate.__main__.FEW", 0)
     own = Path(shutil.copytree(world["words"], tmp_path / "own"))
     (own / "result.json").unlink()
     assert in_this_process("evaluate", "--run", own, "--bootstrap", 100) == 0
@@ -373,6 +373,6 @@ def test_after_an_error_no_folder_is_left_that_was_made_for_out(
 
 
 def test_every_stage_with_out_is_among_them() -> None:
-    stages = {one: importlib.import_module(f"pipelines.{one}").Args for one in STAGES}
+    stages = {one: importlib.import_module(f"pipelines.{one}.__main__").Args for one in STAGES}
     out = {one for one, args in stages.items() if "out" in {f.name for f in fields(args)}}
     assert out == {*MAKERS}

@@ -133,6 +133,33 @@ def test_a_reader_that_leaves_ends_what_is_said_and_not_the_work(tmp_path: Path)
     assert (tmp_path / "done").exists()
 
 
+def test_a_reader_of_all_that_leaves_does_not_end_the_work_either(tmp_path: Path) -> None:
+    """As `2>&1 | head -1` does, beside a progress bar."""
+    work = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tqdm import tqdm\n"
+        "from pipelines import cli\n"
+        "def run(stage, words):\n"
+        "    for _ in tqdm(range(20000), mininterval=0, miniters=1): pass\n"
+        f"    Path({str(tmp_path / 'done')!r}).touch()\n"
+        "    raise OSError(28, 'full', 'x')\n"
+        "cli._run = run\n"
+        "cli.stage_main('space')\n"
+    )
+    found = subprocess.run(
+        f'({sys.executable} -c "$WORK"; echo $? > {tmp_path}/code) 2>&1 | head -c 1',
+        shell=True,
+        env={**os.environ, "WORK": work, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stderr == ""
+    assert (tmp_path / "done").exists()
+    assert (tmp_path / "code").read_text() == "2\n"
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -57,6 +57,14 @@ def test_a_folder_of_ones_own_and_an_empty_one_are(tmp_path: Path) -> None:
         (folder / "holder.json").unlink(missing_ok=True)
         with hold(folder, "run.json"):
             pass
+    study = tmp_path / "study"
+    study.mkdir()
+    for name in ("journal.log", "best.json"):
+        (study / name).touch()
+    with hold(study, "study.json", "journal.log"):
+        pass
+    with pytest.raises(DataError, match=r"something else \(best.json, journal.log\) and no run"):
+        hold(study, "run.json").__enter__()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").touch()
     with pytest.raises(DataError, match=r"something else \(notes.txt\) and no run.json"):

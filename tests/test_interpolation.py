@@ -262,6 +262,14 @@ def _is_no_place_for_others(folder: Path, out: Path) -> None:
         _train(folder, out, "lora")
 
 
+def test_nothing_is_taken_into_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(CliptuneError, match="or something else: give another `--out`"):
+        sweep.run(sweep.Args(folder / "lora", take=1.0, out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "clip"}'
+
+
 def test_taking_all_of_it_changes_no_byte(folder: Path, tmp_path: Path) -> None:
     sweep.run(sweep.Args(folder / "lora", take=1.0, out=tmp_path))
     for name in ("adapter.safetensors", "config.json", "classes.json"):

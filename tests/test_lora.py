@@ -21,7 +21,7 @@ from trainables.adapters.registry import build, make_config
 from trainables.data.batches import Batch
 from trainables.errors import ConfigError
 from trainables.models.backbone import Backbone
-from trainables.models.image_tower import upper
+from trainables.models.image_tower import embed_images, upper
 from trainables.models.load import load_backbone
 from trainables.models.text_tower import embed_text
 
@@ -89,7 +89,7 @@ def test_merged_it_is_a_backbone(
     assert tokens.ids.tolist() == backbone.tokenize([caption(3)])[0].ids.tolist()
     moved = replace(
         batch,
-        image_embeds=again.embed_images(pictures()),
+        image_embeds=embed_images(again, pictures()),
         hidden=None,
         text_embeds=embed_text(again, batch.tokens),
     )

@@ -19,7 +19,7 @@ BY_THEMSELVES = {"gpus": "capacity.check_gpus", "confidence": "a calibration's o
 
 def numbers_of(stage: str) -> dict[str, Any]:
     """The flags of a stage that take numbers, with all that is said of their types."""
-    args = importlib.import_module(f"pipelines.{stage}").Args
+    args = importlib.import_module(f"pipelines.{stage}.__main__").Args
     hints = get_type_hints(args, include_extras=True)
     return {
         name: kind

@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.sources.base import BadRecord, Options, RawRecord
 from pipelines.sources.registry import SOURCES, source_format
+from pipelines.sources.webdataset import tars
 from tests.pictures import jpeg
 from trainables.errors import DataError
 
@@ -138,6 +139,46 @@ def test_splits_beside_what_is_none_are_no_classes(tmp_path: Path) -> None:
     pictures(tmp_path / "unlabeled", 2)
     with pytest.raises(DataError, match=r"has splits \(test, train\) and beside them `unlabeled`"):
         list(SOURCES["folder"](str(tmp_path), Options()))
+
+
+def test_one_split_with_classes_in_it_beside_what_is_none_is_no_class(tmp_path: Path) -> None:
+    for n, name in enumerate(("cat", "dog")):
+        pictures(tmp_path / "train" / name, 2, 2 * n)
+    pictures(tmp_path / "unlabeled" / "part", 2, 9)
+    with pytest.raises(DataError, match=r"has splits \(train\) and beside them `unlabeled`"):
+        list(SOURCES["folder"](str(tmp_path), Options()))
+
+
+@pytest.mark.parametrize("inner", ["flowers", "data/flowers"])
+def test_a_folder_around_the_classes_is_no_class(tmp_path: Path, inner: str) -> None:
+    for n, name in enumerate(("rose", "tulip")):
+        pictures(tmp_path / inner / name, 2, 2 * n)
+    with pytest.raises(DataError, match="it is not guessed that all is of one class") as caught:
+        list(SOURCES["folder"](str(tmp_path), Options()))
+    assert f"`--source {tmp_path / Path(inner).parts[0]}`" in str(caught.value)
+
+
+def test_trains_are_a_class(tmp_path: Path) -> None:
+    pictures(tmp_path / "train", 2)
+    pictures(tmp_path / "plane" / "of_paper", 2, 2)
+    found = list(SOURCES["folder"](str(tmp_path), Options()))
+    assert {one.class_name for one in found} == {"train", "plane"}
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".cache/x", "__MACOSX"])
+def test_what_lies_in_hidden_folders_is_not_read(tmp_path: Path, hidden: str) -> None:
+    pictures(tmp_path / "images", 3)
+    for place, word in (("", "new"), (hidden, "old")):
+        lines = [f"{n}.jpg,{word} {n}\n" for n in range(3)]
+        put(tmp_path / place / "captions.csv", "image,caption\n" + "".join(lines))
+    assert source_format(str(tmp_path), None) == "table"
+    found = list(SOURCES["table"](str(tmp_path), Options()))
+    assert [(one.id, one.captions) for one in found] == [
+        (f"{n}.jpg", (f"new {n}",)) for n in range(3)
+    ]
+    put(tmp_path / "tars" / hidden / "old.tar", "")
+    put(tmp_path / "tars" / "new.tar", "")
+    assert [one.name for one in tars(str(tmp_path / "tars"))] == ["new.tar"]
 
 
 def test_folders_called_as_splits_by_a_word(tmp_path: Path) -> None:

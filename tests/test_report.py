@@ -299,6 +299,24 @@ def test_an_epoch_is_a_whole_number(tmp_path: Path) -> None:
     assert not [tick for tick in ticks if tick.startswith("0.")]
 
 
+def test_between_whole_values_no_broken_one_is_marked(tmp_path: Path) -> None:
+    few = {0, 10, 13}  # of lengths 1, 3, 2
+    names = ["soft_prompt" if i in few else "lora" for i in range(14)]
+    run = make_study(tmp_path / "x", [(name, TrialState.COMPLETE, 9) for name in names])
+    html, _ = reported(run)
+    figure = html[html.index("by adapter.n_ctx") :]
+    ticks = re.findall(r">([^<>]+)</text>", figure[: figure.index("</svg>")])
+    assert [tick for tick in ticks if len(tick) == 1] == ["1", "2", "3"]
+    assert not [tick for tick in ticks if re.fullmatch(r"\d\.\d", tick)]
+
+
+def test_what_is_not_there_is_none_and_no_word_of_pythons(finished: Path) -> None:
+    for text in reported(finished):
+        assert "None" not in text
+    assert "gpu none" in (finished / "report.md").read_text()
+    assert numbers.setting(None) == "none"
+
+
 def test_a_lower_rank_is_better() -> None:
     from pipelines.pages.checked import Estimate
     from pipelines.pages.intervals import verdict

@@ -307,8 +307,8 @@ def test_progress_and_the_last_word_name_both(
         search.on_trial_complete(ray.trial_id, row(number, value, kept))
         progress.on_trial_complete(0, [], ray)  # type: ignore[arg-type]
     first, second = capsys.readouterr().out.splitlines()
-    assert "complete 0.8000, retained 0.3000 at epoch" in first
-    assert "complete 0.9500, retained not applicable at epoch" in second
+    assert "complete 0.8000, retained 0.3000 in  1 epoch  |" in first
+    assert "complete 0.9500, retained not applicable in  1 epoch  |" in second
     assert "| best 0.8000, retained 0.3000 (trial 0) |" in second
     expected = "best so far: trial 0, coop, val/accuracy 0.8000, retained 0.3000"
     assert best_so_far(search.study, METRIC) == expected

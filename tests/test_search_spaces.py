@@ -38,7 +38,16 @@ def edges(distribution: BaseDistribution) -> list[Any]:
 def test_every_adapter_has_a_space_of_its_name_and_file() -> None:
     assert SPACES.keys() == ADAPTERS.keys()
     root = Path(__file__).parents[1]
-    shared = {"__init__", "common", "notation", "portfolio", "registry", "base", "shared"}
+    shared = {
+        "__init__",
+        "common",
+        "notation",
+        "portfolio",
+        "registry",
+        "base",
+        "shared",
+        "crossfit",
+    }
     for folder in (root / "search_spaces", root / "trainables" / "adapters"):
         assert {path.stem for path in folder.glob("*.py")} - shared == SPACES.keys()
 

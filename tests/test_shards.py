@@ -395,6 +395,17 @@ def test_other_things_are_never_overwritten(tmp_path: Path) -> None:
     assert (mine / "letter.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_manifest_of_something_else_is_no_damaged_one(tmp_path: Path, overwrite: bool) -> None:
+    source, mine = table(tmp_path, rows_of(3)), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "manifest.json").write_text('{"project": "mine"}')
+    (mine / "train-0.parquet").write_text("dear")
+    with pytest.raises(DataError, match=r"manifest.json` is not of the format"):
+        make(source, mine, overwrite=overwrite)
+    assert (mine / "train-0.parquet").read_text() == "dear"
+
+
 def test_a_failed_run_leaves_the_old_output_and_the_next_starts_over(tmp_path: Path) -> None:
     source, out = table(tmp_path, rows_of(30)), tmp_path / "out"
     digest = make(source, out).digest

@@ -591,6 +591,26 @@ def test_one_rule_chooses_among_keys_beside_an_image(
     assert [*options.notes] == [] if not note else next(iter(options.notes)).startswith(note)
 
 
+@pytest.mark.parametrize(
+    ("names", "captions", "note"),
+    [
+        (("caption", "comment"), ("a",), "caption by `caption`, not by `comment`"),
+        (("text", "caption_0", "caption_1"), ("b", "c"), "caption by `caption_0`, not by `text`"),
+        (("caption_1", "caption_2", "image_id"), ("a", "b"), ""),
+    ],
+)
+def test_the_same_rule_chooses_among_columns(
+    tmp_path: Path, names: tuple[str, ...], captions: tuple[str, ...], note: str
+) -> None:
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    rows = [["file", *names], ["1.jpg", "a", "b", "c"][: len(names) + 1]]
+    (tmp_path / "x.csv").write_text("\n".join(map(",".join, rows)))
+    options = Options()
+    (found,) = SOURCES["table"](str(tmp_path / "x.csv"), options)
+    assert found.captions == captions
+    assert [*options.notes] == [note] * bool(note)
+
+
 def test_keys_with_dots_are_read_when_asked_and_counted_when_not(tmp_path: Path) -> None:
     dotted = [("v1.5 final.jpg", jpeg(9)), ("v1.5 final.txt", b"a black disc")]
     path = tar(tmp_path / "x.tar", [*sample(1), *dotted])  # type: ignore[list-item]

@@ -96,6 +96,8 @@ def count(value: float | None) -> str:
 
 def setting(value: object) -> str:
     """A hyperparameter's value, short."""
+    if value is None:
+        return "none"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -61,7 +61,8 @@ def _slice(trials: list[Trial], field: str, metric: Metric, color: str, best: Tr
         ax.set_xlim(-0.5, len(choices) - 0.5)
         ax.set_autoscalex_on(False)
     else:
-        _numeric(ax, log=getattr(space, "log", False))
+        whole = all(isinstance(t.params[field], int) for t in trials)
+        _numeric(ax, log=getattr(space, "log", False), whole=whole)
 
     def place(trial: Trial) -> Any:
         value = trial.params[field]
@@ -94,10 +95,10 @@ def _scatter(
             ax.plot(place(trial), low, "x", color=svg.INK, markersize=6, markeredgewidth=1.6)
 
 
-def _numeric(ax: Any, log: bool) -> None:
-    """A few plain numbers along the horizontal axis."""
+def _numeric(ax: Any, log: bool, whole: bool) -> None:
+    """A few plain numbers along the horizontal axis, whole where all values are."""
     if not log:
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=whole, min_n_ticks=1))
         return
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(numticks=5))

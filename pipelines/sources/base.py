@@ -195,6 +195,14 @@ def walk(root: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in sorted(names))
 
 
+def files_below(root: Path) -> Iterator[Path]:
+    """The files below `root` that may be data: none in a hidden folder, where a notebook keeps
+    copies."""
+    for here, below, names in os.walk(root):
+        below[:] = [name for name in below if not hidden(name)]
+        yield from (Path(here, name) for name in names if not hidden(name))
+
+
 def into(here: str, below: list[str], options: Options) -> None:
     """Of the folders in `here`, which `os.walk` is about to enter, those that may hold data, in
     order. Links are not followed, as they may be circles, but counted."""

@@ -57,7 +57,12 @@ def match_columns(names: Iterable[str], options: Options, where: str) -> dict[st
 def _by_name(names: Sequence[str], options: Options, where: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     unknown_names = []
+    caption, others = _first_family("caption", names)
+    if others:
+        options.notes[_instead("caption", caption, others)] += 1
     for column in names:
+        if column in others:
+            continue
         if _NUMBERING.fullmatch(column.strip().lower()):
             options.notes[f"column {column.strip()!r} numbers rows and is left out"] += 1
         elif field := field_of(column):
@@ -144,21 +149,29 @@ def told(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     notes = []
     given = {key: value for key, value in metadata.items() if value is not None}
     for field in ("caption", "label", "class_name", "split"):
-        families: dict[str, list[str]] = {}
-        for key in given:
-            if field_of(key) == field:
-                families.setdefault(_stem(key), []).append(key)
-        if not families:
-            continue
-        order = _ALIASES[field].split()
-        first, *others = sorted(families, key=order.index)
-        keys = sorted(families[first], key=lambda key: (len(key), key))
-        found = [given[key] for key in keys]
-        values[field] = found[0] if len(found) == 1 or field != "caption" else found
+        keys, others = _first_family(field, given)
+        found = [given[key] for key in sorted(keys, key=lambda key: (len(key), key))]
+        if found:
+            values[field] = found[0] if len(found) == 1 or field != "caption" else found
         if others:
-            left = ", ".join(f"`{key}`" for name in others for key in families[name])
-            notes.append(f"{field} by `{keys[0]}`, not by {left}")
+            notes.append(_instead(field, keys, others))
     return values, "; ".join(notes)
+
+
+def _first_family(field: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Of the names that mean `field`, those of the first family in the order above; the others."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        if field_of(name) == field:
+            families.setdefault(_stem(name), []).append(name)
+    first, *others = sorted(families, key=_ALIASES[field].split().index) or [""]
+    return families.get(first, []), [name for one in others for name in families[one]]
+
+
+def _instead(field: str, names: Iterable[str], others: Iterable[str]) -> str:
+    return f"{field} by `{min(names, key=lambda one: (len(one), one))}`, not by " + ", ".join(
+        f"`{name}`" for name in others
+    )
 
 
 def _stem(column: str) -> str:

@@ -30,17 +30,23 @@ from trainables.errors import DataError
 def read(source: str, options: Options) -> Iterator[RawRecord]:
     root = Path(source)
     tops, splits = _folders(root), split_folders(root)
-    if len(splits) > 1 and splits != tops:
+    if splits != tops and (len(splits) > 1 or any(_holds_folders(root / one) for one in splits)):
         others = ", ".join(f"`{name}`" for name in tops if name not in splits)
         raise DataError(
             f"`{root}` has splits ({', '.join(splits)}) and beside them {others}: neither class "
-            "folders nor splits alone. Move what is no split elsewhere."
+            "folders nor splits alone. Move what is no split elsewhere, or rename what is a class."
         )
     groups: list[tuple[str | None, Path]] = [(None, root)]
     if splits and splits == tops:
         groups = [(split_of_name(name), root / name) for name in splits]
         for _, folder in groups:
             _refuse_one_in_another(folder)
+    elif len(tops) == 1 and _holds_folders(root / tops[0]):
+        inner = root / tops[0]
+        raise DataError(
+            f"`{root}` has one folder alone, `{tops[0]}`, and in it are folders: it is not guessed "
+            f"that all is of one class. Type `--source {word(inner)}` for the folders in it."
+        )
     classes = sorted({name for _, folder in groups for name in _folders(folder)})
     if not classes:
         raise DataError(f"`{root}` has no class folders: expected `<class>/*.jpg` in it.")
@@ -60,8 +66,13 @@ def split_folders(root: Path) -> list[str]:
         name
         for name in _folders(root)
         if split_name(name) in {"train", "val", "test"}
-        or (split_of_name(name) and _folders(root / name) and not any(image_files(root / name)))
+        or (split_of_name(name) and _holds_folders(root / name))
     ]
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether it holds folders and no image of its own."""
+    return bool(_folders(folder)) and not any(image_files(folder))
 
 
 def _refuse_one_in_another(split: Path) -> None:

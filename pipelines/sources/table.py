@@ -25,6 +25,7 @@ from pipelines.sources.base import (
     ImageRoot,
     Options,
     RawRecord,
+    files_below,
     hidden,
     splits_of_files,
     with_folders,
@@ -69,7 +70,7 @@ def file_splits(source: str, paths: Sequence[Path]) -> list[str | None]:
 def tables(source: str) -> list[Path]:
     """The table files of a source, which all have one suffix."""
     path = Path(source)
-    files = [p for p in sorted(path.rglob("*")) if is_table(p)] if path.is_dir() else [path]
+    files = sorted(filter(is_table, files_below(path))) if path.is_dir() else [path]
     suffixes = {p.suffix.lower() for p in files}
     if len(suffixes) != 1:
         found = " and ".join(sorted(suffixes)) or "none"

@@ -27,6 +27,7 @@ from pipelines.sources.base import (
     Options,
     RawRecord,
     ending,
+    files_below,
     hidden,
     splits_of_files,
 )
@@ -59,7 +60,7 @@ def tar_splits(source: str, paths: Sequence[Path]) -> dict[str, str | None]:
 def tars(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        return sorted(one for one in path.rglob("*") if is_tar(one.name))
+        return sorted(one for one in files_below(path) if is_tar(one.name))
     return [path] if path.is_file() else sorted(map(Path, glob.glob(source)))  # noqa: PTH207
 
 

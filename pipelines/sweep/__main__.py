@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pipelines.console import done, nothing_to_do, say, word
-from pipelines.hold import hold
 from pipelines.ranges import Range, check_ranges
 from pipelines.runs.outcome import stands, write_outcome
+from pipelines.workspace import workspace
 from trainables.errors import ConfigError, DataError
-from trainables.files import read_json, sha256_json, write_bytes, write_json
+from trainables.files import (
+    read_json,
+    sha256_json,
+    understood,
+    write_bytes,
+    write_hashed,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from pipelines.runs.contestants import Contest, Contestant
@@ -137,7 +144,7 @@ def _sentence(curve: Curve, metric: str, zero_shot: Point) -> str:
 
 
 def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
-    """A folder as `cliptune train` leaves it, with the adapter at `share`; run.json comes last."""
+    """A folder as `cliptune train` leaves it, with the adapter at `share`."""
     from pipelines.sweep.points import choose
     from trainables.training.checkpoint import verify
 
@@ -148,15 +155,18 @@ def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
     about["source_sha256"] = one.identity()
     then = f"cliptune evaluate --run {word(args.out)}"
     path = out / "run.json"
-    if path.exists() and read_json(path) == about:
-        verify(out / "best")
-        nothing_to_do(out / "best", then)
-        return
-    if any((out / name).exists() for name in ("run.json", "study.json")):
-        raise DataError(f"`{out}` holds another run: give another `--out`.")
-    with hold(out):
-        _write(one, _open(contest), share, out)
-        write_json(path, about)
+    if path.exists():
+        with understood(path):
+            same = {**read_json(path), "sha256": ""} == {**about, "sha256": ""}
+        if same:
+            verify(out / "best")
+            nothing_to_do(out / "best", then)
+            return
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"`{out}` holds another run, or something else: give another `--out`.")
+    with workspace(out) as folder:
+        _write(one, _open(contest), share, folder)
+        write_hashed(folder / "run.json", about)
     done([out / "best", path], then)
 
 

@@ -36,7 +36,7 @@ def run(args: Args) -> None:
 
     search = check(args)
     folder = args.out.absolute()
-    with hold(folder, "study.json"):
+    with hold(folder, "study.json", "journal.log"):
         _search(args, search, folder)
 
 

@@ -129,7 +129,7 @@ class Progress(Callback):
         epochs, state = len(frozen.intermediate_values), frozen.state.name.lower()
         print(
             f"[{self.budget}] trial {frozen.number:>3} {adapter:<12} "
-            f"{state:<8} {value} at epoch {epochs:>2} | "
+            f"{state:<8} {value} in {epochs:>2} epoch{' ' if epochs == 1 else 's'} | "
             f"{best} | {60 * max(ended - self.already, 1) / spent:.1f} trials/min, "
             f"about {left:.0f} s left {reason}",
             flush=True,
