@@ -136,6 +136,7 @@ def test_tars_and_class_folders_hold_clips_too(tmp_path: Path) -> None:
             tar.addfile(member, io.BytesIO(data))
     (tmp_path / "classes" / "dance").mkdir(parents=True)
     (tmp_path / "classes" / "dance" / "1.mp4").write_bytes(mp4)
+    (tmp_path / "classes" / "sleep").mkdir()
     for name in ("tars", "classes"):
         write_shards(ShardArgs(str(tmp_path / name), tmp_path / "out" / name, split="train"))
         (row,) = ShardSet.open(tmp_path / "out" / name).rows("train")

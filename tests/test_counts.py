@@ -166,6 +166,7 @@ def test_entries_of_karpathy_and_of_coop(tmp_path: Path) -> None:
 def test_the_account_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures(tmp_path / "source" / "cat", 4)
     put(tmp_path / "source" / "cat" / "x.doc", "x")
+    (tmp_path / "source" / "dog").mkdir()
     counts_of(tmp_path / "source", tmp_path / "out", split="train")
     said = capsys.readouterr().out
     assert (

@@ -360,6 +360,7 @@ def test_after_an_error_no_folder_is_left_that_was_made_for_out(
         monkeypatch.setattr(os, name, full)
     source = tmp_path / "source"
     shutil.copytree(world["images"], source / "cat")
+    (source / "dog").mkdir()
     recipe = Path(__file__).parents[1] / "recipes" / "coop-eurosat.json"
     names = {**world, "source": source, "recipe": recipe, "index": tmp_path / "index"}
     words = [str(word).format(**names) for word in MAKERS[stage]]

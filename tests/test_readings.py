@@ -158,6 +158,18 @@ def test_a_folder_around_the_classes_is_no_class(tmp_path: Path, inner: str) -> 
     assert f"`--source {tmp_path / Path(inner).parts[0]}`" in str(caught.value)
 
 
+def test_one_folder_of_images_is_no_classes(tmp_path: Path) -> None:
+    """As Flowers-102 is given, whose labels are in files that are not read."""
+    pictures(tmp_path / "jpg", 3)
+    put(tmp_path / "imagelabels.mat", "x")
+    said = refused(tmp_path)
+    assert said.startswith(f"`{tmp_path}` has one folder, `jpg`, and one class is no classes.")
+    assert f"`--source {tmp_path / 'jpg'}`" in said
+    pictures(tmp_path / "train" / "cup", 2, 5)
+    shutil.rmtree(tmp_path / "jpg")
+    assert source_format(str(tmp_path), None) == "folder"
+
+
 def test_trains_are_a_class(tmp_path: Path) -> None:
     pictures(tmp_path / "train", 2)
     pictures(tmp_path / "plane" / "of_paper", 2, 2)

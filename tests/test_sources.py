@@ -425,7 +425,7 @@ def test_folder_by_split_and_class(tmp_path: Path) -> None:
 def test_folder_links_do_not_leave(tmp_path: Path) -> None:
     draw(tmp_path, "secret.jpg", "data/cat/1.jpg")
     (tmp_path / "data" / "cat" / "2.jpg").symlink_to(tmp_path / "secret.jpg")
-    fine, bad = read(tmp_path / "data")
+    fine, bad = read(tmp_path / "data", "folder")
     assert good(fine)["class_name"] == "cat"
     assert reason(bad) == "image path leaves the folder by a link: say with --images where to"
 

@@ -273,6 +273,7 @@ def test_the_looking_ends_after_so_many_files_and_records(
     monkeypatch.setattr(inventory, "FILES", 5)
     monkeypatch.setattr(survey, "RECORDS", 4)
     pictures(tmp_path / "source" / "cat", 9)
+    (tmp_path / "source" / "dog").mkdir()
     lines = said(tmp_path / "source", capsys)
     assert lines[1] == "files: at least 5: 5 .jpg"
     assert lines[-1] == "records: 4, and maybe more; of 1 class"
@@ -291,6 +292,7 @@ def test_the_looking_ends_after_so_many_seconds(
     monkeypatch.setattr(survey, "SECONDS", 0.2)
     monkeypatch.setitem(SOURCES, "folder", slow)
     pictures(tmp_path / "source" / "cat", 1)
+    (tmp_path / "source" / "dog").mkdir()
     assert said(tmp_path / "source", capsys)[-3:] == [
         "splits: 80/10/10 by each image's hash, the source tells none",
         'first: `a`: 1 caption: "word"',
@@ -355,6 +357,7 @@ def test_the_command_that_it_ends_with_is_that_without_the_flag(
 def test_a_real_run_begins_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     pictures(source / "cat", 5)
+    (source / "dog").mkdir()
     put(source / "cat" / "x.doc", "x")
     run(Args(str(source), out, split="train"))
     assert capsys.readouterr().out.splitlines()[:8] == [

@@ -109,6 +109,12 @@ def _of_folder(path: Path) -> tuple[str, str] | None:
     if tar := next(filter(webdataset.is_tar, tars), None):
         return "webdataset", f"it holds `{tar}`"
     _refuse_two_readings(path)
+    if len(folders) == 1 and not folder.split_folders(path):
+        raise DataError(
+            f"`{path}` has one folder, `{folders[0].name}`, and one class is no classes. Type "
+            f"`--format folder` if it is one, else `--source {word(folders[0])}` for what is in "
+            "it, or another `--format`."
+        )
     return "folder", f"it holds folders, such as `{folders[0].name}`, and no table and no tar"
 
 
