@@ -74,8 +74,9 @@ def test_a_shortened_log_is_filled_from_what_results_remember(tmp_path: Path, le
         lambda lines: [lines[1], lines[0], *lines[2:]],
         lambda lines: [lines[0], b"\xff\xfe", *lines[2:]],
         lambda lines: [lines[0], b"[1]", *lines[2:]],
+        lambda lines: [lines[0], b"[" * 100_000, *lines[2:]],
     ],
-    ids=["changed", "taken out", "swapped", "no text", "no opening"],
+    ids=["changed", "taken out", "swapped", "no text", "no opening", "without an end"],
 )
 def test_a_line_that_was_changed_or_taken_out_is_found(tmp_path: Path, change: Any) -> None:
     opened(tmp_path, 4, result=False)

@@ -571,6 +571,7 @@ def test_equal_inputs_give_equal_bytes_and_a_second_call_does_nothing(
     [
         ({}, "must hold a study.json"),
         ({"result.json": "{"}, "is not valid JSON"),
+        ({"result.json": '{"a": ' + 5000 * "1" + "}"}, "is not valid JSON"),
         ({"result.json": '{"format": "x"}'}, "is not of the format cliptune-result-2"),
         (
             {"result.json": '{"format": "cliptune-result-2", "baseline": "zero_shot"}'},

@@ -611,6 +611,13 @@ def test_the_same_rule_chooses_among_columns(
     assert [*options.notes] == [note] * bool(note)
 
 
+def test_blanks_around_the_name_of_a_class_are_none_of_it(tmp_path: Path) -> None:
+    for n in range(2):
+        (tmp_path / f"{n}.jpg").write_bytes(jpeg(n))
+    (tmp_path / "x.csv").write_text("file,class\n0.jpg, a cat \n1.jpg,a cat\n")
+    assert {one.class_name for one in read(tmp_path / "x.csv")} == {"a cat"}
+
+
 def test_keys_with_dots_are_read_when_asked_and_counted_when_not(tmp_path: Path) -> None:
     dotted = [("v1.5 final.jpg", jpeg(9)), ("v1.5 final.txt", b"a black disc")]
     path = tar(tmp_path / "x.tar", [*sample(1), *dotted])  # type: ignore[list-item]

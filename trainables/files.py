@@ -66,7 +66,7 @@ def read_json(path: Path, help: str = "") -> Any:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"`{path}` does not exist.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:  # also of a number with thousands of digits
         raise DataError(f"`{path}` is not valid JSON: {error}.") from error
     except RecursionError:
         raise DataError(f"`{path}` is not valid JSON: it is nested without an end.") from None

@@ -59,7 +59,7 @@ def _read(raw: bytes) -> tuple[list[Opening], int, list[str]]:
             one = json.loads(line)
             if not isinstance(one, dict):
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines) or not damage:
                 damage.append(f"line {number} cannot be read")
             continue

@@ -55,9 +55,10 @@ class Ledger:
         if name is None:
             return None
         if label is None:
-            if name not in self.classes:
+            label = self.classes.get(name)
+            if label is None:
                 self._ours.add(name)
-            label = self.classes.get(name, max(self._names, default=-1) + 1)
+                label = max(self._names, default=-1) + 1
         if self.classes.setdefault(name, label) != label:
             return f"class `{name}` has label {label} here and {self.classes[name]} before"
         if self._names.setdefault(label, name) != name:

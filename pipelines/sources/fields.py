@@ -130,8 +130,8 @@ def _decoded(text: str | bytes) -> str:
 
 
 def _name(cell: Any) -> Any:
-    """A class name; a number stands for itself."""
-    if isinstance(cell, bytes):
+    """A class name, without blanks around it; a number stands for itself."""
+    if isinstance(cell, str | bytes):
         return _decoded(cell).strip()
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)

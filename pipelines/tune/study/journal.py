@@ -147,7 +147,7 @@ def intact(path: Path) -> tuple[int, str]:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
