@@ -170,6 +170,15 @@ def test_one_folder_of_images_is_no_classes(tmp_path: Path) -> None:
     assert source_format(str(tmp_path), None) == "folder"
 
 
+def test_images_beside_their_masks_are_no_classes(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", 3)
+    pictures(tmp_path / "masks", 3, 3)
+    said = refused(tmp_path)
+    assert said.startswith(f"`{tmp_path}` has folders, and one is called `images`:")
+    assert f"`--source {tmp_path / 'images'}`" in said
+    assert source_format(str(tmp_path), "folder") == "folder"
+
+
 def test_trains_are_a_class(tmp_path: Path) -> None:
     pictures(tmp_path / "train", 2)
     pictures(tmp_path / "plane" / "of_paper", 2, 2)

@@ -115,6 +115,12 @@ def _of_folder(path: Path) -> tuple[str, str] | None:
             f"`--format folder` if it is one, else `--source {word(folders[0])}` for what is in "
             "it, or another `--format`."
         )
+    if plain := [one for one in folders if one.name.lower() in NO_CLASSES]:
+        raise DataError(
+            f"`{path}` has folders, and one is called `{plain[0].name}`: it is not guessed whether "
+            "they are classes. Type `--format folder` if they are, else "
+            f"`--source {word(plain[0])}` for what is in it, or another `--format`."
+        )
     return "folder", f"it holds folders, such as `{folders[0].name}`, and no table and no tar"
 
 
@@ -129,6 +135,7 @@ def _but_images(folder: Path) -> list[Path]:
     ]
 
 
+NO_CLASSES = ("image", "images", "img", "imgs", "jpg", "jpgs", "jpegs", "jpegimages", "png", "pngs")
 # Endings of what may hold captions or labels.
 TOLD = (".txt", ".json", ".csv", ".tsv", ".jsonl", ".parquet", ".xml")
 ABOUT = ("readme", "license", "licence", "citation", "changelog")
