@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, cast, get_args, get_origin, get_type_hints
 
 from pipelines.console import Patient, complain
-from pipelines.door import expected, keep, sentence
+from pipelines.door import expected, keep, leave, sentence
 from pipelines.workspace import none_left_empty
 from trainables.config import LARGEST
 from trainables.errors import unknown
@@ -77,7 +77,7 @@ def _to_its_end(stage: str, words: list[str], debug: bool) -> None:
             raise
         complain(f"error: {sentence(error)}")
         if expected(error):
-            sys.exit(2)
+            leave(error)
         complain(f"The traceback is in {keep(error)}; `--debug` shows it.")
         sys.exit(1)
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from trainables.errors import CliptuneError
 
@@ -63,6 +64,16 @@ def sentence(error: BaseException) -> str:
             "the same command goes on from there."
         )
     return f"cliptune did not expect this: {_short(error)}, at {_place(error)}."
+
+
+def leave(error: BaseException) -> NoReturn:
+    """End the command as for all that was `expected`. A Ray that lost what it ran on is left
+    without a goodbye, in which its C++ may end the process with a code of its own."""
+    if _lost(_cause(error)):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)
+    sys.exit(2)
 
 
 def _of_memory(error: BaseException) -> bool:

@@ -83,6 +83,30 @@ def test_what_ray_lost_is_nobodys_fault_and_goes_on() -> None:
     assert not expected(RayActorError(actor_init_failed=True))  # its own code raised
 
 
+LEFT = """
+import atexit, os
+from types import SimpleNamespace
+
+from ray.exceptions import ActorDiedError
+
+from pipelines import cli
+from pipelines.space.__main__ import Args
+
+def lost(_):
+    raise ActorDiedError()
+
+atexit.register(lambda: os._exit(1))  # as Ray's C++ may, in its goodbye to what is gone
+cli.importlib.import_module = lambda _: SimpleNamespace(Args=Args, run=lost, __doc__="x")
+cli.stage_main("space", ["--adapter", "coop"])
+"""
+
+
+def test_a_lost_ray_has_no_last_word() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT], text=True, capture_output=True, check=False)
+    assert done.stderr.startswith("error: Ray lost a process or a machine: ActorDiedError")
+    assert done.returncode == 2
+
+
 def test_a_users_mistake_ends_with_2_and_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
