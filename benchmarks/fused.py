@@ -24,7 +24,7 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, make_config
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Batch, Tokens
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.training.loop import METRICS, Run
 from trainables.trials.stacked import StackedRuns

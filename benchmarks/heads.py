@@ -21,8 +21,9 @@ from torch import Tensor
 
 from pipelines.arena.cells import read_cells
 from trainables.data.shards import ShardSet
-from trainables.features.features import SplitFeatures, backbone_of, open_features
+from trainables.features.features import backbone_of, open_features
 from trainables.features.few_shot import read_draw
+from trainables.features.split import SplitFeatures
 from trainables.files import read_json, write_json
 from trainables.metrics.classification import hits
 from trainables.statistics.bootstrap import Bootstrap

@@ -16,8 +16,8 @@ from trainables.adapters.base import Adapter
 from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_config
 from trainables.data.batches import Batch
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures
 from trainables.features.lazy_parts import LazyParts
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import embed_images, lower
 from trainables.models.text_tower import embed_text

@@ -23,7 +23,7 @@ from benchmarks.text import padded
 from trainables.adapters.registry import make_config
 from trainables.config import read_fields, to_json
 from trainables.errors import ConfigError
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.files import read_json, write_json
 from trainables.media.images import decode
 from trainables.models import decoding

@@ -28,7 +28,8 @@ from trainables.adapters.prefix_captioner import PrefixCaptioner
 from trainables.adapters.registry import adapters_for, build, make_config, task_of
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import ConfigError, DataError
-from trainables.features.features import SplitFeatures, embed_split, open_features
+from trainables.features.features import embed_split, open_features
+from trainables.features.split import SplitFeatures
 from trainables.files import read_json, read_jsonl, write_json
 from trainables.metrics.captioning import References, score_captions
 from trainables.models.backbone import Backbone

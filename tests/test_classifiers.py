@@ -26,7 +26,7 @@ from tests.tiny import tiny_clip
 from trainables.adapters.registry import build, make_config
 from trainables.errors import ConfigError
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.metrics.classification import classification_metrics, hits
 from trainables.models.backbone import Backbone
 from trainables.models.load import load_backbone

@@ -11,7 +11,8 @@ import pytest
 
 from tests.tiny import tiny_clip, tiny_features, tiny_shards, tiny_siglip
 from trainables.data.shards import ShardSet
-from trainables.features.features import backbone_of, features_key
+from trainables.features.features import backbone_of
+from trainables.features.manifest import features_key
 from trainables.features.texts import read_texts
 from trainables.files import read_json, write_json
 from trainables.models import cleaning

@@ -26,8 +26,9 @@ from tests.pictures import jpeg
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import ConfigError, DataError
 from trainables.features.classes import Classes
-from trainables.features.features import embed_split, features_key, open_features
+from trainables.features.features import embed_split, open_features
 from trainables.features.frames import Frames
+from trainables.features.manifest import features_key
 from trainables.files import read_json, sha256_json
 from trainables.media.clips import Clip, sample
 from trainables.media.frame_folders import pack

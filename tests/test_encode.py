@@ -39,8 +39,9 @@ from tests.tiny import tiny_clip, tiny_shards
 from trainables.adapters.registry import build, make_config
 from trainables.data.shards import Seal, ShardSet, captions_of
 from trainables.errors import ConfigError, DataError
-from trainables.features import features as features_module
-from trainables.features.features import embed_split, features_key, open_features
+from trainables.features import manifest
+from trainables.features.features import embed_split, open_features
+from trainables.features.manifest import features_key
 from trainables.files import read_json, sha256_file, write_json
 from trainables.media.images import decode
 from trainables.media.preprocess import view_of
@@ -330,11 +331,11 @@ def test_another_decoder_is_another_key(
     backbone, source = load_backbone(str(clip)), ShardSet.open(shards)
     keys = {features_key(backbone, source), features_key(backbone, source)}
     assert len(keys) == 1
-    versions = features_module.decoder_versions()
+    versions = manifest.decoder_versions()
     assert versions.keys() == {"preprocess", "pillow", "simplejpeg"}
     for name in versions:
         changed = versions | {name: "0"}
-        monkeypatch.setattr(features_module, "decoder_versions", lambda c=changed: c)
+        monkeypatch.setattr(manifest, "decoder_versions", lambda c=changed: c)
         keys.add(features_key(backbone, source))
     assert len(keys) == 4
 

@@ -27,7 +27,8 @@ from trainables.adapters.registry import make_config
 from trainables.data.batches import Predictions
 from trainables.data.shards import SCHEMA, Seal, ShardSet
 from trainables.errors import CheckpointError, ConfigError, DataError
-from trainables.features.features import SplitFeatures, embed_split, open_features
+from trainables.features.features import embed_split, open_features
+from trainables.features.split import SplitFeatures
 from trainables.files import read_json, sha256_bytes, sha256_file, write_json
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.models.backbone import Backbone

@@ -28,8 +28,9 @@ from trainables.adapters.registry import ADAPTERS, adapters_for, build, make_con
 from trainables.data.batches import Predictions
 from trainables.errors import ConfigError, DataError
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures, open_features
+from trainables.features.features import open_features
 from trainables.features.few_shot import Draw, Member, read_draw, write_draw
+from trainables.features.split import SplitFeatures
 from trainables.files import read_json, write_hashed
 from trainables.metrics.retrieval import retrieval_metrics
 from trainables.models.backbone import Backbone

@@ -21,13 +21,8 @@ from trainables.adapters.registry import build, make_config
 from trainables.config import LossConfig, TemperatureConfig
 from trainables.data.shards import ShardSet
 from trainables.errors import ConfigError, DataError
-from trainables.features.features import (
-    backbone_of,
-    embed_split,
-    features_key,
-    open_features,
-    precision_of,
-)
+from trainables.features.features import backbone_of, embed_split, open_features
+from trainables.features.manifest import features_key, precision_of
 from trainables.files import read_json
 from trainables.hardware import autocast, bf16_pays, check_precision, full, of_store, resolved
 from trainables.losses.losses import Objective
@@ -212,7 +207,7 @@ def test_the_key_of_a_store_in_fp32_is_what_it_was(
 ) -> None:
     hashed: list[Any] = []
     monkeypatch.setattr(
-        "trainables.features.features.sha256_json", lambda x: hashed.append(x) or ""
+        "trainables.features.manifest.sha256_json", lambda x: hashed.append(x) or ""
     )
     for how in ("fp32", "bf16"):
         features_key(load_backbone(str(clip), precision=how), ShardSet.open(shards))  # type: ignore[arg-type]

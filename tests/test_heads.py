@@ -17,7 +17,7 @@ from trainables.adapters.crossfit import PARTS, choose, left_out
 from trainables.adapters.registry import build, make_config
 from trainables.config import Value
 from trainables.errors import ConfigError
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.training.predict import score
 

@@ -19,8 +19,9 @@ from tests.tiny import caption, tiny_features, tiny_shards
 from trainables.adapters.registry import build, make_config
 from trainables.data.shards import Seal, ShardSet
 from trainables.errors import DataError
-from trainables.features.features import SplitFeatures, backbone_of, embed_split, open_features
+from trainables.features.features import backbone_of, embed_split, open_features
 from trainables.features.lazy_parts import LazyParts
+from trainables.features.split import SplitFeatures
 from trainables.files import read_json, write_hashed
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import embed_images, lower

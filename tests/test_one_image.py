@@ -22,9 +22,10 @@ from pipelines.evaluate.protocol import metrics, versus
 from tests.tiny import COLOURS, caption, tiny_features, tiny_lm, tiny_shards
 from trainables.adapters.registry import make_config
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures, backbone_of, open_features
+from trainables.features.features import backbone_of, open_features
 from trainables.features.few_shot import Draw, Member, measured
 from trainables.features.lazy_parts import LazyParts
+from trainables.features.split import SplitFeatures
 from trainables.files import read_json, write_json
 from trainables.models.backbone import Backbone
 from trainables.models.language_model import load_language_model

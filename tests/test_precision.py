@@ -27,8 +27,8 @@ from trainables.adapters.base import Adapter, product
 from trainables.adapters.registry import build, make_config
 from trainables.data.batches import Batch
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures
 from trainables.features.lazy_parts import LazyParts
+from trainables.features.split import SplitFeatures
 from trainables.hardware import Resolved, autocast, has_bf16
 from trainables.metrics.retrieval import mutual_ranks, retrieval_metrics
 from trainables.models.backbone import Backbone

@@ -13,7 +13,8 @@ from pipelines.draw.labelled import Labelled, read_labelled
 from trainables.adapters.registry import build, make_config
 from trainables.data.shards import ShardSet
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures, backbone_of, open_features
+from trainables.features.features import backbone_of, open_features
+from trainables.features.split import SplitFeatures
 from trainables.training.predict import score
 
 GIVEN = Path(__file__).parents[2] / "shared/data/real-clip/whurs19"

@@ -14,7 +14,7 @@ from trainables.adapters.registry import make_config
 from trainables.data.transfer import Numbers
 from trainables.distributed import ALONE
 from trainables.errors import ConfigError
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.training.checkpoint import newest_intact, trained_tensors
 from trainables.training.loop import METRICS, Diverged, Interrupted, Run
 from trainables.trials.crew import Crew

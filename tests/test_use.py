@@ -36,9 +36,9 @@ from trainables.adapters.nearest_caption import NearestCaption
 from trainables.adapters.registry import make_config
 from trainables.errors import ConfigError
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures
 from trainables.features.few_shot import Draw, Member, write_draw
 from trainables.features.frames import Frames
+from trainables.features.split import SplitFeatures
 from trainables.files import read_json, sha256_json, write_hashed, write_json
 from trainables.media.clips import Rule
 from trainables.media.image_headers import BadImage

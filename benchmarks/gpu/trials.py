@@ -20,8 +20,8 @@ from benchmarks.models import backbone, normal
 from trainables.adapters.registry import make_config
 from trainables.config import Task
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures
 from trainables.features.lazy_parts import LazyParts
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.training.loop import METRICS, Run
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from trainables.config import Task
 from trainables.errors import CliptuneError
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.metrics.classification import calibrated_likelihood, log_likelihood
 from trainables.models.backbone import Backbone
 from trainables.training.loop import METRICS, Row, Run

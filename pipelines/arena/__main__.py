@@ -91,7 +91,7 @@ def _plan(args: Args) -> Plan:
     from search_spaces.registry import SPACES
     from trainables.adapters.registry import adapters_for, make_config
     from trainables.data.store import read_manifest
-    from trainables.features.features import towers_of
+    from trainables.features.manifest import towers_of
 
     data, words = _pairs("--data", args.data), _pairs("--words", args.words)
     if unknown_names := words.keys() - data.keys():

@@ -25,8 +25,8 @@ from pipelines.hold import hold
 from trainables.data.shards import ShardSet
 from trainables.data.store import FORMAT, MANIFEST, read_manifest
 from trainables.errors import CliptuneError, DataError
-from trainables.features.features import features_key
 from trainables.features.frames import Frames
+from trainables.features.manifest import features_key
 from trainables.features.texts import TEXT_COLUMNS, read_texts
 from trainables.files import now, write_hashed
 from trainables.media.preprocess import decoder_versions

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.runs.contestants import Contest
     from trainables.adapters.base import Adapter
     from trainables.data.shards import Seal, ShardSet
-    from trainables.features.features import SplitFeatures
+    from trainables.features.split import SplitFeatures
     from trainables.models.backbone import Backbone
 
 FORMAT = "cliptune-result-2"
@@ -180,7 +180,8 @@ def _open(
     """The test split's features; of classes, those of the images to measure, with their labels."""
     from tqdm import tqdm
 
-    from trainables.features.features import embed_split, frames_of
+    from trainables.features.features import embed_split
+    from trainables.features.manifest import frames_of
 
     doing = "reading" if shards.embedded else "embedding"
     images = shards.splits["test"]["images"]

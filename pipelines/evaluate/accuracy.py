@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.evaluate import calibration
 from pipelines.evaluate.protocol import Measured, differences, intervals
 from trainables.adapters.base import Adapter
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.metrics.calibration import Calibration
 from trainables.metrics.classification import by_class, per_image
 from trainables.statistics.bootstrap import Bootstrap

@@ -33,12 +33,9 @@ from trainables.adapters.registry import build
 from trainables.data.shards import Seal, ShardSet
 from trainables.data.store import find_store, read_manifest
 from trainables.errors import DataError
-from trainables.features.features import (
-    SplitFeatures,
-    backbone_of,
-    embed_split,
-    precision_of,
-)
+from trainables.features.features import backbone_of, embed_split
+from trainables.features.manifest import precision_of
+from trainables.features.split import SplitFeatures
 from trainables.files import now, read_json, sha256_json, write_json
 from trainables.hardware import default_device
 from trainables.metrics.balance import harmonic

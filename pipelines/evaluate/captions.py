@@ -18,8 +18,8 @@ from pipelines.evaluate.protocol import Measured, differences, intervals
 from pipelines.runs.baselines import WORDS
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import BASELINES
-from trainables.features.features import SplitFeatures
 from trainables.features.lazy_parts import embed_each_once
+from trainables.features.split import SplitFeatures
 from trainables.metrics.captioning import (
     bleu_of,
     clip_score,

@@ -15,7 +15,7 @@ from pipelines.evaluate.sayings import RULE as SAYINGS
 from pipelines.evaluate.sayings import sayings
 from pipelines.runs.contestants import Contest
 from trainables.data.shards import Seal, ShardSet
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 
 
 def examples(

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.evaluate.protocol import Measured
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.media.clips import Clip, is_clip, sample
 from trainables.media.images import decode
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainables.adapters.base import Adapter
 from trainables.data.batches import Predictions
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.metrics.retrieval import per_query, summarise
 from trainables.statistics.bootstrap import LEVEL, Array, Bootstrap, differing
 from trainables.training.predict import predict

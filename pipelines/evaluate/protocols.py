@@ -14,7 +14,7 @@ from pipelines.evaluate.captions import CaptionProtocol
 from pipelines.evaluate.protocol import Protocol
 from pipelines.runs.contestants import Contest
 from trainables.adapters.base import Adapter
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 
 AnyProtocol: TypeAlias = Protocol | ClassProtocol | CaptionProtocol

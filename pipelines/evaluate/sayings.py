@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.evaluate.gallery import thumbnails
 from pipelines.evaluate.protocol import Measured
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 
 RULE = (
     "Captions shown: the images on which the selected captioner's CIDEr-D is highest, and those on "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipelines.explain.learned_words import Learned
     from pipelines.explain.subjects import Subject
     from trainables.adapters.base import Adapter
-    from trainables.features.features import SplitFeatures
+    from trainables.features.split import SplitFeatures
     from trainables.models.backbone import Backbone
 
 FORMAT = "cliptune-explain-1"

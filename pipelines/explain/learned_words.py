@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainables.adapters.base import Adapter
 from trainables.errors import ConfigError
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.models.vocabulary import Measure
 from trainables.statistics.interpretation import ablation, against_random, nearest_words, stability

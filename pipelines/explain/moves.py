@@ -26,7 +26,7 @@ from pipelines.explain.projection import (
 from trainables.adapters.base import Adapter
 from trainables.errors import DataError
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.statistics.bootstrap import Bootstrap, differing
 from trainables.training.predict import embed_images, in_use, predict
 

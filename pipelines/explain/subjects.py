@@ -14,8 +14,9 @@ from pipelines.runs.contestants import Contest, Contestant, read_contest
 from trainables.data.shards import ShardSet
 from trainables.data.store import read_manifest
 from trainables.errors import ConfigError, DataError
-from trainables.features.features import SplitFeatures, open_features
+from trainables.features.features import open_features
 from trainables.features.few_shot import measured
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 
 

@@ -17,8 +17,9 @@ from trainables.adapters.registry import ADAPTERS, BASELINES, build, make_config
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.store import MANIFEST
 from trainables.errors import ConfigError, DataError, unknown
-from trainables.features.features import SplitFeatures, open_features
+from trainables.features.features import open_features
 from trainables.features.few_shot import Draw, check_draw, read_draw
+from trainables.features.split import SplitFeatures
 from trainables.files import read_json, understood
 from trainables.models.backbone import Backbone
 from trainables.training.checkpoint import digest, load_adapter, read_config, verify

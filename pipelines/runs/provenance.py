@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainables.data.shards import ShardSet
-    from trainables.features.features import SplitFeatures
+    from trainables.features.split import SplitFeatures
 
 PACKAGES = ("cliptune", "torch", "transformers", "peft", "ray", "optuna", "numpy", "simplejpeg")
 

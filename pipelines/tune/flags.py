@@ -33,8 +33,9 @@ from trainables.adapters.registry import (
 from trainables.changes import CHANGING
 from trainables.config import Task, Value, flatten, read_fields
 from trainables.errors import CliptuneError, ConfigError
-from trainables.features.features import backbone_of, embedded, open_features, towers_of
+from trainables.features.features import backbone_of, open_features
 from trainables.features.few_shot import Draw, check_divided, check_draw, check_folds, check_retain
+from trainables.features.manifest import embedded, towers_of
 from trainables.files import read_json
 from trainables.models.given_texts import check_texts
 from trainables.training.loop import METRICS, check_metric

@@ -26,7 +26,7 @@ from trainables.adapters.base import Needs
 from trainables.adapters.registry import check_towers, has_all, make_config
 from trainables.config import Task, TrainConfig, Value, convert, flatten, hint_of, read_fields
 from trainables.errors import ConfigError, DataError, unknown
-from trainables.features.features import towers_of
+from trainables.features.manifest import towers_of
 
 # What a search is given by flags of its own.
 FLAGS = {"name": "--adapter", "task": "--draw", "epochs": "--epochs", "seed": "--seed"}

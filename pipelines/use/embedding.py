@@ -19,8 +19,8 @@ from pipelines.use.given import is_given, rows_of
 from trainables.adapters.base import Adapter
 from trainables.data.shards import chunks
 from trainables.errors import ConfigError, DataError
-from trainables.features.features import SplitFeatures
 from trainables.features.lazy_parts import LazyParts
+from trainables.features.split import SplitFeatures
 from trainables.models.image_tower import frozen_embeds
 
 PART = 2048  # images

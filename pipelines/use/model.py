@@ -17,8 +17,9 @@ from trainables.adapters.base import Adapter
 from trainables.config import Task
 from trainables.errors import ConfigError
 from trainables.features.classes import Classes
-from trainables.features.features import backbone_of, frames_of
+from trainables.features.features import backbone_of
 from trainables.features.frames import STILLS, Frames
+from trainables.features.manifest import frames_of
 from trainables.files import sha256_json
 from trainables.hardware import default_device, of_store, resolved
 from trainables.media.preprocess import decoder_versions

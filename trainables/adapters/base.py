@@ -23,7 +23,7 @@ from trainables.models.text_tower import embed_text
 
 if TYPE_CHECKING:
     from trainables.features.classes import Classes
-    from trainables.features.features import SplitFeatures
+    from trainables.features.split import SplitFeatures
     from trainables.metrics.calibration import Calibration
 
 C = TypeVar("C")

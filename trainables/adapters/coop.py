@@ -13,7 +13,7 @@ from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import COOP_OPTIM, check_context, context
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Tokens
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.models.text_plan import Place, Prompt
 from trainables.models.text_tower import embed_text

@@ -17,7 +17,7 @@ from trainables.adapters.crossfit import blocks, choose, left_out, repeated
 from trainables.adapters.shared import unit
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 
 ALPHAS = tuple(10.0 ** (eighth / 8) for eighth in range(-32, 17))  # 0.0001 to 100

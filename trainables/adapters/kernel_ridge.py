@@ -16,7 +16,7 @@ from trainables.adapters.crossfit import blocks, choose, repeated
 from trainables.adapters.shared import unit
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 
 BETAS = (0.3, 1.0, 3.0, 10.0)

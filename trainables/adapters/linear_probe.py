@@ -17,7 +17,7 @@ from trainables.adapters.crossfit import choose, left_out, repeated
 from trainables.adapters.shared import unit
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 
 PENALTIES = tuple(10.0 ** (half / 2) for half in range(2, -9, -1))  # lambda: 10 to 0.0001

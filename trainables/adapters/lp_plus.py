@@ -15,7 +15,7 @@ from trainables.adapters.base import Adapter, Classifier, product
 from trainables.adapters.shared import unit
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 
 ALPHA = 250.0  # where alpha starts, of the mean similarity of an image to its class's text

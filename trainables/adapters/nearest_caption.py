@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from trainables.adapters.base import Adapter, product
 from trainables.config import Task, Value
 from trainables.errors import ConfigError
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 
 
 @dataclass(frozen=True)

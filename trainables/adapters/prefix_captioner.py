@@ -18,7 +18,7 @@ from trainables.data.batches import Batch, Tokens
 from trainables.data.transfer import send
 from trainables.distributed import gather
 from trainables.errors import ConfigError
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.files import write_bytes, write_json
 from trainables.hardware import resolved
 from trainables.models.backbone import Backbone

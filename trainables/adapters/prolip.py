@@ -16,7 +16,7 @@ from trainables.adapters.base import Adapter, Needs, product
 from trainables.adapters.shared import load_model, write_model
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.errors import ConfigError
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import depth
 

@@ -21,7 +21,7 @@ from trainables.adapters.shared import (
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Batch, Tokens
 from trainables.features.classes import ENSEMBLE
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import upper
 from trainables.models.text_plan import Prompt

@@ -35,7 +35,8 @@ from trainables.adapters.zero_shot import ZeroShot
 from trainables.config import Task, TrainConfig, replace
 from trainables.errors import ConfigError, unknown
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures, embedded, towers_of
+from trainables.features.manifest import embedded, towers_of
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 
 ADAPTERS: dict[str, type[Adapter[Any]]] = {

@@ -16,7 +16,7 @@ from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import load_model, write_model
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Tokens
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import own_towers, upper
 from trainables.models.text_tower import embed_text

@@ -15,7 +15,7 @@ from trainables.adapters.base import Adapter, Classifier, product
 from trainables.adapters.shared import unit
 from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Tokens
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 
 

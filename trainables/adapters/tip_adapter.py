@@ -15,7 +15,7 @@ from trainables.adapters.base import Adapter, Classifier, product
 from trainables.adapters.crossfit import choose
 from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 
 SHARPNESS, SHARE = (0.1, 7.0, 200), (0.1, 3.0, 20)  # the paper's grid for beta and for alpha

@@ -18,7 +18,8 @@ from trainables.config import Task
 from trainables.data.store import read_manifest
 from trainables.errors import DataError, unknown
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures, divided_by_draws
+from trainables.features.manifest import divided_by_draws
+from trainables.features.split import SplitFeatures
 from trainables.files import read_hashed, sha256_json, write_hashed
 
 FORMAT = "cliptune-draw-1"

@@ -17,7 +17,7 @@ from torch import Tensor
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
 from trainables.config import TrainConfig, check
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.training.checkpoint import live_tensors, trained_tensors
 

@@ -31,7 +31,7 @@ from trainables.data.batches import Batch
 from trainables.data.transfer import Numbers
 from trainables.distributed import ALONE, Worker, average, same_start
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.files import read_json, understood, write_bytes, write_json
 from trainables.hardware import autocast, check_precision
 from trainables.losses.schedules import coop_lr, lr_factor

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainables.adapters.base import Adapter
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.metrics.calibration import Calibration, calibrate
 from trainables.metrics.captioning import score_captions
 from trainables.metrics.classification import (

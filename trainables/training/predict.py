@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from trainables.adapters.base import Adapter
 from trainables.data.batches import Predictions
 from trainables.features.classes import Classes
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 from trainables.hardware import autocast
 
 TEXTS = 4096  # captions at a time; the text tower takes fewer in one pass by itself

@@ -15,7 +15,7 @@ from trainables.adapters.base import Adapter
 from trainables.config import TrainConfig
 from trainables.data.batches import Batch
 from trainables.errors import ConfigError, DataError
-from trainables.features.features import SplitFeatures
+from trainables.features.split import SplitFeatures
 
 
 def generator(*key: int) -> torch.Generator:

@@ -18,8 +18,9 @@ import torch
 from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
 from trainables.config import Task, TrainConfig, replace
 from trainables.distributed import ALONE, Worker
-from trainables.features.features import SplitFeatures, backbone_of, open_features
+from trainables.features.features import backbone_of, open_features
 from trainables.features.few_shot import measured, read_draw
+from trainables.features.split import SplitFeatures
 from trainables.hardware import default_device
 from trainables.models.backbone import Backbone
 from trainables.training.loop import Run
