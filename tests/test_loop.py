@@ -166,8 +166,9 @@ def test_metrics_lost_by_a_kill_after_the_last_checkpoint_are_written_again(
 ) -> None:
     run = start(tmp_path, backbone, features, epochs=2)
     run.advance()
-    monkeypatch.setattr(run, "_write_metrics", lambda: None)
-    run.advance()
+    with monkeypatch.context() as killed:
+        killed.setattr("trainables.training.loop.write_metrics", lambda *_: None)
+        run.advance()
     resumed = start(tmp_path, backbone, features, epochs=2)
     assert resumed.finished
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

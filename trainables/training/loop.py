@@ -9,10 +9,6 @@ that was killed and resumed ends with the same bytes as one that never was.
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainables.adapters.base import Adapter
@@ -32,7 +26,7 @@ from trainables.data.transfer import Numbers
 from trainables.distributed import ALONE, Worker, average, same_start
 from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
 from trainables.features.split import SplitFeatures
-from trainables.files import read_json, understood, write_bytes, write_json
+from trainables.files import understood, write_json
 from trainables.hardware import autocast, check_precision
 from trainables.losses.schedules import coop_lr, lr_factor
 from trainables.models.backbone import Backbone
@@ -46,6 +40,7 @@ from trainables.training.checkpoint import (
 )
 from trainables.training.measure import Found, examine, pooled
 from trainables.training.sampler import Batches, CaptionBatches, ClassBatches, generator
+from trainables.training.saved import optimizer_tensors, read_optimizer, read_state, write_metrics
 
 Row = dict[str, float]
 # What may decide, the first by default: higher is better.
@@ -283,7 +278,7 @@ class Run:
             if self.best is row and over:  # what is reported as best is on disk before
                 self._save_best(row)
             self._save_last()
-            self._write_metrics()
+            write_metrics(self.folder, self.rows, self.finished)
         return row
 
     def lr(self, step: int) -> float:
@@ -350,11 +345,7 @@ class Run:
         self.saved = time.monotonic()
         if self.worker.rank:
             return
-        tensors: dict[str, Tensor] = {}
-        if self.trained:
-            for name, parameter in self.trained.items():
-                for key, value in self.optimizer.state[parameter].items():
-                    tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
+        tensors = optimizer_tensors(self.optimizer, self.trained) if self.trained else {}
         state = {"step": self.step, "rows": self.rows, "sums": self.sums}
         save_checkpoint(self.folder / "last", self.adapter, state, tensors)
 
@@ -367,40 +358,17 @@ class Run:
             if self.worker.rank == 0:
                 write_json(self.folder / "config.json", to_json(self.config))
             return
-        self._read_state(last / "state.json")
+        state = last / "state.json"
+        with understood(state):
+            self.step, self.rows, self.sums = read_state(state, self.total)
+            _ = self.best  # of rows that lack the metric, a `KeyError`
         self._check_same(last)
         check_beside(last, self.adapter)
         load_tensors(last, self.adapter)
         if self.trained:
-            self._read_optimizer(last / "optimizer.safetensors")
-        if self.rows and self.worker.rank == 0:
-            self._write_metrics()  # a kill may have come between the checkpoint and them
-
-    def _read_state(self, path: Path) -> None:
-        with understood(path):
-            state = read_json(path)
-            self.step, self.rows, self.sums = state["step"], state["rows"], state["sums"]
-            numbers = [*self.sums.values(), *(one for row in self.rows for one in row.values())]
-            if not all(type(one) in (int, float) for one in numbers):
-                raise TypeError("a value is no number")
-            if [row["epoch"] for row in self.rows] != [*range(1, 1 + len(self.rows))]:
-                raise ValueError("its rows are not those of the first epochs")
-            if type(self.step) is not int or not 0 <= self.step <= self.total:
-                raise ValueError(f"`step` is {self.step!r:.20} of {self.total}")
-            _ = self.best  # of rows that lack the metric, a `KeyError`
-
-    def _read_optimizer(self, path: Path) -> None:
-        with understood(path):
-            try:
-                stored = load_file(path)
-            except (SafetensorError, OSError) as error:
-                raise ValueError(error) from None
-            for key, value in stored.items():
-                kind, _, name = key.partition("/")
-                parameter = self.trained[name]
-                if value.shape not in (parameter.shape, ()) or not value.isfinite().all():
-                    raise ValueError(f"`{key}` of shape {tuple(value.shape)}, or not finite")
-                self.optimizer.state[parameter][kind] = value.to(parameter.device)
+            read_optimizer(last / "optimizer.safetensors", self.optimizer, self.trained)
+        if self.rows and self.worker.rank == 0:  # a kill may have come between the two
+            write_metrics(self.folder, self.rows, self.finished)
 
     def _check_same(self, last: Path) -> None:
         """What the saved steps are a function of must be what this run is; what changes after them
@@ -419,17 +387,3 @@ class Run:
         if len(set(steps)) > 1:  # a network file system may show a node what was there before
             raise RuntimeError(f"the workers read checkpoints of different steps: {steps}.")
         same_start(list(self.adapter.state_dict().values()))
-
-    def _write_metrics(self) -> None:
-        """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line. All
-        but a run's last state can be written anew from its checkpoint."""
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_bytes(self.folder / "metrics.jsonl", lines.encode(), durable=self.finished)
-        table = io.StringIO()
-        with contextlib.closing(table):
-            writer = csv.DictWriter(table, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_bytes(
-                self.folder / "metrics.csv", table.getvalue().encode(), durable=self.finished
-            )

@@ -1,0 +1,74 @@
+"""What a run saves beside its adapter: the step, the optimizer's state, the rows of metrics.
+
+Flows in: a checkpoint's files. Flows out: what the loop goes on from, or why it cannot.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainables.files import read_json, understood, write_bytes
+
+
+def read_state(path: Path, total: int) -> tuple[int, list[dict[str, float]], dict[str, float]]:
+    """The step, the rows of the epochs before, and the sums of this one, in a run of `total` steps.
+    Raises what `understood` makes a sentence of."""
+    state = read_json(path)
+    step, rows, sums = state["step"], state["rows"], state["sums"]
+    numbers = [*sums.values(), *(one for row in rows for one in row.values())]
+    if not all(type(one) in (int, float) for one in numbers):
+        raise TypeError("a value is no number")
+    if [row["epoch"] for row in rows] != [*range(1, 1 + len(rows))]:
+        raise ValueError("its rows are not those of the first epochs")
+    if type(step) is not int or not 0 <= step <= total:
+        raise ValueError(f"`step` is {step!r:.20} of {total}")
+    return step, rows, sums
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """The optimizer's state as `kind/parameter`, such as `exp_avg/context`."""
+    return {
+        f"{kind}/{name}": value.detach().cpu().contiguous()
+        for name, parameter in trained.items()
+        for kind, value in optimizer.state[parameter].items()
+    }
+
+
+def read_optimizer(
+    path: Path, optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]
+) -> None:
+    """Put what `optimizer_tensors` gave back in its place."""
+    with understood(path):
+        try:
+            stored = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(error) from None
+        for key, value in stored.items():
+            kind, _, name = key.partition("/")
+            parameter = trained[name]
+            if value.shape not in (parameter.shape, ()) or not value.isfinite().all():
+                raise ValueError(f"`{key}` of shape {tuple(value.shape)}, or not finite")
+            optimizer.state[parameter][kind] = value.to(parameter.device)
+
+
+def write_metrics(folder: Path, rows: Sequence[Mapping[str, float]], finished: bool) -> None:
+    """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line. All
+    but a run's last state can be written anew from its checkpoint."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write_bytes(folder / "metrics.jsonl", lines.encode(), durable=finished)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(folder / "metrics.csv", table.getvalue().encode(), durable=finished)
