@@ -397,6 +397,18 @@ def test_with_a_split_for_all_it_does_not_matter_what_the_source_says(tmp_path: 
 # --- folders of the images ----------------------------------------------------------------------
 
 
+def test_a_column_and_a_files_name_that_tell_two_splits_are_told(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    draw(source, "0.jpg", "1.jpg")
+    write(source / "train.csv", "image,caption,split", "0.jpg,a disc,test")
+    write(source / "test.csv", "image,caption,split", "1.jpg,a disc,test")
+    (whole, bad) = outcomes(source)  # test.csv, then train.csv
+    assert whole == ["a disc"]
+    assert bad == 'unknown split "test, but train by its file\'s name"'
+    shards.run(shards.Args(str(source), tmp_path / "out", split="train"))
+    assert ShardSet.open(tmp_path / "out").splits["train"]["images"] == 2
+
+
 def test_each_split_has_its_own_names(tmp_path: Path) -> None:
     for n, split in enumerate(("train", "test")):
         draw(tmp_path / split, "0.jpg", first=n)

@@ -27,6 +27,7 @@ from pipelines.sources.base import (
     RawRecord,
     files_below,
     hidden,
+    split_name,
     splits_of_files,
     with_folders,
 )
@@ -121,8 +122,8 @@ def records(
                 continue
             names = list(row)
         values = cells(row, columns)
-        if split:
-            values.setdefault("split", split)
+        if split and split_name(str(told := values.setdefault("split", split))) != split:
+            values["split"] = f"{told}, but {split} by its file's name"  # is none
         folder = root.of(path_of(values["image"]) or "")
         record = in_utf8(record_of(values, where, folder, options.notes, str(path)), path)
         yield from _named_from(Path(folder.name), [record]) if root.by_split else [record]
