@@ -424,6 +424,16 @@ def test_a_second_call_does_nothing_anew(
     assert len(read_jsonl(run_folder / "test_openings.jsonl")) == 1
 
 
+def test_a_folder_of_something_else_is_not_written_to(
+    tmp_path: Path, things: Path, clip: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "reproduce.md").write_text("my notes")
+    with pytest.raises(DataError, match=r"holds files of something else \(reproduce.md\)"):
+        gate(tmp_path / "out", things, clip, stand_in(tmp_path))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["reproduce.md"]
+
+
 def test_a_folder_is_for_one_backbone(
     tmp_path: Path, things: Path, clip: Path, quick: list[tuple[str, ...]]
 ) -> None:

@@ -57,7 +57,7 @@ def run(args: Args) -> None:
     recipes, shards = _check(args)
     lm = str(Path(args.lm).absolute()) if args.lm and Path(args.lm).is_dir() else args.lm
     plan = Plan(args.out.absolute(), shards, args.backbone, args.revision, lm, args.lm_revision)
-    with hold(plan.out):
+    with hold(plan.out, "backbone.json"):
         about = _claim(plan, any(recipe.lm for recipe in recipes))
         rows: list[dict[str, Any]] = []
         for recipe in recipes:
