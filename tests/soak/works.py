@@ -50,8 +50,8 @@ class Work:
         return [word.replace("ROOM", str(room)) for word in self.words]
 
     def __call__(self, room: Path) -> None:
-        pipelines.tune._tune = partial(search_here, self.workers)
-        pipelines.arena._tune = compete_here
+        pipelines.tune.__main__._tune = partial(search_here, self.workers)
+        pipelines.arena.__main__._tune = compete_here
         pipelines.typed.command = command_here
         pipelines.encode.store.embed_units = InProcess()
         stage, *flags = self.line(room)
