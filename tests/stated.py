@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
+from tests import ROOT
+
+PAGE = ROOT / "docs" / "protocol.md"
 
 
 @cache

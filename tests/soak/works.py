@@ -24,7 +24,7 @@ from pipelines.cli import stage_main
 from pipelines.tune.samplers.from_disk import pausing
 from pipelines.tune.schedulers.population import rules
 from tests.one_process import Driver
-from tests.test_encode import InProcess
+from tests.pipelines.encode.test_encode import InProcess
 from tests.tiny import picture, tiny_clip, tiny_features, tiny_shards
 from trainables.files import read_json, write_hashed
 from trainables.trials.workbench import TrialSettings
