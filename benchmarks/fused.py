@@ -26,7 +26,8 @@ from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Batch, Tokens
 from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
-from trainables.training.loop import METRICS, Run
+from trainables.training.loop import Run
+from trainables.training.selection import METRICS
 from trainables.trials.stacked import StackedRuns
 
 CLASSES, IMAGES, STEPS = 37, 640, 20

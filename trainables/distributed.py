@@ -119,6 +119,15 @@ def same_start(tensors: Sequence[Tensor]) -> None:
         dist.broadcast(tensor, 0)
 
 
+def start_together(worker: Worker, step: int, tensors: Sequence[Tensor]) -> None:
+    """All workers stand at one step, with one adapter, and none writes while another still
+    reads."""
+    steps = worker.hear(step)
+    if len(set(steps)) > 1:  # a network file system may show a node what was there before
+        raise RuntimeError(f"the workers read checkpoints of different steps: {steps}.")
+    same_start(tensors)
+
+
 def gather(x: Tensor) -> Tensor:
     """The rows of all workers in rank order: (n, ...) here, (sum of n, ...) everywhere.
 

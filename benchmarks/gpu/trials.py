@@ -23,7 +23,8 @@ from trainables.features.classes import Classes
 from trainables.features.lazy_parts import LazyParts
 from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
-from trainables.training.loop import METRICS, Run
+from trainables.training.loop import Run
+from trainables.training.selection import METRICS
 
 
 def clip(scale: Scale, shape: str, **layers: int) -> Backbone:

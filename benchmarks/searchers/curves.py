@@ -19,9 +19,10 @@ from trainables.errors import CliptuneError
 from trainables.features.split import SplitFeatures
 from trainables.metrics.classification import calibrated_likelihood, log_likelihood
 from trainables.models.backbone import Backbone
-from trainables.training.loop import METRICS, Row, Run
+from trainables.training.loop import Run
 from trainables.training.measure import measure
 from trainables.training.predict import score
+from trainables.training.selection import METRICS, Row
 from trainables.trials.crew import is_own_failure
 from trainables.trials.stacked import StackedRuns
 from trainables.trials.workbench import config_of

@@ -40,7 +40,7 @@ from trainables.features.features import backbone_of, embed_split, open_features
 from trainables.features.few_shot import read_draw
 from trainables.files import append_jsonl, now, read_jsonl
 from trainables.hardware import default_device
-from trainables.training.loop import METRICS
+from trainables.training.selection import METRICS
 from trainables.trials.stacked import shape_of
 from trainables.trials.workbench import config_of
 

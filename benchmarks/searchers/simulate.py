@@ -18,8 +18,8 @@ import numpy as np
 from benchmarks.searchers.policies import Cell, Heard, Policy
 from benchmarks.searchers.surfaces import Array, Surface
 from pipelines.tune.study.choice import NEAR
-from trainables.training.loop import LIKELIHOOD
 from trainables.training.measure import CALIBRATED
+from trainables.training.selection import LIKELIHOOD
 
 Rule = Literal["metric", "choice"]
 ALIKE = 0.5  # the correlation of two trials' hits, image by image

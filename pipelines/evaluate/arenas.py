@@ -43,7 +43,8 @@ from trainables.metrics.calibration import TIMES, Calibration
 from trainables.metrics.calibration_error import calibration_error
 from trainables.metrics.classification import by_class, hits
 from trainables.models.backbone import Backbone
-from trainables.training.checkpoint import digest, load_adapter, read_config, verify
+from trainables.training.checkpoint import load_adapter, read_config
+from trainables.training.integrity import digest, verify
 from trainables.training.predict import score
 
 Entry = dict[str, Any]

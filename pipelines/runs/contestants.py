@@ -22,9 +22,10 @@ from trainables.features.few_shot import Draw, check_draw, read_draw
 from trainables.features.split import SplitFeatures
 from trainables.files import read_json, understood
 from trainables.models.backbone import Backbone
-from trainables.training.checkpoint import digest, load_adapter, read_config, verify
-from trainables.training.loop import METRICS, check_metric
+from trainables.training.checkpoint import load_adapter, read_config
+from trainables.training.integrity import digest, verify
 from trainables.training.rows import rows_of
+from trainables.training.selection import METRICS, check_metric
 
 PLAIN: dict[str, Value] = {"adapter.template": "{}"}  # the captions as they are
 

@@ -146,7 +146,7 @@ def _sentence(curve: Curve, metric: str, zero_shot: Point) -> str:
 def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
     """A folder as `cliptune train` leaves it, with the adapter at `share`."""
     from pipelines.sweep.points import choose
-    from trainables.training.checkpoint import verify
+    from trainables.training.integrity import verify
 
     one = choose(contest, args.adapter)
     assert one.folder is not None

@@ -38,7 +38,7 @@ from trainables.features.few_shot import Draw, check_divided, check_draw, check_
 from trainables.features.manifest import embedded, towers_of
 from trainables.files import read_json
 from trainables.models.given_texts import check_texts
-from trainables.training.loop import METRICS, check_metric
+from trainables.training.selection import METRICS, check_metric
 
 if TYPE_CHECKING:
     from pipelines.tune.args import Args

@@ -13,7 +13,7 @@ from benchmarks.searchers.populations import FILE, Options, main, section
 from trainables.features.features import open_features
 from trainables.files import read_json, write_json
 from trainables.models.backbone import Backbone
-from trainables.training.loop import METRICS
+from trainables.training.selection import METRICS
 
 
 def test_all_spend_the_same_epochs_and_are_measured_by_what_they_hand_back(

@@ -12,7 +12,7 @@ import torch
 from trainables.errors import CheckpointError, ConfigError, DataError
 from trainables.faults import context_is_dead, is_machines_failure
 from trainables.files import read_json, write_bytes
-from trainables.training.checkpoint import verify
+from trainables.training.integrity import verify
 from trainables.training.loop import Diverged
 from trainables.trials.crew import is_own_failure
 

@@ -29,7 +29,8 @@ from trainables.features.classes import Classes
 from trainables.features.features import open_features
 from trainables.models.load import load_backbone
 from trainables.training import loop
-from trainables.training.loop import METRICS, Run
+from trainables.training.loop import Run
+from trainables.training.selection import METRICS
 from trainables.trials.crew import failure
 
 TASKS: dict[Task, tuple[str, dict[str, Any]]] = {

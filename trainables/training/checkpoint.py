@@ -25,14 +25,12 @@ from torch.nn.parameter import is_lazy
 from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build, make_config
 from trainables.config import TrainConfig, in_epoch, to_json
-from trainables.errors import CheckpointError, CliptuneError, ConfigError, DataError
+from trainables.errors import CheckpointError, ConfigError, DataError
 from trainables.features.classes import Classes
 from trainables.files import (
-    JSON,
     read_json,
     sha256_bytes,
     sha256_file,
-    sha256_json,
     understood,
     write_bytes,
     write_hashed,
@@ -41,6 +39,7 @@ from trainables.files import (
 from trainables.hardware import resolved
 from trainables.metrics.calibration import Calibration
 from trainables.models.backbone import Backbone
+from trainables.training.integrity import verify
 
 FORMAT = "cliptune-checkpoint-1"
 
@@ -111,48 +110,6 @@ def _remove(folder: Path) -> None:
     if folder.is_symlink():
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def verify(folder: Path) -> None:
-    """Raise `CheckpointError` unless `folder` is complete and every byte is as it was written. It
-    is read where it was written alone: a link in it, or in its place, is not followed."""
-    for path in (folder, *sorted(folder.glob("*"))):
-        if path.is_symlink():
-            raise CheckpointError(
-                f"`{path}` is a symbolic link, to `{path.readlink()}`: a checkpoint is read where "
-                "it was written. Put a copy in the place of the link."
-            )
-    try:
-        manifest = read_json(folder / "manifest.json")
-        manifest.pop("sha256")  # found right by who read it, and never absent
-        files: dict[str, str] = manifest["files"]
-    except (CliptuneError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"`{folder}` is not a complete checkpoint: {error}") from None
-    for name, kind in (("files", dict), ("backbone", dict), ("precision", str)):
-        if not isinstance(manifest.get(name, kind()), kind):
-            raise CheckpointError(
-                f"`{folder / 'manifest.json'}`: `{name}` must be a JSON {JSON[kind]}, got "
-                f"{manifest[name]!r:.60}."
-            )
-    for name, digest in files.items():
-        path = folder / name
-        if path.name != name or not path.is_file() or sha256_file(path) != digest:
-            raise CheckpointError(f"`{path}` is missing or was altered since it was written.")
-
-
-def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """`folder`, or `<folder>.old` where that one is damaged, or None; and what was found wrong."""
-    problems = []
-    for candidate in (folder, folder.with_name(folder.name + ".old")):
-        if not candidate.exists():
-            continue
-        try:
-            verify(candidate)
-        except CheckpointError as error:
-            problems.append(str(error))
-        else:
-            return candidate, problems
-    return None, problems
 
 
 def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
@@ -256,11 +213,6 @@ def _calibration(folder: Path, classes: int) -> Calibration:
         return Calibration.of_tensors(load_file(path), classes)
     except (SafetensorError, DataError) as error:
         raise CheckpointError(f"`{path}` is no calibration: {error}") from None
-
-
-def digest(folder: Path) -> str:
-    """One hash for all bytes of a checkpoint, without its own place on disk."""
-    return sha256_json(read_json(folder / "manifest.json")["files"])
 
 
 def adapter_digest(adapter: Adapter[Any]) -> str:

@@ -13,45 +13,33 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainables.adapters.base import Adapter
 from trainables.adapters.registry import build
-from trainables.config import Task, TrainConfig, check, in_epoch, to_json, until
+from trainables.config import TrainConfig, check, in_epoch, to_json, until
 from trainables.data.batches import Batch
 from trainables.data.transfer import Numbers
-from trainables.distributed import ALONE, Worker, average, same_start
-from trainables.errors import CheckpointError, CliptuneError, ConfigError, unknown
+from trainables.distributed import ALONE, Worker, start_together
+from trainables.errors import CliptuneError
 from trainables.features.split import SplitFeatures
 from trainables.files import understood, write_json
-from trainables.hardware import autocast, check_precision
-from trainables.losses.schedules import coop_lr, lr_factor
+from trainables.hardware import check_precision
 from trainables.models.backbone import Backbone
 from trainables.training.ahead import Ahead
-from trainables.training.checkpoint import (
-    check_beside,
-    load_tensors,
-    newest_intact,
-    read_config,
-    save_checkpoint,
-)
+from trainables.training.checkpoint import check_beside, load_tensors, read_config, save_checkpoint
+from trainables.training.integrity import newest_intact
 from trainables.training.measure import Found, examine, pooled
-from trainables.training.sampler import Batches, CaptionBatches, ClassBatches, generator
-from trainables.training.saved import optimizer_tensors, read_optimizer, read_state, write_metrics
-
-Row = dict[str, float]
-# What may decide, the first by default: higher is better.
-METRICS: dict[Task, list[str]] = {
-    "retrieval": [
-        f"val/{way}_{what}" for way in ("t2i", "i2t") for what in ("r1", "r5", "r10", "mrr")
-    ],
-    "classification": ["val/accuracy", "val/class_accuracy", "val/log_likelihood"],
-    "captioning": ["val/cider_d", "val/cider", "val/bleu4", "val/rouge_l"],
-}
-LIKELIHOOD = METRICS["classification"][-1]
+from trainables.training.sampler import batches
+from trainables.training.saved import (
+    check_same,
+    optimizer_tensors,
+    read_optimizer,
+    read_state,
+    write_metrics,
+)
+from trainables.training.selection import Row, best_of, check_metric
+from trainables.training.step import learning_rate, make_optimizer, seed_dropout, train_step
 
 
 class Diverged(CliptuneError):
@@ -64,34 +52,6 @@ class Interrupted(CliptuneError):
 
 def never() -> bool:
     return False
-
-
-def check_metric(name: str, task: Task) -> None:
-    if name not in METRICS[task]:
-        raise ConfigError(unknown("metric", name, METRICS[task]))
-
-
-def best_of(rows: Sequence[Row], metric: str) -> Row | None:
-    """The row with the highest `metric`, the first of equal ones. Few images have few accuracies:
-    of equal ones, the row with the highest likelihood."""
-    return max(rows, key=lambda row: (row[metric], row.get(LIKELIHOOD, 0.0)), default=None)
-
-
-def batches(
-    train: SplitFeatures, adapter: Adapter[Any], worker: Worker
-) -> Batches | ClassBatches | CaptionBatches:
-    """What the adapter is trained on, for its task."""
-    if (train.labels is not None) != (adapter.train_config.task == "classification"):
-        raise ConfigError(
-            f"`{adapter.train_config.name}` is configured for {adapter.train_config.task}, which "
-            f"{'takes no draw' if train.labels is not None else 'needs a draw with classes'}."
-        )
-    part = (worker.rank, worker.world)
-    if train.labels is not None:
-        return ClassBatches(train, adapter, *part)
-    if adapter.train_config.task == "captioning":
-        return CaptionBatches(train, adapter, *part)
-    return Batches(train, adapter.train_config, adapter.image_block, adapter.frozen_text, *part)
 
 
 class Run:
@@ -139,23 +99,10 @@ class Run:
         self.warnings: list[str] = []
         self.saved = time.monotonic()  # when `last` was written
         if self.trained:
-            self.optimizer = self._make_optimizer()
+            self.optimizer = make_optimizer(config.optim, self.trained)
         self._resume()
         if worker.world > 1:
-            self._start_together()
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """Decay pulls matrices and prompts to 0; for a temperature or a bias, 0 is no natural
-        place."""
-        optim = self.config.optim
-        decay = optim.weight_decay
-        groups = [
-            {"params": [p for p in self.trained.values() if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for p in self.trained.values() if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        if optim.kind == "sgd":
-            return torch.optim.SGD(groups, lr=optim.lr, momentum=0.9, fused=True)
-        return torch.optim.AdamW(groups, lr=optim.lr, fused=True)
+            start_together(worker, self.step, list(self.adapter.state_dict().values()))
 
     # -- where the run stands ---------------------------------------------------------------
 
@@ -283,40 +230,17 @@ class Run:
 
     def lr(self, step: int) -> float:
         """The learning rate of step `step`."""
-        epoch = step // self.batches.steps_per_epoch
-        optim = in_epoch(self.config, 1 + epoch).optim if self.config.changes else self.config.optim
-        if optim.schedule == "coop":
-            return coop_lr(optim.lr, epoch, self.epochs)
-        return optim.lr * lr_factor(optim.schedule, optim.warmup, step, self.total)
+        return learning_rate(self.config, step, self.epochs, self.batches.steps_per_epoch)
 
     def next_batch(self) -> Batch:
-        """The batch of the current step. Dropout, too, becomes a function of the step (and of the
-        worker)."""
-        seed = generator(self.config.seed, 2, self.step, self.worker.rank).initial_seed()
-        torch.default_generator.manual_seed(
-            seed
-        )  # `torch.manual_seed` looks at every kind of device
-        if self.adapter.backbone.device.type == "cuda":
-            with torch.cuda.device(self.adapter.backbone.device):
-                torch.cuda.manual_seed(seed)
+        """The batch of the current step, whose dropout is seeded."""
+        device = self.adapter.backbone.device
+        seed_dropout(self.config.seed, self.step, self.worker.rank, device)
         return self.ahead(self.step, self.epoch_end)
 
     def _train_step(self) -> Numbers:
-        batch = self.next_batch()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(self.step)
-        self.adapter.objective.settle()
-        with autocast(self.config.precision, self.adapter.backbone.device):
-            loss, numbers = self.adapter(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        found = torch.stack(list(numbers.values()))
-        if self.worker.world > 1:
-            found = average(list(self.trained.values()), found)
-        if self.config.optim.clip_norm:
-            nn.utils.clip_grad_norm_(self.trained.values(), self.config.optim.clip_norm)
-        self.optimizer.step()
-        return Numbers(numbers, found[None])
+        batch, lr = self.next_batch(), self.lr(self.step)
+        return train_step(self.adapter, batch, self.trained, self.optimizer, lr, self.worker)
 
     def _measure(self, similarity: Tensor | None) -> dict[str, float]:
         """The val metrics, computed by worker 0 and told to the others: all decide alike."""
@@ -371,19 +295,8 @@ class Run:
             write_metrics(self.folder, self.rows, self.finished)
 
     def _check_same(self, last: Path) -> None:
-        """What the saved steps are a function of must be what this run is; what changes after them
-        may be another."""
+        """Raise unless `last` is of this run; what changes after its steps may be another."""
         begun = math.ceil(self.step / self.batches.steps_per_epoch)
-        stored, own = (to_json(until(one, begun)) for one in (read_config(last), self.config))
-        if odd := sorted(k for k, v in own.items() if stored.get(k) != v):
-            raise CheckpointError(f"`{self.folder}` holds another run: {', '.join(odd)} differ.")
+        check_same(self.folder, until(read_config(last), begun), until(self.config, begun))
         if self.config.changes and self.worker.rank == 0:
             write_json(self.folder / "config.json", to_json(self.config))
-
-    def _start_together(self) -> None:
-        """All workers stand at one step, with one adapter, and none writes while another still
-        reads."""
-        steps = self.worker.hear(self.step)
-        if len(set(steps)) > 1:  # a network file system may show a node what was there before
-            raise RuntimeError(f"the workers read checkpoints of different steps: {steps}.")
-        same_start(list(self.adapter.state_dict().values()))

@@ -14,6 +14,7 @@ from torch import Tensor
 from trainables.adapters.base import Adapter
 from trainables.config import TrainConfig
 from trainables.data.batches import Batch
+from trainables.distributed import Worker
 from trainables.errors import ConfigError, DataError
 from trainables.features.split import SplitFeatures
 
@@ -212,3 +213,20 @@ class CaptionBatches:
             progress=torch.tensor(step / total, dtype=torch.float64),
             frames=None if frames is None else frames[rows],
         )
+
+
+def batches(
+    train: SplitFeatures, adapter: Adapter[Any], worker: Worker
+) -> Batches | ClassBatches | CaptionBatches:
+    """What the adapter is trained on, for its task."""
+    if (train.labels is not None) != (adapter.train_config.task == "classification"):
+        raise ConfigError(
+            f"`{adapter.train_config.name}` is configured for {adapter.train_config.task}, which "
+            f"{'takes no draw' if train.labels is not None else 'needs a draw with classes'}."
+        )
+    part = (worker.rank, worker.world)
+    if train.labels is not None:
+        return ClassBatches(train, adapter, *part)
+    if adapter.train_config.task == "captioning":
+        return CaptionBatches(train, adapter, *part)
+    return Batches(train, adapter.train_config, adapter.image_block, adapter.frozen_text, *part)

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trainables.config import TrainConfig, to_json
+from trainables.errors import CheckpointError
 from trainables.files import read_json, understood, write_bytes
 
 
@@ -32,6 +34,13 @@ def read_state(path: Path, total: int) -> tuple[int, list[dict[str, float]], dic
     if type(step) is not int or not 0 <= step <= total:
         raise ValueError(f"`step` is {step!r:.20} of {total}")
     return step, rows, sums
+
+
+def check_same(folder: Path, stored: TrainConfig, own: TrainConfig) -> None:
+    """What the saved steps of the run in `folder` are a function of must be what this run is."""
+    then, now = to_json(stored), to_json(own)
+    if odd := sorted(k for k, v in now.items() if then.get(k) != v):
+        raise CheckpointError(f"`{folder}` holds another run: {', '.join(odd)} differ.")
 
 
 def optimizer_tensors(

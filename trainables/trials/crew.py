@@ -14,8 +14,9 @@ from typing import Any
 from trainables.distributed import Worker
 from trainables.errors import CliptuneError, ConfigError
 from trainables.faults import disk_failure, is_machines_failure
-from trainables.training.loop import LIKELIHOOD, Diverged, Interrupted, Row, Run, best_of
+from trainables.training.loop import Diverged, Interrupted, Run
 from trainables.training.measure import CALIBRATED
+from trainables.training.selection import LIKELIHOOD, Row, best_of
 from trainables.trials.jobs import Job, pruned_file
 from trainables.trials.memory import give_back, is_out_of_memory, shortage
 from trainables.trials.stacked import StackedRuns

@@ -27,7 +27,8 @@ from trainables.data.batches import Batch
 from trainables.data.transfer import Numbers, send
 from trainables.errors import CliptuneError, ConfigError
 from trainables.hardware import autocast
-from trainables.training.loop import Diverged, Row, Run, never
+from trainables.training.loop import Diverged, Run, never
+from trainables.training.selection import Row
 from trainables.trials.cuda_graphs import CudaGraphs, Record, recorder
 from trainables.trials.vmap_rules import Together
 

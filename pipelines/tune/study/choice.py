@@ -36,9 +36,9 @@ from trainables.files import write_hashed
 from trainables.metrics.balance import RULE, standing
 from trainables.statistics.bootstrap import Array, Bootstrap
 from trainables.training.checkpoint import val_values
-from trainables.training.loop import LIKELIHOOD
 from trainables.training.measure import CALIBRATED
 from trainables.training.rows import rows_of
+from trainables.training.selection import LIKELIHOOD
 
 NEAR = 2.0  # paired standard errors of the metric within which likelihood decides
 RESAMPLES = 1000

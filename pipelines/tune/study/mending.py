@@ -20,7 +20,7 @@ from pipelines.tune.study.study import Search
 from trainables.adapters.registry import BASELINES
 from trainables.errors import CheckpointError
 from trainables.files import write_bytes
-from trainables.training.checkpoint import verify
+from trainables.training.integrity import verify
 from trainables.trials.jobs import FOLDS
 from trainables.trials.workbench import Workbench
 

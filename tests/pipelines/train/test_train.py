@@ -20,7 +20,8 @@ from tests import ROOT
 from tests.one_process import watching
 from trainables.errors import CliptuneError
 from trainables.models.load import load_backbone
-from trainables.training.checkpoint import load_adapter, verify
+from trainables.training.checkpoint import load_adapter
+from trainables.training.integrity import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 

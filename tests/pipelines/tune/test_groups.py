@@ -18,7 +18,7 @@ from tests.shelf import draw
 from tests.tiny import tiny_features, tiny_lm, tiny_shards
 from trainables.config import Task
 from trainables.features.few_shot import write_draw
-from trainables.training.loop import METRICS
+from trainables.training.selection import METRICS
 from trainables.trials.jobs import Job
 from trainables.trials.workbench import TrialSettings
 

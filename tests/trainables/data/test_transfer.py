@@ -25,8 +25,9 @@ from trainables.data.batches import Batch
 from trainables.data.transfer import Numbers
 from trainables.files import read_json
 from trainables.models.backbone import Backbone
-from trainables.training.checkpoint import newest_intact
-from trainables.training.loop import METRICS, Diverged, Interrupted, Run
+from trainables.training.integrity import newest_intact
+from trainables.training.loop import Diverged, Interrupted, Run
+from trainables.training.selection import METRICS
 from trainables.trials.stacked import StackedRuns
 
 

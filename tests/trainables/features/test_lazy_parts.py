@@ -27,8 +27,9 @@ from trainables.models.backbone import Backbone
 from trainables.models.image_tower import embed_images, lower
 from trainables.models.text_tower import embed_text
 from trainables.training.checkpoint import trained_tensors
-from trainables.training.loop import METRICS, Run
+from trainables.training.loop import Run
 from trainables.training.predict import predict
+from trainables.training.selection import METRICS
 
 ROWS = torch.tensor([3, 0, 7])
 

@@ -21,10 +21,12 @@ from trainables.features.features import open_features
 from trainables.models.backbone import Backbone
 from trainables.models.load import load_backbone
 from trainables.training import checkpoint
-from trainables.training.checkpoint import load_adapter, newest_intact, verify
-from trainables.training.loop import Diverged, Interrupted, Run, best_of, never
+from trainables.training.checkpoint import load_adapter
+from trainables.training.integrity import newest_intact, verify
+from trainables.training.loop import Diverged, Interrupted, Run, never
 from trainables.training.predict import predict
 from trainables.training.sampler import Batches
+from trainables.training.selection import best_of
 
 METRIC = "val/t2i_mrr"
 SETTINGS = {"epochs": 3, "batch_size": 16, "optim.lr": 1e-2, "patience": 0}

@@ -13,10 +13,11 @@ from tests.trainables.training.test_loop import METRIC
 from tests.trainables.training.test_loop import start as retrieve
 from trainables.metrics.classification import calibrated_likelihood, log_likelihood
 from trainables.models.backbone import Backbone
-from trainables.training.checkpoint import load_adapter, val_values, verify
-from trainables.training.loop import METRICS
+from trainables.training.checkpoint import load_adapter, val_values
+from trainables.training.integrity import verify
 from trainables.training.measure import CALIBRATED, examine
 from trainables.training.predict import score
+from trainables.training.selection import METRICS
 
 
 def test_the_best_checkpoint_holds_what_its_metric_is_the_mean_of(

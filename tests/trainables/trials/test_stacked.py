@@ -15,8 +15,10 @@ from trainables.data.transfer import Numbers
 from trainables.distributed import ALONE
 from trainables.errors import ConfigError
 from trainables.features.split import SplitFeatures
-from trainables.training.checkpoint import newest_intact, trained_tensors
-from trainables.training.loop import METRICS, Diverged, Interrupted, Run
+from trainables.training.checkpoint import trained_tensors
+from trainables.training.integrity import newest_intact
+from trainables.training.loop import Diverged, Interrupted, Run
+from trainables.training.selection import METRICS
 from trainables.trials.crew import Crew
 from trainables.trials.jobs import Job, members, pruned_file
 from trainables.trials.stacked import FREE, StackedRuns, shape_of
