@@ -8,43 +8,34 @@ that was named or the table of the texts that came along.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from pipelines import console
 from pipelines.encode.args import Args
+from pipelines.encode.class_texts import ClassTexts, Numbers, check_classes
 from pipelines.encode.finished import complete, write_manifest
 from pipelines.encode.layout import Given, read_layout
-from pipelines.encode.scan import NAMES, Scan, captions, digest, numbered, record, records, scan
+from pipelines.encode.scan import NAMES, Scan, records, scan
+from pipelines.encode.split_file import SplitFile
 from pipelines.encode.writer import tell_captions
 from pipelines.hold import hold
 from pipelines.sources.vectors import Vectors
-from trainables.data.batches import Tokens
 from trainables.data.shards import FORMAT as SHARDS
-from trainables.data.shards import RECORDS, SCHEMA
+from trainables.data.shards import RECORDS
 from trainables.data.store import FORMAT, MANIFEST
-from trainables.data.tensor_file import Array, Layout, TensorFile
-from trainables.data.verified import noted
-from trainables.errors import ConfigError, DataError
+from trainables.errors import ConfigError
 from trainables.files import now, sha256_file, sha256_json, write_hashed
 from trainables.media.preprocess import decoder_versions
 from trainables.models.backbone import Backbone
 from trainables.models.cleaning import repairs, versions
-from trainables.models.given_texts import ALL, END, GivenWords, write_given
+from trainables.models.given_texts import write_given
 from trainables.models.load import load_backbone
-
-BLOCK = 2**20  # token ids copied at a time
 
 
 def encode_given(args: Args) -> tuple[Path, bool]:
@@ -76,7 +67,7 @@ def encode_given(args: Args) -> tuple[Path, bool]:
         given = replace(given, class_texts=None, pairs=None)
     with ExitStack() as kept:
         found = scan(given, args.split, _tokenizer(backbone, texts), kept)
-        _check_classes(given, texts, found)
+        check_classes(given, texts, found.labels)
         kept.enter_context(hold(folder))
         _write(args, given, folder, found, backbone, texts, key)
     return folder, True
@@ -86,79 +77,11 @@ def _below(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
-class ClassTexts:
-    """The texts of classes, in each template and in all together."""
-
-    def __init__(self, given: Given) -> None:
-        self.texts: list[str] = []
-        self.templates: list[str] = []
-        self.embeds = torch.zeros(0, given.images.width)
-        self.names: list[str] = []
-        if given.class_texts is None:
-            return
-        given.class_texts.check()
-        self.texts = [r["template"].replace("{}", r["class_name"]) for r in given.class_rows]
-        self.templates = list(dict.fromkeys(r["template"] for r in given.class_rows))
-        self.names = list(dict.fromkeys(r["class_name"] for r in given.class_rows))
-        self.embeds = torch.from_numpy(np.concatenate(list(given.class_texts.chunks()))).float()
-        self._check_whole(given)
-        if ALL not in self.templates:
-            self.embeds = torch.cat([self.embeds, self._together(given)])
-            self.texts += self.names
-
-    def _check_whole(self, given: Given) -> None:
-        have = {(row["template"], row["class_name"]) for row in given.class_rows}
-        for template in self.templates:
-            for name in self.names:
-                if (template, name) not in have:
-                    raise DataError(
-                        f"`{given.folder / 'text_metadata'}` must have each class in each "
-                        f"template, got no `{name}` in `{template}`."
-                    )
-
-    def _together(self, given: Given) -> Tensor:
-        """The mean of a class's templates, each of unit length before: (C, e)."""
-        place = {name: n for n, name in enumerate(self.names)}
-        rows = torch.tensor([place[row["class_name"]] for row in given.class_rows])
-        sums = torch.zeros(len(place), self.embeds.shape[1])
-        sums.index_add_(0, rows, F.normalize(self.embeds, dim=-1))
-        return F.normalize(sums, dim=-1)
-
-
-class _Numbers:
-    """Captions without a text tower: the class text that they name, or a number of their own."""
-
-    def __init__(self, texts: ClassTexts) -> None:
-        self.known = GivenWords({text: row for row, text in enumerate(texts.texts)})
-        self.first = len(texts.texts) + 1
-
-    def __call__(self, texts: list[str], first: int) -> tuple[Tokens, int, int]:
-        ids = torch.full((len(texts), 2), END, dtype=torch.int64)
-        ids[:, 0] = torch.arange(len(texts)) + self.first + first
-        return Tokens(ids.flatten(), torch.arange(len(texts) + 1) * 2), 0, 0
-
-
 def _tokenizer(backbone: Backbone | None, texts: ClassTexts | None) -> Any:
     if texts is not None:
-        return _Numbers(texts)
+        return Numbers(texts)
     assert backbone is not None
     return lambda some, _: (*backbone.tokenize(some), repairs(some, backbone.cleaning))
-
-
-def _check_classes(given: Given, texts: ClassTexts | None, found: Scan) -> None:
-    """Texts of other classes would score every image wrong."""
-    if texts is None or not texts.names:
-        return
-    known = GivenWords({name: n for n, name in enumerate(texts.names)})
-    for name in found.labels:
-        try:
-            known.row(name)
-        except DataError:
-            where = given.folder / "text_metadata"
-            raise DataError(
-                f"`{where}` has texts of other classes: none of `{name}`, which images have, but "
-                f"of {', '.join(f'`{one}`' for one in sorted(texts.names)[:3])}, ..."
-            ) from None
 
 
 def _write(
@@ -178,7 +101,7 @@ def _write(
         backbone = load_backbone(str(folder / "backbone"))
     assert backbone is not None
     pairs = given.pairs
-    files = {name: _SplitFile(folder, name, found, given, bool(pairs)) for name in found.splits}
+    files = {name: SplitFile(folder, name, found, given, bool(pairs)) for name in found.splits}
     every = pairs.chunks() if pairs else iter(())
     number = 0
     bar = tqdm(total=len(found.split), unit="row", desc="write")
@@ -234,96 +157,3 @@ def _kind(pairs: Vectors | None, texts: ClassTexts | None) -> str:
     if texts is None:
         return "tower"
     return "pairs" if pairs is not None else "classes" if texts.names else "none"
-
-
-class _SplitFile:
-    """One split: its tensors, its ids and its records, written as the rows come."""
-
-    def __init__(self, folder: Path, name: str, found: Scan, given: Given, paired: bool) -> None:
-        self.name, self.words, self.labels = name, found.words[name], found.labels
-        self.paired = given.pairs is not None
-        inside = folder / RECORDS if name == "test" else folder
-        self.path = inside / f"{name}.safetensors"
-        rows, width = found.rows(name), given.images.width
-        dtype = np.float16 if given.images.half else np.float32
-        offsets = self.words.offsets()
-        layout: Layout = {
-            "token_offsets": (np.int64, offsets.shape),
-            "caption_rows": (np.int64, (self.words.captions,)),
-            "groups": (np.int64, rows.shape),
-            "token_ids": (np.int32, (int(offsets[-1]),)),
-            "image_embeds": (dtype, (len(rows), width)),
-        }
-        if paired:
-            assert given.pairs is not None
-            kind = np.float16 if given.pairs.half else np.float32
-            layout = {**layout, "text_embeds": (kind, (self.words.captions, width))}
-        self.path.unlink(missing_ok=True)
-        self.file = TensorFile(self.path, layout)
-        self.file.allocate()
-        self.file.put("token_offsets", 0, offsets)
-        counts = found.captions[rows]
-        self.file.put("caption_rows", 0, np.repeat(np.arange(len(rows)), counts))
-        self.file.put("groups", 0, numbered(found.groups[rows]).astype(np.int64))
-        for start, ids in self._ids():
-            self.file.put("token_ids", start, ids)
-        self.images, self.done = len(rows), 0
-        self.ids = self.path.with_suffix(".ids.json").open("w", encoding="utf-8")
-        self.table = folder / RECORDS / f"{name}-00000.parquet"
-        self.writer = pq.ParquetWriter(self.table, SCHEMA, write_statistics=False)
-
-    def _ids(self) -> Iterator[tuple[int, Array]]:
-        self.words.ids.seek(0)
-        start = 0
-        while block := self.words.ids.read(BLOCK * 4):
-            ids = np.frombuffer(block, np.int32)
-            yield start, ids
-            start += len(ids)
-
-    def put(self, vectors: Array, texts: Array | None) -> None:
-        self.file.put("image_embeds", self.done, vectors)
-        if texts is not None:
-            self.file.put("text_embeds", self.done, texts)
-
-    def note(self, rows: list[tuple[int, dict[str, Any], Array]]) -> None:
-        """What stands beside the vectors."""
-        made = []
-        for number, row, vector in rows:
-            one = record(row, number, self.labels)
-            if one["captions"] or self.paired:
-                one["captions"] = captions(one, number, self.paired)
-            made.append(
-                {
-                    **one,
-                    **{"image": b"", "width": 0, "height": 0},
-                    **{"split": self.name, "sha256": digest(vector)},
-                }
-            )
-        self.writer.write_table(pa.Table.from_pylist(made, SCHEMA))
-        names = ",\n".join(_quoted(one["id"]) for one in made)
-        self.ids.write((",\n" if self.done else "[\n") + names)
-        self.done += len(made)
-
-    def close(self) -> dict[str, Any]:
-        self.file.sync()
-        self.ids.write("\n]\n")
-        self.ids.close()
-        self.writer.close()
-        return {
-            "images": self.images,
-            "captions": self.words.captions,
-            "truncated_captions": self.words.truncated,
-            "repaired_captions": self.words.repaired,
-            "bytes": self.path.stat().st_size,
-            "sha256": noted(self.path),
-        }
-
-    def shard(self) -> dict[str, Any]:
-        about = {"file": self.table.name, "split": self.name, "rows": self.images}
-        return about | {"captions": self.words.captions, "sha256": sha256_file(self.table)}
-
-
-def _quoted(text: str) -> str:
-    import json
-
-    return json.dumps(text, ensure_ascii=False)

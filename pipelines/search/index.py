@@ -24,8 +24,8 @@ from torch import Tensor
 from pipelines.use.embedding import embed_files
 from pipelines.use.files import Faults
 from pipelines.use.model import Model
+from trainables.data.made_once import alone
 from trainables.errors import DataError
-from trainables.features.lazy_parts import alone
 from trainables.files import read_json, sha256_bytes, sha256_file, sha256_json, write_bytes
 from trainables.training.predict import embed_images
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainables.data.made_once import alone
 from trainables.faults import context_is_dead
-from trainables.features.lazy_parts import alone
 from trainables.files import read_json, write_json
 from trainables.training.loop import Run
 from trainables.trials.memory import give_back

@@ -179,7 +179,7 @@ def test_workers_that_no_cluster_has_leave_nothing(
     def refuse(dashboard: bool) -> None:
         raise CliptuneError("no room for this.")
 
-    monkeypatch.setattr("pipelines.cluster.connect", refuse)
+    monkeypatch.setattr("pipelines.train.training.connect", refuse)
     flags = ["--features", str(features), "--out", str(tmp_path / "run"), "--workers", "99"]
     assert "no room for this." in fails(capsys, "train", *flags)
     assert not (tmp_path / "run").exists()

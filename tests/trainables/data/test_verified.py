@@ -23,11 +23,11 @@ from tests.pipelines.encode.test_encode import InProcess
 from tests.pipelines.encode.test_given import folder as given_folder
 from tests.tiny import tiny_features, tiny_shards
 from trainables.data import verified
+from trainables.data.made_once import hash_of
 from trainables.data.shards import Seal, ShardSet
 from trainables.data.verified import intact, noted
 from trainables.errors import CliptuneError, DataError
 from trainables.features.features import backbone_of, embed_split, open_features
-from trainables.features.lazy_parts import hash_of
 from trainables.files import read_json, sha256_bytes, sha256_file, write_hashed, write_json
 
 assert given_folder  # a fixture
