@@ -1,11 +1,12 @@
-# `make demo` runs the main job, `make test` all checks, `make bench` measures how much CPU is saved.
+# `make demo` runs the main job, `make test` all checks, `make bench` measures how much CPU is saved,
+# `make docs` builds the site.
 # Each sets up a `.venv` by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-quick test-slow test-soak bench clean
+.PHONY: demo docs test test-quick test-slow test-soak bench clean
 
 demo: $(READY)
 	$(BIN)/cliptune demo
@@ -14,6 +15,7 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) docs
 	$(MAKE) --jobs=2 --keep-going test-slow test-quick test-soak
 
 # Tests that start a Ray cluster or kill processes wait more than they work, and no two clusters may
@@ -29,6 +31,10 @@ test-slow: $(READY)
 test-soak: $(READY)
 	rm -rf $(VENV)/soak
 	$(BIN)/python -m tests.soak --minutes 3 --out $(VENV)/soak
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from tests import ROOT
 from tests.repository.test_architecture import imports, sources
 
-OURS = ("pipelines", "trainables", "search_spaces", "benchmarks", "tests")
+OURS = ("pipelines", "trainables", "search_spaces", "benchmarks", "docs", "tests")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Whose a package is that may not be installed.
@@ -49,7 +49,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
     own = named(PROJECT["dependencies"])
     extra = named(EXTRAS["cmaes"] + EXTRAS["umap"] + EXTRAS["spice"] + EXTRAS["lance"])
     assert undeclared(("pipelines", "trainables", "search_spaces", "benchmarks"), own | extra) == {}
-    assert undeclared(("tests",), own | named(EXTRAS["dev"])) == {}
+    assert undeclared(("docs", "tests"), own | named(EXTRAS["dev"])) == {}
     assert undeclared(("trainables",), own - {"torch"}).keys() == {"torch"}
 
 
@@ -80,7 +80,7 @@ def test_ci_checks_what_a_developer_checks() -> None:
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     assert re.findall(r"- run: (.*)", workflow) == [".ci/run"]
     assert re.findall(r"^make .*$", (ROOT / ".ci/run").read_text(), re.MULTILINE) == ["make test"]
-    assert "\nmake test " in (ROOT / "README.md").read_text()
+    assert "\nmake test " in (ROOT / "CONTRIBUTING.md").read_text()
     assert PROJECT["requires-python"] == ">=3.11"
     assert 'python-version: "3.11"' in workflow
 

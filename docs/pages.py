@@ -1,0 +1,157 @@
+"""What the site has beside the pages of this folder: the README and its like, and the adapters.
+
+Flows in: files of the checkout, and the registries of adapters and search spaces. Flows out: pages
+that exist in the built site alone, so that nothing can be stale. MkDocs calls the `on_` functions.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from search_spaces.notation import text_of
+from search_spaces.registry import SPACES
+from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
+
+ROOT = Path(__file__).parents[1]
+# Files of the checkout that are pages of the site, and a picture of one.
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "benchmarks/RESULTS.md": "results.md",
+    "recipes/README.md": "recipes.md",
+}
+PICTURES = {"benchmarks/searchers.svg": "searchers.svg"}
+TASKS: dict[str, str] = {
+    "retrieval": "images and captions",
+    "classification": "classes",
+    "captioning": "captions in new words",
+}
+LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s]+)\)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Behind the page of all adapters stands one for each."""
+    assert config.nav is not None
+    (section,) = [entry["Adapters"] for entry in config.nav if "Adapters" in entry]
+    section.extend({name: f"adapters/{name}.md"} for name in ADAPTERS)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    texts = {page: (ROOT / path).read_text() for path, page in PAGES.items()}
+    texts |= {f"adapters/{name}.md": adapter_page(name) for name in ADAPTERS}
+    for page, text in texts.items():
+        files.append(File.generated(config, page, content=text))
+    for path, place in PICTURES.items():
+        files.append(File.generated(config, place, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links lead to pages of the site; of what has none the words stay. No badge is fetched."""
+    del config, files
+    place = {page: path for path, page in PAGES.items()}.get(
+        page.file.src_uri, f"docs/{page.file.src_uri}"
+    )
+    if place == "docs/adapters.md":
+        markdown = re.sub(r"^\| `(\w+)` \|", r"| [`\1`](adapters/\1.md) |", markdown, flags=re.M)
+    if place == "README.md":
+        markdown = re.sub(r"^\[!\[.*\n", "", markdown, flags=re.M)
+    return LINK.sub(lambda found: _link(found, Path(place).parent, page.file.src_uri), markdown)
+
+
+def _link(found: re.Match[str], folder: Path, here: str) -> str:
+    picture, words, target = found.groups()
+    path, _, anchor = target.partition("#")
+    if "://" in target or not path:
+        return found[0]
+    at = Path(os.path.normpath(folder / path)).as_posix()
+    inside = PAGES | PICTURES
+    if at in inside or at.startswith("docs/"):
+        place = inside.get(at, at.removeprefix("docs/"))
+        path = Path(os.path.relpath(place, Path(here).parent)).as_posix()
+        return f"{picture}[{words}]({path}{'#' if anchor else ''}{anchor})"
+    return words if (ROOT / at).exists() else found[0]
+
+
+def adapter_page(name: str) -> str:
+    """All that the code says of an adapter, as Markdown."""
+    kind = ADAPTERS[name]
+    lines = [f"# {name}", "", inspect.getdoc(kind) or "", ""]
+    lines += ["| | |", "|---|---|"]
+    for task in kind.RECIPES:
+        needs = kind.needs(make_config(name, {"task": task}))
+        lines += [f"| for {TASKS[task]}, needs by its recipe | {needs} |"]
+    lines += [f"| baseline of | {TASKS[of]} |" for of in BASELINES if BASELINES[of] == name]
+    lines += [f"| trials of one shape train as one | {'yes' if kind.FUSES else 'no'} |", ""]
+    lines += ["## Fields", "", inspect.getdoc(kind.Config) or "", "", *_fields(kind.Config), ""]
+    for task, recipe in kind.RECIPES.items():
+        lines += [f"## Recipe for {TASKS[task]}", ""]
+        lines += ["Fields that it sets; all others have their defaults.", ""] if recipe else []
+        lines += [*_table("field | value", recipe.items()), ""]
+        for more in kind.VARIANTS.get(task, ()):
+            lines += ["A search starts from this, too:", "", *_table("field | value", more.items())]
+            lines += [""]
+    for goal, space in SPACES[name].items():
+        lines += [f"## What a search for {TASKS[goal]} draws from", ""]
+        spoken = ((field, text_of(one)) for field, one in space.items())
+        lines += [*_table("field | values", spoken), ""]
+    lines += [f"The code: `trainables/adapters/{name}.py`, `search_spaces/{name}.py`.", ""]
+    return "\n".join(lines)
+
+
+def _fields(config: type[Any]) -> Iterator[str]:
+    """A table of a configuration's fields, with the comments that stand behind them."""
+    fields = dataclasses.fields(config)
+    if not fields:
+        yield "None."
+        return
+    yield from ("| field | type | default | |", "|---|---|---|---|")
+    said = _comments(config)
+    for field in fields:
+        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        kind = str(field.type).replace("|", "\\|")
+        note = _cell(said.get(field.name, ""))
+        yield f"| `adapter.{field.name}` | `{kind}` | {default} | {note} |"
+
+
+def _comments(config: type[Any]) -> dict[str, str]:
+    """What stands behind each field, or on the lines before it."""
+    source = inspect.getsource(config)
+    lines, found = source.splitlines(), {}
+    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            before: list[str] = []
+            at = node.lineno - 2
+            while lines[at].strip().startswith("#"):
+                before.insert(0, lines[at].strip().lstrip("# "))
+                at -= 1
+            behind = lines[(node.end_lineno or 0) - 1][node.end_col_offset or 0 :]
+            found[node.target.id] = " ".join([*before, behind.strip().lstrip("# ")]).strip()
+    return found
+
+
+def _table(head: str, rows: Any) -> Iterator[str]:
+    every = list(rows)
+    if not every:
+        yield "None: all are the defaults." if "value" in head else "Nothing."
+        return
+    yield from (f"| {head} |", "|---|---|")
+    for field, value in every:
+        shown = value if isinstance(value, str) else repr(value)
+        yield f"| `{field}` | `{_cell(shown)}` |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,78 @@
+"""The site: whole, made of the code where it speaks of adapters, and nothing of it is fetched."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+from docs.pages import LINK, PAGES, adapter_page
+from search_spaces.registry import SPACES
+from trainables.adapters.registry import ADAPTERS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built as `make docs` builds it: a link that leads nowhere is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    config: Any = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True)
+    build(config)
+    return folder
+
+
+def test_every_adapter_has_a_page_with_all_that_can_be_set_and_searched(site: Path) -> None:
+    for name, kind in ADAPTERS.items():
+        page = (site / "adapters" / f"{name}.html").read_text()
+        fields = {f"adapter.{field.name}" for field in dataclasses.fields(kind.Config)}
+        searched = {field for space in SPACES[name].values() for field in space}
+        assert [one for one in fields | searched if f">{one}<" not in page] == []
+        assert f'href="adapters/{name}.html"' in (site / "adapters.html").read_text()
+
+
+def test_the_table_of_adapters_is_of_those_that_there_are() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/adapters.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(ADAPTERS)
+
+
+def test_a_field_is_shown_with_what_is_said_behind_it() -> None:
+    assert "| `adapter.n_ctx` | `int` | `16` | M |" in adapter_page("coop")
+    assert "| `optim.lr` | `2e-4..0.2:log` |" in adapter_page("coop")
+
+
+def test_nothing_is_fetched_when_it_is_read(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > len(ADAPTERS) + len(PAGES)
+    for page in pages:
+        text = page.read_text()
+        used = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=[\"']?([^\"'\s>]+)", text)
+        used += re.findall(r"<link[^>]*rel=[\"']?(?:stylesheet|icon)[^>]*", text)
+        assert used
+        assert [one for one in used if "//" in one] == [], page.name
+
+
+def test_links_of_the_pages_lead_to_files_where_they_are_read_in_the_checkout() -> None:
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / path for path in PAGES)]
+    assert len(pages) > 15
+    for page in pages:
+        for _, _, target in LINK.findall(page.read_text()):
+            path = target.partition("#")[0]
+            assert "://" in target or not path or (page.parent / path).exists(), (page, target)
+
+
+def test_the_readme_is_short_and_its_badges_say_what_the_package_says() -> None:
+    text = (ROOT / "README.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert len(text.splitlines()) <= 150
+    assert f"[version: {project['version']}]" in text
+    assert f"badge/version-{project['version']}-" in text
+    assert f"[licence: {project['license']}]" in text
+    assert project["requires-python"] == ">=3.11"
+    assert "[Python: 3.11 or newer]" in text
