@@ -9,168 +9,26 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pipelines.capacity import Gpus, check_gpus
+from pipelines.arena.args import Args
+from pipelines.capacity import check_gpus
 from pipelines.console import done, say
 from pipelines.hold import hold
-from pipelines.ranges import MANY, Range, Wait, check_ranges
-from trainables.errors import CliptuneError, DataError
+from trainables.errors import DataError
 
 if TYPE_CHECKING:
     from pipelines.arena.plan import Plan
 
 
-@dataclass(frozen=True)
-class Args:
-    data: tuple[str, ...]
-    """Labelled shards as NAME=DIR, e.g. `eurosat=shards/eurosat`; or one store that `encode
-    --embeddings` wrote."""
-    backbone: str = ""
-    """A directory in Hugging Face layout, or a Hub id; a store of embeddings has its own."""
-    revision: str | None = None
-    """The commit (40 hex digits) of a Hub id."""
-    out: Path = Path("runs/arena")
-    """Folder of the arena. The same command goes on where it stopped."""
-    words: tuple[str, ...] = ()
-    """Class names and template as NAME=LIST, a shipped list or a JSON file; a data set that bears a
-    shipped list's name has that one anyway."""
-    adapter: tuple[str, ...] = ()
-    """Adapters; all that classify where not given."""
-    shots: Annotated[tuple[int, ...], Range(1)] = (16,)
-    """Images a class to train on; val has at most 4."""
-    seed: Annotated[tuple[int, ...], Range(0)] = (1, 2, 3)
-    """Of the draws and of the training."""
-    protocol: tuple[Literal["all", "base_to_new", "transfer", "shift"], ...] = (
-        "all",
-        "base_to_new",
-    )
-    """Trained and tested on all classes; on half of them, tested on both halves; tested on the
-    other data sets: of other classes, or a shift with the same ones."""
-    trials: Annotated[int, Range(1)] = 4
-    """Budget of every cell: trials, the published recipe first."""
-    seconds: Annotated[float, Range(0)] = 0.0
-    """Budget of every cell in seconds of training and measuring; 0: no such limit."""
-    epochs: Annotated[int, Range(0)] = 0
-    """The most epochs of any trial; 0: as many as each recipe has."""
-    views: Annotated[int, Range(0)] = 0
-    """Augmented views of each training image, encoded once for all."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What the frozen towers compute in; auto: bf16 on GPUs that have it, else fp32."""
-    fewer: bool = False
-    """Where a class has fewer images than shots, take what there is."""
-    concurrent: Annotated[int, Range(0, MANY)] = 0
-    """Cells at once; 0: one a GPU, or a CPU."""
-    gpus: Gpus = "auto"
-    """GPUs of a cell and of a tower that encodes; a fraction packs several on a card. auto: 1 where
-    the cluster has GPUs or its autoscaler can start nodes with them, else 0."""
-    wait: Wait = 10.0
-    """Minutes to wait for room for the first cell, where nodes have to be started or are busy."""
-    portfolio: bool = True
-    """After its recipe, a cell tries shipped points that were good on other data."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
-
 def run(args: Args) -> None:
     check_gpus(args.gpus)
+    from pipelines.arena.flags import plan_of  # torch, too late for a slip
+
     folder = args.out.absolute()
     with hold(folder, "plan.json"):
-        _compete(args, _plan(args), folder)
-
-
-def _plan(args: Args) -> Plan:
-    """What the flags ask for; all that can be wrong with them."""
-    from pipelines.arena.plan import Plan, Source
-    from pipelines.draw.class_names import DEFAULT, shipped
-    from pipelines.tune.spaces import on_store, possible
-    from search_spaces.registry import SPACES
-    from trainables.adapters.registry import adapters_for, make_config
-    from trainables.data.store import read_manifest
-    from trainables.features.manifest import towers_of
-
-    data, words = _pairs("--data", args.data), _pairs("--words", args.words)
-    if unknown_names := words.keys() - data.keys():
-        raise CliptuneError(f"`--words` names `{min(unknown_names)}`, which `--data` does not.")
-    store = _store(args, list(data.values()))
-    adapters = args.adapter or tuple(adapters_for("classification"))
-    task: Mapping[str, Any] = {"task": "classification"}
-    for name in adapters:
-        make_config(name, task)
-    if store is not None:
-        spaces = {name: SPACES[name]["classification"] for name in adapters}
-        if not args.adapter:
-            have = towers_of(store)
-            adapters = tuple(n for n in adapters if possible(have, n, spaces[n], task))
-        on_store(store, {name: spaces[name] for name in adapters}, task)  # or a `ConfigError`
-    for flag, values in (
-        *(("--adapter", adapters), ("--shots", args.shots), ("--seed", args.seed)),
-        ("--protocol", args.protocol),
-    ):
-        if not values or len(set(values)) < len(values):
-            raise CliptuneError(f"`{flag}` must name each of its values once, got {list(values)}.")
-    sources = []
-    for name, shards in data.items():
-        own = words.get(name, name if name in shipped() else DEFAULT)
-        sources.append(Source(name, str(Path(shards).absolute()), own))
-    here = Path(args.backbone)
-    backbone, revision = str(here.absolute()) if here.is_dir() else args.backbone, args.revision
-    if store is not None:
-        made_with = read_manifest(store)["backbone"]
-        backbone, revision = made_with["name"], made_with["revision"]
-    return Plan(
-        sources=tuple(sources),
-        backbone=backbone,
-        revision=revision,
-        adapters=adapters,
-        shots=args.shots,
-        seeds=args.seed,
-        protocols=args.protocol,
-        trials=args.trials,
-        seconds=args.seconds,
-        epochs=args.epochs,
-        views=args.views,
-        precision=args.precision,
-        portfolio=args.portfolio,
-    )
-
-
-def _store(args: Args, data: list[str]) -> Path | None:
-    """The store of finished embeddings that is the data, where it is one."""
-    from trainables.data.shards import ShardSet
-
-    shards = [ShardSet.open(folder) for folder in data]
-    stores = [one.folder.parent for one in shards if one.embedded]
-    if not stores:
-        if not args.backbone:
-            raise CliptuneError("`--backbone` must name the model that shards are encoded with.")
-        return None
-    if len(data) > 1:
-        raise CliptuneError(
-            f"`--data` must be one store where it is of finished embeddings, got {len(data)}: each "
-            "has texts of its own."
-        )
-    for flag, value in (("backbone", args.backbone), ("views", args.views)):
-        if value:
-            raise CliptuneError(
-                f"`--{flag}` must be left out with a store of finished embeddings, got {value}."
-            )
-    return stores[0]
-
-
-def _pairs(flag: str, words: Iterable[str]) -> dict[str, str]:
-    """`["eurosat=shards/eurosat", ...]` by name."""
-    pairs: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals and value) or name in pairs or "/" in name or name in (".", ".."):
-            raise CliptuneError(f"`{flag}` takes each NAME=VALUE once, got {word!r}.")
-        pairs[name] = value
-    return pairs
+        _compete(args, plan_of(args), folder)
 
 
 def _compete(args: Args, plan: Plan, folder: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from pipelines.arena import __main__ as arena
+from pipelines.arena.flags import plan_of
 from pipelines.arena.plan import store_of, write_plan
 from pipelines.arena.tuning import Arena, CellSearch
 from pipelines.classify.__main__ import classify
@@ -547,9 +548,9 @@ def test_an_arena_of_a_store_leaves_each_draw_its_own_test(folder: Path, tmp_pat
     """Its stages one by one, without the workers between."""
     store = encode(folder, split="draw")
     args = arena.Args((f"given={store}",), shots=(8,), seed=(1, 2), protocol=("all",), trials=1)
-    plan = dataclasses.replace(arena._plan(args), adapters=("zero_shot", "tip_adapter"), epochs=1)
-    assert "tip_adapter" in arena._plan(args).adapters
-    assert not {"coop", "maple"} & set(arena._plan(args).adapters)
+    plan = dataclasses.replace(plan_of(args), adapters=("zero_shot", "tip_adapter"), epochs=1)
+    assert "tip_adapter" in plan_of(args).adapters
+    assert not {"coop", "maple"} & set(plan_of(args).adapters)
     out = tmp_path / "arena"
     arena._draw(args, plan, out)
     write_plan(out, plan)
@@ -563,9 +564,9 @@ def test_an_arena_of_a_store_leaves_each_draw_its_own_test(folder: Path, tmp_pat
     cells = measure_arena(out, Seal("a test"))["cells"]
     assert [len(cell["correct"]["all"]) for cell in cells] == [3 * (ROWS - 8 - 4)] * 4
     with pytest.raises(CliptuneError, match="must be one store"):
-        arena._plan(dataclasses.replace(args, data=(f"a={store}", f"b={store}")))
+        plan_of(dataclasses.replace(args, data=(f"a={store}", f"b={store}")))
     with pytest.raises(ConfigError, match="`coop` needs the text tower"):
-        arena._plan(dataclasses.replace(args, adapter=("coop",)))
+        plan_of(dataclasses.replace(args, adapter=("coop",)))
 
 
 def test_rows_of_a_file_are_classified(folder: Path, tmp_path: Path) -> None:

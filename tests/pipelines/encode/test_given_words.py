@@ -11,6 +11,7 @@ import pytest
 import tyro
 
 from pipelines.arena import __main__ as arena
+from pipelines.arena.flags import plan_of
 from pipelines.arena.plan import store_of, write_plan
 from pipelines.arena.tuning import Arena, CellSearch
 from pipelines.cli import stage_main
@@ -158,12 +159,12 @@ def test_an_arena_takes_what_auto_takes(
     words = said(capsys, "draw", *next_of(lines, "draw"), "--out", tmp_path / "draw.json")
     draw = next_of(words, "tune")
     args = arena.Args((f"given={draw[1]}",), shots=(16,), seed=(1,), protocol=("all",), trials=1)
-    plan = arena._plan(args)
+    plan = plan_of(args)
     assert "maple" not in plan.adapters
     assert set(plan.adapters) == set(check(draw))
-    arena._plan(dataclasses.replace(args, adapter=("lora",)))
+    plan_of(dataclasses.replace(args, adapter=("lora",)))
     with pytest.raises(ConfigError, match="`maple` needs both towers"):
-        arena._plan(dataclasses.replace(args, adapter=("maple",)))
+        plan_of(dataclasses.replace(args, adapter=("maple",)))
     plan, out = dataclasses.replace(plan, adapters=("lora",), epochs=1), tmp_path / "arena"
     arena._draw(args, plan, out)
     write_plan(out, plan)
