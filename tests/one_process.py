@@ -26,7 +26,8 @@ from pipelines.tune.callbacks import Losses
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.schedulers.asha import EarlyStopping
 from pipelines.tune.study.best import write_best
-from pipelines.tune.study.study import Search, open_study
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import open_study
 from trainables.trials.jobs import Job
 from trainables.trials.runners import InProcess
 from trainables.trials.workbench import TrialSettings

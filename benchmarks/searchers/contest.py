@@ -17,7 +17,7 @@ from benchmarks.searchers.policies import Cell, Make, Now, Optuna, Random, Ray, 
 from benchmarks.searchers.sheet import ALONE, EACH, METRIC, NOW
 from benchmarks.searchers.simulate import Rule, Trained, answers, ceilings, search
 from benchmarks.searchers.surfaces import FOLDER, Surface
-from pipelines.tune.study.study import Stopping
+from pipelines.tune.study.search import Stopping
 from trainables.errors import ConfigError, unknown
 
 MARKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)

@@ -36,7 +36,8 @@ from pipelines.tune.samplers.searcher import StudySearcher, suggest
 from pipelines.tune.schedulers.asha import EarlyStopping
 from pipelines.tune.study.best import Best
 from pipelines.tune.study.budget import Spent
-from pipelines.tune.study.study import ADAPTER, Search, open_study
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import ADAPTER, open_study
 from pipelines.tune.study.sums import Ledger, Total
 from trainables.files import read_json, write_json
 from trainables.trials.jobs import Job

@@ -24,15 +24,8 @@ from benchmarks.searchers.surfaces import Surface
 from pipelines.tune.samplers.searcher import StudySearcher, suggest
 from pipelines.tune.schedulers.asha import EarlyStopping, Named
 from pipelines.tune.study.journal import STUDY, Journal, Storage
-from pipelines.tune.study.study import (
-    ADAPTER,
-    RECIPE,
-    Search,
-    Start,
-    Stopping,
-    doubt_of,
-    usual_grace,
-)
+from pipelines.tune.study.search import RECIPE, Search, Start, Stopping, doubt_of, usual_grace
+from pipelines.tune.study.study import ADAPTER
 from trainables.config import Value
 
 Cell: TypeAlias = Mapping[str, Surface]  # by adapter; all of one data set

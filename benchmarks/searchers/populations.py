@@ -31,7 +31,8 @@ from pipelines.tune.schedulers.population import rules
 from pipelines.tune.study.best import best_trial
 from pipelines.tune.study.choice import write_choice
 from pipelines.tune.study.kinds import Scheduler
-from pipelines.tune.study.study import Search, about_study, open_study
+from pipelines.tune.study.search import Search, about_study
+from pipelines.tune.study.study import open_study
 from trainables.data.store import find_store
 from trainables.distributed import ALONE
 from trainables.files import now, read_json, write_json

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.searchers.surfaces import FOLDER, Surface, whole
-from pipelines.tune.study.study import PORTFOLIO, Start
+from pipelines.tune.study.search import PORTFOLIO, Start
 from search_spaces.common import Space
 from search_spaces.notation import contains
 from search_spaces.portfolio import FILE

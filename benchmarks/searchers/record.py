@@ -32,7 +32,7 @@ from optuna.distributions import CategoricalDistribution, distribution_to_json
 from benchmarks.searchers.curves import KEPT, Data, baseline, train
 from pipelines.runs.provenance import hardware, versions
 from pipelines.tune.samplers.searcher import suggest
-from pipelines.tune.study.study import Search
+from pipelines.tune.study.search import Search
 from trainables.config import Task
 from trainables.data.shards import Seal, ShardSet
 from trainables.data.store import find_store

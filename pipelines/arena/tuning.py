@@ -24,12 +24,8 @@ from pipelines.tune.samplers.points import with_hints
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.spaces import on_store
 from pipelines.tune.study.choice import write_choice
-from pipelines.tune.study.study import (
-    Search,
-    about_study,
-    doubt_of,
-    open_study,
-)
+from pipelines.tune.study.search import Search, about_study, doubt_of
+from pipelines.tune.study.study import open_study
 from trainables.adapters.registry import make_config
 from trainables.data.store import find_store
 from trainables.faults import disk_failure, is_machines_failure

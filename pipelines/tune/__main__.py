@@ -16,7 +16,7 @@ from trainables.files import read_json, write_hashed
 if TYPE_CHECKING:
     import optuna
 
-    from pipelines.tune.study.study import Search
+    from pipelines.tune.study.search import Search
     from trainables.trials.workbench import TrialSettings
 
 
@@ -99,7 +99,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
 def _claim(folder: Path, args: Args, search: Search) -> None:
     """Write `study.json`, or check that this folder holds the same study."""
     from pipelines.tune.schedulers.asha import rungs
-    from pipelines.tune.study.study import about_study
+    from pipelines.tune.study.search import about_study
 
     wanted = about_study(
         search, rungs(search), args.features, args.draw, args.retain, args.workers_per_trial

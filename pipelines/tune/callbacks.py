@@ -17,7 +17,8 @@ from pipelines.console import say
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.study.best import Best, best_of, shown
 from pipelines.tune.study.budget import TICK, Budget
-from pipelines.tune.study.study import Search, frozen_trial
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import frozen_trial
 from pipelines.tune.study.sums import Ledger
 from trainables.trials.jobs import Job, members
 

@@ -11,7 +11,8 @@ from pipelines.pages.numbers import plural
 from pipelines.tune.study.best import best_so_far
 from pipelines.tune.study.budget import Budget, epochs_of
 from pipelines.tune.study.lanes import Lane, Step, lanes
-from pipelines.tune.study.study import OVER, RACE, Search, adapter_of, states
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import OVER, RACE, adapter_of, states
 
 
 def closing(study: optuna.Study, search: Search) -> Iterator[str]:

@@ -20,7 +20,7 @@ from pipelines.tune.samplers.samplers import check_sampler
 from pipelines.tune.spaces import on_store, possible, read_file, searched, values_of
 from pipelines.tune.study.finite import Tried
 from pipelines.tune.study.limits import read_limits
-from pipelines.tune.study.study import Search, Stopping, doubt_of, usual_grace
+from pipelines.tune.study.search import Search, Stopping, doubt_of, usual_grace
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import (
     ADAPTERS,

@@ -15,7 +15,7 @@ from benchmarks.searchers.policies import Cell, Now, Random
 from benchmarks.searchers.sheet import EACH, FILE, METRIC, NOW, PLOT, interval, summary
 from benchmarks.searchers.simulate import answers, boards, ceilings
 from pipelines.tune.samplers.searcher import suggest
-from pipelines.tune.study.study import Stopping
+from pipelines.tune.study.search import Stopping
 from trainables.errors import ConfigError
 
 SMALL = "eurosat-16-1.clip_adapter"  # its space has three fields

@@ -12,7 +12,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines.tune.study.study import POINTS, RECIPE, Search, adapter_of
+from pipelines.tune.study.search import POINTS, RECIPE, Search
+from pipelines.tune.study.study import adapter_of
 
 SHOWN = 200  # trials at most; the model of any sampler is as good with these, and its cost bounded
 TOP = 25  # of them the best: as many as TPE takes for good ones at most

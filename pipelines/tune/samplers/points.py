@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.console import say
 from pipelines.tune.samplers.priors import prior_points, read_priors
-from pipelines.tune.study.study import PORTFOLIO, PRIOR, Search, Start
+from pipelines.tune.study.search import PORTFOLIO, PRIOR, Search, Start
 from search_spaces.portfolio import portfolio
 from trainables.adapters.registry import make_config
 from trainables.config import Task, Value, flatten

@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 from pipelines.hold import refuse_links
 from pipelines.tune.study.best import standing_of
 from pipelines.tune.study.journal import NAME, read_trials
-from pipelines.tune.study.study import OVER, PRIOR, Search, Start
+from pipelines.tune.study.search import PRIOR, Search, Start
+from pipelines.tune.study.study import OVER
 from trainables.errors import DataError
 from trainables.files import read_json
 

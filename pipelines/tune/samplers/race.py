@@ -28,7 +28,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.tune.study.budget import LEAST, Budget, epochs_of
-from pipelines.tune.study.study import OVER, RACE, Search, adapter_of
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import OVER, RACE, adapter_of
 from pipelines.tune.study.sums import Ledger
 from trainables.metrics.balance import front
 

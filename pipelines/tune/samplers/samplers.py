@@ -25,7 +25,8 @@ from pipelines.tune.samplers.race import Race
 from pipelines.tune.study.budget import Budget
 from pipelines.tune.study.finite import turned, untried
 from pipelines.tune.study.kinds import Sampler
-from pipelines.tune.study.study import ADAPTER, RACE, Search, Start
+from pipelines.tune.study.search import Search, Start
+from pipelines.tune.study.study import ADAPTER, RACE
 from pipelines.tune.study.sums import Ledger
 from search_spaces.common import Space
 from trainables.config import Value

@@ -28,15 +28,8 @@ from pipelines.tune.samplers.samplers import LikeWithLike
 from pipelines.tune.study.best import Best, write_best
 from pipelines.tune.study.budget import Budget
 from pipelines.tune.study.journal import NAME
-from pipelines.tune.study.study import (
-    ADAPTER,
-    OVER,
-    Search,
-    batch,
-    frozen_trial,
-    storage_of,
-    trial_id,
-)
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import ADAPTER, OVER, batch, frozen_trial, storage_of, trial_id
 from pipelines.tune.study.sums import Ledger
 from trainables.config import Value
 from trainables.errors import DataError

@@ -17,7 +17,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from pipelines.tune.schedulers.median import Median
 from pipelines.tune.study.budget import LEAST, Budget
-from pipelines.tune.study.study import DONE, Search, adapter_of, frozen_trial
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import DONE, adapter_of, frozen_trial
 from trainables.trials.jobs import Job, members
 
 

@@ -35,7 +35,8 @@ from pipelines.tune.schedulers.pbt import (
 )
 from pipelines.tune.study.best import best_trial
 from pipelines.tune.study.schedule import Schedule
-from pipelines.tune.study.study import Search, frozen_trial
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import frozen_trial
 from trainables.changes import Change, read_changes, write_changes
 from trainables.config import in_epoch
 from trainables.files import read_json, write_bytes

@@ -14,7 +14,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.tune.study.limits import LIMITS
-from pipelines.tune.study.study import OVER, Search, goals
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import OVER, goals
 from pipelines.tune.study.sums import Ledger
 from trainables.files import write_hashed
 from trainables.metrics.balance import RULE, front, standing

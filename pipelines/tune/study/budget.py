@@ -14,7 +14,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.tune.study.finite import Tried
-from pipelines.tune.study.study import DONE, OVER, RECIPE, Search, best_value
+from pipelines.tune.study.search import RECIPE, Search
+from pipelines.tune.study.study import DONE, OVER, best_value
 from pipelines.tune.study.sums import Ledger
 
 CLOCK = "seconds"  # of the search, in the study's attributes

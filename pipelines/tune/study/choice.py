@@ -30,7 +30,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.runs.baselines import WORDS
 from pipelines.tune.study.best import best_of
-from pipelines.tune.study.study import OVER, Search, goals
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import OVER, goals
 from trainables.adapters.registry import BASELINES
 from trainables.files import write_hashed
 from trainables.metrics.balance import RULE, standing

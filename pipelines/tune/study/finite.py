@@ -21,7 +21,8 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
-from pipelines.tune.study.study import Search, adapter_of
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import adapter_of
 from search_spaces.common import Space
 from search_spaces.registry import IDLE
 from trainables.config import Value

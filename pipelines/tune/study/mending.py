@@ -16,7 +16,7 @@ import optuna
 
 from pipelines.tune.study import journal
 from pipelines.tune.study.journal import NAME, Altered
-from pipelines.tune.study.study import Search
+from pipelines.tune.study.search import Search
 from trainables.adapters.registry import BASELINES
 from trainables.errors import CheckpointError
 from trainables.files import write_bytes

@@ -22,7 +22,7 @@ from pipelines.evaluate.gallery import COLUMNS
 from pipelines.evaluate.protocol import Measured, metrics, versus
 from pipelines.evaluate.sayings import sayings
 from pipelines.tune import __main__ as tune
-from pipelines.tune.study.study import Search
+from pipelines.tune.study.search import Search
 from tests import ROOT
 from tests.tiny import caption, tiny_features, tiny_lm, tiny_shards
 from trainables.adapters.prefix_captioner import PrefixCaptioner

@@ -19,8 +19,8 @@ from pipelines.report.race_chart import lanes_of
 from pipelines.report.study import OVER, read_study
 from pipelines.tune.closing import closing
 from pipelines.tune.study.lanes import Step, lanes
+from pipelines.tune.study.search import Search
 from pipelines.tune.study.study import OVER as noted_by_search
-from pipelines.tune.study.study import Search
 
 METRIC = "val/t2i_r1"
 ADAPTERS = ("lora", "projection", "zero_shot")

@@ -19,7 +19,8 @@ from pipelines.tune.study.choice import (
     simplest,
     write_choice,
 )
-from pipelines.tune.study.study import Search, open_study
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import open_study
 from tests.pipelines.tune.test_study import row, searcher
 from trainables.adapters.registry import make_config
 from trainables.config import to_json

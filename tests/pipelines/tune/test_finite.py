@@ -25,7 +25,8 @@ from pipelines.tune.samplers.race import Runner, turn
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.study.finite import number_of, size, untried, values_of
 from pipelines.tune.study.kinds import Sampler
-from pipelines.tune.study.study import Search, open_study
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import open_study
 from search_spaces.common import Space, choice
 from search_spaces.registry import SPACES
 from trainables.trials.jobs import Job

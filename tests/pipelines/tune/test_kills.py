@@ -14,7 +14,8 @@ from optuna.trial import TrialState
 
 import trainables.trials.workbench
 from pipelines.tune.study.best import best_trial
-from pipelines.tune.study.study import Search, open_study
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import open_study
 from tests.one_process import Driver, Killed, copy, snapshots, watching
 from trainables.files import sha256_file
 from trainables.models.backbone import Backbone

@@ -15,7 +15,8 @@ from pipelines.tune.samplers.race import Standings
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.study.best import Best
 from pipelines.tune.study.budget import Spent, epochs_of
-from pipelines.tune.study.study import DONE, Search, Start, adapter_of, best_value, open_study
+from pipelines.tune.study.search import Search, Start
+from pipelines.tune.study.study import DONE, adapter_of, best_value, open_study
 from pipelines.tune.study.sums import Ledger
 
 METRIC = "val/t2i_r1"

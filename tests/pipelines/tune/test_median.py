@@ -11,7 +11,7 @@ import pytest
 from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
 from pipelines.tune.schedulers.asha import Named, make_rule
-from pipelines.tune.study.study import Search, Stopping
+from pipelines.tune.study.search import Search, Stopping
 
 METRIC = "val/t2i_r1"
 

@@ -21,7 +21,8 @@ from pipelines.tune.closing import closing
 from pipelines.tune.schedulers.pbt import Exploit, Gain, Member, exploits
 from pipelines.tune.schedulers.population import lineage, rules
 from pipelines.tune.study.best import best_trial
-from pipelines.tune.study.study import Search, Stopping, open_study
+from pipelines.tune.study.search import Search, Stopping
+from pipelines.tune.study.study import open_study
 from tests.one_process import Driver, snapshots
 from tests.pipelines.train.test_train import fails
 from tests.pipelines.tune.test_kills import SEARCH as PLAIN

@@ -17,7 +17,8 @@ from pipelines.tune import flags as tune_flags
 from pipelines.tune.samplers import points as tune_points
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.schedulers.population import PopulationSearcher
-from pipelines.tune.study.study import Search, open_study
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import open_study
 from search_spaces.notation import contains
 from search_spaces.portfolio import portfolio
 from search_spaces.registry import SPACES

@@ -28,7 +28,8 @@ from pipelines.tune.callbacks import Progress
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.study.best import best_so_far, best_trial
 from pipelines.tune.study.choice import write_choice
-from pipelines.tune.study.study import Search, open_study
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import open_study
 from tests import ROOT
 from tests.shelf import draw, shelf
 from trainables.errors import CliptuneError, DataError

@@ -21,7 +21,8 @@ from pipelines.tune import __main__ as tune
 from pipelines.tune import flags as tune_flags
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.spaces import as_yaml, on_store, possible, read_file, searched
-from pipelines.tune.study.study import Search, open_study
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import open_study
 from search_spaces.notation import contains, plain, read, words
 from search_spaces.registry import SPACES
 from tests.tiny import tiny_features

@@ -25,7 +25,8 @@ from pipelines.tune.schedulers.asha import EarlyStopping, rungs
 from pipelines.tune.study.best import best_so_far, best_trial, over_all
 from pipelines.tune.study.budget import Budget
 from pipelines.tune.study.kinds import Sampler
-from pipelines.tune.study.study import Search, Stopping, doubt_of, open_study, states, usual_grace
+from pipelines.tune.study.search import Search, Stopping, doubt_of, usual_grace
+from pipelines.tune.study.study import open_study, states
 from pipelines.tune.workers.groups import STARTS, Switchboard
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import adapters_for, make_config

@@ -20,7 +20,8 @@ from pipelines.train import __main__ as train
 from pipelines.tune import __main__ as tune
 from pipelines.tune import flags
 from pipelines.tune.study.choice import write_choice
-from pipelines.tune.study.study import Search, Stopping, about_study, open_study
+from pipelines.tune.study.search import Search, Stopping, about_study
+from pipelines.tune.study.study import open_study
 from tests.one_process import Driver
 from tests.shelf import shelf
 from tests.trainables.adapters.test_few_shot_runs import finish

@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from pipelines.tune.samplers.searcher import StudySearcher
-from pipelines.tune.study.study import Search, open_study
+from pipelines.tune.study.search import Search
+from pipelines.tune.study.study import open_study
 from pipelines.tune.workers.division import Workers
 from tests.trainables.trials.test_stacked import (
     METRIC,
