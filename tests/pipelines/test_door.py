@@ -136,6 +136,18 @@ def test_a_fault_of_ours_ends_with_1_and_keeps_its_traceback(
         cli.stage_main("space", ["--debug", "--adapter", "lora"])
 
 
+def piped(work: str, line: str) -> subprocess.CompletedProcess[str]:
+    """What a line of the shell gave, in which `$WORK` is `work`."""
+    return subprocess.run(
+        line,
+        shell=True,
+        env={**os.environ, "WORK": work, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_a_reader_that_leaves_ends_what_is_said_and_not_the_work(tmp_path: Path) -> None:
     """As `| head -1` does."""
     work = (
@@ -144,14 +156,7 @@ def test_a_reader_that_leaves_ends_what_is_said_and_not_the_work(tmp_path: Path)
         "for n in range(20000):\n    say(f'line {n}')\n"
         f"Path({str(tmp_path / 'done')!r}).touch()\n"
     )
-    found = subprocess.run(
-        f'{sys.executable} -c "$WORK" | head -1',
-        shell=True,
-        env={**os.environ, "WORK": work, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    found = piped(work, f'{sys.executable} -c "$WORK" | head -1')
     assert (found.stdout, found.stderr) == ("line 0\n", "")
     assert (tmp_path / "done").exists()
 
@@ -170,13 +175,8 @@ def test_a_reader_of_all_that_leaves_does_not_end_the_work_either(tmp_path: Path
         "cli._run = run\n"
         "cli.stage_main('space')\n"
     )
-    found = subprocess.run(
-        f'({sys.executable} -c "$WORK"; echo $? > {tmp_path}/code) 2>&1 | head -c 1',
-        shell=True,
-        env={**os.environ, "WORK": work, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
+    found = piped(
+        work, f'({sys.executable} -c "$WORK"; echo $? > {tmp_path}/code) 2>&1 | head -c 1'
     )
     assert found.stderr == ""
     assert (tmp_path / "done").exists()
