@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import yaml
 from pipelines.tune.args import Args
 from tests import ROOT
 from tests.autoscaling import BIN
+from tests.repository.test_wheel import PACKAGES
 
 DEPLOY = ROOT / "deploy"
 
@@ -40,6 +44,7 @@ POD = record(
     ("spec",),
     spec=record(
         ("containers",),
+        securityContext=record(fsGroup=COUNT),
         containers=each(
             record(
                 ("name", "image"),
@@ -128,12 +133,62 @@ def test_the_rayjob_grows_gpus_from_none_and_asks_for_them(rayjob: dict[str, Any
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
 
 
-def test_the_image_holds_the_packages_and_what_is_pinned() -> None:
-    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
-    copied = {line.split()[1] for line in lines if line.startswith("COPY")}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    found = project["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert copied == {"requirements.lock", *(name.rstrip("*") for name in found)}
+@pytest.fixture(scope="module")
+def image() -> list[list[tuple[str, str]]]:
+    """The Dockerfile's stages, each its instructions; before them what is said of all of them."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    stages: list[list[tuple[str, str]]] = [[]]
+    for line in filter(None, text.replace("\\\n", "").splitlines()):
+        instruction, words = line.split(maxsplit=1)
+        if instruction == "FROM":
+            stages.append([])
+        stages[-1].append((instruction, words))
+    return stages
+
+
+def test_the_image_is_built_on_any_base_and_ends_without_what_built_it(
+    image: list[list[tuple[str, str]]],
+) -> None:
+    before, python, build, last = image
+    assert before == [("ARG", "BASE=python:3.11-slim")]
+    names = [stage[0][1] for stage in (python, build, last)]
+    assert names == ["${BASE} AS python", "python AS build", "python"]
+    assert [words for one, words in last if one == "COPY"] == [
+        "--from=build /opt/cliptune /opt/cliptune"
+    ]
+    assert ("RUN", "python3 -m venv /opt/cliptune") in build
+    assert ("ENV", "PATH=/opt/cliptune/bin:$PATH") in python
+    assert any(one == "RUN" and " wget " in words for one, words in python)
+
+
+def test_the_image_holds_the_wheel_and_what_is_pinned(
+    image: list[list[tuple[str, str]]],
+) -> None:
+    build = [words for one, words in image[2] if one in ("COPY", "RUN")]
+    lock, pins, checkout, wheel = build[1:]
+    assert (lock, checkout) == ("requirements.lock .", ". .")  # a change of code keeps the layer
+    assert pins.endswith('--extra-index-url "$INDEX" -r requirements.lock')
+    assert wheel.split("&&")[1].split()[-2:] == ["--no-deps", "/wheel/*.whl"]
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    needed = {"pyproject.toml", "README.md", "LICENSE", "requirements.lock", *PACKAGES}
+    assert needed.isdisjoint(ignored)
+    for one, words in chain(*image):
+        if one == "RUN":
+            subprocess.run(["sh", "-n", "-c", words], check=True)
+
+
+def test_the_image_runs_a_command_as_a_user_who_can_write_the_volume(
+    image: list[list[tuple[str, str]]], rayjob: dict[str, Any]
+) -> None:
+    said = dict(image[-1])
+    (command,) = json.loads(said["ENTRYPOINT"])
+    assert command in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert json.loads(said["CMD"]) == ["--help"]
+    user, group = map(int, said["USER"].split(":"))
+    assert user
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    for pods in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert pods["template"]["spec"]["securityContext"] == {"fsGroup": group}
 
 
 SRUN = """#!/bin/bash
