@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, cast, get_args, get_origin, get_type_hints
 
 from pipelines.console import Patient, complain
-from pipelines.door import expected, keep, leave, sentence
+from pipelines.door import expected, keep, leave, leave_interrupted, sentence
+from pipelines.signals import COMMAND, PATIENCE
 from pipelines.workspace import none_left_empty
 from trainables.config import LARGEST
 from trainables.errors import unknown
@@ -62,6 +63,7 @@ def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    PATIENCE.set(COMMAND)
     with redirect_stderr(cast("TextIO", Patient(sys.stderr))):  # progress bars also write there
         _to_its_end(stage, words, debug)
 
@@ -69,9 +71,9 @@ def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
 def _to_its_end(stage: str, words: list[str], debug: bool) -> None:
     try:
         _run(stage, words)
-    except KeyboardInterrupt:
-        complain("interrupted: run the same command again to go on.")
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        complain(f"interrupted: {str(stop) or 'run the same command again to go on.'}")
+        leave_interrupted()
     except Exception as error:
         if debug:
             raise

@@ -76,6 +76,18 @@ def leave(error: BaseException) -> NoReturn:
     sys.exit(2)
 
 
+def leave_interrupted() -> NoReturn:
+    """End the command that was interrupted. The processes of its Ray go now; what Ray does at a
+    Python's end may take longer than its user should wait."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        sys.exit(130)
+    ray.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
+
+
 def _of_memory(error: BaseException) -> bool:
     """As a trial tells it."""
     if not isinstance(error, MemoryError | RuntimeError):

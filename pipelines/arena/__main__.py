@@ -7,7 +7,6 @@ on test once, `arena.html`, and a folder for each cell that is a study like any 
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,8 +55,7 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
     todo = pending(folder, cells)
     say(f"\n{len(cells)} cells, {len(cells) - len(todo)} of them tuned already.")
     if todo and _tune(args, plan, folder, todo):
-        say("interrupted: what is trained is saved; the same command goes on from here.")
-        os._exit(130)
+        raise KeyboardInterrupt("what is trained is saved; the same command goes on from here.")
     run_stage("evaluate", "--run", folder)
     wrote = write_page(read_hashed(folder / "arena.json", FORMAT), folder)
     done([folder / "arena.json", *wrote], f"open {wrote[0]} in a browser")
@@ -176,7 +174,7 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
             verbose=0,
         ),
     )
-    with interrupt, pausing(queue):
+    with interrupt.listening(), pausing(queue):
         tuner.fit()
     arena.stop_file.unlink(missing_ok=True)
     return interrupt.seen

@@ -7,13 +7,13 @@ that folder, a line an epoch, and whether there was anything left to train.
 from __future__ import annotations
 
 import functools
-import signal
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from pipelines.cluster import cause, connect
 from pipelines.console import say
+from pipelines.signals import heard
 from pipelines.train.args import Args
 from trainables.distributed import ALONE, STEP_SECONDS, Worker, join
 from trainables.errors import CliptuneError
@@ -66,7 +66,7 @@ def train_together(job: dict[str, Any]) -> BaseException | None:
 
     try:
         worker = join()
-        _train(job, worker, lambda: agreed_stop(_settings(job).stop_file, worker))
+        _train(job, worker, lambda: nullcontext(agreed_stop(_settings(job).stop_file, worker)))
     except KeyboardInterrupt as stop:
         return stop
     except CliptuneError as error:
@@ -78,7 +78,7 @@ def train_together(job: dict[str, Any]) -> BaseException | None:
 
 def train_here(job: dict[str, Any]) -> bool:
     """The training in this process; whether there was anything left to do."""
-    return _train(job, ALONE, lambda: Interrupts().came)
+    return _train(job, ALONE, _asked_to_stop)
 
 
 def _settings(job: dict[str, Any]) -> TrialSettings:
@@ -92,7 +92,11 @@ def _settings(job: dict[str, Any]) -> TrialSettings:
     )
 
 
-def _train(job: dict[str, Any], worker: Worker, listen: Callable[[], Callable[[], bool]]) -> bool:
+def _train(
+    job: dict[str, Any],
+    worker: Worker,
+    listen: Callable[[], AbstractContextManager[Callable[[], bool]]],
+) -> bool:
     """This worker's part. `listen`, once all is loaded, makes what says that it is to stop."""
     args: Args = job["args"]
     bench = Workbench(_settings(job))
@@ -107,33 +111,30 @@ def _train(job: dict[str, Any], worker: Worker, listen: Callable[[], Callable[[]
         say(f"without val: {run.adapter.without_val}")
     if run.finished:
         return False
-    should_stop = listen()
     try:
-        while not run.finished:
-            row = run.advance(should_stop)
-            if worker.rank == 0:
-                _show(row, run.epochs, args.metric)
+        with listen() as should_stop:
+            while not run.finished:
+                row = run.advance(should_stop)
+                if worker.rank == 0:
+                    _show(row, run.epochs, args.metric)
     except Interrupted:
         raise KeyboardInterrupt from None  # saved; the command line says how to go on
     return True
 
 
-class Interrupts:
-    """SIGINT and SIGTERM, remembered until the loop asks between two steps."""
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM, remembered until the loop asks between two steps; a second one does not
+    wait for the step."""
+    seen: list[int] = []
 
-    def __init__(self) -> None:
-        self.seen = False
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._handle)
+    def hear(number: int, _: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
 
-    def _handle(self, *_: object) -> None:
-        if self.seen:
-            raise KeyboardInterrupt  # the second one does not wait for the step
-        self.seen = True
-
-    def came(self) -> bool:
-        return self.seen
+    with heard(hear):
+        yield lambda: bool(seen)
 
 
 def _show(row: Row, epochs: int, metric: str) -> None:

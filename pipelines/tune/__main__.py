@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,16 +72,11 @@ def _search(args: Args, search: Search, folder: Path) -> None:
             for name in ("study.json", NAME, SUMS):
                 (folder / name).unlink(missing_ok=True)
         raise
-    if interrupted:
-        say("interrupted: the running trials are saved; the same command goes on from here.")
     for line in closing(study, search):
         say(line)
     chosen = write_choice(study, search, folder)
     if interrupted:
-        import ray
-
-        ray.shutdown()  # its processes go now; the deadline of the interrupt still holds
-        os._exit(130)  # Ray's own exit handlers may wait for longer than the user should
+        raise KeyboardInterrupt("what runs is saved; the same command goes on from here.")
     if best_trial(study) is None:
         none = f"no trial of `{folder}` succeeded; their reasons are listed above"
         raise CliptuneError(f"{over_all(study, search, folder) or none}.")
@@ -205,7 +199,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
                 verbose=0,
             ),
         )
-        with interrupt, pausing(searcher):
+        with interrupt.listening(), pausing(searcher):
             tuner.fit()
     settings.stop_file.unlink(missing_ok=True)
     return interrupt.seen

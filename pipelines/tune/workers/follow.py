@@ -33,7 +33,7 @@ def follow(
     stop_file.unlink(missing_ok=True)
     working: Future[T] = Future()
     threading.Thread(target=_run, args=(work, working), daemon=True).start()
-    with Interrupt(stop_file, lambda: None, standing):
+    with Interrupt(stop_file, lambda: None, standing).listening():
         over = False
         while not over:
             over = _over(working)
