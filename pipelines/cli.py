@@ -85,6 +85,13 @@ def _to_its_end(stage: str, words: list[str], debug: bool) -> None:
 
 
 def _run(stage: str, words: list[str]) -> None:
+    args = parsed(stage, words)
+    with none_left_empty(getattr(args, "out", None) or Path()):
+        importlib.import_module(f"pipelines.{stage}.__main__").run(args)
+
+
+def parsed(stage: str, words: list[str]) -> Any:
+    """The stage's `Args`, which check their own values; exit 2 on words that it cannot have."""
     import tyro
 
     module = importlib.import_module(f"pipelines.{stage}.__main__")
@@ -93,10 +100,7 @@ def _run(stage: str, words: list[str]) -> None:
     _refuse_unknown_flags(module.Args, flags, getattr(module, "NO_FLAGS", {}))
     _refuse_lists_given_twice(module.Args, flags)
     _refuse_wrong_values(module.Args, flags)
-    prog = f"cliptune {stage}"  # `Args` checks its own values
-    args = tyro.cli(module.Args, args=words, prog=prog, description=module.__doc__)
-    with none_left_empty(getattr(args, "out", None) or Path()):
-        module.run(args)
+    return tyro.cli(module.Args, args=words, prog=f"cliptune {stage}", description=module.__doc__)
 
 
 def _refuse_dashes(words: Sequence[str]) -> None:

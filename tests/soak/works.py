@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from tests.one_process import Driver
 from tests.pipelines.encode.test_encode import InProcess
 from tests.tiny import picture, tiny_clip, tiny_features, tiny_shards
 from trainables.files import read_json, write_hashed
-from trainables.trials.workbench import TrialSettings
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ WORKS = (
 
 def search_here(workers: int, args: Any, search: Any, folder: Path, study: Any) -> bool:
     """`tune._tune` without Ray."""
-    settings = TrialSettings(args.features, folder, search.metric, threads=1, folds=search.folds)
+    settings = replace(pipelines.tune.__main__._settings(args, search, folder), threads=1)
     settings.stop_file.unlink(missing_ok=True)
     driver = Driver(search, settings, 1, workers, study)
     driver.searcher, driver.scheduler = rules(study, search, folder)

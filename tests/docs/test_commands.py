@@ -1,0 +1,223 @@
+"""Every command of README and docs: the real parser takes it, and it runs, on tiny data."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import functools
+import importlib
+import itertools
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+import pipelines.arena.__main__
+import pipelines.demo.drawings
+import pipelines.tune.__main__
+import pipelines.typed
+from pipelines.cli import STAGES, parsed, stage_main
+from pipelines.demo.drawings import draw
+from tests.docs.commands import LANGUAGES, ROOT, Command, blocks, command_of, commands, pages, spans
+from tests.docs.desk import lay, small
+from tests.soak.works import command_here, compete_here, search_here
+
+PROGRAMS = ("benchmarks.searchers.__main__", "benchmarks.__main__", "tests.soak.__main__")
+TEXTS = {page: (ROOT / page).read_text() for page in pages() if page != "benchmarks/RESULTS.md"}
+
+
+class Parsed(Exception):
+    """The words are a command's."""
+
+
+def read(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command's own parser read it; exits 2 where it does not."""
+    if command.kind == "make":
+        for target in command.words:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+        return
+    name, *words = command.words
+    stage = name.removeprefix("pipelines.") if command.kind == "python" else name
+    if stage in STAGES:
+        parsed(stage, [word.replace("<commit>", "0" * 40) for word in words])
+    else:
+        assert main_of(name)
+        if words:
+            _read_module(name, words, monkeypatch)
+
+
+def _read_module(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tyro, or by a parser of the standard library."""
+    module = main_of(name)
+    kind = getattr(module, "Args", None) or getattr(module, "Options", None)
+    if kind is not None:
+        tyro.cli(kind, args=words)
+        return
+
+    def parse_and_stop(parser: argparse.ArgumentParser, *_: object) -> None:
+        parse(parser)
+        raise Parsed
+
+    parse = argparse.ArgumentParser.parse_args
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        patch.setattr(sys, "argv", [name, *words])
+        with pytest.raises(Parsed):
+            module.main()
+
+
+def main_of(name: str) -> Any:
+    """What `python -m` would run."""
+    module = importlib.import_module(name)
+    return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_the_parser_takes_every_command(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in commands(TEXTS[page]):
+        try:
+            read(command, monkeypatch)
+        except SystemExit:
+            pytest.fail(f"{page}: {' '.join(command.words)}")
+
+
+def flags() -> dict[str, set[str]]:
+    """Of each stage and program."""
+    found = {}
+    for name in [*(f"pipelines.{stage}.__main__" for stage in STAGES), *PROGRAMS]:
+        module = importlib.import_module(name)
+        own = module.Args if hasattr(module, "Args") else module.Options
+        names = [field.name.replace("_", "-") for field in dataclasses.fields(own)]
+        denied = {f"--no-{name}" for name in names} | set(getattr(module, "NO_FLAGS", {}))
+        found[name.split(".")[1]] = {f"--{name}" for name in names} | denied
+    return found
+
+
+def test_flags_that_the_text_speaks_of_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, spoken = flags(), 0
+    for page, text in TEXTS.items():
+        for span in spans(text):
+            words = re.sub(r"^(cliptune |python -m pipelines\.)", "", span).split()
+            given = {word.split("=")[0] for word in words if word[:2] == "--" != word}
+            if words[0] in known or words[0] in given:
+                spoken += len(given)
+                assert given <= known.get(words[0], set().union(*known.values())), (page, span)
+            for kind, command in command_of(span.split()):
+                if kind == "python" and words[0] not in known:
+                    read(Command(kind, command, False), monkeypatch)
+    assert spoken > 50
+
+
+def test_a_block_says_what_it_is() -> None:
+    for page, text in TEXTS.items():
+        if page != "recipes/README.md":
+            assert {block.language for block in blocks(text)} <= LANGUAGES, page
+
+
+def test_python_in_the_pages_is_python() -> None:
+    found = [b.text for t in TEXTS.values() for b in blocks(t) if b.language == "python"]
+    assert found
+    for text in found:
+        assert ast.parse(text).body
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("desk")
+    lay(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done() -> list[str]:
+    """The pages whose commands have been run."""
+    return []
+
+
+def draw_few(*given: Any, train: int, val: int, test: int, seed: int) -> Path:
+    """The demo's scenes, one of 25."""
+    return draw(*given, train=train // 25, val=val // 25, test=test // 25, seed=seed)
+
+
+@pytest.fixture
+def at_the_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Searches train in this process, as do the demo's commands."""
+    here = functools.partial(search_here, 1)
+    monkeypatch.setattr(pipelines.tune.__main__, "_tune", here)
+    monkeypatch.setattr(pipelines.arena.__main__, "_tune", compete_here)
+    monkeypatch.setattr(pipelines.typed, "command", command_here)
+    monkeypatch.setattr(pipelines.demo.drawings, "draw", draw_few)
+    monkeypatch.chdir(desk)
+    return desk
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_command_runs(
+    page: str, at_the_desk: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in list(TEXTS)[len(done) : list(TEXTS).index(page) + 1]:  # as a reader goes on
+        done.append(one)
+        for command in commands(TEXTS[one]):
+            if command.run and command.kind != "make":
+                run(command, monkeypatch)
+
+
+def run(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *words = command.words
+    words = small(name, words)
+    if "NEW_PLACE" in words:
+        shutil.copytree("features", "NEW_PLACE")
+    if command.kind == "python":
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        main_of(name).main()
+    else:
+        try:
+            stage_main(name, words)
+        except SystemExit as exit_:
+            said = f"`cliptune {name} {' '.join(words)}` exits with {exit_.code}"
+            raise AssertionError(said) from None
+    for flag, value in itertools.pairwise(words):
+        if flag == "--out":
+            assert Path(value).exists(), command
+
+
+TEXT = """
+```sh
+cliptune tune --features a \\
+    --out b       # a comment
+ray job submit -- python -m pipelines.tune --out c
+```
+
+*Not run by the tests: needs a cluster.*
+
+```console
+$ make demo
+made
+```
+
+A `span
+of code`.
+"""
+
+
+def test_what_is_read_of_a_page() -> None:
+    assert commands(TEXT) == [
+        Command("cliptune", ("tune", "--features", "a", "--out", "b"), True),
+        Command("python", ("pipelines.tune", "--out", "c"), True),
+        Command("make", ("demo",), False),
+    ]
+    assert spans(TEXT) == ["span of code"]
+
+
+def test_a_stale_flag_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (("tune", "--featurs", "a"), ("tests.soak", "--hours", "1")):
+        kind = "python" if "." in words[0] else "cliptune"
+        with pytest.raises(SystemExit):
+            read(Command(kind, words, True), monkeypatch)
+    with pytest.raises(AssertionError):
+        read(Command("make", ("tests",), True), monkeypatch)
