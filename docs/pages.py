@@ -88,14 +88,14 @@ def _link(found: re.Match[str], folder: Path, here: str) -> str:
 def adapter_page(name: str) -> str:
     """All that the code says of an adapter, as Markdown."""
     kind = ADAPTERS[name]
-    lines = [f"# {name}", "", inspect.getdoc(kind) or "", ""]
+    lines = [f"# {name}", "", _said(kind), ""]
     lines += ["| | |", "|---|---|"]
     for task in kind.RECIPES:
         needs = kind.needs(make_config(name, {"task": task}))
         lines += [f"| for {TASKS[task]}, needs by its recipe | {needs} |"]
     lines += [f"| baseline of | {TASKS[of]} |" for of in BASELINES if BASELINES[of] == name]
     lines += [f"| trials of one shape train as one | {'yes' if kind.FUSES else 'no'} |", ""]
-    lines += ["## Fields", "", inspect.getdoc(kind.Config) or "", "", *_fields(kind.Config), ""]
+    lines += ["## Fields", "", _said(kind.Config), "", *_fields(kind.Config), ""]
     for task, recipe in kind.RECIPES.items():
         lines += [f"## Recipe for {TASKS[task]}", ""]
         lines += ["Fields that it sets; all others have their defaults.", ""] if recipe else []
@@ -109,6 +109,12 @@ def adapter_page(name: str) -> str:
         lines += [*_table("field | values", spoken), ""]
     lines += [f"The code: `trainables/adapters/{name}.py`, `search_spaces/{name}.py`.", ""]
     return "\n".join(lines)
+
+
+def _said(kind: type[Any]) -> str:
+    """The docstring of a class, its examples as code."""
+    words, mark, examples = (inspect.getdoc(kind) or "").partition("\n>>> ")
+    return f"{words}\n```pycon{mark}{examples}\n```" if mark else words
 
 
 def _fields(config: type[Any]) -> Iterator[str]:

@@ -47,6 +47,12 @@ def test_a_field_is_shown_with_what_is_said_behind_it() -> None:
     assert "| `optim.lr` | `2e-4..0.2:log` |" in adapter_page("coop")
 
 
+def test_an_example_is_shown_as_code(site: Path) -> None:
+    assert "\n\n```pycon\n>>> CoopConfig(" in adapter_page("coop")
+    page = (site / "adapters" / "coop.html").read_text()
+    assert "<code" in page[: page.index("CoopConfig(n_ctx=4")].rpartition("<p>")[2]
+
+
 def test_nothing_is_fetched_when_it_is_read(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > len(ADAPTERS) + len(PAGES)

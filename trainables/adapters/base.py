@@ -2,6 +2,9 @@
 
 Flows in: a frozen backbone and the method's own config. Flows out: a loss for the loop, embeddings
 for the metrics, and a checkpoint that is exactly the trainable parameters plus `config.json`.
+
+In the examples of all adapters, `backbone` is a loaded CLIP, `train` the features of labelled
+images and `pairs` those of captioned ones.
 """
 
 from __future__ import annotations
@@ -69,7 +72,8 @@ class Adapter(nn.Module, Generic[C]):
 
     @classmethod
     def needs(cls, config: TrainConfig) -> Needs:
-        """`NEEDS`, or what this configuration makes of it."""
+        """The part of the frozen CLIP that an adapter of this configuration runs through: by
+        default `NEEDS`."""
         del config
         return cls.NEEDS
 
@@ -84,7 +88,7 @@ class Adapter(nn.Module, Generic[C]):
 
     @property
     def notes(self) -> list[str]:
-        """What whoever trains this should be told."""
+        """Sentences for whoever trains this adapter."""
         return []
 
     @property
@@ -94,18 +98,19 @@ class Adapter(nn.Module, Generic[C]):
 
     @property
     def open_classes(self) -> bool:
-        """Whether what was learned on some classes can be asked about others."""
+        """Whether the adapter also scores classes that it was not trained on."""
         return True
 
     @property
     def image_block(self) -> int | None:
-        """The first block of the image tower that the method changes; None: it leaves the tower
-        alone, and images come as its outputs. What is below is computed once for all trials."""
+        """The first block of the image tower that the method changes; the blocks below it are
+        computed once for all trials. None: the method leaves the tower alone and is given its
+        outputs."""
         return None
 
     @property
     def frozen_text(self) -> bool:
-        """Whether the method asks for the frozen text tower's outputs: instead of the words, or
+        """Whether the method is given the frozen text tower's outputs, instead of the words or
         beside them."""
         return False
 
@@ -126,17 +131,18 @@ class Adapter(nn.Module, Generic[C]):
 
     @property
     def prompt_vectors(self) -> Tensor | None:
-        """What was learned in the place of words, as the text tower sees it: (M, d), or (C, M, d)
-        with vectors for each class. None: the method has no such vectors."""
+        """The learned vectors in the place of words, as the text tower reads them: (M, d), or
+        (C, M, d) with vectors for each class. None: the method has no such vectors."""
         return None
 
     def set_prompt(self, vectors: Tensor) -> None:
-        """Let the text tower see `vectors` instead; M may be another, and 0."""
+        """Let the text tower read `vectors` in the place of the learned ones; M may differ, and may
+        be 0."""
         raise NotImplementedError(f"{type(self).__name__} has no prompt vectors.")
 
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        """Captions to the joint space, not normalised: (M, e). `text_embeds` (M, e) are the frozen
-        tower's, where `frozen_text`. By default the frozen tower's."""
+        """Captions to the joint space, not normalised: (M, e); by default by the frozen tower.
+        `text_embeds` (M, e) are the frozen tower's outputs, given where `frozen_text` is true."""
         return embed_text(self.backbone, tokens) if text_embeds is None else text_embeds
 
     def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -145,14 +151,15 @@ class Adapter(nn.Module, Generic[C]):
         return image_embeds
 
     def class_texts(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        """What images are compared with: (C, e), of unit length, but frozen ones as they are given:
-        an ensemble's are shorter."""
+        """The texts that images are compared with: (C, e), of unit length. The frozen tower's are
+        taken as they are given: an ensemble's are shorter."""
         texts = self.embed_text(tokens, text_embeds)
         return texts.float() if texts is text_embeds else F.normalize(texts.float(), dim=-1)
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
-        """What scores images among C classes, whose text is embedded once: by default the cosine
-        similarities. The objective multiplies by tau."""
+        """A function from images to their scores among C classes, by default the cosine
+        similarities with texts that are embedded once. The objective multiplies the scores by
+        tau."""
         texts = self.class_texts(tokens, text_embeds)
 
         def similarity(image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
@@ -171,7 +178,8 @@ class Adapter(nn.Module, Generic[C]):
         return data.tokens
 
     def truncated(self, data: SplitFeatures) -> int:
-        """Captions of `data` that are cut: they do not fit beside what the method adds to them."""
+        """How many captions of `data` are cut, as they do not fit beside the tokens that the method
+        adds."""
         room = self.backbone.context_length - self.added_tokens
         return max(int((data.tokens.lengths > room).sum()), data.truncated)
 
@@ -179,15 +187,17 @@ class Adapter(nn.Module, Generic[C]):
         """Take from the training data what the method needs before its first step."""
 
     def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
-        """Epoch `epoch` (from 1) has been trained, and is about to be measured on `val`: choose on
-        it what needs no training. None: nothing may be chosen on what measures it. Where something
-        was, gives the similarities (N, C) to measure: of each image by what others chose."""
+        """Called when epoch `epoch` (from 1) is trained, before it is measured on `val`: choose
+        there what needs no training. Without `val`, nothing may be chosen on the images that
+        measure it. Where something was chosen on `val`, the result is the similarities (N, C) to
+        measure, those of each image by what the other images chose."""
         del epoch, val
         return None
 
     @property
     def without_val(self) -> str:
-        """What becomes of that where there is no val, for whoever trains this; "": nothing."""
+        """For whoever trains this: how the values that `end_epoch` chooses on val are set without
+        it. Empty: `end_epoch` chooses none."""
         return ""
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -220,9 +230,9 @@ class Adapter(nn.Module, Generic[C]):
     def turned(
         self, start: Mapping[str, Tensor], learned: Mapping[str, Tensor], share: float
     ) -> dict[str, Tensor]:
-        """The checkpoint's tensors with what was learned counting by `share`: by default weights on
-        the line from where training began (0) through what it found (1), as WiSE-FT has them
-        (Wortsman et al. 2022, arXiv:2109.01903). Labels and flags have no in-between."""
+        """The checkpoint's tensors, with what was learned counting by `share`. By default the
+        weights lie on the line from the start of training (0) through its end (1), as in WiSE-FT
+        (Wortsman et al. 2022, arXiv:2109.01903). Labels and flags are not interpolated."""
         return {
             name: torch.lerp(start[name], tensor, share) if tensor.is_floating_point() else tensor
             for name, tensor in learned.items()

@@ -1,4 +1,7 @@
-"""`clip_adapter`: a bottleneck behind the frozen image tower."""
+"""`clip_adapter`: a bottleneck behind the frozen image tower.
+
+Flows in: image features (B, e). Flows out: mixed features (B, e).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ from trainables.models.backbone import Backbone
 
 @dataclass(frozen=True)
 class ClipAdapterConfig:
-    """The bottleneck."""
+    """The width of the bottleneck and its weight in the mixture.
+
+    >>> ClipAdapterConfig(reduction=8)
+    ClipAdapterConfig(reduction=8, ratio=0.2)
+    """
 
     reduction: int = 4  # its width is e / reduction
     ratio: float = 0.2  # of what it makes in the mixture
@@ -31,6 +38,11 @@ class ClipAdapter(Adapter[ClipAdapterConfig]):
 
     CLIP-Adapter: Gao et al. 2021, arXiv:2110.04544, the visual one of its two. W1 (e/4, e),
     W2 (e, e/4), without biases. The text is zero-shot's.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("clip_adapter"), backbone, train)
+    >>> [tuple(p.shape) for p in adapter.parameters()]  # W1 and W2
+    [(4, 16), (16, 4)]
     """
 
     Config: ClassVar[type[ClipAdapterConfig]] = ClipAdapterConfig
@@ -55,7 +67,8 @@ class ClipAdapter(Adapter[ClipAdapterConfig]):
     def turned(
         self, start: Mapping[str, Tensor], learned: Mapping[str, Tensor], share: float
     ) -> dict[str, Tensor]:
-        """A(f) times `share`, which W2 can carry as relu is homogeneous; at 0 it is zero-shot."""
+        """A(f) times `share`: as relu is homogeneous, W2 times `share` gives it. At 0 the adapter
+        is zero-shot."""
         del start
         last = "bottleneck.2.weight"
         return dict(learned) | {last: learned[last] * share}

@@ -1,4 +1,7 @@
-"""`cocoop`: a context that a small network moves for each image."""
+"""`cocoop`: a context that a small network moves for each image.
+
+Flows in: images (B, e) and C classes. Flows out: scores (B, C) by prompts of each image's own.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,11 @@ from trainables.models.text_tower import embed_text
 
 @dataclass(frozen=True)
 class CoCoopConfig:
-    """The context."""
+    """The length of the context, and the words that it starts from.
+
+    >>> CoCoopConfig(n_ctx=8, init="random")
+    CoCoopConfig(n_ctx=8, init='random', init_std=0.02)
+    """
 
     n_ctx: int = 4  # M
     init: str = "a photo of a"  # or "random"
@@ -41,6 +48,11 @@ class CoCoop(Adapter[CoCoopConfig]):
 
     CoCoOp: Zhou et al. 2022, arXiv:2203.05557. W1 (e/16, e), W2 (d, e/16). Every image has class
     prompts of its own: B x C of them, which share SOS and the context of their image.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("cocoop"), backbone, train)
+    >>> adapter.vectors.shape  # (M, d)
+    torch.Size([4, 32])
     """
 
     Config: ClassVar[type[CoCoopConfig]] = CoCoopConfig
@@ -76,7 +88,7 @@ class CoCoop(Adapter[CoCoopConfig]):
         self.vectors = nn.Parameter(vectors)
 
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        """With the context that no image has moved."""
+        """With the context as it is learned, moved by no image."""
         del text_embeds
         return embed_text(self.backbone, tokens, Prompt(self.vectors))
 

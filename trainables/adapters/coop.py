@@ -1,4 +1,7 @@
-"""`coop`: learned vectors in the place of the words around a class name."""
+"""`coop`: learned vectors in the place of the words around a class name.
+
+Flows in: class names. Flows out: embeddings (C, e).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,11 @@ PLACES: dict[str, Place] = {"end": "after_sos", "middle": "around_name", "front"
 
 @dataclass(frozen=True)
 class CoopConfig:
-    """The context."""
+    """The length of the context, the words that it starts from, and where the class name stands.
+
+    >>> CoopConfig(n_ctx=4, class_position="middle")
+    CoopConfig(n_ctx=4, init='random', init_std=0.02, class_position='middle', class_specific=False)
+    """
 
     n_ctx: int = 16  # M
     init: str = "random"  # or words: their embeddings, the first M; what they leave is random
@@ -41,6 +48,11 @@ class Coop(Adapter[CoopConfig]):
 
     CoOp: Zhou et al. 2022, arXiv:2109.01134. 200 epochs are its setting for 8 and 16 shots (100 for
     2 and 4, 50 for 1). Its last epoch was tested; here val chooses the epoch.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> own = {"adapter.n_ctx": 4, "adapter.class_specific": True}
+    >>> build(make_config("coop", own), backbone, train).vectors.shape  # (C, M, d)
+    torch.Size([3, 4, 32])
     """
 
     Config: ClassVar[type[CoopConfig]] = CoopConfig

@@ -1,8 +1,8 @@
 """A head's few numbers chosen on few images, and those images measured by what the others chose.
 
 Flows in: the logits of a grid of settings, some at a time. Flows out: the setting to keep, and for
-each image the logits of the one that is chosen without it: the best of a grid flatters the images
-that it is the best on.
+each image the logits of the setting that is chosen without this image. (Measured on the images that
+chose it, the best setting of a grid looks better than it is.)
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ def parts(labels: Tensor) -> Tensor:
 
 
 def blocks(numbers: Sequence[float], like: Tensor, each: int) -> tuple[Tensor, ...]:
-    """The numbers of a grid, of the kind of `like`, as many at a time as may be where each of them
-    gives `each` logits."""
+    """The numbers of a grid as a tensor like `like`, in parts: as many at a time as memory allows
+    where each number gives `each` logits."""
     every = torch.tensor(numbers, dtype=like.dtype, device=like.device)
     return every.split(max(1, BLOCK // each))
 
 
 def choose(grid: Iterable[Tensor], labels: Tensor, accurate: bool = False) -> tuple[int, Tensor]:
-    """The number of the likeliest setting of `grid`, which gives the logits (A, n, C) of A settings
-    at a time, and the cross-fitted logits (n, C). `accurate`: the most accurate, of those the
-    likeliest; with few images that is the worse choice. Of equal ones the first."""
+    """The number of the likeliest setting of `grid`, and the cross-fitted logits (n, C). `grid`
+    gives the logits (A, n, C) of A settings at a time. With `accurate` the most accurate setting is
+    chosen, among equal ones the likeliest: with few images that is the worse choice. Among settings
+    equal in all, the first."""
     part = parts(labels)
     apart = F.one_hot(part, PARTS) == 0  # (n, P)
     every = torch.ones_like(apart[:, :1])
@@ -60,15 +61,17 @@ def choose(grid: Iterable[Tensor], labels: Tensor, accurate: bool = False) -> tu
 
 
 def repeated(labels: Tensor) -> bool:
-    """Whether every class has another image beside each: (N,) labels, of which none is left out."""
+    """Whether every class of the labels (N,) has two images or more, so that one can be left
+    out."""
     return bool(torch.bincount(labels).min() >= 2)
 
 
 def left_out(
     fit: Callable[[Tensor, Tensor, Tensor], Tensor], images: Tensor, labels: Tensor
 ) -> Tensor | None:
-    """What `fit(images, labels, others)` (A, n, C) says of each image when its part is not among
-    those that are fitted: (A, N, C). None where a class has one image only."""
+    """The logits (A, N, C) of each image by a fit without the part that it is in; `fit(images,
+    labels, others)` gives (A, n, C) for the images `others`. None where a class has one image
+    only."""
     if not repeated(labels):
         return None
     part = parts(labels)

@@ -1,4 +1,7 @@
-"""`kernel_ridge`: what zero-shot gets wrong on the training images, learned in closed form."""
+"""`kernel_ridge`: what zero-shot gets wrong on the training images, learned in closed form.
+
+Flows in: labelled images (N, e). Flows out: their weights A (N, C).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,11 @@ FLAT = 1e-10  # of a kernel's largest eigenvalue: less is none
 
 @dataclass(frozen=True)
 class KernelRidgeConfig:
-    """What stays where neither val nor the training images can choose it."""
+    """The four numbers as they stay where neither val nor the training images can choose them.
+
+    >>> KernelRidgeConfig(beta=4.0)
+    KernelRidgeConfig(beta=4.0, penalty=1.0, share=0.25, scale=32.0)
+    """
 
     beta: float = 1.0  # how near an image must be to count
     penalty: float = 1.0  # lambda: how much of zero-shot stays
@@ -46,14 +53,23 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
     """Logits s (z(f) + k(f, F) A) with A = (K + lambda I)^-1 (Y - z(F)), of normalised features.
 
     Proximal kernel ridge regression: Bendou et al. 2025 (ProKeR, CVPR), equation of its closed
-    form. F (N, e) are the training images, Y (N, C) their labels, z(f) = softmax(tau' f T^T) what
-    zero-shot says with texts T (C, e), k(f, g) = exp(-beta (2 - 2 f.g)) and K = k(F, F) (N, N). s
-    is ours: the scores are near 0 and 1, and a likelihood needs logits.
-    beta, lambda, tau' and s are chosen on val by likelihood. Of each beta one eigendecomposition
-    serves the whole grid: of the kernel as M landmarks among the training images know it (Williams
-    and Seeger 2000, Nystroem's method), which is exact up to 128 images. A is then solved exactly.
-    Without val they are chosen by leave-one-out, which ridge regression has in closed form; of a
-    class with one image nothing would be left, and there they stay.
+    form. F (N, e) are the training images, Y (N, C) their labels, z(f) = softmax(tau' f T^T)
+    zero-shot's answer with texts T (C, e), k(f, g) = exp(-beta (2 - 2 f.g)) and K = k(F, F) (N, N).
+    The scale s is ours: the scores are near 0 and 1, and a likelihood needs logits.
+
+    beta, lambda, tau' and s are chosen on val by likelihood. For each beta, one eigendecomposition
+    serves the whole grid. It is that of the kernel approximated from M landmarks among the training
+    images (Nystroem's method, Williams and Seeger 2000), exact up to 128 images; for the chosen
+    numbers A is then solved exactly.
+
+    Without val the four are chosen by leave-one-out, which ridge regression has in closed form.
+    Where a class has one image, leaving it out would leave the class none: then they stay as
+    configured.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("kernel_ridge"), backbone, train)
+    >>> adapter.keys.shape, adapter.answers.shape  # F: (N, e), and A: (N, C)
+    (torch.Size([12, 16]), torch.Size([12, 3]))
     """
 
     Config: ClassVar[type[KernelRidgeConfig]] = KernelRidgeConfig
@@ -104,7 +120,7 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
     def turned(
         self, start: Mapping[str, Tensor], learned: Mapping[str, Tensor], share: float
     ) -> dict[str, Tensor]:
-        """What was learned times `share`; at 0 it ranks as zero-shot does."""
+        """The learned A times `share`; at 0 the adapter ranks as zero-shot does."""
         del start
         return dict(learned) | {"answers": learned["answers"] * share}
 
@@ -146,8 +162,8 @@ class KernelRidge(Adapter[KernelRidgeConfig]):
         return F.one_hot(self.labels, len(texts)) - self._known(texts, keys, share)
 
     def _grid(self, texts: Tensor, images: Tensor | None) -> Iterator[Tensor]:
-        """The logits of `images`, or where None those by leave-one-out of the training images, for
-        each beta, tau', lambda and scale, some at a time: (A, n, C)."""
+        """The logits for each beta, tau', lambda and scale, some at a time: (A, n, C). They are
+        those of `images`, or where that is None those of the training images by leave-one-out."""
         keys = unit(self.keys)
         asked = keys if images is None else images
         count = min(len(keys), max(LANDMARKS, len(keys) // APART))  # M

@@ -1,4 +1,7 @@
-"""`kgcoop`: CoOp held near the words that zero-shot uses."""
+"""`kgcoop`: CoOp held near the words that zero-shot uses.
+
+Flows in: class names. Flows out: embeddings (C, e).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,11 @@ from trainables.models.text_tower import embed_text
 
 @dataclass(frozen=True)
 class KgCoopConfig:
-    """The context, and how hard it is held."""
+    """The context, and the weight lambda of its distance to zero-shot's words.
+
+    >>> KgCoopConfig(weight=2.0)
+    KgCoopConfig(n_ctx=4, init='a photo of a', init_std=0.02, weight=2.0)
+    """
 
     n_ctx: int = 4  # M
     init: str = "a photo of a"  # or "random"
@@ -36,6 +43,11 @@ class KgCoop(Adapter[KgCoopConfig]):
     """CoOp's loss + lambda (1 - mean over classes of cos(learned text, the template's text)).
 
     KgCoOp: Yao et al. 2023, arXiv:2303.13283. The template is the data set's own.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("kgcoop"), backbone, train)
+    >>> adapter.vectors.shape  # (M, d)
+    torch.Size([4, 32])
     """
 
     Config: ClassVar[type[KgCoopConfig]] = KgCoopConfig

@@ -1,4 +1,7 @@
-"""`linear_probe`: a linear classifier on the frozen image features."""
+"""`linear_probe`: a linear classifier on the frozen image features.
+
+Flows in: features (B, e). Flows out: scores (B, C).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,11 @@ ROUGH, EXACT = 1e-4, 1e-6  # the gradient where it ends, to choose lambda and fo
 
 @dataclass(frozen=True)
 class LinearProbeConfig:
-    """Where the classifier starts, and how it is found."""
+    """Where the classifier starts, and which solver finds it.
+
+    >>> LinearProbeConfig(init="text", solver="lbfgs")
+    LinearProbeConfig(init='text', solver='lbfgs', penalty=0.01)
+    """
 
     init: Literal["zero", "text"] = "zero"  # "text": at zero-shot, as WiSE-FT does
     solver: Literal["optim", "lbfgs"] = "optim"  # batches and `optim`, or all images to the minimum
@@ -40,15 +47,21 @@ class LinearProbeConfig:
 class LinearProbe(Adapter[LinearProbeConfig]):
     """Logits tau (f W^T + b) of the normalised image feature f; W (C, e).
 
-    By default AdamW finds them, and the weight decay is searched. Text initialisation: Wortsman et
-    al. 2022, arXiv:2109.01903.
-    `solver="lbfgs"`, as Radford et al. 2021 fit it: the minimum of the mean cross-entropy plus
-    lambda / 2 |W - W0|^2, W0 where the classifier starts: 0, or zero-shot's texts, to which it is
-    then pulled (CLAP's penalty, Silva-Rodriguez et al. 2024, arXiv:2312.12730, alike for all
-    classes). L-BFGS goes along a path of 11 lambdas, each from the last one's end, roughly and in
-    single precision; lambda is chosen there, on val by likelihood, without val of each part of the
-    training images by what the others fit. From there the one that is chosen goes on to its
-    minimum.
+    By default AdamW trains W and b, and the weight decay is searched. Text initialisation: Wortsman
+    et al. 2022, arXiv:2109.01903.
+
+    `solver="lbfgs"`, as in Radford et al. 2021: the minimum of the mean cross-entropy plus lambda/2
+    |W - W0|^2. W0 is where the classifier starts, 0 or zero-shot's texts; with the texts this is
+    CLAP's penalty (Silva-Rodriguez et al. 2024, arXiv:2312.12730), alike for all classes. L-BFGS
+    first goes along a path of 11 lambdas, each from the last one's end, roughly and in single
+    precision. There lambda is chosen by likelihood: on val, or without val on each part of the
+    training images by a fit of the other parts. From there the fit of the chosen lambda goes on to
+    its minimum.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("linear_probe"), backbone, train)
+    >>> adapter.weight.shape, adapter.bias.shape  # (C, e) and (C,)
+    (torch.Size([3, 16]), torch.Size([3]))
     """
 
     Config: ClassVar[type[LinearProbeConfig]] = LinearProbeConfig
@@ -112,7 +125,7 @@ class LinearProbe(Adapter[LinearProbeConfig]):
         return f"lambda stays {self.config.penalty:g}."
 
     def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
-        """Fit what is fitted to the end, and choose its lambda."""
+        """With L-BFGS: choose lambda, and fit W and b to the end."""
         del epoch
         if self.shown is None:
             return None
@@ -156,8 +169,9 @@ class LinearProbe(Adapter[LinearProbeConfig]):
         gradient: float,
         start: Linear | None = None,
     ) -> Iterator[Linear]:
-        """The minimum for each penalty, the strongest first, each from the last one's: where no
-        element of the gradient is above `gradient`, in the precision of `images` and `centre`."""
+        """The minimum for each penalty, the strongest first, each started from the last one's. A
+        minimum is reached where no element of the gradient is above `gradient`, in the precision of
+        `images` and `centre`."""
         first = start or Linear(centre, centre.new_zeros(len(centre)))
         weight, bias = (one.to(centre, copy=True).requires_grad_() for one in first)
 
@@ -179,7 +193,7 @@ class Linear(NamedTuple):
 
 @torch.enable_grad()
 def minimise(loss: Callable[[], Tensor], parameters: list[Tensor], gradient: float) -> None:
-    """By L-BFGS with the strong Wolfe conditions, in place."""
+    """Minimise by L-BFGS with the strong Wolfe conditions, in place."""
     solver = torch.optim.LBFGS(
         parameters,
         max_iter=STEPS,

@@ -1,4 +1,7 @@
-"""`lp_plus`: a linear classifier beside weighted texts, at rates that the data give."""
+"""`lp_plus`: a linear classifier beside weighted texts, at learning rates that the data give.
+
+Flows in: labelled images (N, e). Flows out: W (C, e) and alpha (C,).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,11 @@ TURN = 10  # alpha moves every so many steps
 
 @dataclass(frozen=True)
 class LpPlusConfig:
-    """Its length; all rates are derived."""
+    """The number of steps; all learning rates are derived from the data.
+
+    >>> LpPlusConfig(steps=100)
+    LpPlusConfig(steps=100)
+    """
 
     steps: int = 300
 
@@ -41,6 +48,11 @@ class LpPlus(Adapter[LpPlusConfig]):
     cross-entropy, w with momentum at a rate 4 N / lambda_max(F^T F), alpha every tenth at
     N / (4 max_c sum_n (f_n.t_c)^2): bounds of the curvature, so nothing is chosen on val. F (N, e)
     are the training images.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("lp_plus"), backbone, train)
+    >>> adapter.weight.shape, adapter.alpha.shape  # (C, e) and (C,)
+    (torch.Size([3, 16]), torch.Size([3]))
     """
 
     Config: ClassVar[type[LpPlusConfig]] = LpPlusConfig
@@ -84,7 +96,7 @@ class LpPlus(Adapter[LpPlusConfig]):
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
-        """Fit. Nothing is chosen on val."""
+        """Fit by full-batch gradient steps. Nothing is chosen on val."""
         del epoch, val
         assert self.shown is not None
         assert self.shown.labels is not None

@@ -1,4 +1,7 @@
-"""`maple`: learned vectors in the text tower, mapped into the image tower."""
+"""`maple`: learned vectors in the text tower, mapped into the image tower.
+
+Flows in: classes and pixels. Flows out: embeddings (C, e) and (B, e).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,12 @@ from trainables.models.text_tower import embed_text
 
 @dataclass(frozen=True)
 class MapleConfig:
-    """The vectors. Of the words "a photo of a", those behind the first M stay words."""
+    """The vectors: how many, in how many blocks. Of the words "a photo of a", those behind the
+    first M stay words.
+
+    >>> MapleConfig(depth=3)
+    MapleConfig(n_ctx=2, init='a photo of a', init_std=0.02, depth=3)
+    """
 
     n_ctx: int = 2  # M
     init: str = "a photo of a"  # or "random"; other blocks' vectors are random in any case
@@ -46,6 +54,11 @@ class Maple(Adapter[MapleConfig]):
     vectors in the same places: in the text tower v_j (M, d), in the image tower F_j v_j (M, dv),
     with a linear map F_j for each block, so both sides learn as one. Where a tower has fewer than J
     blocks, J is that number. A SigLIP's head looks at the patches alone.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("maple"), backbone, train)
+    >>> adapter.vectors.shape  # (J, M, d), for towers of two blocks
+    torch.Size([2, 2, 32])
     """
 
     Config: ClassVar[type[MapleConfig]] = MapleConfig
@@ -84,7 +97,7 @@ class Maple(Adapter[MapleConfig]):
         return self.vectors[0]
 
     def set_prompt(self, vectors: Tensor) -> None:
-        """The image tower sees what the maps make of them."""
+        """The image tower reads what the maps make of the new vectors."""
         check_length(vectors, self.config.n_ctx, len(self.vectors) - 1)
         self.vectors = nn.Parameter(torch.cat([vectors[None], self.vectors[1:]]))
 

@@ -1,4 +1,7 @@
-"""`mip`: CoCoOp's prompt, started from the model's own weights and kept small."""
+"""`mip`: CoCoOp's prompt, started from the model's own weights and kept small.
+
+Flows in: images (B, e) and C classes. Flows out: scores (B, C).
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,9 @@ class MipConfig:
 
     The defaults follow its words: "parameters of CLIP from the output layer", "divide the context
     and bias by the square root of vector size", and that it is built on CoCoOp.
+
+    >>> MipConfig(terms="rows", meta=False).divisor
+    'size'
     """
 
     n_ctx: int = 4  # M
@@ -53,9 +59,14 @@ class MipConfig:
 class Mip(Adapter[MipConfig]):
     """v_m(x) = (v_m + pi(x)) / D, v_m from the weights of the joint space's projection.
 
-    MIP: Park 2024, "Meta-Information Based Prompt tuning". It has no code; `MipConfig` is a list of
-    the readings that its text allows, and which of them is in use is part of the checkpoint. The
-    rest is CoCoOp (Zhou et al. 2022, arXiv:2203.05557).
+    MIP: Park 2024, "Meta-Information Based Prompt tuning". The report has no code. `MipConfig`
+    lists the readings that its text allows, and a checkpoint says which of them it is of. All else
+    is CoCoOp (Zhou et al. 2022, arXiv:2203.05557).
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("mip"), backbone, train)
+    >>> adapter.vectors.shape  # (M, d)
+    torch.Size([4, 32])
     """
 
     Config: ClassVar[type[MipConfig]] = MipConfig
@@ -97,7 +108,7 @@ class Mip(Adapter[MipConfig]):
         self.vectors = nn.Parameter(vectors * self.divisor)
 
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        """With the context that no image has moved."""
+        """With the context as it is learned, moved by no image."""
         del text_embeds
         return embed_text(self.backbone, tokens, Prompt(self.vectors / self.divisor))
 

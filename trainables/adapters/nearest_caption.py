@@ -1,4 +1,7 @@
-"""`nearest_caption`: the baseline of captioning, words that were written about a similar image."""
+"""`nearest_caption`: the baseline of captioning.
+
+Flows in: images (B, e). Flows out: B captions that people wrote about similar images.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,16 @@ class NearestCaptionConfig:
 
 class NearestCaption(Adapter[NearestCaptionConfig]):
     """The first caption of the training image with the highest cosine similarity, by the frozen
-    tower: nothing is trained. A captioner that is worth its training says more than that (Devlin et
-    al. 2015, arXiv:1505.04467, show how far it goes). A checkpoint of it holds no images: it speaks
-    only where it was prepared with them."""
+    tower; nothing is trained.
+
+    A captioner that is worth its training does better (Devlin et al. 2015, arXiv:1505.04467, show
+    how good this baseline is). Its checkpoint holds no images, so it speaks only after `prepare`.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("nearest_caption"), backbone, pairs)
+    >>> adapter.captions(pairs.image_embeds[:2])  # two images that it was prepared with
+    ['a red dog in the park', 'a green dog in the park']
+    """
 
     Config: ClassVar[type[NearestCaptionConfig]] = NearestCaptionConfig
     RECIPES: ClassVar[Mapping[Task, Mapping[str, Value]]] = {"captioning": {}}

@@ -1,4 +1,7 @@
-"""`prefix_captioner`: an image embedding becomes a prefix that a language model goes on from."""
+"""`prefix_captioner`: an image embedding becomes a prefix that a language model goes on from.
+
+Flows in: image embeddings (B, e), or those of a clip's frames (B, F, e). Flows out: B captions.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,13 @@ from trainables.models.mappers import MlpMapper, TemporalPool, TransformerMapper
 
 @dataclass(frozen=True)
 class PrefixCaptionerConfig:
-    """ClipCap's choices, and how its words are chosen afterwards.
+    """ClipCap's choices, and how the words are chosen once it is trained.
 
     `paper` keeps three habits of ClipCap's public code, for a faithful comparison: token 0 is never
     learned (it stood for padding), no end token is trained, and a caption ends at its full stop.
+
+    >>> PrefixCaptionerConfig(mapper="transformer", lm_mode="frozen").decoding
+    'beam'
     """
 
     mapper: Literal["mlp", "transformer"] = "mlp"
@@ -80,10 +86,15 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
     """A caption's tokens are predicted after k vectors that a mapper makes of the image embedding.
 
     ClipCap: Mokady et al. 2021, arXiv:2111.09734; also Song et al. 2025, "Image Captioning via CLIP
-    Prefix Tuning". The recipe is the paper's MLP with a tuned language model; the other, a
-    transformer with a frozen one, stands in `VARIANTS`. Unlike there, padding is never a target,
-    the end token is, and the features' normalisation is part of the checkpoint. The loss is the
-    mean over the batch's tokens.
+    Prefix Tuning". The recipe is the paper's MLP with a tuned language model; the paper's other
+    setting, a transformer with a frozen language model, stands in `VARIANTS`. Unlike in the paper's
+    code, the end token is a target and padding is none, and the normalisation of the features is
+    part of the checkpoint. The loss is the mean over the batch's tokens.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("prefix_captioner"), backbone, pairs)
+    >>> adapter.prefix(pairs.image_embeds[:2], None).shape  # (B, k, d)
+    torch.Size([2, 10, 128])
     """
 
     Config: ClassVar[type[PrefixCaptionerConfig]] = PrefixCaptionerConfig
@@ -138,7 +149,7 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         )
 
     def _speaker(self, lm: LanguageModel) -> LanguageModel:
-        """The language model as this adapter may change it."""
+        """The language model, shared, with updates, or copied, as `lm_mode` has it."""
         own = self.config
         if own.lm_mode == "lora":
             return lm.with_lora(own.lora_rank, own.lora_alpha, own.lora_dropout)
@@ -175,13 +186,13 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
 
     @property
     def read(self) -> int:
-        """Vectors that the language model reads before a caption: a start token, if it wants one,
-        and the prefix."""
+        """How many vectors the language model reads before a caption: the prefix, and a start token
+        if the model wants one."""
         return self.lm.ahead + self.config.prefix_length
 
     @property
     def room(self) -> int:
-        """Tokens that a caption may have."""
+        """The most tokens that a caption may have."""
         return self.lm.context_length - self.read
 
     def truncated(self, data: SplitFeatures) -> int:
@@ -191,8 +202,8 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         return data.words(self.lm).cut(self.room)
 
     def prefix(self, image_embeds: Tensor, frames: Tensor | None) -> Tensor:
-        """What the language model reads for images (B, e), or clips of frames (B, F, e):
-        (B, k, d), one more with a start token in front."""
+        """The vectors that the language model reads before a caption, of images (B, e) or clips of
+        frames (B, F, e): (B, k, d), with a start token in front (B, 1 + k, d)."""
         if self.pool is not None and frames is not None:
             image_embeds = self.pool(frames)
         if self.config.normalize:
@@ -201,7 +212,8 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         return self.lm.started(vectors.to(self.lm.dtype))
 
     def log_probabilities(self, batch: Batch) -> Tensor:
-        """Of each token to be learned of the batch's captions, one an image: (K,)."""
+        """The log-probability of each of the K tokens to be learned in a batch of one caption an
+        image: (K,)."""
         prefix = self.prefix(batch.image_embeds, batch.frames)
         ids, places, learned = self._targets(batch.tokens)
         vectors = torch.cat([prefix, self.lm.embed(ids[:, :-1])], dim=1)
@@ -209,8 +221,8 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         return -F.cross_entropy(logits, learned, reduction="none")
 
     def _targets(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Padded ids (B, T), and the K tokens to be learned: the places that they follow, numbers
-        in B x (k + T - 1), k with the start token, and their ids. Made on the CPU, and kept."""
+        """Padded ids (B, T); the places that the K tokens to be learned follow, as numbers in
+        B x (k + T - 1), where k counts the start token; and the K ids. Made on the CPU, kept."""
         device, own = self.backbone.device, self.config
         key = (type(self), own.paper, self.read, device)
         if key not in tokens.plans:
@@ -246,8 +258,8 @@ class PrefixCaptioner(Adapter[PrefixCaptionerConfig]):
         return [lm.text(ids) for ids in found]
 
     def export(self, folder: Path) -> list[Path]:
-        """Write the language model as transformers loads it, what was learned in it merged, and
-        the mapper beside it."""
+        """Write the language model as transformers loads it, its updates merged, and the mapper
+        beside it."""
         speaker = folder / "language_model"
         self.lm.save(speaker)
         parts = {"mapper": self.mapper, **({"pool": self.pool} if self.pool else {})}

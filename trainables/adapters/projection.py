@@ -1,4 +1,7 @@
-"""`projection`: a linear map on the joint space of each tower, the linear probe of retrieval."""
+"""`projection`: a linear map on the joint space of each tower, the linear probe of retrieval.
+
+Flows in: embeddings (B, e). Flows out: embeddings (B, e).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ from trainables.models.text_tower import embed_text
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """Which heads there are."""
+    """Which towers have a map, and whether it has a bias.
+
+    >>> ProjectionConfig(side="text")
+    ProjectionConfig(side='text', bias=False)
+    """
 
     side: Literal["both", "image", "text"] = "both"
     bias: bool = False
@@ -27,8 +34,13 @@ class ProjectionConfig:
 class Projection(Adapter[ProjectionConfig]):
     """y = x + W x (+ b), for x of unit length, with one (e, e) matrix W a tower that starts at 0.
 
-    So step 0 is zero-shot, and weight decay pulls back to it. Linear probes of CLIP: Radford et al.
-    2021; retrained projection heads have no published recipe: these settings are ours.
+    Step 0 is zero-shot, and weight decay pulls back to it. Linear probes of CLIP: Radford et al.
+    2021. Retrained projection heads have no published recipe: these settings are ours.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("projection"), backbone, pairs)
+    >>> {side: tuple(head.weight.shape) for side, head in adapter.heads.items()}
+    {'image': (16, 16), 'text': (16, 16)}
     """
 
     Config: ClassVar[type[ProjectionConfig]] = ProjectionConfig

@@ -1,4 +1,7 @@
-"""`prolip`: the image tower's last projection alone, held near where it was."""
+"""`prolip`: the image tower's last projection alone, held near where it was.
+
+Flows in: image features. Flows out: embeddings (B, e).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,11 @@ IMAGES = 256  # through the tower's end at a time
 
 @dataclass(frozen=True)
 class ProlipConfig:
-    """What is mapped, and for how long."""
+    """Which map is trained, and for how many steps.
+
+    >>> ProlipConfig(place="projection")
+    ProlipConfig(place='projection', lr=1e-05, steps=300)
+    """
 
     place: Literal["embedding", "projection"] = "embedding"  # "projection" needs pixels
     lr: float = 1e-5
@@ -40,10 +47,16 @@ class ProlipConfig:
 class Prolip(Adapter[ProlipConfig]):
     """Images W x, compared with zero-shot's texts; W held near where it started, W0.
 
-    ProLIP: Fahes et al. 2024, arXiv:2410.05270. `place="projection"`: W (e, w) is the tower's
-    projection of x, its feature before that. `"embedding"`: W (e, e) starts as the identity and x
-    is the finished embedding, which the paper calls a regularised linear adapter. Full-batch Adam
-    on the cross-entropy plus lambda |W - W0|^2 with lambda = 1 / shots, as it is without val.
+    ProLIP: Fahes et al. 2024, arXiv:2410.05270. With `place="projection"`, W (e, w) is the tower's
+    projection and x the tower's feature before it. With `"embedding"`, W (e, e) starts as the
+    identity and x is the finished embedding; the paper calls this a regularised linear adapter.
+    Full-batch Adam on the cross-entropy plus lambda |W - W0|^2 with lambda = 1 / shots, the paper's
+    value where there is no val.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("prolip"), backbone, train)
+    >>> adapter.weight.shape  # (e, e)
+    torch.Size([16, 16])
     """
 
     Config: ClassVar[type[ProlipConfig]] = ProlipConfig
@@ -84,7 +97,7 @@ class Prolip(Adapter[ProlipConfig]):
         return product(self._before(image_embeds, hidden), self.weight.T)
 
     def _before(self, image_embeds: Tensor, hidden: Tensor | None) -> Tensor:
-        """x: (B, e) or (B, w)."""
+        """The x that W maps: (B, e) or (B, w)."""
         if hidden is None:
             return F.normalize(image_embeds.float(), dim=-1)
         found: Tensor = self.backbone.model.vision_model.post_layernorm(hidden[:, 0])
@@ -92,7 +105,7 @@ class Prolip(Adapter[ProlipConfig]):
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
-        """Fit. Nothing is chosen on val."""
+        """Fit W. Nothing is chosen on val."""
         del epoch, val
         data = self.shown
         assert data is not None
@@ -109,7 +122,8 @@ class Prolip(Adapter[ProlipConfig]):
         return None
 
     def export(self, folder: Path) -> list[Path]:
-        """Write a plain model with the projection in it, where it is that."""
+        """Write a plain model with the trained projection in it, where `place` is the
+        projection."""
         if self.config.place == "embedding":
             return []
         plain: Any = copy.deepcopy(self.backbone.model)

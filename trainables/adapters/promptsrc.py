@@ -1,4 +1,7 @@
-"""`promptsrc`: learned vectors in both towers, held near the frozen model, averaged over epochs."""
+"""`promptsrc`: learned vectors in both towers, held near the frozen model, averaged over epochs.
+
+Flows in: classes and pixels. Flows out: embeddings (C, e) and (B, e).
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,11 @@ from trainables.models.text_tower import embed_text
 class PromptSrcConfig:
     """The vectors, how hard they are held, and which epochs count.
 
-    The paper's mean is epoch 15 and its standard deviation 1 epoch, of 20. Here both are shares of
-    `epochs`, so another number of epochs has the same curve.
+    The paper's Gaussian has its mean at epoch 15 of 20 and a standard deviation of 1 epoch. Here
+    both are shares of `epochs`, so another number of epochs has the same curve.
+
+    >>> PromptSrcConfig(text_weight=10.0).image_weight
+    10.0
     """
 
     n_ctx: int = 4  # M, in each tower
@@ -61,9 +67,15 @@ class PromptSrc(Adapter[PromptSrcConfig]):
     PromptSRC: Khattak et al. 2023, arXiv:2307.06948. The distances are means over entries of
     normalised features, the frozen text is the mean of seven templates, and the last term is the
     mean over B x C of p log(p / q), p the frozen softmax and q the learned one. Vectors are as in
-    MaPLe, but the image tower's are its own: (J, M, d) and (J, M, dv). What is evaluated is their
-    mean over the epochs so far, weighted by a Gaussian of the epoch; training goes on with the raw
-    ones. 20 epochs are its setting for new classes (50 for few shots).
+    MaPLe, but the image tower has vectors of its own: (J, M, d) and (J, M, dv). What is evaluated
+    is the mean of the vectors over the epochs so far, weighted by a Gaussian of the epoch; training
+    goes on from the vectors themselves. 20 epochs are the paper's setting for new classes (50 for
+    few shots).
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("promptsrc"), backbone, train)
+    >>> [tuple(p.shape) for p in adapter.parameters() if p.ndim == 3]  # (J, M, d) and (J, M, dv)
+    [(2, 4, 32), (2, 4, 32)]
     """
 
     Config: ClassVar[type[PromptSrcConfig]] = PromptSrcConfig
@@ -159,8 +171,7 @@ class PromptSrc(Adapter[PromptSrcConfig]):
 
 
 def last_share(epoch: int, mean: float, std: float) -> float:
-    """The weight of epoch `epoch` in the mean of epochs 1 to `epoch`: what a running mean moves by.
-
-    In logarithms: far from its mean, a Gaussian is 0 in any floating point."""
+    """The weight of epoch `epoch` in the mean of epochs 1 to `epoch`: a running mean moves by this
+    share. Computed by logarithms: far from its mean, a Gaussian is 0 in any floating point."""
     epochs = torch.arange(1, epoch + 1, dtype=torch.float64)
     return float((-0.5 * ((epochs - mean) / std) ** 2).softmax(0)[-1])

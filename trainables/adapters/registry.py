@@ -1,4 +1,7 @@
-"""All adapters by name: the name is the file's, the search space's, and the command line's."""
+"""All adapters by name: the name is the file's, the search space's, and the command line's.
+
+Flows in: a name, dotted values, a backbone. Flows out: a configuration, or the built adapter.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,14 @@ BASELINES: dict[Task, str] = {
 def make_config(name: str, values: Mapping[str, Any] | None = None) -> TrainConfig:
     """Adapter `name`'s published recipe with dotted `values` over it; unknown names are errors.
 
-    `values["task"]` chooses the recipe; without it, it is the adapter's first.
+    `values["task"]` chooses the recipe; without it, the adapter's first recipe is taken.
+
+    >>> config = make_config("coop", {"adapter.n_ctx": 4, "optim.lr": "1e-3"})
+    >>> config.adapter.n_ctx, config.optim.lr, config.epochs
+    (4, 0.001, 200)
+    >>> make_config("coop", {"adapter.n_ctx": 0})
+    Traceback (most recent call last):
+    trainables.errors.ConfigError: `adapter.n_ctx` must be at least 1, got 0.
     """
     if name not in ADAPTERS:
         raise ConfigError(unknown("adapter", name, ADAPTERS))
@@ -86,12 +96,17 @@ def make_config(name: str, values: Mapping[str, Any] | None = None) -> TrainConf
 
 
 def adapters_for(task: Task) -> list[str]:
-    """The adapters that have a recipe for `task`."""
+    """The adapters that have a recipe for `task`.
+
+    >>> adapters_for("captioning")
+    ['nearest_caption', 'prefix_captioner']
+    """
     return [name for name, kind in ADAPTERS.items() if task in kind.RECIPES]
 
 
 def task_of(names: Sequence[str], draw: bool = False) -> Task:
-    """What adapters `names` are for: the classes of a draw, else the first task they share."""
+    """The task that adapters `names` are trained for: classification with a draw, else the first
+    task that they share."""
     if draw:
         return "classification"
     for task in ("retrieval", "captioning"):
@@ -102,14 +117,14 @@ def task_of(names: Sequence[str], draw: bool = False) -> Task:
 
 
 def has_all(have: Needs, config: TrainConfig) -> bool:
-    """Whether features that came of `have` are enough for an adapter."""
+    """Whether features made with the part `have` of CLIP are enough for an adapter."""
     order: tuple[Needs, ...] = typing.get_args(Needs)
     return order.index(ADAPTERS[config.name].needs(config)) <= order.index(have)
 
 
 def check_towers(folder: Path, configs: Iterable[TrainConfig]) -> None:
-    """Raise `ConfigError` where an adapter goes through a tower that the store at `folder` does not
-    let it go through."""
+    """Raise `ConfigError` where an adapter runs through a tower that the store at `folder` cannot
+    give it."""
     have = towers_of(folder)
     for config in configs:
         if has_all(have, config):
@@ -134,8 +149,13 @@ def check_towers(folder: Path, configs: Iterable[TrainConfig]) -> None:
 def build(
     config: TrainConfig, backbone: Backbone, train: SplitFeatures | None = None
 ) -> Adapter[Any]:
-    """The adapter as it starts: a function of `config` and, where it is to be trained, of the data
-    that it is trained on; whatever was drawn before."""
+    """The adapter before its first step, prepared on `train` where it is to be trained: a function
+    of `config` and `train` alone, whatever random numbers were drawn before.
+
+    >>> adapter = build(make_config("projection"), backbone, pairs)
+    >>> sum(p.numel() for p in adapter.parameters() if p.requires_grad)  # two matrices (e, e)
+    512
+    """
     # Weights are drawn on the CPU, so they are equal on every device; only its stream is set, and
     # given back as it was.
     with torch.random.fork_rng(devices=[]):
@@ -150,7 +170,8 @@ def build(
 def check_room(
     configs: Iterable[TrainConfig], every: Iterable[Classes], backbone: Backbone
 ) -> None:
-    """Raise `ConfigError` where a class name does not fit beside what an adapter adds to it."""
+    """Raise `ConfigError` where a class name does not fit beside the tokens that an adapter adds to
+    it."""
     adapters = [build(config, backbone) for config in configs]
     for classes in every:
         for adapter in adapters:

@@ -51,8 +51,8 @@ def check_context(n_ctx: int, init: str, std: float) -> None:
 
 
 def deep_context(backbone: Backbone, depth: int, n_ctx: int, init: str, std: float) -> Tensor:
-    """Vectors for the first `depth` blocks, or as many as both towers have: (J, M, d). Those of the
-    first are a `context`, the others are drawn."""
+    """Vectors for the first `depth` blocks, or for all where a tower has fewer: (J, M, d). The
+    first block's are a `context`, the others' are drawn."""
     most = min(image_depth(backbone), depth)
     first = context(backbone, n_ctx, init, std)
     blocks = min(len(backbone.model.text_model.encoder.layers), most)
@@ -60,7 +60,8 @@ def deep_context(backbone: Backbone, depth: int, n_ctx: int, init: str, std: flo
 
 
 def words_behind(n_ctx: int) -> str:
-    """What of `WORDS` stays in front of a class name when vectors take the place of the first."""
+    """The words of `WORDS` that stay in front of a class name when vectors take the place of the
+    first `n_ctx`."""
     return " ".join([*WORDS.split()[n_ctx:], "{}."])
 
 
@@ -73,7 +74,8 @@ def meta_network(backbone: Backbone) -> nn.Sequential:
 
 
 class Tiles:
-    """Class names repeated for B images, kept: the text tower's plan of them is then kept too."""
+    """Class names repeated for B images, and kept, so that the text tower's plan of them is kept
+    too."""
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Tokens, Tokens]] = {}
@@ -88,7 +90,8 @@ class Tiles:
 def conditional(
     backbone: Backbone, tiles: Tiles, tokens: Tokens, contexts: Callable[[Tensor], Tensor]
 ) -> Classifier:
-    """Scores by prompts of each image's own context: `contexts` is (B, e) to (B, M, d)."""
+    """A classifier whose prompts have a context of each image's own: `contexts` is (B, e) to (B, M,
+    d)."""
     classes = len(tokens)
 
     def some(images: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ def conditional(
 
 
 def check_length(vectors: Tensor, n_ctx: int, depth: int) -> None:
-    """A prompt whose places deeper blocks take again cannot be shorter than theirs."""
+    """A prompt whose places deeper blocks take again must have as many vectors as those blocks."""
     if depth and len(vectors) != n_ctx:
         raise ConfigError(
             f"a prompt with `adapter.depth` {depth} must keep its {n_ctx} vectors, got "
@@ -116,12 +119,12 @@ def check_length(vectors: Tensor, n_ctx: int, depth: int) -> None:
 
 
 def unit(images: Tensor) -> Tensor:
-    """Of unit length, in float64: what is solved for in closed form loses digits."""
+    """`images` of unit length, in float64: a solution in closed form loses digits."""
     return F.normalize(images.double(), dim=-1)
 
 
 def write_model(folder: Path, backbone: Backbone, model: Any) -> list[Path]:
-    """A plain model, and what prepares its inputs."""
+    """Write a plain model, its tokenizer, and the configuration of its preprocessing."""
     with no_bars():
         model.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)

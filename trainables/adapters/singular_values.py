@@ -1,4 +1,7 @@
-"""`singular_values`: how much each direction of the towers' matrices counts."""
+"""`singular_values`: how much each direction of the towers' matrices counts.
+
+Flows in: images and captions. Flows out: embeddings (B, e) and (M, e) of the turned towers.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,11 @@ Factors: TypeAlias = tuple[Tensor, Tensor, Tensor]  # U, s, V
 
 @dataclass(frozen=True)
 class SingularValuesConfig:
-    """Whose singular values."""
+    """The matrices whose singular values are trained.
+
+    >>> SingularValuesConfig(targets="attention")
+    SingularValuesConfig(targets='attention')
+    """
 
     targets: Literal["all", "attention", "mlp"] = "all"  # of each block, in both towers
 
@@ -58,7 +65,7 @@ class Turned(nn.Module):
         return F.linear(F.linear(x, right) * self.values, left, self.frozen[0].bias)
 
     def linear(self) -> nn.Linear:
-        """The same as one matrix."""
+        """The same map as one matrix."""
         left, _, right = (one.double() for one in self.factors)
         plain = copy.deepcopy(self.frozen[0])
         plain.weight.data = (left * self.values.detach() @ right).to(plain.weight.dtype)
@@ -68,10 +75,15 @@ class Turned(nn.Module):
 class SingularValues(Adapter[SingularValuesConfig]):
     """W = U diag(s) V of every q, k, v, o and both MLP matrices, in both towers; only s trains.
 
-    CLIP-SVD: Koleilat et al. 2025, arXiv:2509.03740: 0.04 % of the weights. At the start it is
-    zero-shot. The decomposition is made in float64, so that machines agree on U and V, and once
-    for all trials of a process. The recipe's rate, decay, batch and schedule are the paper's; its
-    epochs are chosen by data set there, and are ours. Singular values do not decay.
+    CLIP-SVD: Koleilat et al. 2025, arXiv:2509.03740: 0.04 % of the weights. Step 0 is zero-shot.
+    The decomposition is made in float64, so that machines agree on U and V, and once for all trials
+    of a process. The recipe's rate, decay, batch and schedule are the paper's; the paper chooses
+    epochs by data set, so the recipe's are ours. Singular values do not decay.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("singular_values"), backbone, train)
+    >>> len([p for p in adapter.parameters() if p.requires_grad])  # 6 matrices, 2 blocks, 2 towers
+    24
     """
 
     Config: ClassVar[type[SingularValuesConfig]] = SingularValuesConfig

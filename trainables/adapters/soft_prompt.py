@@ -1,4 +1,7 @@
-"""`soft_prompt`: learned vectors among the words of every caption."""
+"""`soft_prompt`: learned vectors among the words of every caption.
+
+Flows in: captions. Flows out: embeddings (M, e).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,11 @@ from trainables.models.text_tower import embed_text
 
 @dataclass(frozen=True)
 class SoftPromptConfig:
-    """The prompt. The paper does not state its length; 16 is CoOp's."""
+    """The prompt. The paper does not state its length; 16 is CoOp's.
+
+    >>> SoftPromptConfig(n_ctx=4, init="a photo of a")
+    SoftPromptConfig(n_ctx=4, place='after_sos', init='a photo of a', init_std=0.02, depth=0)
+    """
 
     n_ctx: int = 16  # P, the number of vectors
     place: Literal["after_sos", "before_eot", "front"] = "after_sos"
@@ -39,7 +46,12 @@ class SoftPrompt(Adapter[SoftPromptConfig]):
     Soft prompts for language models: Lester et al. 2021, arXiv:2104.08691; on the captions of an
     image retrieval: Akhlaqi 2024 ("Text-to-Image Retrieval Using Soft Prompt Tuning on CLIP"). The
     vectors live in the space of the token embeddings. With `depth` D, the blocks 2 to D + 1 read P
-    fresh vectors instead of what the block before made of theirs (deep prompts, as in MaPLe).
+    fresh vectors in the places of the first ones (deep prompts, as in MaPLe).
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("soft_prompt", {"adapter.n_ctx": 4}), backbone, pairs)
+    >>> adapter.vectors.shape  # (P, d)
+    torch.Size([4, 32])
     """
 
     Config: ClassVar[type[SoftPromptConfig]] = SoftPromptConfig

@@ -1,4 +1,7 @@
-"""`ss_text`: one step from the texts towards the classes' images."""
+"""`ss_text`: one step from the texts towards the classes' images.
+
+Flows in: labelled images (N, e). Flows out: one vector a class (C, e).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from trainables.models.backbone import Backbone
 
 @dataclass(frozen=True)
 class SsTextConfig:
-    """Nothing to set: it was made for data without val."""
+    """Nothing to set: the method is made for data without val."""
 
 
 class SsText(Adapter[SsTextConfig]):
@@ -31,6 +34,11 @@ class SsText(Adapter[SsTextConfig]):
     SS-Text: Silva-Rodriguez et al. 2025, "Few-shot, now for real" (MICCAI): the minimum of a
     linearised cross-entropy plus lambda_c / 2 |w_c - t_c|^2 with lambda_c = 1 / N_c. t (C, e) are
     zero-shot's texts, N_c of the N training images are of class c. Nothing is chosen.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("ss_text"), backbone, train)
+    >>> adapter.weight.shape  # (C, e)
+    torch.Size([3, 16])
     """
 
     Config: ClassVar[type[SsTextConfig]] = SsTextConfig

@@ -1,4 +1,7 @@
-"""`tip_adapter`: the training images themselves as a cache that zero-shot looks things up in."""
+"""`tip_adapter`: the training images themselves as a cache that zero-shot looks things up in.
+
+Flows in: images (B, e). Flows out: scores (B, C).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,11 @@ VIEWS = 10  # augmented views that a key is the mean of
 
 @dataclass(frozen=True)
 class TipAdapterConfig:
-    """The cache. `alpha` and `beta` are where a tuned cache trains; val chooses them after."""
+    """The cache. A tuned cache is trained at `alpha` and `beta`; val then chooses both anew.
+
+    >>> TipAdapterConfig(tune=True)
+    TipAdapterConfig(tune=True, alpha=1.17, beta=1.0, grid=30.0)
+    """
 
     tune: bool = False  # train the keys (Tip-Adapter-F)
     alpha: float = 1.17  # how much the cache weighs
@@ -40,14 +47,22 @@ class TipAdapterConfig:
 class TipAdapter(Adapter[TipAdapterConfig]):
     """Logits tau f W^T + alpha exp(-beta (1 - f F^T)) V, of normalised features.
 
-    Tip-Adapter: Zhang et al. 2022, arXiv:2207.09519. W (C, e) zero-shot's text, F (N, e) the keys:
-    each training image, the mean of its views; V (N, C) their labels. alpha and beta are chosen on
-    val, at every epoch, from a grid of 4,000; there and in the epoch the paper's code used test.
-    Where zero-shot is far off, the best alpha is far above the 3 of the paper's usual grid.
-    The best of so many flatters the val it is the best on, so val is measured by cross-fitting:
-    each fifth of it by what is chosen on the others.
-    Without val they are chosen by leave-one-out, each image looking things up among the others;
-    trained keys have seen them all, and there both stay as they trained.
+    Tip-Adapter: Zhang et al. 2022, arXiv:2207.09519. W (C, e) are zero-shot's texts, F (N, e) the
+    keys, each the mean of the views of a training image, V (N, C) their labels. alpha and beta are
+    chosen on val, at every epoch, from a grid of 4,000. (The paper's code chose them, and the
+    epoch, on test.) Where zero-shot is far off, the best alpha is far above 3, the end of the
+    paper's usual grid.
+
+    The best of so many settings looks better on the val that chose it than it is. So val is
+    measured by cross-fitting: each fifth of val by the setting that the other fifths choose.
+
+    Without val, alpha and beta are chosen by leave-one-out, each image looked up among the others.
+    Trained keys have seen all images, so with them both stay as they were in training.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("tip_adapter"), backbone, train)
+    >>> adapter.keys.shape, adapter.labels.shape  # F: (N, e), and of V the labels: (N,)
+    (torch.Size([12, 16]), torch.Size([12]))
     """
 
     Config: ClassVar[type[TipAdapterConfig]] = TipAdapterConfig
@@ -126,8 +141,8 @@ class TipAdapter(Adapter[TipAdapterConfig]):
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
-        """Choose alpha and beta on val: the most accurate, of those the likeliest. What val is
-        measured by is chosen for each fifth of it on the others."""
+        """Choose alpha and beta on val: the most accurate, among equals the likeliest. The result
+        is val's similarities by cross-fitting, each fifth's by what the other fifths choose."""
         del epoch
         device, classes = self.backbone.device, self.classes
         if val is not None:
@@ -155,7 +170,7 @@ class TipAdapter(Adapter[TipAdapterConfig]):
         return None if val is None else (crossed / self.tau).float().cpu()
 
     def _grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """All of beta, and all of alpha."""
+        """All values of beta, and all of alpha."""
         sharp, share = (
             torch.linspace(low, high * self.config.grid, count, device=device)
             for low, high, count in (SHARPNESS, SHARE)

@@ -1,4 +1,7 @@
-"""`two_stage`: first the towers' layer norms, then a classifier on what they make."""
+"""`two_stage`: first the towers' layer norms, then a classifier on the adapted features.
+
+Flows in: images and class names. Flows out: scores (B, C).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,11 @@ BELOW = "pre_layrnorm"  # of CLIP's image tower: in front of block 0, where feat
 
 @dataclass(frozen=True)
 class TwoStageConfig:
-    """When the second stage begins."""
+    """The share of the epochs after which the second stage begins.
+
+    >>> TwoStageConfig(share=0.5)
+    TwoStageConfig(share=0.5)
+    """
 
     share: float = 0.6  # of the epochs that are the first's
 
@@ -38,10 +45,16 @@ class TwoStage(Adapter[TwoStageConfig]):
     """Stage 1: scale and shift of every layer norm. Stage 2: one row w_c a class, tau cos(f, w_c).
 
     2SFS: Farina et al. 2025 (CVPR, arXiv:2503.11609). The rows (C, e) start at the texts of the
-    adapted tower, and train alone: both towers stay as the first stage left them. Classes that
-    were not trained on have no row and are embedded by the adapted text tower. Otherwise than in
-    the paper, the norm in front of the image tower's first block stays, and norms do not decay.
-    It counts steps, 300 a shot, which with C classes are 9,600 / C epochs: 240 are those of 40.
+    adapted tower, and train alone: both towers stay as the first stage left them. Classes that were
+    not trained on have no row and are embedded by the adapted text tower. Unlike in the paper, the
+    norm in front of the image tower's first block stays, and norms do not decay. The paper takes
+    300 steps a shot, which in batches of 32 are 9,600 / C epochs of C classes: the recipe's 240 are
+    those of 40 classes.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("two_stage"), backbone, train)
+    >>> int(adapter.stage), adapter.rows.shape  # (C, e)
+    (1, torch.Size([3, 16]))
     """
 
     Config: ClassVar[type[TwoStageConfig]] = TwoStageConfig
@@ -85,7 +98,7 @@ class TwoStage(Adapter[TwoStageConfig]):
         return 0
 
     def train(self, mode: bool = True) -> TwoStage:
-        """Once an epoch: a step that read it would wait for the device."""
+        """Read the stage once an epoch: reading it in a step would wait for the device."""
         self.second = int(self.stage) == 2
         return super().train(mode)
 
@@ -100,7 +113,7 @@ class TwoStage(Adapter[TwoStageConfig]):
         return torch.where(known[:, None], self.rows[place], embed_text(self.backbone, tokens))
 
     def _places(self, tokens: Tokens) -> list[int]:
-        """Which row each of the words has; -1: none."""
+        """The row of each class name; -1: it has none."""
         if self.places is None or self.places[0] is not tokens:
             assert self.classes is not None
             trained = _words(self.classes.tokens(self.backbone))
@@ -116,7 +129,7 @@ class TwoStage(Adapter[TwoStageConfig]):
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, val: SplitFeatures | None) -> Tensor | None:
-        """After the last one of the first stage, the rows are what the norms have made of them."""
+        """At the end of the first stage, set the rows to the texts by the trained norms."""
         del val
         if not self.second and epoch >= round(self.config.share * self.train_config.epochs):
             assert self.classes is not None

@@ -1,4 +1,8 @@
-"""`zero_shot`: the frozen CLIP itself, with words around the captions. What others must beat."""
+"""`zero_shot`: the frozen CLIP itself, with words around the captions: the baseline that others
+must beat.
+
+Flows in: images and captions. Flows out: embeddings (B, e) and (M, e).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,11 @@ from trainables.models.text_tower import embed_text
 
 @dataclass(frozen=True)
 class ZeroShotConfig:
-    """The words around a caption, `{}` in them; several such templates are separated by `|`."""
+    """The words around a caption, `{}` in them; several such templates are separated by `|`.
+
+    >>> ZeroShotConfig("a photo of {}.|{}")
+    ZeroShotConfig(template='a photo of {}.|{}')
+    """
 
     template: str = "{}"
 
@@ -39,8 +47,14 @@ class ZeroShot(Adapter[ZeroShotConfig]):
 
     Several templates make an ensemble: the mean of their normalised embeddings. Captions come as
     token ids, so a template is tokenised once and spliced in: `[SOT, before, words, after, EOT]`,
-    cut at the context's length with EOT kept. That is what tokenising the whole text gives, except
-    where punctuation of caption and template meet: CLIP's BPE would join them, here they stay two.
+    cut at the context's length with EOT kept. Tokenising the whole text gives the same ids, except
+    where punctuation of caption and template meet: CLIP's BPE would join the two marks, here they
+    stay two tokens.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("zero_shot", {"adapter.template": "a photo of {}."}), backbone)
+    >>> adapter.embed_text(pairs.tokens).shape  # (M, e)
+    torch.Size([48, 16])
     """
 
     Config: ClassVar[type[ZeroShotConfig]] = ZeroShotConfig
@@ -80,7 +94,7 @@ def _starts(backbone: Backbone) -> int:
 
 
 def wrap(backbone: Backbone, tokens: Tokens, before: list[int], after: list[int]) -> Tokens:
-    """Each caption with ids `before` and `after` its words, cut to the context's length."""
+    """Each caption with ids `before` and `after` around its words, cut to the context's length."""
     if not before and not after:
         return tokens
     first = _starts(backbone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 import re
 import typing
@@ -18,9 +17,6 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 from torch import Tensor
 
-import trainables.metrics.calibration
-import trainables.metrics.calibration_error
-import trainables.metrics.conformal
 from pipelines.classify import __main__ as classify
 from tests.stated import PAGE, agrees
 from tests.trainables.adapters.test_few_shot_runs import finish, start
@@ -55,21 +51,6 @@ def drawn(count: int, classes: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def of(scores: Tensor, labels: Tensor, own_scale: float = 100.0) -> Calibration:
     return calibrate(scores, labels, own_scale)
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        trainables.metrics.calibration,
-        trainables.metrics.calibration_error,
-        trainables.metrics.conformal,
-    ],
-    ids=lambda module: module.__name__,
-)
-def test_the_examples_are_true(module: Any) -> None:
-    found = doctest.testmod(module)
-    assert found.attempted > 0
-    assert found.failed == 0
 
 
 # -- how far probabilities are to be believed -------------------------------------------------
