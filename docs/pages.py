@@ -30,6 +30,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/RESULTS.md": "results.md",
     "recipes/README.md": "recipes.md",
+    "CHANGELOG.md": "changelog.md",
 }
 PICTURES = {"benchmarks/searchers.svg": "searchers.svg"}
 TASKS: dict[str, str] = {
@@ -89,12 +90,12 @@ def adapter_page(name: str) -> str:
     """All that the code says of an adapter, as Markdown."""
     kind = ADAPTERS[name]
     lines = [f"# {name}", "", _said(kind), ""]
-    lines += ["| | |", "|---|---|"]
     for task in kind.RECIPES:
         needs = kind.needs(make_config(name, {"task": task}))
-        lines += [f"| for {TASKS[task]}, needs by its recipe | {needs} |"]
-    lines += [f"| baseline of | {TASKS[of]} |" for of in BASELINES if BASELINES[of] == name]
-    lines += [f"| trials of one shape train as one | {'yes' if kind.FUSES else 'no'} |", ""]
+        what = {"embeddings": "embeddings alone", "both towers": "both towers, and so pixels"}
+        lines += [f"- For {TASKS[task]}; its recipe needs {what.get(needs, needs)}."]
+    lines += [f"- The baseline of {TASKS[of]}." for of in BASELINES if BASELINES[of] == name]
+    lines += ["- Trials of one shape are trained as one." * kind.FUSES, ""]
     lines += ["## Fields", "", _said(kind.Config), "", *_fields(kind.Config), ""]
     for task, recipe in kind.RECIPES.items():
         lines += [f"## Recipe for {TASKS[task]}", ""]
@@ -127,7 +128,7 @@ def _fields(config: type[Any]) -> Iterator[str]:
     said = _comments(config)
     for field in fields:
         default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-        kind = str(field.type).replace("|", "\\|")
+        kind = _cell(re.sub(r"Literal\[(.*?)\]", r"\1", str(field.type)))
         note = _cell(said.get(field.name, ""))
         yield f"| `adapter.{field.name}` | `{kind}` | {default} | {note} |"
 
