@@ -480,6 +480,24 @@ def test_stream_equals_json(
         assert list(json_stream.entries(path)) == expected
 
 
+@pytest.mark.parametrize("value", ['"\\ud800 x"', "NaN", str(2**70), "1e400", '{"a": 1, "a": 2}'])
+def test_stream_reads_what_json_reads(tmp_path: Path, value: str) -> None:
+    (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"images": [' + value.encode() + b"]}")
+    assert (
+        repr(list(json_stream.items(tmp_path / "x.json", "images"))) == f"[{json.loads(value)!r}]"
+    )
+
+
+def test_stream_of_an_element_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "_BLOCK", 100)
+    monkeypatch.setattr(json_stream, "_LONGEST", 1_000)
+    path = dump(tmp_path / "x.json", {"images": ["y" * 700, "z" * 3_000]})
+    stream = json_stream.items(path, "images")
+    assert next(stream) == "y" * 700
+    with pytest.raises(DataError, match="an element is longer than 1,000 characters"):
+        next(stream)
+
+
 def test_stream_holds_one_element(tmp_path: Path) -> None:
     path = dump(tmp_path / "long.json", {"images": [{"n": n} for n in range(300_000)]})
     stream = json_stream.items(path, "images")
@@ -503,6 +521,7 @@ def test_stream_holds_one_element(tmp_path: Path) -> None:
         b'{"images": [nope]}',
         b'{"images": ' + b"[" * 100_000,
         b'{"images": ["\xff"]}',
+        b'{"images": [' + b"1" * 5_000 + b"]}",
         b'{"pictures": [1]}',
     ],
 )
