@@ -33,6 +33,14 @@ def read(name: str, given: object, number: type | None, convert: Convert) -> Bas
     `number`: `int` or `float` where the field's values are such, then they are a range's ends too;
     `convert`: a choice as the field has it, or an error of its own. Text that is no number's is
     one choice, whatever it holds.
+
+    >>> read("lr", "1e-5..1e-2:log", float, float)
+    FloatDistribution(high=0.01, log=True, low=1e-05, step=None)
+    >>> read("batch_size", "32,64", int, int)
+    CategoricalDistribution(choices=(32, 64))
+    >>> read("lr", "2..1", float, float)
+    Traceback (most recent call last):
+    search_spaces.notation.Unreadable: `lr` must be a range whose lower end comes first, got '2..1'.
     """
     if isinstance(given, str) and number:
         if ".." in given:
@@ -62,7 +70,11 @@ def split(name: str, text: str) -> list[object]:
 
 
 def words(distribution: BaseDistribution) -> str | list[Value]:
-    """A range's text, or the list of choices: what `read` makes the same distribution of."""
+    """A range's text, or the list of choices: what `read` makes the same distribution of.
+
+    >>> words(FloatDistribution(1e-5, 1e-2, log=True)), words(CategoricalDistribution([32, 64]))
+    ('1e-5..1e-2:log', [32, 64])
+    """
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -71,13 +83,21 @@ def words(distribution: BaseDistribution) -> str | list[Value]:
 
 
 def text_of(distribution: BaseDistribution) -> str:
-    """The same for a sentence."""
+    """The same for a sentence.
+
+    >>> text_of(CategoricalDistribution([32, 64]))
+    '[32, 64]'
+    """
     written = words(distribution)
     return written if isinstance(written, str) else f"[{', '.join(map(plain, written))}]"
 
 
 def plain(value: Value) -> str:
-    """A value as short as it can be written, and exactly."""
+    """A value as short as it can be written, and exactly.
+
+    >>> plain(0.00001), plain(100.0), plain(True)
+    ('1e-5', '100', 'true')
+    """
     if not isinstance(value, float):
         return value if isinstance(value, str) else json.dumps(value)
     digits, exponent = f"{value:e}".split("e")
@@ -88,7 +108,11 @@ def plain(value: Value) -> str:
 
 
 def edges(distribution: BaseDistribution) -> list[Value]:
-    """The values that are most likely to break a rule: both ends, or every choice."""
+    """The values that are most likely to break a rule: both ends, or every choice.
+
+    >>> edges(IntDistribution(1, 32))
+    [1, 32]
+    """
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -96,7 +120,11 @@ def edges(distribution: BaseDistribution) -> list[Value]:
 
 
 def contains(distribution: BaseDistribution, value: Value) -> bool:
-    """Whether `value` could be drawn."""
+    """Whether `value` could be drawn.
+
+    >>> contains(IntDistribution(1, 32), 33), contains(CategoricalDistribution(["sgd"]), "sgd")
+    (False, True)
+    """
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
     assert isinstance(distribution, FloatDistribution | IntDistribution)

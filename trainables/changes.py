@@ -37,7 +37,11 @@ def write_changes(changes: Iterable[Change]) -> str:
 
 def read_changes(text: str) -> tuple[Change, ...]:
     """The changes in `text`, their values still as words. Epochs rise; the first has no changes, it
-    begins with the configuration."""
+    begins with the configuration.
+
+    >>> write_changes(read_changes("3: optim.lr=0.002; 5: optim.lr=0.001"))
+    '3: optim.lr=0.002; 5: optim.lr=0.001'
+    """
     changes: list[Change] = []
     for part in text.split(";") if text.strip() else ():
         epoch, _, words = part.partition(":")

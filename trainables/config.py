@@ -161,7 +161,11 @@ class TrainConfig:
 
 
 def read_fields(words: Sequence[str], flag: str = "--set") -> dict[str, str]:
-    """`["optim.lr=1e-4", ...]`, as `--set` takes them, by field."""
+    """`["optim.lr=1e-4", ...]`, as `--set` takes them, by field.
+
+    >>> read_fields(["optim.lr=1e-4", "batch_size=64"])
+    {'optim.lr': '1e-4', 'batch_size': '64'}
+    """
     fields: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -186,7 +190,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Value]:
 
 
 def replace(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """`config` with dotted `values` in place; an unknown name or a wrong type is an error."""
+    """`config` with dotted `values` in place; an unknown name or a wrong type is an error.
+
+    >>> config = TrainConfig("projection", adapter=None)
+    >>> replace(config, {"optim.lr": "1e-4"}).optim.lr
+    0.0001
+    """
     known = flatten(config)
     for name in values:
         if name not in known or name == "name":
@@ -253,7 +262,12 @@ def _number(name: str, value: Any, hint: type) -> int | float:
 
 @functools.lru_cache(maxsize=256)
 def in_epoch(config: TrainConfig, epoch: int) -> TrainConfig:
-    """The values that hold in an epoch (from 1): those at the start, and what changed since."""
+    """The values that hold in an epoch (from 1): those at the start, and what changed since.
+
+    >>> config = replace(TrainConfig("x", adapter=None), {"changes": "3: optim.lr=0.5"})
+    >>> in_epoch(config, 2).optim.lr == config.optim.lr, in_epoch(config, 3).optim.lr
+    (True, 0.5)
+    """
     values: dict[str, Any] = {}
     for change in read_changes(config.changes):
         if change.from_epoch <= epoch:

@@ -1,1 +1,1 @@
-"""Features once: what the frozen towers make of a data set, kept and shared by all trials."""
+"""Features once: the frozen towers' outputs for a data set, kept and shared by all trials."""

@@ -32,10 +32,15 @@ ENSEMBLE = (
 class Classes:
     """C classes of one task, by label.
 
-    `texts`: whole sentences about each, as a language model describes it (CuPL: Pratt et al. 2023,
-    arXiv:2209.03320; Menon and Vondrick 2023); a class without any has its name in the template.
-    `ensemble`: an image is as similar to a class as to its texts in the mean (Menon and Vondrick),
-    instead of to the mean of its texts (CuPL).
+    `texts`: whole sentences about each class, as a language model describes it (CuPL: Pratt et al.
+    2023, arXiv:2209.03320; Menon and Vondrick 2023); a class without any has its name in the
+    template. With `ensemble`, the similarity of an image to a class is the mean of its similarities
+    to the class's texts (Menon and Vondrick); without, it is the similarity to the mean of the
+    texts' embeddings (CuPL).
+
+    >>> classes = Classes(("dog", "cat"), "a photo of a {}.")
+    >>> classes.text_embeds(backbone).shape  # (C, e)
+    torch.Size([2, 16])
     """
 
     names: tuple[str, ...]
@@ -80,10 +85,10 @@ class Classes:
         return found
 
     def text_embeds(self, backbone: Backbone, templates: str = "") -> Tensor:
-        """The frozen text tower's classes, of unit length: (C, e). Of several templates, separated
-        by `|`, it is the mean of their embeddings, normalised before and after; so it is of the
-        `texts` of a class, where no template is asked for. Of an ensemble it is not normalised
-        after, so its product with an image is the mean of the texts' products."""
+        """The classes as the frozen text tower embeds them, of unit length: (C, e). Several
+        templates, separated by `|`, are averaged, normalised before and after; the `texts` of a
+        class likewise, where no template is asked for. An ensemble is not normalised after
+        averaging, so that its product with an image is the mean of the texts' products."""
         key = ("embeds", backbone.fingerprint, backbone.precision, templates)
         if key not in self.kept:
             with backbone.frozen():

@@ -1,4 +1,4 @@
-"""Features once: what the frozen image tower makes of every image, and the captions as ids.
+"""Opening a feature store, and embedding a split that has none.
 
 Flows in: a feature store's folder (written by `cliptune encode`), or shards to embed right here.
 Flows out: `SplitFeatures`. A store is mapped, not read: all trials of a search share its pages.
@@ -35,8 +35,12 @@ Row = Mapping[str, Any]
 
 
 def backbone_of(folder: Path, device: str = "cpu") -> Backbone:
-    """The backbone that a store was made with, its weights unchanged since, in its precision; texts
-    are mended where the store's were."""
+    """The backbone that a store was made with, in the store's precision; texts are mended where the
+    store's were. Raises where its weights have changed since.
+
+    >>> backbone_of(features).embed_dim
+    16
+    """
     manifest = read_manifest(folder)
     for name in hashes(manifest):
         if name.startswith("backbone/"):  # of a store that has its own
@@ -58,7 +62,12 @@ def open_features(
 ) -> SplitFeatures:
     """A split of a finished store, mapped: pages are read on first use and shared by processes.
 
-    `backbone`, the store's own, is needed for what is derived on first use.
+    `backbone`, the store's own, is needed for what is made on first use: texts, views, hidden
+    states.
+
+    >>> val = open_features(features, "val")
+    >>> val.image_embeds.shape  # (N, e)
+    torch.Size([12, 16])
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -81,7 +90,7 @@ def _read(
     views: int,
     lazy: LazyParts | None,
 ) -> SplitFeatures:
-    """The tensors and ids called `name` of a store, each found whole."""
+    """The tensors and ids called `name` of a store, each checked against its hash."""
     path = check_file(folder, manifest, f"{name}.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
@@ -107,7 +116,8 @@ def _read(
 
 
 def _check_own(folder: Path, manifest: Mapping[str, Any], backbone: Backbone) -> None:
-    """All that read the store share what is made with `backbone`."""
+    """Raise unless `backbone` is the store's own: all that read the store share what is made with
+    it."""
     fingerprint, precision = manifest["backbone"]["fingerprint"], manifest.get("precision", "fp32")
     if backbone.fingerprint != fingerprint:
         raise DataError(
@@ -138,9 +148,9 @@ def embed_split(
     seen: Frames = STILLS,
     done: Callable[[int], object] = int,
 ) -> SplitFeatures:
-    """Embed the clean view of a split in this process, in memory: what `evaluate` does for test, in
-    the precision of `backbone`. What came as finished embeddings is read. `done` is told of images
-    as they are embedded."""
+    """The clean view of a split, embedded in this process and kept in memory, in the precision of
+    `backbone`: `evaluate` opens test in this way. Finished embeddings are read, not made. `done` is
+    called with the number of images of each batch."""
     if shards.embedded:
         rows = shards.rows(split, TEXT_COLUMNS, seal)
         kept = {"texts": [text for row in rows for text in captions_of(row)]}

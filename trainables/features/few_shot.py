@@ -40,9 +40,15 @@ class Member:
 class Draw:
     """Few labelled images a class for training, fewer for choosing, and the classes' words.
 
-    `base` and `new` are the two halves of the classes (Zhou et al. 2022, CoCoOp): what an adapter
-    learns on one shall hold on the other. The test images of a draw are all of the test split that
-    have one of its labels; they are not listed here, because that split is sealed.
+    `base` and `new` are the two halves of the classes (Zhou et al. 2022, CoCoOp): an adapter that
+    is trained on one is also tested on the other. The test images of a draw are all of the test
+    split that have one of its labels; they are not listed here, because that split is sealed.
+
+    >>> few = read_draw(draw)
+    >>> few.names, few.part, len(few.train)
+    (('red', 'green', 'blue'), 'all', 12)
+    >>> few.of(pairs, "train").labels[:4]
+    tensor([0, 1, 2, 0])
     """
 
     dataset: str  # the folder's or the user's name for the data
@@ -84,12 +90,16 @@ class Draw:
 
     @property
     def most_folds(self) -> int:
-        """As many as the class with the fewest shots has."""
+        """The most folds that there can be: as many as the class with the fewest shots has."""
         return min(Counter(member.label for member in self.train).values())
 
     def folds(self, count: int) -> list[Draw]:
-        """`count` draws, each of which holds out a part of the shots: its `val`, which are images
-        of the train split too. Each shot is held out once, and every class is in every part."""
+        """`count` draws, each of which holds out a part of the shots as its `val` (which are images
+        of the train split too). Each shot is held out once, and every class is in every part.
+
+        >>> [(len(fold.train), len(fold.val)) for fold in read_draw(draw).folds(3)]
+        [(8, 4), (8, 4), (8, 4)]
+        """
         check_folds(count, self)
         seen: Counter[int] = Counter()
         part = []
@@ -109,9 +119,9 @@ class Draw:
     def among(
         self, data: SplitFeatures, rows: Iterable[Mapping[str, Any]], learned: Draw | None = None
     ) -> SplitFeatures:
-        """All images of the draw's classes, as of the test split; `rows` have `id` and `label`.
-        An image under two labels is left out. Where draws alone divide the data, so are the images
-        of this one and of `learned`, which was trained on, and copies of them."""
+        """All images of the draw's classes, as of the test split; `rows` have `id` and `label`. An
+        image under two labels is left out. Where draws alone divide the data, so are the images of
+        this draw, those of the draw `learned` that was trained on, and copies of either."""
         label_of = {label: number for number, label in enumerate(self.labels)}
         own = {m.id for draw in (self, learned or self) for m in (*draw.train, *draw.val)}
         group_of = dict(zip(data.ids, data.groups.tolist(), strict=True))
@@ -172,7 +182,8 @@ def _check_names(names: Sequence[str], labels: Sequence[int]) -> None:
 
 
 def _check_once(members: Sequence[Member], classes: int) -> None:
-    """The same picture twice would train double, or be chosen by what it was trained on."""
+    """Raise where a picture stands twice: it would train double, or be chosen by what it was
+    trained on."""
     seen: dict[str, str] = {}
     for member in members:
         if not 0 <= member.label < classes:
@@ -204,7 +215,11 @@ def write_draw(path: Path, draw: Draw) -> None:
 
 
 def read_draw(path: Path) -> Draw:
-    """The draw in `path`; one that is missing, altered or no draw is a `DataError` naming it."""
+    """The draw in `path`; one that is missing, altered or no draw is a `DataError` naming it.
+
+    >>> read_draw(draw).template
+    'a photo of a {}.'
+    """
     value = read_hashed(path, FORMAT, "Make it again with `cliptune draw`.", sha256=str)
     del value["sha256"]
     try:
@@ -269,7 +284,7 @@ def check_retain(
 
 
 def check_divided(features: Path, draw: Path | None) -> None:
-    """A store whose rows only draws divide needs one."""
+    """Raise where a store whose rows only draws divide is used without a draw."""
     if draw is None and divided_by_draws(features):
         raise DataError(
             f"`{features}` has no splits (`--split draw`): give a `--draw`, or encode it with "

@@ -1,8 +1,8 @@
-"""From clips to the frozen tower: what a clip is to an adapter.
+"""From clips to the frozen tower: a clip as its frames, or as their mean.
 
-Flows in: the bytes of a shard's row, or an opened clip, and how many frames by which rule. Flows
-out: uint8 squares for the image tower, or its embeddings of them. A still image is a clip in which
-nothing happens: all its frames are equal.
+Flows in: the bytes of a shard's row, or an opened clip; how many frames, by which rule. Flows out:
+uint8 squares (F, 3, R, R) for the image tower, or its embeddings of them (F, e). A still image
+counts as a clip in which nothing happens: all its frames are equal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainables.models.image_tower import frozen_embeds
 
 @dataclass(frozen=True)
 class Frames:
-    """How a clip is seen: by `count` frames, or for 0 as the still that its first frame is."""
+    """How a clip is seen: by `count` frames, or with 0 by its first frame alone."""
 
     count: int = 0  # F
     rule: Rule = "uniform"
@@ -46,7 +46,7 @@ VERSION = 1  # in the key of every store that holds clips: raise it when the fra
 
 
 def clip_versions() -> dict[str, str]:
-    """What turns a clip into frames, besides what turns an image into pixels."""
+    """The versions of what turns a clip into frames, besides what turns an image into pixels."""
     return {"frames": str(VERSION), "av": metadata.version("av")}
 
 

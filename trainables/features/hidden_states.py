@@ -1,8 +1,8 @@
 """Hidden states kept on disk, filled as they are asked for, shared by all trials of all searches.
 
-Flows in: row numbers, and what computes the rows that are not kept yet. Flows out: their states, to
-the bit what was computed. A slot counts only if its checksum fits, so it does not matter who else
-writes the same file, or what a crash left half written.
+Flows in: row numbers, and a function that computes the rows that are not kept yet. Flows out: their
+states, to the bit as they were computed. A slot counts only if its checksum fits, so other writers
+of the same file, or a crash in the middle of a write, do no harm.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ CRC = 4  # bytes of a checksum
 
 
 class LowerStates:
-    """Rows of fp32 `shape`, one slot each for as many of the first as `budget` bytes hold.
+    """Rows of fp32 `shape`, in one slot each: the first ones, as many as `budget` bytes hold.
 
-    Without a `path`, or where it cannot be written (a full disk, a read-only store), all rows are
-    computed each time; `notice` then says why.
+    Without a `path`, or where the file cannot be written (a full disk, a read-only store), all rows
+    are computed each time; `notice` then says why.
     """
 
     def __init__(self, path: Path | None, rows: int, shape: tuple[int, ...], budget: int) -> None:
@@ -94,11 +94,11 @@ def reading_pays(
     compute: Callable[[Tensor], Tensor],
     clock: Callable[[], float] | None = None,
 ) -> bool:
-    """Whether states of `rows` (B,) kept in `folder` are on the device that computes them sooner
-    than it has computed them again: the least of three times each, taken in turns.
+    """Whether the device has the states of `rows` (B,) sooner by reading them from `folder` than by
+    computing them again. Each is timed three times, in turns, and the least counts.
 
-    A GPU that waits for a disk, checksums and copies computes nothing meanwhile; where it is slow
-    and the tower large, that may still be the shorter way. No where `folder` cannot be written.
+    A GPU that waits for a disk, checksums and copies computes nothing meanwhile; where the GPU is
+    slow and the tower large, reading may still be faster. False where `folder` cannot be written.
     """
     fresh = compute(rows)  # what a device does but once is over
     clock = clock or partial(_when_done, fresh.device)
@@ -128,5 +128,5 @@ def _when_done(device: torch.device) -> float:
 
 
 def _crc(data: bytes) -> bytes:
-    """Never all zeros, as a slot that was not written is."""
+    """A checksum that is never all zeros: an unwritten slot is."""
     return (zlib.crc32(data) or 1).to_bytes(CRC, "little")

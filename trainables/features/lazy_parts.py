@@ -1,10 +1,10 @@
-"""What is made of a split on first use, once, for all trials of all searches.
+"""Features made of a split on first use, once, for all trials of all searches.
 
 Flows in: a feature store's folder and its backbone. Flows out: the frozen text tower's embeddings
 of the captions, the captions in a language model's tokens, augmented views of the images, states of
 the image tower's lower blocks. They are kept in the store's sub-folder `lazy/`. The store's own
-files never change, and as its name is a hash of weights, preprocessing, decoder, data seed and
-shards, nothing here can be stale. Without a folder (test, in memory) nothing is kept.
+files never change, and its name is a hash of weights, preprocessing, decoder, data seed and shards,
+so no file here can be stale. Without a folder (test, in memory) nothing is kept.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ class LazyParts:
         return states(rows, compute).to(self.backbone.device)
 
     def _reads(self, rows: Tensor, block: int, compute: Callable[[Tensor], Tensor]) -> bool:
-        """Whether states are kept: always on a CPU; on a GPU, which is quick to compute them again,
-        where reading was measured to be quicker, once a process and block."""
+        """Whether states are kept and read. On a CPU, always; on a GPU, which computes them again
+        quickly, only where reading was measured to be quicker, once a process and block."""
         if not recomputes(self.backbone.device):
             return True
         name = f"reads-{block}"
@@ -189,7 +189,7 @@ class LazyParts:
         return reads
 
     def _open_states(self, name: str, rows: int, shape: tuple[int, ...]) -> LowerStates:
-        """A file of states, as large as those of all others leave room for."""
+        """A file of states, as large as the other files leave room for."""
         if self.folder is None:
             return LowerStates(None, rows, shape, 0)
         with alone(self.folder / "states.lock"):  # its size counts from here on

@@ -1,6 +1,6 @@
-"""What a feature store is called and what its manifest says: of which towers, frames and precision.
+"""The name of a feature store, and the facts of its manifest: towers, frames and precision.
 
-Flows in: a store's folder, or what it is about to be made of. Flows out: its key, or one fact.
+Flows in: a store's folder, or what a store is about to be made of. Flows out: its key, or one fact.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def features_key(
     pixels: bool = False,
     frames: Frames = STILLS,
 ) -> str:
-    """A store's name: another one for any change of weights, preprocessing, decoder, data or
+    """A store's name, a hash that differs with weights, preprocessing, decoder, data or
     precision."""
     parts = {
         **{"format": FORMAT, "backbone": backbone.fingerprint, "shards": shards.digest},
@@ -52,8 +52,8 @@ def features_key(
 
 
 def towers_of(folder: Path) -> Literal["embeddings", "the text tower", "both towers"]:
-    """What a store lets an adapter go through: the image tower reads its pixels, and finished
-    embeddings may have come without a text tower."""
+    """The part of CLIP that a store lets an adapter run through: the image tower needs the store's
+    pixels, and finished embeddings may have come without a text tower."""
     manifest = _about(folder)
     if "embeddings" not in manifest:
         return "both towers" if manifest.get("pixels", True) else "the text tower"
@@ -66,22 +66,22 @@ def embedded(folder: Path) -> bool:
 
 
 def divided_by_draws(folder: Path) -> bool:
-    """Whether a store has no splits of its own."""
+    """Whether a store has no splits of its own, so that draws divide its rows."""
     return POOL in _about(folder).get("splits", {})
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """The manifest of a store; what is not there is refused where it is opened."""
+    """The manifest of a store, empty where there is none: `open_features` refuses such a store."""
     return read_manifest(folder) if (folder / MANIFEST).is_file() else {}
 
 
 def frames_of(folder: Path) -> Frames:
-    """How a store saw its clips."""
+    """The number of frames, and the rule, by which a store saw its clips."""
     manifest = read_manifest(folder)
     return Frames(manifest.get("frames", 0), manifest.get("sampling", "uniform"))
 
 
 def precision_of(folder: Path) -> Resolved:
-    """What a store's features were computed in."""
+    """The precision that a store's features were computed in."""
     precision: Resolved = read_manifest(folder).get("precision", "fp32")
     return precision

@@ -1,7 +1,8 @@
-"""The features of one split, whole or in part: what a trial trains and is measured on.
+"""The features of one split, whole or in part: a trial trains and is measured on them.
 
 Flows in: embeddings, ids and captions, mapped from a store or just embedded. Flows out:
-`SplitFeatures`, which hands out rows, texts and neighbours, and makes the rest when it is asked.
+`SplitFeatures`, which hands out rows, texts and neighbours, and makes views, states and text
+embeddings when they are asked for.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SplitFeatures:
-    """One split: N images and their M captions. View 0 of an image is the clean one, of which the
-    store holds the embedding; all else is `lazy` when it is asked for.
+    """One split: N images and their M captions. View 0 of an image is the clean one, whose
+    embedding the store holds; `lazy` makes all else when it is asked for.
 
-    `take` makes a part of one a task of classification: its images then have labels. What captions
-    are measured on has `one_row_an_image`.
+    `take` makes labelled images of a part of the split, for classification. `one_row_an_image` is
+    the form in which captions are measured.
     """
 
     ids: list[str]  # N
@@ -66,11 +67,12 @@ class SplitFeatures:
         return replace(part, labels=labels, classes=classes, others=())
 
     def one_row_an_image(self) -> SplitFeatures:
-        """Each image once, by its first row, with the captions of all rows of its bytes. A caption
-        that an earlier row has is not taken again; what one row says twice stays twice.
+        """Each image once, by its first row, with the captions of all rows of the same bytes. A
+        caption that an earlier row has is not taken again; a caption that one row has twice stays
+        twice.
 
-        Whether a source repeats an image for each caption is then without effect on what is
-        measured. Rows of the same bytes under different labels stay apart.
+        So it does not matter for what is measured whether a source repeats an image for each
+        caption. Rows of the same bytes under different labels stay apart.
         """
         labels = torch.zeros_like(self.groups) if self.labels is None else self.labels
         which = list(zip(self.groups.tolist(), labels.tolist(), strict=True))  # N
@@ -95,7 +97,8 @@ class SplitFeatures:
         return self._part(torch.tensor(list(rows.values())), captions, caption_rows)
 
     def _comparable(self) -> Sequence[Hashable]:
-        """Equal where captions are: embeddings given as such may have come without words."""
+        """For each caption a value that is equal where captions are: the text, or the embedding
+        where it was given as such, maybe without words."""
         if self.given_texts is None:
             return self.texts()
         return [embed.numpy().tobytes() for embed in self.given_texts]
@@ -155,7 +158,7 @@ class SplitFeatures:
 
     @cached_property
     def references(self) -> References:
-        """What captions of a model are measured against: N."""
+        """The N images' captions as references, against which a model's captions are measured."""
         return References(self.texts_of_images())
 
     def hidden(self, rows: Tensor, view: int, block: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The words of a split: every caption as text and as CLIP's tokens, and whose they are.
+"""The words of a split: every caption as text and as CLIP's tokens, and the image of each.
 
 Flows in: rows of shards, without their pixels. Flows out: `Texts`.
 """

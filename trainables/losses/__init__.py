@@ -1,1 +1,1 @@
-"""The objective of a step, and what of it changes during a run."""
+"""The objective of a step, and the schedules of what changes during a run."""

@@ -1,8 +1,8 @@
 """The objective: similarities of images and words in, a scalar and log numbers out.
 
 Captions are learnt by contrast, classes by cross-entropy. In a contrast, pairs are told apart by
-group numbers, never by position: an image may bring several captions, and stand in two rows,
-without one of them counting as a negative of the other.
+group numbers, never by position: an image may bring several captions, and stand in two rows, and
+none of its captions counts as a negative of another.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from trainables.models.backbone import Backbone
 
 
 class Objective(nn.Module):
-    """Loss and temperature: contrastive over the rows of all workers, or of classes.
+    """Loss and temperature: contrastive over the rows of all workers, or cross-entropy of classes.
 
     tau multiplies cosine similarities. `log_scale` is a parameter where tau is learned, a buffer
-    where it is adaptive, and absent else. `bias` is a parameter of the sigmoid loss. A SigLIP
+    where it is adaptive, and absent otherwise. `bias` is a parameter of the sigmoid loss. A SigLIP
     backbone brings its trained bias. CLIP has none, and the -10 that SigLIP starts from belongs to
-    its tau of 10, not to CLIP's 100; so there the first batch sets the bias such that as many pairs
-    are called positive as truly are.
+    its tau of 10, not to CLIP's 100; so with CLIP the first batch sets the bias such that as many
+    pairs are called positive as truly are.
     """
 
     start: Tensor
@@ -77,7 +77,8 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def follow(self, loss: LossConfig, temperature: TemperatureConfig) -> None:
-        """Go on with other numbers, in place: of fused trials they are views of a stack."""
+        """Go on with other numbers, in place: in runs that train together, they are views of a
+        stack."""
         for name, value in self._values(loss, temperature).items():
             self.get_buffer(name).fill_(value)
 
@@ -122,7 +123,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def settle(self) -> None:
         """Move a learned tau back into its range, before each step. A clamp in the graph would have
-        no gradient outside, and tau could never return."""
+        no gradient outside the range, and tau could never return."""
         if self.temperature.policy == "learned":
             self.log_scale.clamp_(self.low, self.high)
 
@@ -148,7 +149,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def _observe(self, *logits: Tensor) -> Tensor:
-        """The softmaxes' entropy as a share of its maximum, to which an adaptive tau reacts."""
+        """Move an adaptive tau by the softmaxes' entropy, as a share of its maximum."""
         entropy = torch.stack([entropy_share(one) for one in logits]).mean()
         if self.training and self.temperature.policy == "adaptive":
             entropy = shared(entropy)  # a worker may have seen its own rows only
@@ -160,7 +161,7 @@ class Objective(nn.Module):
 def _numbers(
     loss: Tensor, scale: Tensor, similarity: Tensor, same: Tensor, entropy: Tensor
 ) -> dict[str, Tensor]:
-    """What is worth logging."""
+    """The numbers of a step to log."""
     numbers = {
         "loss": loss,
         "scale": scale,
@@ -179,8 +180,12 @@ def infonce(
 ) -> Tensor:
     """Symmetric InfoNCE of (B, M) logits (CLIP) with multi-positive targets (LAVIS).
 
-    The target of a row is spread evenly over all that share its group, in both directions.
-    `smoothing` moves that share of it to all M (or B) candidates alike.
+    `same` (B, M) says which pairs share a group. The target of a row is spread evenly over them, in
+    both directions. `smoothing` is the share of the target that goes to all M (or B) candidates
+    alike.
+
+    >>> round(infonce(torch.eye(3), torch.eye(3).bool()).item(), 4)
+    0.5514
     """
     to_text = _cross_entropy(logits, same, smoothing, hardness)
     to_image = _cross_entropy(logits.T, same.T, smoothing, hardness)
@@ -220,9 +225,9 @@ def log_weights(logits: Tensor, negative: Tensor, hardness: Number) -> Tensor:
 
         w_j = exp(hardness * logit_j) / mean over the row's negatives of exp(hardness * logit)
 
-    Their mean is 1: they move the loss's attention to the negatives that look most alike, not its
-    size. They carry no gradient. (The paper's correction for false negatives is not needed: groups
-    say which pairs are true.)
+    The weights have a mean of 1: they move the loss's attention to the negatives that look most
+    alike, without changing its size. They carry no gradient. (The paper's correction for false
+    negatives is not needed: groups say which pairs are true.)
     """
     hard = (hardness * logits).masked_fill(~negative, -torch.inf)
     mean = hard.logsumexp(1, keepdim=True) - negative.sum(1, keepdim=True).log()

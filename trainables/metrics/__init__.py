@@ -1,1 +1,1 @@
-"""Metrics: embeddings in, exact numbers and their uncertainty out."""
+"""Metrics: embeddings, scores and captions in, exact numbers out."""

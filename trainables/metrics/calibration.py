@@ -1,7 +1,7 @@
 """What val showed of an adapter's scores: how to turn them into probabilities and into sets.
 
-Flows in: the similarities of val's images to their classes. Flows out: a `Calibration`, which lies
-beside the adapter in its checkpoint.
+Flows in: the similarities (N, C) of val's images to their classes. Flows out: a `Calibration`,
+which a checkpoint holds beside its adapter.
 """
 
 from __future__ import annotations
@@ -51,17 +51,18 @@ class Calibration:
         return len(self.labels)
 
     def probabilities(self, scores: Tensor, fitted: bool = True) -> Tensor:
-        """Of similarities (B, C), at the fitted scale or the adapter's own: (B, C) float64."""
+        """The probabilities (B, C) of similarities (B, C), at the fitted scale or at the adapter's
+        own, in float64."""
         return _probabilities(scores, self.scale if fitted else self.own_scale)
 
     def sets(
         self, scores: Tensor, confidence: float, kind: Kind = "split", fitted: bool = True
     ) -> Tensor:
-        """The conformal set of each image by its similarities (B, C): (B, C) bool. That of an image
-        `unlike_val` is empty, which the promise allows for.
+        """The conformal set of each image by its similarities (B, C): (B, C) bool. An image
+        `unlike_val` has an empty set; the promise allows for that.
 
-        `class-wise` keeps the promise for each class by itself (Sadinle et al. 2019); raises
-        `DataError` where a class has too few images in val to leave it out of any set.
+        `class-wise` keeps the promise for each class by itself (Sadinle et al. 2019). It raises
+        `DataError` where a class has so few images in val that no set could leave the class out.
         """
         probabilities = self.probabilities(scores, fitted)
         misfits = (adaptive_misfit if kind == "adaptive" else split_misfit)(probabilities)
@@ -84,29 +85,31 @@ class Calibration:
         return torch.tensor(most, dtype=torch.float64)
 
     def fewest(self, classes: int) -> int:
-        """Val's images of the class that has fewest."""
+        """The number of val's images of its smallest class."""
         return int(torch.bincount(self.labels, minlength=classes).min())
 
     def rejects(self, classes: int, confidence: float, kind: Kind) -> bool:
-        """Whether val has images enough to take others for unlike it and to keep the promise."""
+        """Whether val has enough images to call others unlike it and still keep the promise."""
         return rejects(self.fewest(classes) if kind == "class-wise" else len(self), confidence)
 
     def unlike_val(self, scores: Tensor, confidence: float, kind: Kind = "split") -> Tensor:
-        """Whether an image's highest similarity is below that of every image of val: (B,) bool. One
-        image like val's in N + 1 is; where the confidence does not allow for that, none is."""
+        """Whether an image's highest similarity is below that of every image of val: (B,) bool. Of
+        images like val's, one in N + 1 is; where the confidence does not allow for that many, none
+        is."""
         if not self.rejects(scores.shape[1], confidence, kind):
             return torch.zeros(len(scores), dtype=torch.bool)
         return scores.max(1).values < self.best.min()
 
     def tensors(self) -> dict[str, Tensor]:
-        """As a checkpoint holds it."""
+        """The calibration as a checkpoint holds it."""
         scales = torch.tensor([self.own_scale, self.scale], dtype=torch.float64)
         own: dict[str, Tensor] = {name: getattr(self, name) for name in TENSORS}
         return {"scales": scales} | {name: tensor.contiguous() for name, tensor in own.items()}
 
     @classmethod
     def of_tensors(cls, stored: dict[str, Tensor], classes: int) -> Calibration:
-        """Of a checkpoint, for so many classes. Raises `DataError` where they cannot be one's."""
+        """The calibration of a checkpoint, for so many classes. Raises `DataError` where the
+        tensors cannot be those of one."""
         if stored.keys() != {"scales", *TENSORS}:
             raise DataError(f"must hold {', '.join(['scales', *TENSORS])}, got {sorted(stored)}.")
         images, labels = stored["best"].numel(), stored["labels"]
@@ -125,8 +128,8 @@ class Calibration:
 
 
 def calibrate(scores: Tensor, labels: Tensor, own_scale: float) -> Calibration:
-    """Fit the scale on val's similarities (N, C) and labels (N,), and keep what conformal sets
-    need."""
+    """The calibration by val's similarities (N, C) and labels (N,): the fitted scale, and what
+    conformal sets need."""
     scale = fit_scale(scores, labels)
     both = [_probabilities(scores, one) for one in (own_scale, scale)]
     misfits = [

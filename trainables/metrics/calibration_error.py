@@ -1,8 +1,10 @@
-"""How far probabilities are to be believed: those of images among classes and the images' labels
-flow in, one number an image or a split flows out.
+"""How far probabilities are to be believed.
 
-A model is calibrated where, of the images that it gives a class a probability of p, a share p is of
-that class.
+Flows in: the probabilities (N, C) of images, or the likeliest class's (N,), and the labels. Flows
+out: one number an image, or one of the split.
+
+A model is calibrated if, of the images to which it gives a class with probability p, the share p is
+of that class.
 """
 
 from __future__ import annotations
@@ -31,14 +33,15 @@ class Bin:
 
 
 def fit_scale(scores: Tensor, labels: Tensor) -> float:
-    """What to multiply similarities (N, C) by, so that their softmax is calibrated: the scale under
-    which the labels (N,) are likeliest (temperature scaling, Guo et al. 2017, arXiv:1706.04599).
+    """The factor of similarities (N, C) under which their softmax is calibrated: the scale that
+    makes the labels (N,) likeliest (temperature scaling, Guo et al. 2017, arXiv:1706.04599).
 
-    Where all N are right, that has no end. So it is fitted as if one image more had been missed:
-    the least sure of those that are right, its label that of the class after its own.
+    Where all N images are right, no scale is the likeliest. So the fit counts one image more as
+    missed: the least sure of those that are right, with the class after its own as its label.
 
-    Platt's guard (`calibrated_likelihood`) lets all other classes share what is taken from the own
-    one, which makes a model that is nearly always right doubt itself.
+    Platt's guard, as in `calibrated_likelihood`, would give all other classes a share of what is
+    taken from the right one. A model that is nearly always right would then be made to doubt
+    itself.
 
     >>> scores, labels = torch.tensor([[1.0, 0.0]]).repeat(4, 1), torch.zeros(4, dtype=torch.long)
     >>> round(fit_scale(scores, labels), 4)  # log 4: four are right, and one more is not
@@ -61,8 +64,8 @@ def fit_scale(scores: Tensor, labels: Tensor) -> float:
 
 def brier(probabilities: Tensor, labels: Tensor) -> Tensor:
     """The squared distance of each image's probabilities (N, C) from its label's, in [0, 2]: (N,)
-    float64 (Brier 1950, Monthly Weather Review 78). Like likelihood it is proper: lowest, in
-    expectation, for the true probabilities.
+    float64 (Brier 1950, Monthly Weather Review 78). Like likelihood it is proper: in expectation,
+    the true probabilities have the lowest value.
 
     >>> brier(torch.tensor([[0.75, 0.25]]), torch.tensor([0]))
     tensor([0.1250], dtype=torch.float64)
@@ -73,9 +76,13 @@ def brier(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def reliability(confidences: Tensor, right: Tensor) -> list[Bin]:
-    """The reliability diagram (Niculescu-Mizil & Caruana 2005): of the likeliest class of each
-    image its probability (N,) and whether it is right (N,), in `BINS` bins of equal width; those
-    that are empty are left out."""
+    """The reliability diagram (Niculescu-Mizil & Caruana 2005): the images by the probability of
+    their likeliest class (N,), in `BINS` bins of equal width, with whether that class is right
+    (N,). Empty bins are left out.
+
+    >>> [b.images for b in reliability(torch.tensor([0.75, 0.77, 0.1]), torch.ones(3))]
+    [1, 2]
+    """
     numbers = _bins(confidences)
     images = torch.bincount(numbers, minlength=BINS)
     sums = [torch.bincount(numbers, of.double(), BINS) for of in (confidences, right)]
@@ -88,10 +95,10 @@ def reliability(confidences: Tensor, right: Tensor) -> list[Bin]:
 
 def calibration_error(confidences: Tensor, right: Tensor) -> float:
     """The expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3): the mean
-    distance of accuracy and confidence over `reliability`'s bins, by their images.
+    distance of accuracy and confidence over `reliability`'s bins, weighted by their images.
 
-    It is never below 0, and of few images never near it, however true the probabilities are: see
-    `error_by_chance`.
+    The error is never below 0, and with few images it is far from 0 however true the probabilities
+    are: see `error_by_chance`.
 
     >>> calibration_error(torch.tensor([0.75, 0.75]), torch.tensor([1.0, 0.0]))
     0.25
@@ -102,8 +109,9 @@ def calibration_error(confidences: Tensor, right: Tensor) -> float:
 
 
 def error_by_chance(confidences: Tensor, seed: int = 0) -> float:
-    """What `calibration_error` is at most, in 95 of 100 cases, where these probabilities (N,) are
-    true: labels drawn by them (Broecker & Smith 2007, Weather and Forecasting 22)."""
+    """The bound under which `calibration_error` stays in 95 of 100 cases where these probabilities
+    (N,) are true, found by drawing labels from them (Broecker & Smith 2007, Weather and Forecasting
+    22)."""
     numbers, confidences = _bins(confidences), confidences.double()
     random, found = torch.Generator().manual_seed(seed), []
     for _ in range(DRAWS):
@@ -114,5 +122,6 @@ def error_by_chance(confidences: Tensor, seed: int = 0) -> float:
 
 
 def _bins(confidences: Tensor) -> Tensor:
-    """The number of each one's bin; the upper end belongs to a bin, as in Guo et al.: (N,)."""
+    """The number of each confidence's bin, (N,); a bin's upper end belongs to it, as in Guo et
+    al."""
     return ((confidences.double() * BINS).ceil().long() - 1).clamp(0, BINS - 1)

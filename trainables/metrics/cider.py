@@ -27,6 +27,11 @@ class Cider:
     it. CIDEr-D is what pycocoevalcap's `Cider` gives: in [0, 10], while papers print it times 100.
 
     With one image every weight is log 1 = 0, and so is every score.
+
+    >>> from trainables.metrics.ngrams import sentence
+    >>> cider = Cider([[sentence("a red dog")], [sentence("a blue boat")]])
+    >>> [round(cider.score(0, sentence(said))[0], 2) for said in ("a red dog", "a blue boat")]
+    [7.5, 0.0]
     """
 
     def __init__(self, references: Sequence[Sequence[Sentence]]) -> None:

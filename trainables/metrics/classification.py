@@ -15,32 +15,45 @@ from torch.nn import functional as F
 
 
 def hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """The chance that the highest of the scores (N, C) is the image's own class's: (N,) float64."""
+    """The chance that the highest of the scores (N, C) is the image's own class's: (N,) float64.
+
+    >>> hits(torch.tensor([[0.9, 0.1], [0.5, 0.5]]), torch.tensor([0, 1]))
+    tensor([1.0000, 0.5000], dtype=torch.float64)
+    """
     own = scores.gather(1, labels[:, None])
     best = (own == scores.max(1, keepdim=True).values)[:, 0]
     return best.double() / (scores == own).sum(1)
 
 
 def by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The mean of `values` (N,) over the images of each class: (C,) float64; NaN without images."""
+    """The mean of `values` (N,) over the images of each class: (C,) float64; NaN for a class
+    without images.
+
+    >>> by_class(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 1]), 2)
+    tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
     sums = torch.zeros(classes, dtype=torch.float64).index_add(0, labels, values.double())
     return sums / torch.bincount(labels, minlength=classes)
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """What each image (N,) counts so that a mean over images is that over the classes that have
-    any: the inverse of its class's images, (N,) float64 with a mean of 1."""
+    """Weights (N,) float64 under which a mean over images is the mean over the classes that have
+    images: the inverse of the number of images of its class, scaled to a mean of 1."""
     sizes = torch.bincount(labels, minlength=classes)
     return len(labels) / ((sizes > 0).sum() * sizes[labels].double())
 
 
 def log_likelihood(scores: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """log softmax(scale x scores) of each image's own class: (N,) float64."""
+    """log softmax(scale x scores) at each image's own class: (N,) float64.
+
+    >>> log_likelihood(torch.tensor([[0.0, 0.0]]), torch.tensor([0]), 100.0).exp()
+    tensor([0.5000], dtype=torch.float64)
+    """
     return -F.cross_entropy(scale * scores.double(), labels, reduction="none")
 
 
 def per_image(scores: Tensor, labels: Tensor, scale: float) -> dict[str, Tensor]:
-    """Every metric's value for every image, to be summarised by its mean: (N,) float64."""
+    """The value of every metric for every image, (N,) float64 each; a metric is their mean."""
     right = hits(scores, labels)
     return {
         "accuracy": right,
@@ -50,8 +63,9 @@ def per_image(scores: Tensor, labels: Tensor, scale: float) -> dict[str, Tensor]
 
 
 def least_surprising(scores: Tensor, surprise: Callable[[float], float]) -> float:
-    """The scale of scores (N, C) whose surprise, a convex function of it, is least: by Brent's
-    bounded search, exact to 1e-6 of its logarithm, from 1e-3 to 1e4 of what spreads them by 1."""
+    """The scale of scores (N, C) with the least `surprise`, a convex function of the scale. Found
+    by Brent's bounded search, exact to 1e-6 of its logarithm, between 1e-3 and 1e4 times the scale
+    that gives the scores a spread of 1."""
     spread = max(float(scores.std()), 1e-9)
     found = minimize_scalar(
         lambda log_scale: surprise(math.exp(log_scale)),
@@ -64,12 +78,14 @@ def least_surprising(scores: Tensor, surprise: Callable[[float], float]) -> floa
 
 def calibrated_likelihood(scores: Tensor, labels: Tensor) -> tuple[float, float]:
     """The mean `log_likelihood` after temperature scaling (Guo et al. 2017, arXiv:1706.04599), and
-    the scale. NaN, at 1, of scores that are no numbers, as of a run that diverged in its last step.
+    the scale. For scores that are not finite, as of a run that diverged in its last step: NaN, and
+    a scale of 1.
 
-    Where every image is right, the likeliest scale has no end, and all such scores would be equally
-    likely. So it is the likeliest for labels of which each of n counts (n + 1) / (n + 2), the rest
-    falling to the other classes alike: Platt's (1999) guard against fitting few. That is concave in
-    the scale."""
+    Where every image is right, no scale is the likeliest, and all such scores would be equally
+    likely. So the scale is fitted to softened labels: of n images each label counts (n + 1) / (n +
+    2), and the other classes share the rest alike (Platt's (1999) guard against fitting few). The
+    fit is concave in the scale.
+    """
     scores = scores.double()
     if not scores.isfinite().all():
         return math.nan, 1.0
@@ -85,9 +101,15 @@ def calibrated_likelihood(scores: Tensor, labels: Tensor) -> tuple[float, float]
 
 
 def classification_metrics(scores: Tensor, labels: Tensor, scale: float) -> dict[str, float]:
-    """Of (N, C) similarities: `accuracy` over images, `class_accuracy` over classes (their mean),
-    and `log_likelihood` of the labels under softmax(scale x scores), which small splits need: they
-    have few accuracies to choose between."""
+    """The metrics of similarities (N, C): `accuracy` over images, `class_accuracy` the mean over
+    classes, and `log_likelihood` of the labels under softmax(scale x scores). Small splits need the
+    last: they have few distinct accuracies to choose between.
+
+    >>> scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    >>> found = classification_metrics(scores, torch.tensor([0, 1, 1]), 10.0)
+    >>> round(found["accuracy"], 4), found["class_accuracy"]
+    (0.6667, 0.75)
+    """
     right = hits(scores, labels)
     return {
         "accuracy": float(right.mean()),

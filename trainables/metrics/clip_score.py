@@ -18,15 +18,22 @@ def clip_score(images: Tensor, texts: Tensor) -> Tensor:
     Rows of `images` and `texts` (N, e) belong together and may have any length. The texts are
     embedded with `PREFIX` before them. Published values are of ViT-B/32: another backbone, or an
     adapted one, has a scale of its own.
+
+    >>> clip_score(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    tensor([0.], dtype=torch.float64)
     """
     return WEIGHT * _cosines(images, texts).clamp(min=0)
 
 
 def ref_clip_score(images: Tensor, texts: Tensor, refs: Tensor, rows: Tensor) -> Tensor:
-    """RefCLIPScore: the harmonic mean of `clip_score` and of the caption's best cosine with a
-    reference of its image, at least 0: (N,) float64, 0 where one of the two is.
+    """RefCLIPScore: the harmonic mean of `clip_score` and the best cosine, at least 0, of the
+    caption with a reference of its image: (N,) float64, 0 where either is 0.
 
     `refs` (M, e) are the embedded references, `rows` (M,) the image of each.
+
+    >>> one = torch.tensor([[1.0, 0.0]])
+    >>> ref_clip_score(one, one, refs=one, rows=torch.tensor([0]))
+    tensor([1.4286], dtype=torch.float64)
     """
     alone = torch.bincount(rows, minlength=len(images)) == 0  # (N,)
     if alone.any():

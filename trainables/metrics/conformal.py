@@ -1,9 +1,12 @@
-"""Conformal sets: how ill each class fits an image flows in, and with it a promise flows out.
+"""Conformal sets: for each image, the classes that cannot be ruled out at a chosen confidence.
 
-Of images that are like those of val (exchangeable with them), a set of classes at a confidence of
-90 % holds the right one in at least 90 %, whatever the model is worth: a poor one has larger sets
-(Vovk et al. 2005; Angelopoulos & Bates 2021, arXiv:2107.07511). That is over val and image drawn
-together; of one val set the share varies around it, the more the smaller val is.
+Flows in: the misfit of each class to each image, (N, C), and val's misfits (n,) of the right
+classes. Flows out: the threshold at which a class is left out.
+
+For images like those of val (exchangeable with them), a set at a confidence of 90 % holds the right
+class in at least 90 % of cases, however good the model is; a poor model has larger sets (Vovk et
+al. 2005; Angelopoulos & Bates 2021, arXiv:2107.07511). The 90 % are over val and image drawn
+together. With one given val, the share varies around them, the more the smaller val is.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ SLACK = 1e-9  # 0.9 x 10 images are 9, not 9.000000000000002
 
 
 def split_misfit(probabilities: Tensor) -> Tensor:
-    """1 - p, of each class (N, C): the sets of fewest classes on average (Sadinle, Lei & Wasserman
-    2019). They may be empty: then no class is likely enough.
+    """1 - p for each class (N, C): the smallest sets on average (Sadinle, Lei & Wasserman 2019). A
+    set may be empty, where no class is likely enough.
 
     >>> import torch
     >>> split_misfit(torch.tensor([[0.75, 0.25]]))
@@ -28,9 +31,9 @@ def split_misfit(probabilities: Tensor) -> Tensor:
 
 
 def adaptive_misfit(probabilities: Tensor) -> Tensor:
-    """The probability of all classes that are likelier, of each class (N, C), float64: sets that
-    grow where an image is hard, so that hard images are not the ones missed (Romano, Sesia & Candes
-    2020, arXiv:2006.02544, whose U is 0 here: equal images get equal sets, and never an empty one).
+    """For each class (N, C), the probability of all classes that are likelier, in float64. These
+    sets grow on hard images, so that the misses are spread over easy and hard ones (Romano, Sesia &
+    Candes 2020, arXiv:2006.02544, with U = 0: equal images get equal sets, and no set is empty).
 
     >>> import torch
     >>> adaptive_misfit(torch.tensor([[0.25, 0.75]]))
@@ -41,7 +44,7 @@ def adaptive_misfit(probabilities: Tensor) -> Tensor:
 
 
 def least(confidence: float) -> int:
-    """How many val images a set needs that leaves any class out.
+    """The least number of val images with which a set can leave any class out.
 
     >>> least(0.9), least(0.95)
     (9, 19)
@@ -50,8 +53,8 @@ def least(confidence: float) -> int:
 
 
 def rejects(images: int, confidence: float) -> bool:
-    """Whether of so many val images a set may also be empty because the image is unlike all of
-    them, as one in n + 1 is: where the `threshold` can be one rank higher, which pays for it.
+    """Whether, with so many val images, a set may also be empty because its image is unlike all of
+    val. One in n + 1 images is, so the `threshold` must have room for one rank more.
 
     >>> rejects(18, 0.9), rejects(19, 0.9)
     (False, True)
@@ -60,9 +63,9 @@ def rejects(images: int, confidence: float) -> bool:
 
 
 def threshold(misfits: Tensor, confidence: float, higher: int = 0) -> float:
-    """The most that a class of a set may have: the smallest of val's own classes' (n,) that the
-    share of (n + 1) has, or one `higher` ranks above; infinite, so that no class is left out, of
-    fewer images than `least`.
+    """The largest misfit of a class in a set: the smallest of val's own misfits (n,) such that the
+    share `confidence` of (n + 1) is at or below it, or the one `higher` ranks above. With fewer
+    images than `least`, infinite: no class is left out.
 
     >>> import torch
     >>> threshold(torch.arange(9) / 8, 0.8), threshold(torch.arange(8) / 8, 0.9)
@@ -73,11 +76,11 @@ def threshold(misfits: Tensor, confidence: float, higher: int = 0) -> float:
 
 
 def spread(images: int, confidence: float) -> tuple[float, float] | None:
-    """Between what the share of images whose set holds the right class is, in 95 of 100 vals of as
-    many images, where no two misfits are equal: it is distributed as Beta(rank, n + 1 - rank)
-    (Vovk 2012, Conditional validity of inductive conformal predictors). Where val `rejects`, the
-    rank is one higher at most: all images that are taken for unlike val would have been held, or
-    none. None where no set leaves any class out.
+    """The interval that holds, for 95 of 100 vals of this size, the share of images whose set has
+    the right class, where no two misfits are equal. The share is distributed as Beta(rank, n + 1 -
+    rank) (Vovk 2012, Conditional validity of inductive conformal predictors). Where val `rejects`,
+    the rank is one higher at most: it depends on whether the sets of the rejected images would have
+    held the right class. None where no set leaves any class out.
 
     >>> [round(end, 3) for end in spread(99, 0.9)]
     [0.834, 0.958]

@@ -2,8 +2,8 @@
 
 Ties are broken at random, and every number here is the exact expectation over that: a collapsed
 model that scores C candidates alike gets R@1 = 1/C, not 1. With several positives (an image's
-captions) the best of them counts, as in the Karpathy protocol; nothing above it can be another
-positive. Where several positives stand in one tie with negatives, one of them is taken to.
+captions) the best of them counts, as in the Karpathy protocol, so no other positive can stand above
+it. Where several positives tie with negatives, they count as one positive.
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ def ranks(
     candidate_groups: Tensor,  # (C,)
     tile: tuple[int, int] = TILE,
 ) -> Ranks:
-    """Exact ranks of the queries' best positives, in fp32, without the (Q, C) matrix."""
+    """Exact ranks of the best positive of each query, in fp32, without the (Q, C) matrix in memory.
+
+    >>> found = ranks(torch.eye(3)[[0, 2, 1]], torch.eye(3), torch.arange(3), torch.arange(3))
+    >>> found.hit(1)
+    tensor([1., 0., 0.], dtype=torch.float64)
+    """
     return mutual_ranks(queries, candidates, query_groups, candidate_groups, tile)[0]
 
 
@@ -128,7 +133,8 @@ def _spans(total: int, size: int) -> list[slice]:
 
 
 def _finite(embeds: Tensor, name: str) -> Tensor:
-    """A NaN is greater than nothing: unchecked, it would rank every positive first."""
+    """Raise for what is not finite: a NaN is greater than nothing, so it would rank every positive
+    first."""
     norms = torch.linalg.vector_norm(embeds, dim=1)  # (rows,), with no copy of the input
     bad = int((~norms.isfinite()).sum())
     if bad:
@@ -178,5 +184,10 @@ def retrieval_metrics(
     """R@1, R@5, R@10, median rank and MRR of both directions over one split.
 
     Rows of one group (an image stored twice) are each other's positives: a caption may find any.
+
+    >>> both = Predictions(torch.eye(3), torch.eye(3))
+    >>> found = retrieval_metrics(both, torch.arange(3), torch.arange(3))
+    >>> found["t2i_r1"], found["i2t_medr"]
+    (1.0, 1.0)
     """
     return summarise(per_query(predictions, image_groups, caption_groups))

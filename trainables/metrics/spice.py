@@ -1,7 +1,7 @@
 """SPICE, where Java and its parser are: captions and references flow in, F-scores flow out.
 
-The one metric here that needs Java and about 400 MB of Stanford's models. Neither is fetched: where
-one is missing, SPICE is left out and the reason is said.
+SPICE alone needs Java and about 400 MB of Stanford's models. Neither is downloaded: where one is
+missing, SPICE is left out and the reason is said.
 """
 
 from __future__ import annotations

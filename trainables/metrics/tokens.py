@@ -1,10 +1,9 @@
 """Caption text flows in, the words that caption metrics compare flow out.
 
-coco-caption tokenises with Stanford's PTBTokenizer (Java) in lower case and takes 17 marks of
-punctuation out; published BLEU, ROUGE-L and CIDEr are of those words. Here are the rules of it that
-captions meet, as one pattern. They are rules for English; words of other languages with spaces
-between them come out whole, and where a language writes none (Thai, Chinese) what stands together
-does.
+coco-caption tokenises with Stanford's PTBTokenizer (Java) in lower case and takes out 17 marks of
+punctuation; published BLEU, ROUGE-L and CIDEr are of those words. One pattern here has the rules of
+that tokenizer that captions meet. The rules are for English. Other languages are split at their
+spaces; a language that writes none (Thai, Chinese) is not split.
 """
 
 from __future__ import annotations
@@ -65,7 +64,11 @@ TOKEN = regex.compile(
 
 
 def words(text: str) -> list[str]:
-    """The tokens of one caption, as coco-caption makes them."""
+    """The tokens of one caption, as coco-caption makes them.
+
+    >>> words("A dog's ball, in the park.")
+    ['a', 'dog', "'s", 'ball', 'in', 'the', 'park']
+    """
     found: list[str] = []
     # An accent may be a letter of its own in one caption and not in another.
     for match in TOKEN.findall(unicodedata.normalize("NFC", text).translate(ASCII)):

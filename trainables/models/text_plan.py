@@ -35,6 +35,11 @@ class Prompt:
     SigLIP has no SOS: `after_sos` and `front` are one place there. For captions that are a name and
     a full stop, `after_name` is between the two, and `around_name` has the first half of the
     vectors in front of the name, the others behind it.
+
+    >>> from trainables.models.text_tower import embed_text
+    >>> tokens = backbone.tokenize(["a dog", "a red ball"])[0]
+    >>> embed_text(backbone, tokens, Prompt(torch.randn(4, backbone.text_width))).shape  # (N, e)
+    torch.Size([2, 16])
     """
 
     vectors: Tensor  # (P, d) for all captions, or (K, P, d)
@@ -114,7 +119,13 @@ class Plan:
 
 
 def plan(backbone: Backbone, tokens: Tokens, form: Form) -> Plan:
-    """On the device, kept with the tokens: captions that stay, as a class's do, keep theirs."""
+    """On the device, kept with the tokens: captions that stay, as a class's do, keep theirs.
+
+    >>> tokens = backbone.tokenize(["a dog", "a red ball", "a dog"])[0]
+    >>> form = Form.of(backbone, tokens, prompt=None, share=True)
+    >>> plan(backbone, tokens, form).row  # of equal captions, one row
+    tensor([1, 0, 1])
+    """
     if form not in tokens.plans:
         tokens.plans[form] = send(Plan.of(backbone, tokens, form), backbone.device)
     made: Plan = tokens.plans[form]

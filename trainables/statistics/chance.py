@@ -28,9 +28,8 @@ def sphere(shape: tuple[int, ...], seed: int) -> Tensor:
 def null_distances(
     vocabulary: Vocabulary, norms: Tensor, measure: Measure, directions: Tensor
 ) -> Floats:
-    """The distance from each direction, at each norm, to its nearest word: (R, n), or (1, n) for
-    the cosine, which knows no norm.
-    """
+    """The distance from each direction, at each norm, to its nearest word: (R, n). For the cosine,
+    which does not depend on the norm, (1, n)."""
     columns = []
     table = vocabulary.unit if measure == "cosine" else vocabulary.vectors
     for some in directions.to(table).split(DRAWS_A_PASS):
@@ -43,10 +42,10 @@ def null_distances(
 
 
 def _lowest(dots: Tensor, squares: Tensor, norms: Tensor) -> Tensor:
-    """The least distance of r u to the words e, for each r of `norms`: (R,).
+    """The least distance of r u to the words e, for each norm r: (R,).
 
-    The squared distance is r^2 + |e|^2 - 2 r u.e: but for r^2, a line in r for each word. Below the
-    lines that are lowest at the two ends, only one that is below where these two cross can come.
+    The squared distance is r^2 + |e|^2 - 2 r u.e: apart from r^2, a line in r for each word. Only a
+    word below the crossing of the two lines that are lowest at the ends can be lowest in between.
     """
     ends = norms[norms.argmin()], norms[norms.argmax()]
     first, last = (int((squares - 2 * float(r) * dots).argmin()) for r in ends)
@@ -59,8 +58,11 @@ def _lowest(dots: Tensor, squares: Tensor, norms: Tensor) -> Tensor:
 
 
 def correct(p: Floats, method: Literal["holm", "bh"]) -> Floats:
-    """p-values corrected for their number: of any false claim (Holm 1979), or of the expected
-    share of false claims among all claims (Benjamini & Hochberg 1995).
+    """p-values corrected for their number, by Holm (1979: the chance of any false claim) or by
+    Benjamini and Hochberg (1995: the expected share of false claims among all claims).
+
+    >>> correct(np.array([0.01, 0.02, 0.9]), "bh")
+    array([0.03, 0.03, 0.9 ])
     """
     order = np.argsort(p)
     rank = np.arange(1, len(p) + 1)

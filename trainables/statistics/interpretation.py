@@ -40,7 +40,12 @@ class Nearest:
 
 
 def nearest_words(vectors: Tensor, backbone: Backbone, k: int, measure: Measure) -> Nearest:
-    """For each vector the `k` nearest words of the table that the backbone in use reads."""
+    """For each vector (M, d) the `k` nearest words of the backbone's table of word embeddings.
+
+    >>> found = nearest_words(torch.randn(4, 32), backbone, k=3, measure="cosine")
+    >>> found.distances.shape  # (M, k)
+    torch.Size([4, 3])
+    """
     vocabulary = Vocabulary.of(backbone)
     rows = _rows("vectors", vectors, backbone)
     tokens, distances = vocabulary.nearest(rows, k, measure)
@@ -101,7 +106,7 @@ def against_random(
 
 @dataclass(frozen=True)
 class Ablation:
-    """The accuracy that goes when one vector goes; below 0, the prompt is better without it."""
+    """How much accuracy is lost without each vector; below 0, the prompt is better without it."""
 
     full: float  # accuracy of the whole prompt
     removed: list[float]  # lost for each of the M when it is taken out: the prompt is one shorter
@@ -109,9 +114,13 @@ class Ablation:
 
 
 def ablation(vectors: Tensor, backbone: Backbone, measure: Callable[[Tensor], float]) -> Ablation:
-    """The worth of each of the M vectors by `measure`, the accuracy of a prompt; with a prompt a
-    class, position m goes from all of them. `measure` gets (..., M, d), and (..., M - 1, d), which
-    is an empty prompt where M is 1.
+    """What each of the M vectors is worth by `measure`, which gives the accuracy of a prompt. With
+    a prompt for each class, position m is taken from all of them. `measure` gets vectors (..., M,
+    d), and (..., M - 1, d), an empty prompt where M is 1.
+
+    >>> found = ablation(torch.ones(4, 32), backbone, measure=lambda vectors: len(vectors) / 4)
+    >>> found.full, found.removed
+    (1.0, [0.25, 0.25, 0.25, 0.25])
     """
     _rows("vectors", vectors, backbone)
     vectors = vectors.detach()
@@ -129,7 +138,7 @@ def ablation(vectors: Tensor, backbone: Backbone, measure: Callable[[Tensor], fl
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike two prompts are, each value a mean over vectors (and classes)."""
+    """How alike two prompts are, by four measures, each a mean over vectors (and classes)."""
 
     cosine: float  # of the vectors at the same place
     matched_cosine: float  # of the one-to-one matching with the largest sum (Kuhn 1955)
@@ -139,10 +148,11 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Stability:
-    """Agreement between seeds, and what random vectors of the same norms give.
+    """Agreement between seeds, and the agreement of random vectors of the same norms.
 
-    The best matching makes even random vectors agree a little, so it is read against `random`.
-    A draw is one pair of random prompts, with the norms of one pair of seeds and one class.
+    The best matching makes even random vectors agree a little, so agreement is read against
+    `random`. A draw is one pair of random prompts, with the norms of one pair of seeds and one
+    class.
     """
 
     pairs: dict[tuple[int, int], Agreement]  # by places in the list
@@ -215,7 +225,7 @@ def _agreements(ours: Tensor, theirs: Tensor, our_words: Tensor, their_words: Te
 
 
 def _rows(name: str, vectors: Tensor, backbone: Backbone) -> Tensor:
-    """`vectors` as (R, d) in fp32 on the CPU, or why they cannot be read with this backbone."""
+    """`vectors` as (R, d) in fp32 on the CPU. Raises where this backbone has another width."""
     width = backbone.text_width
     if vectors.dim() not in (2, 3) or vectors.shape[-1] != width or 0 in vectors.shape:
         raise DataError(

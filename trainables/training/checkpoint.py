@@ -167,7 +167,11 @@ def check_beside(folder: Path, adapter: Adapter[Any]) -> None:
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The config a checkpoint or run folder was trained with."""
+    """The config a checkpoint or run folder was trained with.
+
+    >>> read_config(checkpoint).adapter.n_ctx
+    4
+    """
     path = folder / "config.json"
     with understood(path):
         flat = dict(read_json(path))
@@ -179,7 +183,12 @@ def read_config(folder: Path) -> TrainConfig:
 
 def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
     """The trained adapter in `folder`, verified, in eval mode, on a backbone of equal weights. It
-    computes in what it was trained and chosen in, also where `auto` would be something else."""
+    computes in what it was trained and chosen in, also where `auto` would be something else.
+
+    >>> adapter = load_adapter(checkpoint, backbone)
+    >>> adapter.train_config.name, adapter.classes.names
+    ('coop', ('red', 'green', 'blue'))
+    """
     verify(folder)
     manifest, config = read_json(folder / "manifest.json"), read_config(folder)
     with understood(folder / "manifest.json"):

@@ -61,6 +61,16 @@ class Run:
     `val`, nothing is measured and the last epoch is the best. Of `folds`, each a run without val
     and the images that it has not seen, all are trained beside it and measured with it: their
     images count as val's do, and nothing is chosen on val alone.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from trainables.adapters.registry import make_config
+    >>> config = make_config("projection", {"epochs": 2, "batch_size": 8})
+    >>> with TemporaryDirectory() as folder:
+    ...     run = Run(config, backbone, pairs, pairs, Path(folder), "val/t2i_r1")
+    ...     while not run.finished:
+    ...         row = run.advance()
+    >>> row["epoch"], row["step"]
+    (2, 6)
     """
 
     def __init__(

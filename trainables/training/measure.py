@@ -91,7 +91,13 @@ def pooled(parts: Sequence[Found]) -> Found:
 
 
 def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
-    """The same without the values behind it."""
+    """The same without the values behind it.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("zero_shot", {"task": "classification"}), backbone, train)
+    >>> sorted(measure(adapter, train))
+    ['accuracy', 'calibrated_likelihood', 'class_accuracy', 'log_likelihood']
+    """
     return examine(adapter, data).metrics
 
 

@@ -43,7 +43,13 @@ def embed_images(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 2
 
 
 def predict(adapter: Adapter[Any], data: SplitFeatures, batch_size: int = 256) -> Predictions:
-    """Normalised embeddings of all images (view 0) and all captions of `data`, in its order."""
+    """Normalised embeddings of all images (view 0) and all captions of `data`, in its order.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> found = predict(build(make_config("projection"), backbone, pairs), pairs)
+    >>> found.image_embeds.shape, found.text_embeds.shape  # (N, e), (M, e)
+    (torch.Size([24, 16]), torch.Size([48, 16]))
+    """
     device = adapter.backbone.device
     images = embed_images(adapter, data, batch_size)
     texts = []
@@ -81,7 +87,13 @@ def speak(
 def score(
     adapter: Adapter[Any], data: SplitFeatures, classes: Classes, batch_size: int = 256
 ) -> Tensor:
-    """The similarities of all images (view 0) of `data` to each class: (N, C) float32."""
+    """The similarities of all images (view 0) of `data` to each class: (N, C) float32.
+
+    >>> from trainables.adapters.registry import build, make_config
+    >>> adapter = build(make_config("coop"), backbone, train)
+    >>> score(adapter, train, train.classes).shape  # (N, C)
+    torch.Size([12, 3])
+    """
     device, backbone = adapter.backbone.device, adapter.backbone
     frozen = classes.text_embeds(backbone, adapter.frozen_words) if adapter.frozen_text else None
     words = classes.tokens(backbone, adapter.class_words, adapter.added_tokens)

@@ -29,5 +29,9 @@ def check_metric(name: str, task: Task) -> None:
 
 def best_of(rows: Sequence[Row], metric: str) -> Row | None:
     """The row with the highest `metric`, the first of equal ones. Few images have few accuracies:
-    of equal ones, the row with the highest likelihood."""
+    of equal ones, the row with the highest likelihood.
+
+    >>> best_of([{"val/t2i_r1": 0.2}, {"val/t2i_r1": 0.4}], "val/t2i_r1")
+    {'val/t2i_r1': 0.4}
+    """
     return max(rows, key=lambda row: (row[metric], row.get(LIKELIHOOD, 0.0)), default=None)

@@ -37,7 +37,13 @@ def make_optimizer(
 
 
 def learning_rate(config: TrainConfig, step: int, epochs: int, steps_per_epoch: int) -> float:
-    """The learning rate of step `step`, from 0, of a run of so many epochs."""
+    """The learning rate of step `step`, from 0, of a run of so many epochs.
+
+    >>> from trainables.adapters.registry import make_config
+    >>> config = make_config("projection", {"optim.lr": 1e-3, "optim.schedule": "linear"})
+    >>> learning_rate(config, step=10, epochs=2, steps_per_epoch=10)
+    0.0005
+    """
     epoch = step // steps_per_epoch
     optim = in_epoch(config, 1 + epoch).optim if config.changes else config.optim
     if optim.schedule == "coop":
