@@ -122,7 +122,6 @@ def _fields(config: type[Any]) -> Iterator[str]:
     """A table of a configuration's fields, with the comments that stand behind them."""
     fields = dataclasses.fields(config)
     if not fields:
-        yield "None."
         return
     yield from ("| field | type | default | |", "|---|---|---|---|")
     said = _comments(config)

@@ -11,6 +11,7 @@ import itertools
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,15 +157,41 @@ def at_the_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return desk
 
 
+@pytest.fixture
+def read_to(
+    at_the_desk: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Run what is not run yet, to the end of a page, in the order in which they are read."""
+
+    def read_to(page: str) -> None:
+        for one in list(TEXTS)[len(done) : list(TEXTS).index(page) + 1]:
+            done.append(one)
+            for command in commands(TEXTS[one]):
+                if command.run and command.kind != "make":
+                    run(command, monkeypatch)
+
+    return read_to
+
+
 @pytest.mark.parametrize("page", TEXTS)
-def test_every_command_runs(
-    page: str, at_the_desk: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+def test_every_command_runs(page: str, read_to: Callable[[str], None]) -> None:
+    read_to(page)
+
+
+def test_the_page_of_files_names_what_lies_there(
+    at_the_desk: Path, read_to: Callable[[str], None]
 ) -> None:
-    for one in list(TEXTS)[len(done) : list(TEXTS).index(page) + 1]:  # as a reader goes on
-        done.append(one)
-        for command in commands(TEXTS[one]):
-            if command.run and command.kind != "make":
-                run(command, monkeypatch)
+    read_to(list(TEXTS)[-1])
+    named = set(re.findall(r"`([\w.-]+)/?`", TEXTS["docs/files.md"]))
+    found = {
+        re.sub(r"^\d{4}$", "0000", path.name)
+        for place in ("shards", "features/*", "heads/*", "runs/*", "runs/arena", "runs/*/trials")
+        for path in at_the_desk.glob(f"{place}/*")
+        if path.parent.name != "demo" and not path.name.startswith(".")
+    }
+    known = {re.sub(r"^(train|val|test)-\d+", r"train-00000", name) for name in found}
+    assert sorted(known - named) == []
+    assert len(known) > 30
 
 
 def run(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

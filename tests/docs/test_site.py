@@ -14,6 +14,7 @@ from mkdocs.config import load_config
 
 from docs.pages import LINK, PAGES, adapter_page
 from search_spaces.registry import SPACES
+from tests.docs.commands import pages
 from trainables.adapters.registry import ADAPTERS
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,11 @@ def test_every_adapter_has_a_page_with_all_that_can_be_set_and_searched(site: Pa
         searched = {field for space in SPACES[name].values() for field in space}
         assert [one for one in fields | searched if f">{one}<" not in page] == []
         assert f'href="adapters/{name}.html"' in (site / "adapters.html").read_text()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    shown = {path for path in pages() if path.startswith("docs/")}
+    assert shown == {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
 
 
 def test_the_table_of_adapters_is_of_those_that_there_are() -> None:
