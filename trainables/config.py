@@ -149,7 +149,7 @@ class TrainConfig:
             self._check_change(change)
 
     def _check_change(self, change: Change) -> None:
-        """One that would never be seen is a mistake."""
+        """Raise for a change that would never take effect."""
         check(change.from_epoch <= self.epochs, "changes", f"in {self.epochs} epochs", str(change))
         if "temperature.scale" in change.values:
             policy, rule = self.temperature.policy, "of a `temperature.policy` fixed or cosine"
@@ -262,7 +262,7 @@ def _number(name: str, value: Any, hint: type) -> int | float:
 
 @functools.lru_cache(maxsize=256)
 def in_epoch(config: TrainConfig, epoch: int) -> TrainConfig:
-    """The values that hold in an epoch (from 1): those at the start, and what changed since.
+    """The values that hold in an epoch (from 1): those at the start, with the changes up to it.
 
     >>> config = replace(TrainConfig("x", adapter=None), {"changes": "3: optim.lr=0.5"})
     >>> in_epoch(config, 2).optim.lr == config.optim.lr, in_epoch(config, 3).optim.lr
@@ -276,8 +276,8 @@ def in_epoch(config: TrainConfig, epoch: int) -> TrainConfig:
 
 
 def until(config: TrainConfig, epoch: int) -> TrainConfig:
-    """`config` without the changes that come after an epoch: all that its first `epoch` epochs are
-    a function of."""
+    """`config` without the changes that come after an epoch: its first `epoch` epochs depend on no
+    more."""
     changes = [one for one in read_changes(config.changes) if one.from_epoch <= epoch]
     return dataclasses.replace(config, changes=write_changes(changes))
 

@@ -29,8 +29,8 @@ PATIENCE = timedelta(weeks=3)
 class Worker:
     """This process's place among those that train one adapter together.
 
-    What they tell each other goes through `control`, a group of its own: there a worker may be
-    busy for long. (Whether it is alive at all, Ray Train watches.) None: the default group.
+    The workers' messages go through `control`, a group of its own with a long limit, as a worker
+    may be busy for long. (Ray Train watches whether it is alive.) None: the default group.
     """
 
     rank: int = 0
@@ -58,8 +58,8 @@ ALONE = Worker()
 def join() -> Worker:
     """This process's place in the process group, if there is one; each worker calls it once, first.
 
-    Raises `ConfigError`, for all alike, where two of them hold one card: NCCL refuses that, but
-    late, and without saying who. What else keeps them from computing together shows here too.
+    Raises `ConfigError`, for all alike, where two workers hold one card: NCCL refuses that, but
+    late, and without saying who. Any other obstacle to computing together shows here too.
     """
     if not _together():
         return ALONE
@@ -90,12 +90,12 @@ def shared(x: Tensor) -> Tensor:
 
 
 def average(parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
-    """Let each gradient be its mean over workers; the mean of `numbers`.
+    """Replace each gradient by its mean over workers; the result is the mean of `numbers`.
 
-    It all travels in one collective after the backward pass, so the workers' collectives have one
-    order whatever each batch used: what its rows left without a gradient counts as 0, and what the
-    rows of all left alone stays without one, as with a single worker. What is not finite for one is
-    so for all.
+    All of it travels in one collective after the backward pass, so the workers' collectives have
+    one order whatever each batch used. A gradient that one worker lacks counts as 0; one that all
+    workers lack stays absent, as with a single worker. A number that is not finite for one worker
+    is so for all.
     """
     absent = [n for n, parameter in enumerate(parameters) if parameter.grad is None]
     used = torch.ones(len(parameters), device=numbers.device)
@@ -114,14 +114,14 @@ def average(parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
 
 
 def same_start(tensors: Sequence[Tensor]) -> None:
-    """Let all workers hold worker 0's `tensors`: unlike machines round unlike."""
+    """Give all workers the `tensors` of worker 0: unlike machines round differently."""
     for tensor in tensors:
         dist.broadcast(tensor, 0)
 
 
 def start_together(worker: Worker, step: int, tensors: Sequence[Tensor]) -> None:
-    """All workers stand at one step, with one adapter, and none writes while another still
-    reads."""
+    """Raise unless all workers stand at one step; give them one adapter. No worker writes before
+    all have read."""
     steps = worker.hear(step)
     if len(set(steps)) > 1:  # a network file system may show a node what was there before
         raise RuntimeError(f"the workers read checkpoints of different steps: {steps}.")

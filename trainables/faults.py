@@ -1,7 +1,8 @@
 """Whose failure an error is: the run's own, which it would meet again, or the machine's.
 
-What the machine did to a run (its GPU died, its disk was full, its file system went away) says
-nothing about the run: another worker goes on with it.
+Flows in: an error. Flows out: whether another worker should go on with the run, or a sentence. A
+failure of the machine (its GPU died, its disk was full, its file system went away) says nothing
+about the run.
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ OF_A_GPU = re.compile(r"\b(CUDA( driver)?|cuDNN|cusolver|cuFFT|NCCL|Triton) erro
 
 
 def is_machines_failure(error: BaseException) -> bool:
-    """Whether `error`, or what caused it, is the machine's: elsewhere, or later, all may go well.
+    """Whether `error`, or its cause, is a failure of the machine: elsewhere, or later, the run may
+    go well.
 
-    Memory that does not suffice is none of these: how much a run asks for is its own affair.
+    Too little memory is no such failure: how much a run needs depends on the run.
     """
     return context_is_dead(error) or any(map(_of_the_system, _causes(error)))
 
 
 def disk_failure(error: BaseException) -> str:
-    """What `error`, or what caused it, says of a disk that is full or gone: no other worker would
-    do better. Empty: nothing."""
+    """What `error`, or its cause, says of a disk that is full or gone, for which no other worker
+    would do better; empty for other errors."""
     of_disk = (one for one in _causes(error) if isinstance(one, OSError) and one.errno in OF_A_DISK)
     found = next(of_disk, None)
     if found is None:
@@ -48,11 +50,12 @@ def disk_failure(error: BaseException) -> str:
 
 
 def context_is_dead(error: BaseException) -> bool:
-    """Whether nothing can be computed any more on this process's GPU, after `error`: it must end.
+    """Whether this process's GPU can compute nothing any more after `error`, so that the process
+    must end.
 
     After a fault in a kernel (an assertion, an illegal address), in memory or on a link, CUDA
-    answers all that this process ever asks with an error. A few errors of a device leave it alive
-    (a launch that was refused), but a new worker costs seconds.
+    answers every later call of the process with an error. After a few errors (a launch that was
+    refused) the device would still work, but a new worker costs only seconds.
     """
     if any(map(_of_a_gpu, _causes(error))):
         return True

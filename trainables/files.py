@@ -1,4 +1,7 @@
-"""Durable files: everything is written whole or not at all, and can be checked afterwards."""
+"""Durable files: each is written whole or not at all, and can be checked afterwards.
+
+Flows in: values and paths. Flows out: files with hashes, and values read back, or a `DataError`.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,8 @@ def sha256_json(value: Any) -> str:
 def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 
-    `durable`: it is on disk when this returns, whatever happens to the machine. What can be made
-    again needs no such wait.
+    With `durable`, the bytes are on disk when this returns, even if the machine then fails. Files
+    that can be made again need no such wait.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -59,9 +62,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, help: str = "") -> Any:
-    """The JSON value in `path`; a missing or damaged file is a `DataError` naming it, and so is one
-    that is not what its own hash says, which `write_hashed` gave it. `help`: what is to be done
-    where somebody wrote in it."""
+    """The JSON value in `path`. A missing or damaged file is a `DataError` naming it, and so is one
+    whose own hash, which `write_hashed` gave it, is wrong. `help`: what to do where somebody edited
+    it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -77,8 +80,8 @@ def read_json(path: Path, help: str = "") -> Any:
 
 @contextmanager
 def understood(path: Path) -> Iterator[None]:
-    """While what `path` holds is taken apart: a `DataError` names it where it is not what we
-    write."""
+    """A context in which the contents of `path` are taken apart: where they are not as we write
+    them, a `DataError` names the file."""
     try:
         yield
     except KeyError as error:
@@ -88,15 +91,15 @@ def understood(path: Path) -> Iterator[None]:
 
 
 def write_hashed(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON object with its own hash in it, for `read_hashed`."""
+    """Write a JSON object with its own hash in it, for `read_hashed`."""
     rest = {name: one for name, one in value.items() if name != "sha256"}
     rest = json.loads(json.dumps(rest))  # as it will be read
     write_json(path, rest | {"sha256": _own_hash(rest)})
 
 
 def read_hashed(path: Path, form: str, help: str = "", **fields: type) -> dict[str, Any]:
-    """The object of format `form` in `path`, with these fields. One that has its own hash is
-    unaltered. `help`: what is to be done where it is not so."""
+    """The object of format `form` in `path`, with these fields. An object that has its own hash is
+    checked against it. `help`: what to do where it is wrong."""
     try:
         value = read_json(path)
     except DataError as error:
@@ -112,7 +115,7 @@ def read_hashed(path: Path, form: str, help: str = "", **fields: type) -> dict[s
 
 
 def _own_hash(value: Mapping[str, Any]) -> str:
-    """Of all but itself."""
+    """The hash of all of an object but the hash."""
     return sha256_json({name: one for name, one in value.items() if name != "sha256"})
 
 

@@ -1,7 +1,7 @@
 """What the machine can do: device, and the precision that pays on it.
 
-Flows in: a precision as it was asked for. Flows out: what that is on a device, and the contexts in
-which things are computed: `autocast` for towers and heads, `full` for scores.
+Flows in: a precision as it was asked for. Flows out: the precision on a device, and the contexts in
+which tensors are computed: `autocast` for towers and heads, `full` for scores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def default_device() -> str:
 
 
 def recomputes(device: torch.device) -> bool:
-    """Whether computing may take less time than reading what was computed: a GPU's way."""
+    """Whether computing again may take less time than reading the result, as on a GPU."""
     return device.type == "cuda"
 
 
@@ -47,7 +47,7 @@ def card() -> str | None:
 
 
 def has_bf16(device: torch.device | str) -> bool:
-    """Whether `device` computes bf16 itself, and does not emulate it."""
+    """Whether `device` computes bf16 itself, without emulating it."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.device(device).type == "cpu" and bool(BF16_FLAGS & _cpu_flags(CPUINFO))
@@ -66,21 +66,22 @@ def _cpu_flags(cpuinfo: Path) -> frozenset[str]:
 
 
 def resolved(precision: Precision, device: torch.device | str) -> Resolved:
-    """What training, val and test are computed in on `device`."""
+    """The precision of training, val and test on `device`."""
     if precision == "auto":
         return "bf16" if bf16_pays(device) else "fp32"
     return precision
 
 
 def of_store(precision: Precision, device: torch.device | str) -> Resolved:
-    """What a feature store made on `device` is computed in; on a CPU, bf16 only if asked for."""
+    """The precision of a feature store made on `device`; on a CPU, bf16 only if asked for."""
     if precision == "auto" and torch.device(device).type == "cpu":
         return "fp32"
     return resolved(precision, device)
 
 
 def check_precision(precision: Precision, device: torch.device | str, name: str) -> None:
-    """Raise `ConfigError` where `device` would have to emulate it; `name` is what asked for it."""
+    """Raise `ConfigError` where `device` would have to emulate `precision`; `name` is the field or
+    flag that asked."""
     if precision == "bf16" and not has_bf16(device):
         raise ConfigError(f"`{name}` must be auto or fp32 here: {_no_bf16(device)}, got 'bf16'.")
 
@@ -111,8 +112,8 @@ def autocast(precision: Precision, device: torch.device | str) -> Iterator[None]
 
 
 def _attended(kind: str, bf16: bool) -> AbstractContextManager[None]:
-    """The kernel of attention. On a CPU, the fused one's backward takes 3 to 9 times as long in
-    bf16 as the plain one's, whatever the heads' width."""
+    """The kernels of attention. On a CPU, the backward of the fused one takes 3 to 9 times as long
+    in bf16 as that of the plain one, whatever the heads' width."""
     if kind == "cpu" and bf16 and torch.is_grad_enabled():
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
@@ -121,7 +122,7 @@ def _attended(kind: str, bf16: bool) -> AbstractContextManager[None]:
 @contextmanager
 def full(device: torch.device | str) -> Iterator[None]:
     """Compute in fp32 to its last bit, whatever the context around it says: tau multiplies
-    similarities by 100, of which bf16 keeps 3 digits."""
+    similarities by 100, and bf16 keeps 3 digits of them."""
     with torch.autocast(torch.device(device).type, enabled=False):
         if torch.backends.cuda.matmul.fp32_precision != "tf32":
             yield

@@ -47,7 +47,8 @@ class Tokens:
         return grid
 
     def cut(self, room: int) -> Tokens:
-        """Captions of at most `room` tokens: of longer ones the first, and their last."""
+        """Captions of at most `room` tokens: longer ones keep their first tokens, and their
+        last."""
         lengths = self.lengths
         within = torch.arange(len(self.ids)) - self.offsets[:-1].repeat_interleave(lengths)
         last = (lengths - 1).repeat_interleave(lengths)
@@ -55,8 +56,8 @@ class Tokens:
         return Tokens(kept, torch.cat([lengths.new_zeros(1), lengths.clamp(max=room).cumsum(0)]))
 
     def unique(self) -> tuple[Tokens, Tensor]:
-        """The distinct captions (K), those that begin alike side by side; and of which of them each
-        caption is a copy: (N,) int64."""
+        """The distinct captions (K), with those that begin alike side by side; and for each caption
+        the number of the distinct one that it equals: (N,) int64."""
         rows, inverse = self.pad(-1).unique(dim=0, return_inverse=True)
         lengths = (rows >= 0).sum(1)
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
@@ -77,7 +78,7 @@ class Batch:
     frames: Tensor | None = None  # (B, F, e) the same of each frame, where the images are clips
 
     def to(self, device: torch.device | str) -> Batch:
-        """All but the tokens: the text tower makes its plans of them on the CPU."""
+        """The batch on a device, except for the tokens: the text tower plans them on the CPU."""
         return Batch(
             send(self.image_embeds, device),
             send(self.hidden, device),
@@ -92,7 +93,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the retrieval metrics consume: L2-normalised embeddings of the joint space."""
+    """The input of the retrieval metrics: L2-normalised embeddings of the joint space."""
 
     image_embeds: Tensor  # (B, e)
     text_embeds: Tensor  # (M, e)

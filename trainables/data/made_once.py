@@ -1,9 +1,9 @@
-"""Files of tensors that any process may need, and the first that asks makes for all.
+"""Files of tensors that any process may need: the first that asks makes the file for all.
 
 Flows in: a path, the tensors' shapes, and a function that fills them. Flows out: the tensors,
-mapped. The first process that asks makes the file, the others wait and map it. Its hash stands
-beside it; a file that has another hash is made again, with a warning. Where there is no path, or
-none can be written, the tensors are made in memory and not kept.
+mapped. The other processes wait and map the file. Its hash stands beside it; a file that has
+another hash is made again, with a warning. Where there is no path, or none can be written, the
+tensors are made in memory and not kept.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def _in_memory(layout: Layout, fill: Fill) -> Tensors:
 
 @contextmanager
 def alone(lock: Path) -> Iterator[bool]:
-    """One process at a time; False where there can be no lock, as in a store that others own."""
+    """Let one process at a time in; False where there can be no lock, as in a store that others
+    own."""
     with ExitStack() as stack:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -92,13 +93,13 @@ def alone(lock: Path) -> Iterator[bool]:
 
 
 def hash_of(path: Path) -> Path:
-    """Where the SHA-256 of what was made stands, as text."""
+    """The path of the text file with the SHA-256 of the file `path`."""
     return path.with_suffix(".sha256")
 
 
 def mapped(path: Path) -> Tensors | None:
-    """None where the file is not there, or not as it was made: all that is in it can be made again,
-    so nobody has to be asked."""
+    """The tensors in `path`; None where the file is not there, or not as it was made. All that is
+    in it can be made again, so nobody has to be asked."""
     if not path.is_file():
         return None
     try:

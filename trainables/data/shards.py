@@ -44,8 +44,8 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Seal:
-    """Leave to read the test split. Only `evaluate` may create one, and says why; and what
-    records how well searches do."""
+    """Permission to read the test split. Only `evaluate` creates one, and says why; and the
+    recorder of how well searches do."""
 
     reason: str
 
@@ -92,18 +92,18 @@ class ShardSet:
 
     @property
     def pooled(self) -> bool:
-        """Whether rows are in no split before a draw takes some: train, val and test then all are
-        the whole, and what a draw leaves is its test."""
+        """Whether rows are in no split until a draw takes some: train, val and test are then all
+        the whole, and the rows that a draw leaves are its test."""
         return POOL in self.manifest["splits"]
 
     @property
     def embedded(self) -> bool:
-        """Whether they came as finished embeddings: there are no images."""
+        """Whether the rows came as finished embeddings: then there are no images."""
         return bool(self.manifest.get("embedded"))
 
     @property
     def templates(self) -> list[str]:
-        """Those that class texts were given as embeddings in; none: any will do."""
+        """The templates whose class texts came as embeddings; empty: any template will do."""
         return list(self.manifest.get("templates", []))
 
     @property
@@ -117,7 +117,7 @@ class ShardSet:
 
     @property
     def notes(self) -> dict[str, int]:
-        """Counts worth knowing, such as `clips`; a note that is not there counts nothing."""
+        """Counts worth knowing, such as `clips`; a note that is absent counts 0."""
         return dict(self.manifest.get("notes", {}))
 
     def files(self, split: str, seal: Seal | None = None) -> list[Path]:
@@ -130,15 +130,15 @@ class ShardSet:
         return [self._checked(s) for s in self.manifest["shards"] if s["split"] == own]
 
     def embeddings(self, split: str, seal: Seal | None = None) -> Path:
-        """The tensors of a split that came as finished embeddings, those of train and val in the
-        store around these shards."""
+        """The file of a split's finished embeddings; train's and val's are in the store around
+        these shards."""
         self.files(split, seal)
         if self.pooled:
             return self.folder.parent / f"{POOL}.safetensors"
         return (self.folder if split == "test" else self.folder.parent) / f"{split}.safetensors"
 
     def damaged(self) -> list[Path]:
-        """Files that are not there, or not as they were written."""
+        """The files that are not there, or not as they were written."""
         wrong = []
         for shard in self.manifest["shards"]:
             try:

@@ -1,4 +1,4 @@
-"""Where a feature store lies, and whether it is as it was written. Torch is not needed to say so.
+"""Where a feature store lies, and whether it is as it was written; without torch.
 
 Flows in: the store's folder. Flows out: its manifest, and its files once their hashes are found to
 be the manifest's.
@@ -31,7 +31,7 @@ def find_store(folder: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a finished store says of itself.
+    """The manifest of a finished store.
 
     >>> read_manifest(features)["splits"]["train"]["images"]
     24
@@ -50,8 +50,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
-    """File `name` of a store; a `DataError` unless it has the hash that the manifest says, which
-    those of old stores have of fewer files."""
+    """The path of file `name` of a store. Raises `DataError` unless the file has the hash that the
+    manifest says. (Manifests of old stores have hashes of fewer files.)"""
     path, expected = folder / name, hashes(manifest).get(name)
     if not path.is_file() or (expected and not intact(path, expected)):
         raise DataError(f"`{path}` is missing or damaged; run {again(manifest)}.")

@@ -1,4 +1,7 @@
-"""A safetensors file of known shape, filled row by row: never all of it in memory."""
+"""A safetensors file of known shape, filled row by row, never all of it in memory.
+
+Flows in: rows of tensors, in any order. Flows out: a file that safetensors loads.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +47,8 @@ class TensorFile:
         self.size = len(self.header) + offset
 
     def allocate(self) -> None:
-        """Take all of the disk that is needed, now: a full one (`OSError`) is known before any work
-        is done. What the file holds already stays."""
+        """Take all of the disk space now, so that a full disk (`OSError`) is known before any work
+        is done. What the file already holds stays."""
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
             os.posix_fallocate(file.fileno(), 0, self.size)
             file.truncate(self.size)

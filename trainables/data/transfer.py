@@ -1,8 +1,8 @@
 """Tensors to a device and numbers back, without waiting for it.
 
-Flows in: tensors on the CPU, or the numbers of a step on the device. Flows out: the former on the
-device, the latter as floats when they are asked for. A GPU that waits for the CPU inside a step
-computes nothing meanwhile. On a CPU all of it is there at once.
+Flows in: tensors on the CPU, or the numbers of a step on the device. Flows out: the tensors on the
+device, the numbers as floats when they are asked for. A GPU that waits for the CPU inside a step
+computes nothing meanwhile. On a CPU both are there at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Nest = TypeVar("Nest")  # of lists, tuples and dataclasses, with tensors in it
 
 
 def mapped(nest: Nest, do: Callable[[Tensor], Tensor]) -> Nest:
-    """`do` of each tensor in `nest`."""
+    """`do` applied to each tensor in `nest`."""
     made: Any = nest
     if isinstance(nest, Tensor):
         made = do(nest)
@@ -43,10 +43,11 @@ def send(nest: Nest, device: torch.device | str) -> Nest:
 
 
 class Numbers:
-    """What a step of N runs computed, on its way to the CPU: only `row` waits for it."""
+    """The numbers of a step of N runs, on their way to the CPU: only `row` waits for them."""
 
     def __init__(self, names: Iterable[str], values: Tensor) -> None:
-        """`values` (N, K) for the K `names`. They may be overwritten afterwards."""
+        """`values` (N, K) for the K `names`. They are copied, so they may be overwritten
+        afterwards."""
         self.names, self.arrival = list(names), None
         if values.is_cuda:
             self.values = torch.empty_like(values, device="cpu", pin_memory=True)

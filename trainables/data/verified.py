@@ -1,8 +1,9 @@
-"""Files whose bytes were found to be those that were written: each is read once, not once a trial.
+"""Files whose bytes were found to be as they were written: each is read once, not once a trial.
 
-Flows in: a file and the SHA-256 that it was written with. Flows out: whether it has it. What was
-found whole is noted in the user's cache, outside of what is checked, and holds for as long as the
-file's size, place on disk and times of change stay. A file that differs is read each time.
+Flows in: a file and the SHA-256 that it was written with. Flows out: whether it has that hash. A
+file found whole is noted in the user's cache, outside of the folder that is checked. The note holds
+for as long as the file's size, place on disk and times of change stay. A file that differs is read
+each time.
 
 A disk that loses a byte changes no time: `cliptune encode`, which reads all of a store, finds that.
 """
@@ -28,7 +29,7 @@ PATIENCE = 10.0  # seconds between two lines of progress
 
 
 def intact(path: Path, expected: str) -> bool:
-    """Whether `path` has this SHA-256. One process reads it, others that ask meanwhile wait."""
+    """Whether `path` has this SHA-256. One process reads it; others that ask meanwhile wait."""
     with _note(path) as note:
         stamp = _stamp(path, expected)
         if note is not None and note.read() == stamp:
@@ -41,7 +42,7 @@ def intact(path: Path, expected: str) -> bool:
 
 
 def noted(path: Path) -> str:
-    """The SHA-256 of a file that was written just now, which is then known to be whole."""
+    """The SHA-256 of a file that was written just now, noted as whole."""
     digest = read_through(path)
     with _note(path) as note:
         _keep(note, _stamp(path, digest))
@@ -49,7 +50,7 @@ def noted(path: Path) -> str:
 
 
 def read_through(path: Path) -> str:
-    """The SHA-256 of all bytes; of a large file, how far it is."""
+    """The SHA-256 of all bytes; for a large file, progress is shown."""
     digest, done, total = hashlib.sha256(), 0, path.stat().st_size
     began = said = time.monotonic()
     block = bytearray(BLOCK)
@@ -71,22 +72,22 @@ def read_through(path: Path) -> str:
 
 
 def _stamp(path: Path, expected: str) -> str:
-    """Another one after any change; the time of change is the system's own, which `touch` and
-    copying tools do not set."""
+    """A value that differs after any change; the time of change is the system's own, which `touch`
+    and copying tools do not set."""
     about = path.stat()
     place = [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
     return json.dumps([str(path.resolve()), *place, expected])
 
 
 def notes() -> Path:
-    """Where it is noted what was found whole."""
+    """The folder of the notes."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "cliptune" / "verified"
 
 
 @contextmanager
 def _note(path: Path) -> Iterator[IO[str] | None]:
-    """The note on a file, for one process at a time; None where none can be kept."""
+    """The note on a file, locked for one process at a time; None where none can be kept."""
     with ExitStack() as stack:
         try:
             place = notes() / sha256_bytes(os.fsencode(path.resolve()))[:32]

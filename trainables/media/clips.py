@@ -108,9 +108,10 @@ def is_clip(data: bytes) -> bool:
 def sample(clip: Clip, n: int, rule: Rule, span: Span | None = None) -> list[int]:
     """The numbers of `n` frames, ascending, of the whole clip or of a `span` of it.
 
-    `uniform`: those shown in the middles of n equal parts of the time. `motion`: of n equal parts
-    of the cumulative motion, as in MGSampler (Zhi et al. 2021); time counts as a little motion, so
-    where nothing moves the two are equal. A clip with fewer frames than n repeats some.
+    `uniform`: the frames shown in the middles of n equal parts of the time. `motion`: the same, of
+    n equal parts of the cumulative motion, as in MGSampler (Zhi et al. 2021); time counts as a
+    little motion, so where nothing moves the two are equal. A clip with fewer frames than n repeats
+    some.
     """
     if n < 1:
         raise ConfigError(f"`frames` must be at least 1, got {n}.")
@@ -134,9 +135,9 @@ def sample(clip: Clip, n: int, rule: Rule, span: Span | None = None) -> list[int
 
 
 def segments(clip: Clip, seconds: float) -> list[Span]:
-    """Start and end of consecutive parts of `seconds`. What is left over is a part of its own where
-    it is at least half as long, else it belongs to the last one. `sample` takes each as its span.
-    """
+    """Start and end of consecutive parts of `seconds`. The rest at the end is a part of its own if
+    it is at least half as long, else it belongs to the last one. `sample` takes each as its
+    span."""
     if seconds <= 0:
         raise ConfigError(f"`seconds` must be above 0, got {seconds:g}.")
     parts = max(1, int(clip.duration / seconds + 0.5))
@@ -174,7 +175,7 @@ def _still(time: float, seconds: float, pixels: Callable[[], Tensor]) -> Frame:
 
 
 def _check_length(seconds: float, frames: int, work: int) -> None:
-    """Refuse what would take minutes to read, as soon as that is known."""
+    """Refuse a clip that would take minutes to read, as soon as that is known."""
     for value, most, unit in (
         (seconds, MAX_SECONDS, "seconds"),
         (frames, MAX_FRAMES, "frames"),

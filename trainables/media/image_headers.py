@@ -1,6 +1,7 @@
 """What image files say of themselves, read by hand from their first bytes.
 
-For the formats where PIL would already decode, allocate or warn in order to say it.
+Flows in: bytes. Flows out: size, channels, orientation; or `BadImage`. By hand where PIL would
+already decode, allocate or warn to tell the size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class BadImage(DataError):
 
 
 class BadClip(BadImage):
-    """The same of a clip."""
+    """Bytes that are no clip, or not one that we accept; the message is the reason alone."""
 
 
 def check_bytes(size: int) -> None:

@@ -84,7 +84,7 @@ class Probe:
 
 
 class _Budget:
-    """A number of pixels that all threads together may have in decoding.
+    """The number of pixels that all threads together may be decoding at once.
 
     Sixty-four threads decode small images side by side, and large ones one after the other.
     """
@@ -125,7 +125,7 @@ def decode(data: bytes) -> Tensor:
 
 
 def decode_still(data: bytes) -> Tensor:
-    """The same for image files alone: what stands inside of a ZIP is no ZIP again."""
+    """`decode` for image files alone: a ZIP inside a ZIP is refused."""
     header, image = _open(data)
     with _budget.hold(header.width * header.height):
         if image is None:

@@ -1,7 +1,7 @@
-"""From decoded pixels to the square that the image tower sees.
+"""From decoded pixels to the square that the image tower reads.
 
 Flows in: a decoded image, uint8 (3, H, W), and a Hugging Face preprocessor config. Flows out: uint8
-(3, R, R), to the byte what Hugging Face's own (PIL) processor makes; augmented views as a pure
+(3, R, R), to the byte as Hugging Face's own (PIL) processor makes it; augmented views as a pure
 function of (data seed, epoch, index).
 """
 
@@ -29,14 +29,15 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def decoder_versions() -> dict[str, str]:
-    """What turns bytes into the tower's pixels besides its own configuration."""
+    """The versions of the libraries that turn bytes into the tower's pixels."""
     names = ("simplejpeg", "pillow")
     return {"preprocess": str(VERSION)} | {name: metadata.version(name) for name in names}
 
 
 @dataclass(frozen=True)
 class View:
-    """A random resized crop and flip, free of the image's size. All but `flip` are shares."""
+    """A random resized crop and flip, independent of the image's size. All fields but `flip` are
+    shares."""
 
     area: float  # of the crop, of the image's area
     ratio: float  # width / height of the crop, in pixels
@@ -67,10 +68,10 @@ def view_of(
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What the tower was trained to see.
+    """The preprocessing that the tower was trained with.
 
-    `crop`: the shorter edge to `resize` pixels, then the centre square of `size` (CLIP).
-    `squash`: both edges to `size`, whatever the aspect (SigLIP).
+    `crop`: the shorter edge to `resize` pixels, then the centre square of `size` (CLIP). `squash`:
+    both edges to `size`, whatever the aspect (SigLIP).
     """
 
     kind: Literal["crop", "squash"]
@@ -130,7 +131,8 @@ def _middle(image: Tensor) -> Tensor:
 
 
 def read_preprocess(folder: Path, model: Literal["clip", "siglip", "dual"]) -> Preprocess:
-    """What `folder` asks for; whatever could not be done exactly is a `ConfigError`."""
+    """The preprocessing that `folder` asks for; a `ConfigError` where it could not be done
+    exactly."""
     names = ("preprocessor_config.json", "processor_config.json")  # the second by transformers 5
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:

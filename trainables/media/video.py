@@ -1,7 +1,7 @@
 """Video files: bytes of an MP4, MOV, WebM, Matroska or AVI in, one frame after the other out.
 
-FFmpeg decodes them, through PyAV, in one thread and from memory. Which of its demuxers may read the
-bytes is told by their beginning: left to choose, it knows formats that name other files to open.
+FFmpeg decodes them, through PyAV, in one thread and from memory. The first bytes decide which of
+its demuxers reads them: left to choose, FFmpeg knows formats that name other files to open.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def frames(data: bytes) -> Iterator[Frame]:
 
 
 def _stream(file: Any) -> Any:
-    """The first stream of moving pictures; the cover of a song is none."""
+    """The first stream of moving pictures; the cover picture of a song is not one."""
     import av
 
     covers = av.stream.Disposition.attached_pic
@@ -107,7 +107,8 @@ def _demuxer(data: bytes) -> str | None:
 
 
 def _is_cut(data: bytes) -> bool:
-    """Whether the container says that more should follow. FFmpeg would play what is there."""
+    """Whether the container says that more should follow. FFmpeg would play a cut file without a
+    word."""
     if data[:4] == b"RIFF":
         return 8 + int.from_bytes(data[4:8], "little") > len(data)
     if data[:4] == _EBML:

@@ -1,1 +1,1 @@
-"""The frozen models: CLIP's towers by any name, and the language model that speaks."""
+"""The frozen models: CLIP's towers under any name, and the language model that speaks."""

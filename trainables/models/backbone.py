@@ -1,8 +1,8 @@
 """The frozen CLIP or SigLIP that everything adapts.
 
-Both towers frozen and in eval mode, tokenizer and preprocessing, and a fingerprint of every file
-that can change a number. `load.py` makes it of a folder; what it computes is in `image_tower.py`
-and `text_tower.py`.
+Flows in: the parts of a model, as `load.py` reads them from a folder. Flows out: both towers frozen
+and in eval mode, tokenizer and preprocessing, and a fingerprint of every file that can change a
+number. The towers' computations are in `image_tower.py` and `text_tower.py`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Backbone:
 
     @property
     def word_matrix(self) -> Tensor:
-        """What the text tower makes of its tokens: (V, d)."""
+        """The table of token embeddings that the text tower reads: (V, d)."""
         text = self.model.text_model
         own = self.kind != "dual"
         table = text.embeddings.token_embedding if own else text.get_input_embeddings()
@@ -64,8 +64,8 @@ class Backbone:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """In `precision` without gradients, whatever the trial that asks computes in: what is made
-        here is shared by all trials, and val and test come from the same arithmetic."""
+        """Compute in `precision` without gradients, whatever precision the trial that asks computes
+        in: the results are shared by all trials, and val and test come from the same arithmetic."""
         with torch.no_grad(), autocast(self.precision, self.device):
             yield
 
@@ -90,5 +90,6 @@ class Backbone:
         return Tokens(ids, lengths.cumsum(0)), sum(len(ids) > room for ids in words)
 
     def isolated(self) -> Backbone:
-        """The same weights under other module objects: what PEFT injects there stays there."""
+        """The same weights under other module objects: modules that PEFT injects there stay
+        there."""
         return replace(self, model=isolated(self.model))

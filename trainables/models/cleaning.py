@@ -1,7 +1,7 @@
-"""What is done to a text before it is tokenised, where a model was trained on such texts alone.
+"""How a text is cleaned before it is tokenised, where a model was trained on cleaned texts alone.
 
-Flows in: a text as somebody wrote it, or as a web page had it. Flows out: the text that the model
-knows.
+Flows in: a text as somebody wrote it, or as a web page had it. Flows out: the text as the model's
+training had it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
 def clean(text: str, how: Cleaning) -> str:
-    """`openai`: as CLIP's own tokenizer begins (Radford et al. 2021), characters that were decoded
-    wrongly mended, curly quotes straight, HTML entities resolved twice. `canonicalize`: after that
+    """`openai`: as CLIP's own tokenizer begins (Radford et al. 2021): wrongly decoded characters
+    mended, curly quotes straightened, HTML entities resolved twice. `canonicalize`: then also
     without punctuation and in lower case, as open_clip does for SigLIP."""
     if how == "none":
         return text
@@ -31,14 +31,15 @@ def clean(text: str, how: Cleaning) -> str:
 
 
 def repairs(texts: Iterable[str], how: Cleaning) -> int:
-    """How many texts are changed in more than their spaces (and what canonical form takes away)."""
+    """How many texts cleaning changes in more than their spaces (and, in canonical form, their case
+    and punctuation)."""
     if how == "none":
         return 0
     return sum(_repaired(text).split() != text.split() for text in texts)
 
 
 def versions(how: Cleaning) -> dict[str, str]:
-    """What decides about a cleaned text, for a store's key."""
+    """The versions of all that decides about a cleaned text, for a store's key."""
     return {} if how == "none" else {"how": how, "ftfy": metadata.version("ftfy")}
 
 

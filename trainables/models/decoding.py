@@ -22,8 +22,8 @@ ROWS = 256  # beams in one pass: images times beams
 class Decoding:
     """How words are chosen.
 
-    `beam` keeps the K best sequences of an image by score / length ** `length_penalty`, where the
-    score is the sum of log-probabilities and an ended sequence stands as it is: with a penalty of 1
+    `beam` keeps the K best sequences of an image by score / length ** `length_penalty`. The score
+    is the sum of log-probabilities; a sequence that has ended keeps its score. With a penalty of 1
     it is ClipCap's search (Mokady et al. 2021), beam for beam. `nucleus` draws from the smallest
     set of tokens whose probabilities reach `top_p` (Holtzman et al. 2020).
     """
@@ -41,8 +41,8 @@ class Decoding:
 def decode(
     lm: LanguageModel, prefix: Tensor, how: Decoding, end_token: int, keep_end: bool = False
 ) -> list[list[int]]:
-    """The tokens after each of the B prefixes (B, k, d), up to `end_token`; with `keep_end` it
-    belongs to them, as a full stop does."""
+    """The tokens after each of the B prefixes (B, k, d), up to `end_token`. With `keep_end` the end
+    token is one of them, for an end that is a full stop."""
     beams = how.beams if how.kind == "beam" else 1
     search = _Nucleus(lm, how, end_token) if how.kind == "nucleus" else _Beams(lm, how, end_token)
     found: list[list[int]] = []
@@ -53,7 +53,7 @@ def decode(
 
 
 class _Search:
-    """What both searches do: read the prefix once, then a token a step."""
+    """The part that both searches share: read the prefix once, then a token a step."""
 
     def __init__(self, lm: LanguageModel, how: Decoding, end_token: int) -> None:
         self.lm, self.how, self.end_token = lm, how, end_token
@@ -65,7 +65,7 @@ class _Search:
         return self._log_probabilities(logits)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """The same after one more token (R,) of each row: (R, V)."""
+        """Log-probabilities after one more token (R,) of each row: (R, V)."""
         logits, self.cache = self.lm.after(self.cache, input_ids=tokens[:, None])
         return self._log_probabilities(logits)
 
@@ -178,8 +178,8 @@ class _Nucleus(_Search):
         return found
 
     def _choose(self, scores: Tensor) -> Tensor:
-        """A token (R,) for each row of log-probabilities (R, V), of which some are forbidden: the
-        nucleus is of the others."""
+        """A token (R,) for each row of log-probabilities (R, V), drawn from the nucleus of the
+        tokens that are not forbidden."""
         chances, tokens = scores.softmax(-1).sort(descending=True)
         before = chances.cumsum(1) - chances  # of all likelier tokens
         inside = before < self.how.top_p

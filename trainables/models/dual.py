@@ -1,8 +1,8 @@
 """Two towers of any architecture behind one projection each: transformers' dual encoder.
 
 Flows in: pixels; ragged token ids, with a prompt where the text tower takes vectors in the place of
-words. Flows out: rows in the joint space. Both towers are asked as a whole, padded as transformers
-pads: nothing is known here of what is inside them.
+words. Flows out: rows in the joint space. Both towers are run whole, padded as transformers pads:
+this module knows nothing of their blocks.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def _check_prompt(backbone: Backbone, prompt: Prompt) -> None:
 
 
 def positions(model: Any, tokenizer: Any) -> int:
-    """How many tokens the text tower takes. RoBERTa and its kin count from behind the padding's
-    number, which takes as many positions away."""
+    """How many tokens the text tower takes. RoBERTa and its kin count positions from behind the
+    number of the padding token, so they take fewer by that number."""
     text = model.config.text_config
     embeddings = getattr(model.text_model, "embeddings", None)
     offset = hasattr(embeddings, "create_position_ids_from_input_ids")

@@ -1,8 +1,8 @@
-"""What stands for a text tower where only its outputs are: texts, and the embedding of each.
+"""In the place of a text tower, where only its outputs are known: texts, and the embedding of each.
 
 Flows in: the folder `backbone/` of a store of finished embeddings, in the layout of a model: a
-config, the texts as its vocabulary, their embeddings as its weights. Flows out: a table that is
-asked as a tokenizer and a tower are, and knows no text but its own.
+config, the texts as its vocabulary, their embeddings as its weights. Flows out: a table with the
+interface of a tokenizer and of a tower, which knows its own texts and no others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALL = "{}"  # the template of a class in all templates together, as an ensemble 
 
 
 class GivenTexts(nn.Module):
-    """The table as a tower: one token a text, its row."""
+    """The table as a tower: a text is one token, the number of its row."""
 
     embeds: Tensor  # (T, e)
 
@@ -47,7 +47,7 @@ class GivenTexts(nn.Module):
 
 
 class GivenWords:
-    """The table as a tokenizer. A text that differs in case or punctuation alone is found too."""
+    """The table as a tokenizer. A text that differs in case or punctuation alone is also found."""
 
     def __init__(self, rows: Mapping[str, int]) -> None:
         self.rows = rows
@@ -81,7 +81,7 @@ def _fold(text: str) -> str:
 
 
 def check_texts(folder: Path, task: str) -> None:
-    """Raise `ConfigError` where retrieval is asked of finished embeddings that have none of
+    """Raise `ConfigError` where retrieval is asked of finished embeddings without embeddings of
     captions."""
     there = (folder / MANIFEST).is_file()  # or it is refused where it is opened
     texts = read_manifest(folder).get("texts") if there else None
@@ -98,7 +98,7 @@ def check_texts(folder: Path, task: str) -> None:
 
 
 def write_given(folder: Path, texts: Sequence[str], embeds: Tensor, scale: float) -> None:
-    """`embeds` (T, e) of `texts`, as `load_given` reads them."""
+    """Write the table: `embeds` (T, e) of `texts`, as `load_given` reads them."""
     write_bytes(folder / "model.safetensors", save({"embeds": embeds.float().contiguous()}))
     rows = {text: row for row, text in reversed(list(enumerate(texts)))}
     write_bytes(folder / "vocab.json", json.dumps(rows, ensure_ascii=False).encode())
@@ -113,7 +113,7 @@ def is_given(folder: Path) -> bool:
 
 
 def load_given(folder: Path) -> tuple[GivenTexts, GivenWords, float]:
-    """The table as a tower and as a tokenizer, and what similarities are multiplied by."""
+    """The table as a tower and as a tokenizer, and the factor of similarities."""
     embeds = load_file(folder / "model.safetensors")["embeds"]
     words = GivenWords(read_json(folder / "vocab.json"))
     return GivenTexts(embeds).eval(), words, float(read_json(folder / "config.json")["logit_scale"])

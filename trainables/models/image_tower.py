@@ -1,8 +1,9 @@
-"""The image tower in two halves: what stays frozen below, and what an adapter may change above.
+"""The image tower in two halves: a frozen one below, and one above that an adapter may change.
 
-Flows in: pixels. Flows out: hidden states between two blocks, and from them one row an image in the
-joint space. The split lets the frozen half's states be computed once for a whole search. Like the
-text tower's, both halves call the model's own modules, so injected ones (PEFT's) take part.
+Flows in: pixels, uint8 (B, 3, R, R). Flows out: hidden states between two blocks, (B, S, w), and
+from them one row an image in the joint space, (B, e). The split lets the frozen half's states be
+computed once for a whole search. Like the text tower's, both halves call the model's own modules,
+so injected modules (PEFT's) take part.
 
 CLIP reads its embedding from the CLS token alone, so its last block is evaluated for that row only.
 """
@@ -21,9 +22,9 @@ from trainables.models.backbone import Backbone
 
 
 def embed_images(backbone: Backbone, pixels: Tensor) -> Tensor:
-    """uint8 (B, 3, R, R) to the joint space, not normalised: (B, e). Differentiable in what an
-    adapter injected into an `isolated` copy; the frozen weights themselves have no gradient.
-    """
+    """uint8 (B, 3, R, R) to the joint space, not normalised: (B, e). Differentiable in the modules
+    that an adapter injected into an `isolated` copy; the frozen weights themselves have no
+    gradient."""
     if backbone.kind == "dual":
         return dual.embed_images(backbone, pixels)
     return upper(backbone, lower(backbone, pixels, 0), 0)
@@ -42,7 +43,8 @@ def depth(backbone: Backbone) -> int:
 
 
 def own_towers(backbone: Backbone) -> None:
-    """Methods that change a tower from inside know two kinds of it."""
+    """Raise `ConfigError` unless the towers are CLIP's or SigLIP's, which methods that change a
+    tower from inside know."""
     if backbone.kind == "dual":
         raise ConfigError(
             f"`{backbone.name}`: this adapter works inside CLIP's or SigLIP's own towers, got "
@@ -91,7 +93,8 @@ def upper(backbone: Backbone, hidden: Tensor, block: int, prompts: Tensor | None
 
 
 def _before_block_0(backbone: Backbone, block: int, prompts: Tensor) -> Tensor:
-    """The first vectors as block 0 gets them: CLIP norms what its embeddings make, them too."""
+    """The first vectors as block 0 reads them: CLIP normalises its embeddings there, so the vectors
+    are normalised too."""
     if block or not 1 <= len(prompts) <= depth(backbone):
         raise ConfigError(
             f"prompts of the image tower must start before block 0 and be for 1 to "
@@ -109,7 +112,7 @@ def _behind(hidden: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _first_row(block: Any, hidden: Tensor) -> Tensor:
-    """Row 0 of a block's output: (B, S, w) to (B, w). Its keys and values are of all rows."""
+    """Row 0 of a block's output: (B, S, w) to (B, w). It attends to all rows."""
     attention = block.self_attn
     normed = block.layer_norm1(hidden)
     queries, keys, values = (

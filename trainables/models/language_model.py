@@ -59,19 +59,20 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights, and of the vectors that it reads."""
+        """The type of its weights, and of the vectors that it reads."""
         dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
         return dtype
 
     @property
     def vocabulary(self) -> int:
-        """V, tokens."""
+        """V, the number of tokens."""
         size: int = self.model.get_input_embeddings().weight.shape[0]
         return size
 
     @property
     def full_stop(self) -> int:
-        """The token of "." behind a word: alone, some tokenizers begin a word with it."""
+        """The token of "." at the end of a word. (Tokenised alone, "." begins a word in some
+        tokenizers.)"""
         token: int = self.tokenizer("a.", add_special_tokens=False)["input_ids"][-1]
         return token
 
@@ -86,7 +87,7 @@ class LanguageModel:
 
     def started(self, prefix: Tensor) -> Tensor:
         """`prefix` (B, k, d) with the start token in front, if the model wants one: a model that
-        has always seen it there makes little of a text without it."""
+        has always seen a start token makes little of a text without it."""
         if self.start_token is None:
             return prefix
         start = self.embed(torch.tensor([[self.start_token]], device=prefix.device))
@@ -94,14 +95,15 @@ class LanguageModel:
 
     @property
     def ahead(self) -> int:
-        """Places that the start token takes."""
+        """How many positions the start token takes: 1 or 0."""
         return int(self.start_token is not None)
 
     def logits(self, vectors: Tensor, places: Tensor) -> Tensor:
-        """Of vectors (B, T, d), what follows K `places`, numbers in B x T: (K, V) fp32.
+        """The logits (K, V), fp32, of the tokens that follow K `places` in vectors (B, T, d);
+        places are numbers in B x T.
 
-        Padding must stand behind the words: no place sees what comes after it, so it needs no mask;
-        and the output matrix, of which V is 50,257 in GPT-2, meets real places only.
+        Padding must stand behind the words: no place sees what comes after it, so padding needs no
+        mask. The output matrix, whose V is 50,257 in GPT-2, is multiplied at these places only.
         """
         # Without a cache, transformers would read from the device whether sequences are packed.
         given = {
@@ -115,8 +117,9 @@ class LanguageModel:
         return self._head(states.flatten(0, 1)[places])
 
     def after(self, cache: Any = None, **given: Tensor) -> tuple[Tensor, Any]:
-        """What follows B rows of `inputs_embeds` (B, T, d) or `input_ids` (B, T), which stand
-        behind what `cache` knows: (B, V) fp32; and what then is known."""
+        """The logits of the next token, (B, V) fp32, after B rows of `inputs_embeds` (B, T, d) or
+        `input_ids` (B, T) that stand behind the tokens in `cache`; and the cache with the new
+        rows."""
         known = {**given, "past_key_values": cache, "use_cache": True}
         if not self.plain:
             out = self.model(**known, logits_to_keep=1)
@@ -125,8 +128,8 @@ class LanguageModel:
         return self._head(out.last_hidden_state[:, -1]), out.past_key_values
 
     def _head(self, states: Tensor) -> Tensor:
-        """The output matrix in fp32, whatever a step's precision is: logits are numbers such as
-        100, of which bf16 keeps steps of a half."""
+        """The output matrix applied in fp32, whatever a step's precision is: logits are numbers
+        such as 100, for which bf16 has steps of a half."""
         output = self.model.get_output_embeddings()
         weight, bias = output.weight, output.bias
         if weight.dtype != torch.float32:  # then it is frozen
@@ -136,7 +139,8 @@ class LanguageModel:
 
     @cached_property
     def _exact_output(self) -> tuple[Tensor, Tensor | None]:
-        """A frozen output matrix in fp32, made once: a step of decoding takes less time than it."""
+        """A frozen output matrix in fp32, made once: making it takes longer than a step of
+        decoding."""
         output = self.model.get_output_embeddings()
         bias = None if output.bias is None else output.bias.float()
         return output.weight.float(), bias
@@ -164,11 +168,13 @@ class LanguageModel:
         return " ".join(words.split())
 
     def shared(self) -> LanguageModel:
-        """The same weights under other module objects: what PEFT injects there stays there."""
+        """The same weights under other module objects: modules that PEFT injects there stay
+        there."""
         return replace(self, model=isolated(self.model))
 
     def with_lora(self, rank: int, alpha: float, dropout: float) -> LanguageModel:
-        """With low-rank updates to be trained, where PEFT puts them in this kind of model."""
+        """The model with low-rank updates to be trained, where PEFT puts them in this kind of
+        model."""
         tuned = self.shared()
         config = LoraConfig(
             r=rank,
@@ -195,7 +201,7 @@ class LanguageModel:
         self.tokenizer.save_pretrained(folder)
 
     def copied(self) -> LanguageModel:
-        """Weights of its own, to be trained."""
+        """The model with weights of its own, to be trained."""
         return replace(self, model=copy.deepcopy(self.model).requires_grad_(True))
 
 
@@ -222,8 +228,8 @@ def load_language_model(
     """The model in directory `name`, or on the Hub under that id at commit `revision`, its weights
     as `dtype`.
 
-    Raises `ConfigError` for what cannot speak after a prefix: a model without input vectors of
-    known width, a tokenizer without an end token.
+    Raises `ConfigError` for a model that cannot speak after a prefix: one without input vectors of
+    known width, or with a tokenizer without an end token.
     """
     folder = TINY if name == "tiny" else locate(name, revision, "adapter.lm_revision")
     existing(folder, "config.json")
@@ -269,7 +275,8 @@ def _load_tokenizer(folder: Path, name: str, vocabulary: int) -> Any:
 
 
 def _start_token(tokenizer: Any) -> int | None:
-    """BOS if the tokenizer begins a text with it; having one is not enough, GPT-2's does not."""
+    """BOS if the tokenizer begins a text with it. Having a BOS is not enough: GPT-2's tokenizer has
+    one and does not use it."""
     ids, bos = tokenizer("a")["input_ids"], tokenizer.bos_token_id
     return bos if bos is not None and ids[0] == bos and len(ids) > 1 else None
 
@@ -281,7 +288,7 @@ def _positions(model: Any) -> int:
 
 @torch.no_grad()
 def _unused(model: Any) -> list[str]:
-    """The matrices that no word passes, such as those of a tower for pictures."""
+    """The matrices that no word passes through, such as those of a tower for pictures."""
     linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     used: set[str] = set()
     hooks = [
@@ -296,7 +303,8 @@ def _unused(model: Any) -> list[str]:
 
 @torch.no_grad()
 def _is_plain(model: Any, weight: Tensor) -> bool:
-    """Some models scale or cap their logits; those are asked for all of them."""
+    """Whether the logits are the output matrix times the last states. Some models scale or cap
+    their logits."""
     vectors = weight[None, :4]  # (1, 4, d)
     states = model.base_model(inputs_embeds=vectors, use_cache=False).last_hidden_state
     ours = model.get_output_embeddings()(states)

@@ -105,7 +105,7 @@ def _load(folder: Path, name: str) -> tuple[Any, Preprocess, Any]:
 
 
 def _given(folder: Path, device: torch.device | str) -> Backbone:
-    """What a store of finished embeddings has instead."""
+    """The model of a store of finished embeddings: a table of texts."""
     model, words, scale = load_given(folder)
     return Backbone(
         name=str(folder.resolve()),

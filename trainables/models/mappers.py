@@ -30,9 +30,9 @@ class MlpMapper(nn.Sequential):
 
 
 class TransformerMapper(nn.Module):
-    """ClipCap's mapper for a frozen language model: the embedding becomes `clip_length` tokens,
-    `length` learned ones stand behind them, and what `layers` pre-norm blocks make of the latter is
-    the prefix. (B, e) to (B, k, d)."""
+    """ClipCap's mapper for a frozen language model. The embedding becomes `clip_length` tokens,
+    `length` learned tokens stand behind them, and the outputs of `layers` pre-norm blocks at the
+    learned tokens are the prefix. (B, e) to (B, k, d)."""
 
     def __init__(
         self, embed_dim: int, width: int, length: int, clip_length: int, layers: int, heads: int
@@ -74,9 +74,10 @@ class _Block(nn.Module):
 class TemporalPool(nn.Module):
     """The frames of a clip, pooled by attention that knows when each was: (B, F, e) to (B, e).
 
-    Each of 8 learned queries weighs the frames by how they differ from their mean and by their
-    place in time, a share of the clip from 0 to 1, so any number of frames can be asked about. What
-    they read is added to the mean, through a matrix that starts at 0: training starts at the mean.
+    Each of 8 learned queries weighs the frames by their difference from the mean and by their place
+    in time, a share of the clip from 0 to 1, so any number of frames will do. The sum of what the
+    queries read is added to the mean, through a matrix that starts at 0: training starts at the
+    mean.
     """
 
     WAVES = 4  # sines and cosines of 1/2 to 4 periods a clip
@@ -105,7 +106,7 @@ class TemporalPool(nn.Module):
         return pooled
 
     def _waves(self, frames: int) -> Tensor:
-        """What tells the places in time apart: (F, 8)."""
+        """Sines and cosines of the frames' places in time: (F, 8)."""
         time = (torch.arange(frames) + 0.5) / frames
         angles = torch.pi * time[:, None] * 2.0 ** torch.arange(self.WAVES)
         return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,4 +1,4 @@
-"""A folder in Hugging Face layout: what may be read of it, and under what name it is known.
+"""A folder in Hugging Face layout: which files of it are read, and the name that it is known by.
 
 Flows in: a local directory, or a Hub id pinned to a commit. Flows out: the folder, a fingerprint of
 every file that can change a number, and the frozen model. Only safetensors and JSON are read, never
@@ -84,7 +84,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
 ) -> Any:
     """The model, its weights as `dtype`, frozen, in eval mode; every weight must be there and fit.
-    `attention`: how it is computed, None is what the model can do best."""
+    `attention`: transformers' name of the way to compute it; None: the best that the model has."""
     if not list(folder.glob(WEIGHTS)):
         pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
         if pickles:

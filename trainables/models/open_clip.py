@@ -33,7 +33,8 @@ PLAIN = {"pos_embed_type": "learnable", "proj_type": "linear", "block_type": "de
 
 
 def is_open_clip(folder: Path) -> bool:
-    """Where both layouts are in one folder, Hugging Face's is read."""
+    """Whether a folder is in open_clip's layout alone; where both layouts are in it, Hugging Face's
+    is read."""
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
@@ -63,7 +64,7 @@ def load_open_clip(folder: Path) -> tuple[Kind, Any]:
 
 
 def cleaning_of(folder: Path) -> Cleaning:
-    """What a SigLIP's tokenizer does to a text first, by `tokenizer_kwargs`."""
+    """How a SigLIP's tokenizer cleans a text first, by `tokenizer_kwargs`."""
     if not is_open_clip(folder):
         return "none"
     named = (_about(folder)["text_cfg"].get("tokenizer_kwargs") or {}).get("clean")
@@ -71,7 +72,7 @@ def cleaning_of(folder: Path) -> Cleaning:
 
 
 def read_open_clip_preprocess(folder: Path) -> Preprocess:
-    """What `preprocess_cfg` asks for; without one, what open_clip does then: OpenAI's."""
+    """The preprocessing that `preprocess_cfg` asks for; without one OpenAI's, as in open_clip."""
     config = read_json(folder / CONFIG)
     how = config.get("preprocess_cfg", {})
     size = side_of(config["model_cfg"]["vision_cfg"].get("image_size", 224))
@@ -98,7 +99,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _check(folder: Path, kind: Kind, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    """Only what is computed here exactly."""
+    """Raise for a config whose computations are not done here exactly."""
 
     def require(rule: bool, field: str, what: str, value: object) -> None:
         if not rule:

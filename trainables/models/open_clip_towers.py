@@ -123,7 +123,7 @@ def _eps(config: Mapping[str, Any]) -> float:
 
 
 def _text(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The text tower's config, but what the kinds call by other names."""
+    """The text tower's config, without the fields that CLIP and SigLIP name differently."""
     text = about["text_cfg"]
     width = text.get("width", 512)
     return {
@@ -142,7 +142,7 @@ def _text(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prefix(of: Mapping[str, Tensor]) -> str:
-    """A text tower of its own class stands under a name of its own."""
+    """The prefix of the text tower's tensors: a text tower of its own class has one."""
     return "text." if "text.positional_embedding" in of else ""
 
 

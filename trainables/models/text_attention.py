@@ -1,7 +1,7 @@
-"""Attention of ragged rows that share nodes: who looks at whom, as few padded calls.
+"""Attention of ragged rows that share nodes: which node attends to which, in few padded calls.
 
 Flows in: the node at each position of each row, on the CPU. Flows out: `Pattern`s, which travel to
-the device and are spread over heads there: an `Attention` from packed nodes to packed nodes.
+the device and are spread over heads there: an `Attention` from packed nodes (T, d) to packed nodes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class Attention:
     back: Tensor  # (T, h) int32: where each node's output stands among those of all groups
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(T, d), (S, d), (S, d) to (T, d). Rows are taken from nodes in fp32, as many rows'
-        gradients meet in one node: in bf16, a prompt's would be twice as far from those of fp32."""
+        """(T, d), (S, d), (S, d) to (T, d). Rows are taken from nodes in fp32, as the gradients of
+        many rows add up in one node: in bf16, the gradient of a prompt would be twice as far from
+        that of fp32."""
         heads, dtype = self.back.shape[1], _kernel_dtype(queries.device)
         with torch.autocast(queries.device.type, enabled=False):
             q, k, v = (x.float().reshape(len(x) * heads, -1) for x in (queries, keys, values))
@@ -55,7 +56,8 @@ class Attention:
 
 
 def _kernel_dtype(device: torch.device) -> torch.dtype:
-    """A GPU's kernels sum in fp32 whatever they are given; a CPU's plain one does not."""
+    """The type that the kernel is given: a GPU's kernels sum in fp32 whatever they are given; a
+    CPU's plain one does not."""
     if device.type == "cuda" and torch.is_autocast_enabled("cuda"):
         return torch.get_autocast_dtype("cuda")
     return torch.float32
@@ -80,7 +82,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pattern:
-    """An attention in as few integers as say it: these are made on the CPU, and travel."""
+    """An attention as the fewest integers that describe it: they are made on the CPU, and
+    travel."""
 
     groups: list[Rows]
     start: Tensor  # (T,) int32: where the first head's output stands of each node
@@ -94,9 +97,9 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Packing:
-    """How the rows of a layout attend. U rows, those that only round their number up included.
+    """How the rows of a layout attend. U is the number of rows, with those that only round it up.
 
-    `few`: all rows in one group, as wide as `path`, so that batches have few shapes among them.
+    `few`: all rows in one group, as wide as `path`, so that batches have few distinct shapes.
     """
 
     path: Ints  # (U, W): the node at each position of each row
@@ -106,8 +109,9 @@ class Packing:
     few: bool
 
     def every(self, nodes: int) -> Pattern:
-        """Of all nodes, and of unused ones up to `nodes`, which nobody looks at. On a CPU, rows
-        that own a like number of nodes (within a factor of four) are padded together."""
+        """The attention of all nodes, and of unused ones up to `nodes`, to which no node attends.
+        On a CPU, rows that own a like number of nodes (within a factor of four) are padded
+        together."""
         first = self.lengths - self.own
         level = np.zeros_like(first) if self.few else np.searchsorted(LEVELS, self.own)
         start, width = np.zeros_like(first), np.zeros_like(first)  # of each row's outputs
@@ -126,7 +130,7 @@ class Packing:
         return _pattern(groups, grown(start[row] + within, nodes), grown(width[row], nodes))
 
     def last(self) -> Pattern:
-        """Of each row's last position alone, as query number u."""
+        """The attention of each row's last position alone, as query number u."""
         rows = np.arange(len(self.path), dtype=np.int32)
         group = self._rows(rows, rows[:, None], self.lengths - 1)
         return _pattern([group], rows * self.heads, np.ones_like(rows))
@@ -144,13 +148,14 @@ def _pattern(groups: list[Rows], start: Ints, apart: Ints) -> Pattern:
 
 
 def grown(values: Ints, size: int, value: int = 0) -> Ints:
-    """With as many `value` behind as make `size`."""
+    """`values` (n, ...) with rows of `value` behind them, `size` rows in all."""
     made = np.full((size, *values.shape[1:]), value, np.int32)
     made[: len(values)] = values
     return made
 
 
 def rounded(number: int) -> int:
-    """Up to the next of few: four between a power of two and the next, 16 apart at least."""
+    """The next of few numbers that is as large: four between a power of two and the next, at least
+    16 apart."""
     step = max(16, (1 << number.bit_length() - 1) // 4)
     return -(-number // step) * step

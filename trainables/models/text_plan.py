@@ -1,8 +1,8 @@
-"""What is computed for some captions: integers alone, made on the CPU.
+"""The plan of what is computed for some captions: integers alone, made on the CPU.
 
-Flows in: ragged token ids and the form of what is inserted among them. Flows out: a `Plan`, kept
-with the tokens: which nodes go through the text tower, who looks at whom, and where each caption's
-embedding stands.
+Flows in: ragged token ids (N captions) and the form of the prompt that is inserted among them.
+Flows out: a `Plan`, kept with the tokens: which nodes go through the text tower, which node attends
+to which, and where each caption's embedding stands.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Place = Literal["after_sos", "before_eot", "front", "after_name", "around_name"]
 class Prompt:
     """Vectors to insert into every caption as if they were word embeddings.
 
-    `of` says which of K prompts each caption gets; without it, caption n gets prompt n.
-    `deep`: vectors that take the prompt's places again before blocks 1 to D (block 0 is the first),
-    as in deep prompting (VPT-deep, Jia et al. 2022; MaPLe, Khattak et al. 2023).
-    SigLIP has no SOS: `after_sos` and `front` are one place there. For captions that are a name and
-    a full stop, `after_name` is between the two, and `around_name` has the first half of the
-    vectors in front of the name, the others behind it.
+    `of` says which of K prompts each caption gets; without it, caption n gets prompt n. `deep` are
+    vectors that take the prompt's places again before blocks 1 to D (block 0 is the first), as in
+    deep prompting (VPT-deep, Jia et al. 2022; MaPLe, Khattak et al. 2023). SigLIP has no SOS:
+    `after_sos` and `front` are one place there. For captions that are a name and a full stop,
+    `after_name` is between the two, and `around_name` has the first half of the vectors in front of
+    the name, the others behind it.
 
     >>> from trainables.models.text_tower import embed_text
     >>> tokens = backbone.tokenize(["a dog", "a red ball"])[0]
@@ -92,7 +92,8 @@ class Form:
 
 
 def few_shapes(device: torch.device) -> bool:
-    """Whether steps are recorded there (`cuda_graphs.py`)."""
+    """Whether steps on the device are recorded, and so need few distinct shapes
+    (`cuda_graphs.py`)."""
     return device.type != "cpu"
 
 
@@ -105,7 +106,8 @@ class Plan:
 
     @classmethod
     def of(cls, backbone: Backbone, tokens: Tokens, form: Form) -> Plan:
-        """Raises `DataError` where there is no caption or one is too long for the tower."""
+        """The plan of captions. Raises `DataError` where there is no caption or one is too long for
+        the tower."""
         check(backbone, tokens, form.length)
         if form.length:
             tokens, _ = fit(backbone, tokens, form.length)
@@ -119,7 +121,8 @@ class Plan:
 
 
 def plan(backbone: Backbone, tokens: Tokens, form: Form) -> Plan:
-    """On the device, kept with the tokens: captions that stay, as a class's do, keep theirs.
+    """The plan on the device. It is kept with the tokens, so captions that stay, as a class's do,
+    are planned once.
 
     >>> tokens = backbone.tokenize(["a dog", "a red ball", "a dog"])[0]
     >>> form = Form.of(backbone, tokens, prompt=None, share=True)
@@ -144,10 +147,8 @@ def check(backbone: Backbone, tokens: Tokens, added: int) -> None:
 
 
 def contents(backbone: Backbone, tokens: Tokens, form: Form) -> Ints:
-    """What stands at each position: a token's id, V + k P + j for vector j of prompt k, or -1.
-
-    (N, W), W the longest caption with its prompt, for SigLIP L.
-    """
+    """The content of each position, (N, W): a token's id, V + k P + j for vector j of prompt k, or
+    -1 behind the end. W is the longest caption with its prompt, for SigLIP L."""
     lengths, added = tokens.lengths.numpy(), form.length
     if backbone.kind != "siglip":
         fill, width = -1, int(lengths.max()) + added
@@ -170,7 +171,7 @@ def contents(backbone: Backbone, tokens: Tokens, form: Form) -> Ints:
 
 
 def _distinct(content: Ints) -> tuple[Ints, NDArray[np.int64]]:
-    """The distinct rows, sorted as a trie is; and which of them each row is a copy of."""
+    """The distinct rows, sorted as a trie is, and for each row the distinct one that it equals."""
     apart = (content != content[0]).any(0).argmax()  # what all begin with need not be compared
     keys = (content[:, apart:] + 1).astype(">u4")  # as bytes they sort as the numbers do
     order = keys.view(f"S{keys.itemsize * keys.shape[1]}")[:, 0].argsort()
@@ -184,7 +185,7 @@ def _distinct(content: Ints) -> tuple[Ints, NDArray[np.int64]]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which nodes there are and who looks at whom: all that depends on the captions alone."""
+    """The nodes, and which attends to which: all that depends on the captions alone."""
 
     content: Tensor  # (T,) int32, as in `contents`
     position: Tensor  # (T,) int32

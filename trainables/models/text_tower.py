@@ -1,15 +1,15 @@
 """The text tower on embeddings: the one function through which all text is encoded.
 
 Flows in: ragged token ids, and optionally prompt vectors to insert among them. Flows out: one row a
-caption in the joint space, differentiable in the prompt and in whatever was injected into the
-tower's modules. It calls the model's own modules, so injected ones (PEFT's) take part.
+caption in the joint space, (N, e), differentiable in the prompt and in modules that were injected
+into the tower. The model's own modules are called, so injected modules (PEFT's) take part.
 
-What is computed is nodes, not padded rows. CLIP's tower is causal: the state at a position depends
-on what stands up to it and on nothing else, so captions that begin alike share those positions. All
-captions form a trie, and each of its nodes goes through the tower once: a prompt in front of every
-caption once, `a photo of a` once, a caption that stands there twice once. The last block is
-evaluated for the EOTs alone. All of it is exact, gradients too. SigLIP's tower sees everything in
-both directions and is padded to L, as trained; there the nodes are all positions of all captions.
+Nodes are computed, not padded rows. CLIP's tower is causal: the state at a position depends on the
+tokens up to it alone, so captions that begin alike share those positions. All captions form a trie,
+and each of its nodes goes through the tower once: a prompt in front of every caption once, `a photo
+of a` once, a caption that stands there twice once. The last block is evaluated for the EOTs alone.
+All of this is exact, gradients too. SigLIP's tower attends in both directions and is padded to L,
+as trained; for SigLIP the nodes are all positions of all captions.
 """
 
 from __future__ import annotations

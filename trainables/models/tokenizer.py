@@ -1,9 +1,9 @@
 """The tokenizer of a folder, as transformers' own class for it makes ids.
 
-Flows in: a folder in Hugging Face layout, and what kind of model it holds. Flows out: a tokenizer
-of the class that tokenizer_config.json names: some of them make text lower case or take its
-punctuation away, and the model has seen nothing else. Nothing is read but JSON, text and
-SentencePiece's own format, which holds no code.
+Flows in: a folder in Hugging Face layout, and the kind of its model. Flows out: a tokenizer of the
+class that tokenizer_config.json names. (The class matters: some make text lower case or strip
+punctuation, and the model was trained on such texts alone.) Only JSON, text and SentencePiece's own
+format are read; none of them holds code.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ Measure: TypeAlias = Literal["euclidean", "cosine"]
 class Word:
     """An entry of the vocabulary.
 
-    CLIP marks where a word ends, and nothing marks where one begins: `ing` is whole both as a word
-    and as the end of `running`. SigLIP marks the beginning only.
+    CLIP's entries mark where a word ends, and nothing marks where one begins: `ing` is whole both
+    as a word and as the end of `running`. SigLIP's entries mark the beginning only.
     """
 
     token: int  # its row in the table

@@ -1,9 +1,9 @@
 """The next batch, made while a step runs.
 
-Flows in: what makes the batch of a step. Flows out: batches on the device, their plans beside them.
-A batch is a function of (config, step), so it does not matter who makes it, or when. A GPU that has
-to wait until captions are chosen, planned and copied computes nothing meanwhile; on a CPU a second
-thread would take from the step what it gives to the batch, so there all is done in its turn.
+Flows in: a function that makes the batch of a step. Flows out: batches on the device, with their
+plans. A batch is a function of (config, step), so any thread can make it at any time. A GPU that
+waits until captions are chosen, planned and copied computes nothing meanwhile. On a CPU a second
+thread would slow the step down by as much as it saves, so there each batch is made in its turn.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from trainables.models.text_plan import Form, plan
 
 
 class Ahead:
-    """Gives the batch of each step; another thread is by then at work on the next.
+    """Gives the batch of each step; by then another thread is at work on the next.
 
     That thread starts copies and nothing else on the device. It draws no dropout, enters no
-    autocast and runs no tower: what an epoch's first step makes once for all, a view of the images
-    or the frozen texts, is made in its turn, since no batch is made ahead over an epoch's end.
+    autocast and runs no tower. An epoch's first step makes things once for the whole epoch, a view
+    of the images or the frozen texts; it is made in its turn, since no batch is made ahead over an
+    epoch's end.
     """
 
     def __init__(

@@ -1,11 +1,12 @@
 """Checkpoints: folders of safetensors and JSON that are whole, or are not there.
 
+Flows in: an adapter, and the state of its run. Flows out: a folder, and from it the adapter again.
+
 A checkpoint folder holds `adapter.safetensors` (exactly what was trained), `config.json` (the run's
 flat config), `classes.json` where it is about classes, optionally `optimizer.safetensors` and
-`val.safetensors` (what it reached on single val images), `calibration.safetensors` (how its scores
+`val.safetensors` (the values of single val images), `calibration.safetensors` (how its scores
 become probabilities), `state.json` (where the run stands), and `manifest.json`, written last, with
-the SHA-256 of each.
-safetensors has no checksum of its own: a flipped byte would load.
+the SHA-256 of each. safetensors has no checksum of its own: a flipped byte would load.
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ FORMAT = "cliptune-checkpoint-1"
 
 
 def live_tensors(adapter: Adapter[Any]) -> dict[str, Tensor]:
-    """The tensors themselves that a checkpoint holds, by name."""
+    """The parameters and buffers that a checkpoint holds, by name, not copied."""
     tensors: dict[str, Tensor] = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
     stored = adapter.state_dict(keep_vars=True).keys()  # of tensors that may have no shape yet
     return tensors | {n: b for n, b in adapter.named_buffers() if n in stored}
 
 
 def trained_tensors(adapter: Adapter[Any]) -> dict[str, Tensor]:
-    """What an adapter learned: parameters with `requires_grad`, and what else it keeps."""
+    """Copies of what an adapter learned: parameters with `requires_grad`, and the buffers that it
+    keeps."""
     return {name: t.detach().cpu().contiguous() for name, t in live_tensors(adapter).items()}
 
 
@@ -64,8 +66,8 @@ def save_checkpoint(
     val: Mapping[str, Tensor] | None = None,
     calibration: Calibration | None = None,
 ) -> None:
-    """Write `folder` whole; what stood there becomes `<folder>.old`, the one to fall back to. An
-    adapter that holds what is no finite number is not written."""
+    """Write `folder` whole; the checkpoint that stood there becomes `<folder>.old`, to fall back
+    to. An adapter with a number that is not finite is not written."""
     trained = trained_tensors(adapter)
     for name, tensor in trained.items():
         if not tensor.isfinite().all():
@@ -106,7 +108,8 @@ def save_checkpoint(
 
 
 def _remove(folder: Path) -> None:
-    """Of a link, the link alone: nothing is written or removed where it leads."""
+    """Remove a folder. Of a link, the link alone: nothing is removed in the place that it leads
+    to."""
     if folder.is_symlink():
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -114,7 +117,7 @@ def _remove(folder: Path) -> None:
 
 def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
     """Put the tensors of a verified checkpoint into `adapter`, in place. Raises `CheckpointError`
-    for other names, shapes or types, and for what is not finite."""
+    for other names, shapes or types, and for numbers that are not finite."""
     try:
         stored = load_file(folder / "adapter.safetensors")
     except SafetensorError as error:
@@ -145,8 +148,8 @@ def load_tensors(folder: Path, adapter: Adapter[Any]) -> None:
 
 
 def val_values(folder: Path) -> dict[str, Tensor]:
-    """What a checkpoint reached on single val images; nothing, where it was not kept. Raises
-    `CheckpointError` for one that was altered."""
+    """The values of single val images in a checkpoint; empty where none were kept. Raises
+    `CheckpointError` for a checkpoint that was altered."""
     if not (folder / "manifest.json").is_file():
         return {}
     verify(folder)
@@ -183,7 +186,8 @@ def read_config(folder: Path) -> TrainConfig:
 
 def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
     """The trained adapter in `folder`, verified, in eval mode, on a backbone of equal weights. It
-    computes in what it was trained and chosen in, also where `auto` would be something else.
+    computes in the precision in which it was trained and chosen, even where `auto` would choose
+    another here.
 
     >>> adapter = load_adapter(checkpoint, backbone)
     >>> adapter.train_config.name, adapter.classes.names
@@ -216,7 +220,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
 
 
 def _calibration(folder: Path, classes: int) -> Calibration:
-    """What val said of the adapter, of a verified checkpoint."""
+    """The calibration of a verified checkpoint."""
     path = folder / "calibration.safetensors"
     try:
         return Calibration.of_tensors(load_file(path), classes)

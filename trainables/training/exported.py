@@ -1,4 +1,4 @@
-"""An adapter's scores of its classes as a program of torch's, which runs where cliptune is not.
+"""An adapter's scores of its classes as a program of torch's, which runs without cliptune.
 
 Flows in: a trained adapter that ends in finished embeddings. Flows out: `scores.pt2`, from image
 embeddings as CLIP gives them, (B, e) float32 of any length, to logits (B, C), and `classes.json`
@@ -22,7 +22,8 @@ SCORES = "scores.pt2"
 
 
 def write_scores(adapter: Adapter[Any], folder: Path) -> list[Path]:
-    """Where it changes the image tower, the scores are of what the changed tower gives."""
+    """Write the program and the names. If the adapter changes the image tower, the program wants
+    the embeddings of the changed tower."""
     assert adapter.classes is not None
     classes, backbone = adapter.classes, adapter.backbone
     frozen = classes.text_embeds(backbone, adapter.frozen_words) if adapter.frozen_text else None
@@ -67,5 +68,5 @@ class Scores(nn.Module):
 
 
 def loading(folder: Path) -> str:
-    """The expression that loads it."""
+    """The expression that loads the program."""
     return f'torch.export.load("{folder / SCORES}").module()'

@@ -12,8 +12,8 @@ from trainables.files import JSON, read_json, sha256_file, sha256_json
 
 
 def verify(folder: Path) -> None:
-    """Raise `CheckpointError` unless `folder` is complete and every byte is as it was written. It
-    is read where it was written alone: a link in it, or in its place, is not followed."""
+    """Raise `CheckpointError` unless `folder` is complete and every byte is as it was written. A
+    symbolic link, in the folder or in its place, is not followed."""
     for path in (folder, *sorted(folder.glob("*"))):
         if path.is_symlink():
             raise CheckpointError(

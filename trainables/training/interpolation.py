@@ -1,7 +1,7 @@
 """How much of what was learned counts, after training: a knob on a trained adapter.
 
-Flows in: a trained adapter, where its training began, and a share. Flows out: the same adapter,
-turned: 0 is where training began, 1 what it found, above 1 further the same way.
+Flows in: a trained adapter, the tensors that its training began with, and a share. Flows out: the
+same adapter, turned: 0 is the start of training, 1 its end, above 1 further the same way.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from trainables.training.checkpoint import live_tensors, trained_tensors
 def start_of(
     config: TrainConfig, backbone: Backbone, train: SplitFeatures | None = None
 ) -> dict[str, Tensor]:
-    """The tensors with which training began: a function of the config and, for some methods, of
-    what it was trained on."""
+    """The tensors with which training began: a function of the config and, for some methods, of the
+    training data."""
     return trained_tensors(build(config, backbone, train))
 
 
@@ -36,8 +36,8 @@ def check_share(share: float) -> None:
 
 @contextmanager
 def at(adapter: Adapter[Any], share: float, start: Mapping[str, Tensor]) -> Iterator[Adapter[Any]]:
-    """`adapter` at `share` of what it learned since `start`, while the block runs. How each method
-    turns is its own `turned`. 1 leaves every bit as it is."""
+    """`adapter` at `share` of what it learned since `start`, while the block runs, by the method's
+    own `turned`. A share of 1 leaves every bit as it is."""
     check_share(share)
     tensors = live_tensors(adapter)
     learned = {name: tensor.detach().clone() for name, tensor in tensors.items()}

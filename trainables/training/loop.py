@@ -3,7 +3,7 @@
 Flows in: a config, a backbone, the features of train and val. Flows out: rows of metrics, and in
 the run's folder `config.json`, `metrics.jsonl`, `metrics.csv`, `last/` and `best/`.
 
-All that a step does is a function of (config, step), what changes while training included, so a run
+A step is a function of (config, step), including the values that change while training. So a run
 that was killed and resumed ends with the same bytes as one that never was.
 """
 
@@ -57,10 +57,10 @@ def never() -> bool:
 class Run:
     """One adapter's training, advanced an epoch at a time, always resumable.
 
-    `metric`, one of its task's `METRICS`, decides what is best and when patience ends. Without
-    `val`, nothing is measured and the last epoch is the best. Of `folds`, each a run without val
-    and the images that it has not seen, all are trained beside it and measured with it: their
-    images count as val's do, and nothing is chosen on val alone.
+    `metric`, one of its task's `METRICS`, decides which epoch is best and when patience ends.
+    Without `val`, nothing is measured and the last epoch is the best. `folds` are runs without val,
+    each with the images that it is not trained on. They are trained beside the run and measured
+    with it: their images count as val's do, and nothing is chosen on val alone.
 
     >>> from tempfile import TemporaryDirectory
     >>> from trainables.adapters.registry import make_config
@@ -159,7 +159,7 @@ class Run:
         return self.end_epoch(time.monotonic() - started)
 
     def _advance_folds(self, should_stop: Callable[[], bool]) -> None:
-        """Train the same epoch of each; one may have ended it before a kill."""
+        """Train the same epoch of each fold; a fold may have ended it before a kill."""
         for run, _ in self.folds:
             while run.epoch <= self.epoch:
                 try:
@@ -173,7 +173,7 @@ class Run:
         return min((self.epoch + 1) * self.batches.steps_per_epoch, self.total)
 
     def begin_epoch(self) -> bool:
-        """Whether the optimizer's numbers changed."""
+        """Set the numbers that change with the epoch; whether the optimizer's changed."""
         self.adapter.train()
         if not (self.config.changes and self.trained):
             return False
@@ -185,12 +185,12 @@ class Run:
         return bool(decay != now.optim.weight_decay)
 
     def interrupted(self) -> Interrupted:
-        """Save; what to raise."""
+        """Save the run; the error to raise."""
         self._save_last()
         return Interrupted(f"stopped at step {self.step} of {self.total}.")
 
     def count(self, numbers: Numbers, member: int = 0) -> None:
-        """Note a step that was started, and look at what the one before it found."""
+        """Note a step that was started, and check the numbers of the step before it."""
         self.settle()
         self.outstanding = numbers, member
         self.step += 1
@@ -200,8 +200,8 @@ class Run:
             self._save_last()
 
     def settle(self) -> None:
-        """Look at what the last step found. Raises `Diverged` where its loss is not finite; the
-        parameters are then worth nothing, and nothing was saved since."""
+        """Check the numbers of the last step. Raises `Diverged` where its loss is not finite; the
+        parameters are then worthless, and nothing was saved since."""
         if self.outstanding is None:
             return
         (numbers, member), self.outstanding = self.outstanding, None
@@ -212,7 +212,7 @@ class Run:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def end_epoch(self, train_seconds: float) -> Row:
-        """Measure and save."""
+        """Measure the epoch and save; its row of metrics."""
         started = time.monotonic()
         self.settle()
         if not all(parameter.isfinite().all() for parameter in self.trained.values()):
@@ -253,7 +253,8 @@ class Run:
         return train_step(self.adapter, batch, self.trained, self.optimizer, lr, self.worker)
 
     def _measure(self, similarity: Tensor | None) -> dict[str, float]:
-        """The val metrics, computed by worker 0 and told to the others: all decide alike."""
+        """The val metrics, computed by worker 0 and told to the others, so that all decide
+        alike."""
         metrics: dict[str, float] = {}
         if self.worker.rank == 0 and self.val is not None:
             found = examine(self.adapter, self.val, similarity)

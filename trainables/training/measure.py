@@ -1,7 +1,7 @@
 """A split through an adapter, by the metrics of its task.
 
 Flows in: an adapter and a split. Flows out: one number a metric, and the values of single queries
-that it is the mean of, from which a resample of the images tells how sure it is.
+whose mean it is: a resample of the images then tells how sure the number is.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured: `values` (Q,) are those of a metric's queries, `images` (Q,) says of which
-    image a query is. A metric that is no mean has no values."""
+    """The measurements: `values` (Q,) of a metric's queries, and `images` (Q,), the image of each
+    query. A metric that is not a mean has no values."""
 
     metrics: dict[str, float]
     values: Values
@@ -42,7 +42,8 @@ class Found:
     calibration: Callable[[], Calibration | None] = lambda: None  # of classes, on this split
 
     def kept(self, metric: str) -> Values:
-        """What a choice between checkpoints by `metric` needs, small enough to keep with each."""
+        """The values that a choice between checkpoints by `metric` needs, small enough to keep with
+        each."""
         if metric not in self.values:
             return {}
         kept = {"value": self.values[metric].float(), "image": self.images[metric].int()}
@@ -52,9 +53,9 @@ class Found:
 
 
 def examine(adapter: Adapter[Any], data: SplitFeatures, similarity: Tensor | None = None) -> Found:
-    """The metrics of the adapter's task on a split; where other classes stand beside it, which
-    training never sees, also the accuracy on those, the mean over their tasks: `retained`.
-    `similarity` (N, C): of the images to the classes, where it is not what the adapter says now."""
+    """The metrics of the adapter's task on a split. Where the split has other classes beside it,
+    which training never sees, also `retained`, the mean accuracy over their tasks. `similarity` (N,
+    C): of the images to the classes, where it is given instead of computed."""
     if data.labels is not None and data.classes is not None:
         scores = score(adapter, data, data.classes) if similarity is None else similarity
         found = _classes(adapter, data, scores, data.labels)
@@ -72,8 +73,8 @@ def examine(adapter: Adapter[Any], data: SplitFeatures, similarity: Tensor | Non
 
 
 def pooled(parts: Sequence[Found]) -> Found:
-    """Parts of one task of classes as one, in which every image counts alike; what the first alone
-    has measured stays, and so does its calibration: the others are of other models."""
+    """Parts of one task of classes as one, in which every image counts alike. Metrics of the first
+    part alone stay, and so does its calibration: the other parts are of other models."""
     sizes = [len(one.values["accuracy"]) for one in parts]
     values = {name: torch.cat([one.values[name] for one in parts]) for name in parts[0].values}
     means = {
@@ -91,7 +92,7 @@ def pooled(parts: Sequence[Found]) -> Found:
 
 
 def measure(adapter: Adapter[Any], data: SplitFeatures) -> dict[str, float]:
-    """The same without the values behind it.
+    """The metrics of `examine` without the values behind them.
 
     >>> from trainables.adapters.registry import build, make_config
     >>> adapter = build(make_config("zero_shot", {"task": "classification"}), backbone, train)
@@ -113,6 +114,6 @@ def _classes(adapter: Adapter[Any], data: SplitFeatures, scores: Tensor, labels:
 
 
 def _captions(adapter: Adapter[Any], data: SplitFeatures) -> Found:
-    """Of all metrics that need neither stems nor CLIP."""
+    """The caption metrics that need neither stems nor CLIP."""
     scores = score_captions(speak(adapter, data), data.references, meteor=False)
     return Found(scores.summary(), scores.values, dict.fromkeys(scores.values, data.groups))

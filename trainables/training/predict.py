@@ -1,4 +1,8 @@
-"""A whole split through an adapter: what the metrics rank, on val each epoch, on test once."""
+"""A whole split through an adapter: val each epoch, test once.
+
+Flows in: an adapter and a split of N images and M captions. Flows out: embeddings (N, e) and (M,
+e), scores (N, C), or N captions.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ TEXTS = 4096  # captions at a time; the text tower takes fewer in one pass by it
 
 @contextmanager
 def in_use(adapter: Adapter[Any]) -> Iterator[None]:
-    """In eval mode, without gradients, in the precision that it is trained in."""
+    """The adapter in eval mode, without gradients, in the precision of its training."""
     training = adapter.training
     adapter.eval()
     with torch.no_grad(), autocast(adapter.train_config.precision, adapter.backbone.device):
@@ -73,8 +77,8 @@ def speak(
     batch_size: int = 256,
     shown: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
 ) -> list[str]:
-    """A caption for each image (view 0) or clip of `data`, in its order: N. `shown` goes through
-    the parts of `data` and may tell how far it is."""
+    """A caption for each image (view 0) or clip of `data`, in its order: N. `shown` iterates over
+    the parts of `data`; a progress bar may be given."""
     device = adapter.backbone.device
     said: list[str] = []
     with in_use(adapter):

@@ -1,4 +1,8 @@
-"""What a run reached, epoch by epoch, from what tells whether it is as it was written."""
+"""What a run reached, epoch by epoch.
+
+Flows in: a run's folder. Flows out: its rows of metrics, from a file whose hash is right where
+there is one.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ from trainables.files import read_json, read_jsonl, sha256_file
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the run in `folder`: those that its last checkpoint has, under a hash; where that
-    one is not whole, or an older version kept none, those of `metrics.jsonl`."""
+    """The rows of the run in `folder`: those of its last checkpoint, which a hash protects. Where
+    the checkpoint is not whole, or an older version kept no rows there, those of
+    `metrics.jsonl`."""
     last = folder / "last"
     try:
         known = read_json(last / "manifest.json")["files"]["state.json"]

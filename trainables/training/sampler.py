@@ -1,7 +1,7 @@
 """Which images and captions meet in which step.
 
 Flows in: one split's features, mapped read-only. Flows out: `Batch`es, each a pure function of
-(config, step): a resumed run, and each worker of a group, sees what an undisturbed one would.
+(config, step): a resumed run, and each worker of a group, gets the same ones as an undisturbed run.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """`image_block`, `frozen_text`: what the adapter wants its inputs to be."""
+        """`image_block`, `frozen_text`: the form in which the adapter takes its inputs."""
         self.data, self.config = data, config
         self.image_block, self.frozen_text = image_block, frozen_text
         images = len(data.groups)
@@ -218,7 +218,7 @@ class CaptionBatches:
 def batches(
     train: SplitFeatures, adapter: Adapter[Any], worker: Worker
 ) -> Batches | ClassBatches | CaptionBatches:
-    """What the adapter is trained on, for its task."""
+    """The training batches of the adapter's task."""
     if (train.labels is not None) != (adapter.train_config.task == "classification"):
         raise ConfigError(
             f"`{adapter.train_config.name}` is configured for {adapter.train_config.task}, which "

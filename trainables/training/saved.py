@@ -1,6 +1,6 @@
 """What a run saves beside its adapter: the step, the optimizer's state, the rows of metrics.
 
-Flows in: a checkpoint's files. Flows out: what the loop goes on from, or why it cannot.
+Flows in: a checkpoint's files. Flows out: the state that the loop goes on from, or why it cannot.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from trainables.files import read_json, understood, write_bytes
 
 
 def read_state(path: Path, total: int) -> tuple[int, list[dict[str, float]], dict[str, float]]:
-    """The step, the rows of the epochs before, and the sums of this one, in a run of `total` steps.
-    Raises what `understood` makes a sentence of."""
+    """The step, the rows of the finished epochs, and the sums of the current one, of a run of
+    `total` steps. To be called inside `understood`, which makes a sentence of what it raises."""
     state = read_json(path)
     step, rows, sums = state["step"], state["rows"], state["sums"]
     numbers = [*sums.values(), *(one for row in rows for one in row.values())]
@@ -37,7 +37,7 @@ def read_state(path: Path, total: int) -> tuple[int, list[dict[str, float]], dic
 
 
 def check_same(folder: Path, stored: TrainConfig, own: TrainConfig) -> None:
-    """What the saved steps of the run in `folder` are a function of must be what this run is."""
+    """Raise `CheckpointError` unless the run in `folder` has the configuration of this one."""
     then, now = to_json(stored), to_json(own)
     if odd := sorted(k for k, v in now.items() if then.get(k) != v):
         raise CheckpointError(f"`{folder}` holds another run: {', '.join(odd)} differ.")
@@ -57,7 +57,7 @@ def optimizer_tensors(
 def read_optimizer(
     path: Path, optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]
 ) -> None:
-    """Put what `optimizer_tensors` gave back in its place."""
+    """Put the tensors of `optimizer_tensors` back in their places."""
     with understood(path):
         try:
             stored = load_file(path)
@@ -72,8 +72,8 @@ def read_optimizer(
 
 
 def write_metrics(folder: Path, rows: Sequence[Mapping[str, float]], finished: bool) -> None:
-    """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line. All
-    but a run's last state can be written anew from its checkpoint."""
+    """The rows as JSON lines and as CSV, rewritten whole: a kill never leaves half a line. The
+    files need not be durable before the run ends, as its checkpoint has the same rows."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     write_bytes(folder / "metrics.jsonl", lines.encode(), durable=finished)
     table = io.StringIO()

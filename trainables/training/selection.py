@@ -28,8 +28,8 @@ def check_metric(name: str, task: Task) -> None:
 
 
 def best_of(rows: Sequence[Row], metric: str) -> Row | None:
-    """The row with the highest `metric`, the first of equal ones. Few images have few accuracies:
-    of equal ones, the row with the highest likelihood.
+    """The row with the highest `metric`. Few images have few distinct accuracies: of equal rows,
+    the one with the highest likelihood; then the first.
 
     >>> best_of([{"val/t2i_r1": 0.2}, {"val/t2i_r1": 0.4}], "val/t2i_r1")
     {'val/t2i_r1': 0.4}

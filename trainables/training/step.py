@@ -25,7 +25,8 @@ from trainables.training.sampler import generator
 def make_optimizer(
     optim: OptimConfig, trained: Mapping[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Decay pulls matrices and prompts to 0; for a temperature or a bias, 0 is no natural place."""
+    """The optimizer, with decay for matrices and prompts alone: decay pulls to 0, and 0 is no
+    natural place for a temperature or a bias."""
     decay = optim.weight_decay
     groups = [
         {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": decay},
@@ -68,8 +69,8 @@ def train_step(
     lr: float,
     worker: Worker,
 ) -> Numbers:
-    """Change the parameters by the gradient of one batch; what its loss found, which may still be
-    on its way from the device."""
+    """Change the parameters by the gradient of one batch. The result is the numbers of its loss,
+    which may still be on their way from the device."""
     config = adapter.train_config
     for group in optimizer.param_groups:
         group["lr"] = lr

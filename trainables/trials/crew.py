@@ -1,9 +1,9 @@
-"""The runs of one job, and what is told of them after each epoch.
+"""The runs of one job, and the result of each after each epoch.
 
 Flows in: a trial's number and values, and those of trials that train with it. Flows out: a result
-for each, an epoch at a time. Its `state` says how it stands: `running`, `finished`, `failed` (it
-would fail again), `interrupted` (it goes on when the search does; `reason`: what keeps all trials
-from going on), or `waits` (for memory: it is to be tried once more when nothing else runs).
+for each, an epoch at a time. Its `state` is `running`, `finished`, `failed` (it would fail again),
+`interrupted` (it goes on when the search does; `reason` says what keeps all trials from going on),
+or `waits` (for memory: it is tried once more when nothing else runs).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def outcome(run: Run, row: Row) -> dict[str, Any]:
 
 
 def warned(run: Run | None) -> dict[str, Any]:
-    """What a run found damaged when it began, told once."""
+    """The warnings with which a run began, told once."""
     if run is None or not run.warnings:
         return {}
     said, run.warnings = run.warnings, []
@@ -52,7 +52,7 @@ def warned(run: Run | None) -> dict[str, Any]:
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """A trial's own failure is a result too: it is never tried again."""
+    """The result of a trial that failed by itself: it is never tried again."""
     return {
         "done": True,
         "state": "failed",
@@ -62,8 +62,8 @@ def failure(error: Exception) -> dict[str, Any]:
 
 
 def is_common(error: Exception) -> bool:
-    """Whether it befalls all workers that train together: they see the same loss and config; all
-    else may befall one alone."""
+    """Whether an error befalls all workers that train together: they have the same loss and config.
+    Any other error may befall one alone."""
     return isinstance(error, Diverged | ConfigError)
 
 
@@ -73,8 +73,8 @@ def is_own_failure(error: Exception) -> bool:
 
 
 class Crew:
-    """The runs of one job: one alone, or several that are trained as a stack. Where that is too
-    much for the memory, they are trained as two stacks one after the other, and so on down to
+    """The runs of one job: one alone, or several that are trained as a stack. Where a stack needs
+    too much memory, its runs are trained as two stacks one after the other, and so on down to
     single runs."""
 
     def __init__(self, bench: Workbench, job: Job, worker: Worker) -> None:
@@ -113,8 +113,8 @@ class Crew:
         return results
 
     def _rows(self, should_stop: Callable[[], bool]) -> dict[int, Row]:
-        """The next epoch of each run that the study does not know: one may have been saved, and
-        never told."""
+        """The next epoch of each run that the study does not know yet: an epoch may have been saved
+        and never told."""
         told: dict[int, Row] = {}
         while ready := [n for n in self.runs if n not in told]:
             saved = [n for n in ready if self.reported[n] < self.runs[n].epoch]
@@ -130,7 +130,7 @@ class Crew:
         return [n for n in ready if self.runs[n].step == first.step][:most]
 
     def _advance(self, team: list[int], should_stop: Callable[[], bool]) -> dict[int, Row]:
-        """An epoch of these runs; nothing, where they ended or are to be tried in smaller teams."""
+        """An epoch of these runs; empty where they ended or are to be tried in smaller teams."""
         full = None
         try:
             found = self._train([self.runs[n] for n in team], should_stop)
@@ -155,7 +155,8 @@ class Crew:
     def _train(
         self, runs: list[Run], should_stop: Callable[[], bool]
     ) -> Sequence[Row | CliptuneError]:
-        """An epoch. A stack that some have left is still theirs."""
+        """An epoch of these runs, as a stack if there are several. A stack that some runs have left
+        is used again."""
         theirs = [stack for stack in self.stacks if any(run in stack.runs for run in runs)]
         self.stacks = [stack for stack in self.stacks if stack not in theirs]
         if len(runs) == 1:
@@ -168,8 +169,8 @@ class Crew:
         return theirs[0].advance(should_stop)
 
     def _halve(self, team: list[int], full: str) -> None:
-        """Smaller stacks from here on. A step that failed may have changed some of its runs, and
-        others not: they all go on from what they saved last."""
+        """Use smaller stacks from here on. A failed step may have changed some of its runs and not
+        others, so all go on from their last save."""
         self.most = len(team) // 2
         self.settings.widths.note_full(self.runs[team[0]].config.name, self.most, full)
         self.stacks = []
@@ -180,8 +181,8 @@ class Crew:
             self._build(number, self.bench.resume)
 
     def _end(self, number: int, error: Exception) -> None:
-        """A trial's own failure is a result, and so are a disk that is full and too little memory
-        for it alone; anything else ends the worker."""
+        """Note why a run ended. A trial's own failure is a result, and so are a full disk and too
+        little memory for the trial alone; any other error ends the worker."""
         self.runs.pop(number, None)
         if full := disk_failure(error):
             paused = {"done": True, "state": "interrupted", "reason": full, "common": False}

@@ -1,11 +1,12 @@
 """A training step recorded once for each shape of batch, and replayed.
 
-Flows in: a function of a batch, and what records (a GPU; None records nothing). Flows out: what the
-function returns. On a GPU a small step takes longer to launch than to compute; a CUDA graph starts
-all of it as one, on the very addresses that it was recorded with. So a recording owns the batch it
-was made of, and later batches of that shape are copied into it. Nothing else may differ between two
-steps but what tensors hold: numbers that change with the step are tensors, and the text tower's
-plans are made before.
+Flows in: a function of a batch, and the device's recorder (a GPU's; None records nothing). Flows
+out: what the function returns.
+
+On a GPU a small step takes longer to launch than to compute. A CUDA graph starts all of it as one,
+on the very addresses that it was recorded with. So a recording owns the batch that it was made of,
+and later batches of that shape are copied into it. Two steps may differ in the contents of tensors
+alone: numbers that change with the step are tensors, and the text tower's plans are made before.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]  # work to its r
 
 @dataclass(frozen=True)
 class Recording:
-    """`replay` computes what `inputs` hold."""
+    """A recorded step: `replay` computes on the contents of `inputs`."""
 
     inputs: list[Tensor]
     replay: Callable[[], Tensor]
 
 
 class CudaGraphs:
-    """`work`, with everything that a shape has in common done once."""
+    """`work`, with everything that batches of a shape have in common done once."""
 
     def __init__(
         self, work: Callable[[Batch], Tensor], backbone: Backbone, record: Record | None
@@ -46,8 +47,8 @@ class CudaGraphs:
         self.recordings: dict[Hashable, Recording] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
-        """A shape's first batch runs as it is, which also sets up what must not be recorded; the
-        second one's run is recorded."""
+        """`work` of a batch. The first batch of a shape runs as it is, which also sets up what must
+        not be recorded; the run of the second one is recorded."""
         if self.record is None:
             return self.work(batch)
         inputs = self._inputs(batch)
@@ -72,7 +73,7 @@ class CudaGraphs:
         return result
 
     def _inputs(self, batch: Batch) -> list[Tensor]:
-        """All that `work` reads of a batch."""
+        """All tensors of a batch that `work` reads."""
         plans = [plan(self.backbone, batch.tokens, form) for form in self.forms]
         given = (batch.image_embeds, batch.hidden, batch.text_embeds, batch.progress)
         return list(tensors((*given, batch.image_groups, batch.caption_groups, *plans)))
@@ -83,7 +84,7 @@ def shape_of(inputs: list[Tensor]) -> Hashable:
 
 
 def tensors(value: object) -> Iterator[Tensor]:
-    """Those in a nest of sequences and dataclasses."""
+    """The tensors in a nest of sequences and dataclasses."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
@@ -95,8 +96,8 @@ def tensors(value: object) -> Iterator[Tensor]:
 
 
 def recorder(device: torch.device) -> Record | None:
-    """CUDA graphs that share one pool of memory: they never run side by side. A pool ends with the
-    last of its graphs, so each set of them needs a recorder of its own."""
+    """A recorder of CUDA graphs that share one pool of memory, as they never run side by side. A
+    pool ends with the last of its graphs, so each set of them needs a recorder of its own."""
     if device.type != "cuda":
         return None
     pool = torch.cuda.graph_pool_handle()

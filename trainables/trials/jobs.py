@@ -1,4 +1,7 @@
-"""What a search and its workers say to each other: jobs, results, and files that stop them."""
+"""Jobs, results, and files that stop trials: how a search and its workers talk.
+
+Flows in: trials to train. Flows out: results of single trials.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,13 @@ class Job:
 
 
 def members(result: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """A result of a Ray trial, by the number of the trial that it is of."""
+    """The results in a result of a Ray trial, by the number of their trial."""
     return {one["number"]: one for one in result.get("members") or [result]}
 
 
 def pruned_file(study: Path, number: int) -> Path:
-    """Tells a worker to train on without one of several trials, which the journal has as pruned."""
+    """While this file exists, a worker trains on without this one of several trials; the journal
+    has it as pruned."""
     return study / "trials" / f"{number:04d}" / "pruned"
 
 
@@ -40,6 +44,7 @@ def stop_file(study: Path) -> Path:
 
 
 def ask_to_stop(file: Path) -> None:
-    """Let what trains save and stop; on a full disk it will see for itself."""
+    """Let all that trains save and stop. Where the disk is full, the file cannot be written, and
+    the trials find the full disk themselves."""
     with contextlib.suppress(OSError):
         file.touch()

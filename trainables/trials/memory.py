@@ -1,6 +1,6 @@
-"""Memory of the device: a worker's share of it, and what is said where it is too little.
+"""Memory of the device: a worker's share of it, and the sentence for too little.
 
-Flows in: errors of torch. Flows out: whether they are of this kind, and a sentence with numbers.
+Flows in: errors of torch. Flows out: whether they are about memory, and a sentence with numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def shortage(error: Exception, share: float) -> str:
-    """What was asked for, as torch says it, and what there was. `share`: of a card, a worker's."""
+    """How much memory was asked for, as torch says it, and how much there was. `share`: of a card,
+    a worker's."""
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if not torch.cuda.is_available():
         return said
@@ -42,7 +43,7 @@ def claim(share: float) -> None:
 
 
 def give_back() -> None:
-    """What nobody holds any more goes back to the device."""
+    """Give memory that no tensor holds back to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,7 @@
-"""Who trains a trial for Tune: this process, or nobody where nothing can be loaded."""
+"""What trains a trial for Tune: this process, or none where nothing can be loaded.
+
+Flows in: a job. Flows out: its results, an epoch at a time.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +73,8 @@ class InProcess:
 
 @dataclass
 class Nobody:
-    """In place of a runner that does not come up, as where the features are gone: each trial stays
-    as it is, for whoever goes on with the search when the reason is gone."""
+    """In the place of a runner that cannot start, for example because the features are gone: each
+    trial stays as it is, until the search goes on without that obstacle."""
 
     reason: str
     job: Job | None = None
@@ -86,4 +89,4 @@ class Nobody:
         return each[0] | {"members": each}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Holds nothing."""

@@ -1,12 +1,12 @@
 """Several runs of one shape, trained in one process and one stream of batches.
 
 Flows in: runs at one step whose configs differ in numbers only. Flows out: the rows that each of
-them would have ended its epoch with alone. What the runs have in common (the batch, a frozen
-tower's states) is computed once; the rest is one batched operation for all.
+them would have ended its epoch with alone. The parts that all runs share (the batch, a frozen
+tower's states) are computed once; the rest is one batched operation for all.
 
 A member stays an ordinary `Run`: its parameters, its gradients and its optimizer's state are views
-of stacked tensors (N, ...), so saving, measuring and resuming know nothing of this, and a member
-can go on alone at any time.
+of stacked tensors (N, ...). So saving, measuring and resuming need not know of the stack, and a
+member can go on alone at any time.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def shape_of(config: TrainConfig) -> dict[str, Value]:
 
 
 class StackedRuns:
-    """N runs, advanced together. One that diverges or has finished leaves; the others go on."""
+    """N runs, advanced together. A run that diverges or has finished leaves; the others go on."""
 
     def __init__(
         self, runs: Sequence[Run], recorder: Callable[[torch.device], Record | None] = recorder
     ) -> None:
-        """`recorder`: what gives a device's way to record steps, if it has one."""
+        """`recorder`: gives the device's way to record steps, or None."""
         self.runs, self.recorder = list(runs), recorder
         first = self.runs[0]
         if first.config.optim.kind != "adamw":
@@ -70,8 +70,8 @@ class StackedRuns:
         self._stack()
 
     def advance(self, should_stop: Callable[[], bool] = never) -> list[Row | CliptuneError]:
-        """`Run.advance` for all: the row of each run, or why it failed, in the order of `runs`,
-        which are then those that can go on."""
+        """`Run.advance` for all: the row of each run, or the error that it failed with, in the
+        order of `runs` as it was. `runs` then holds those that can go on."""
         asked = list(self.runs)
         results: dict[int, Row | CliptuneError] = {}
         started = time.monotonic()
@@ -101,7 +101,8 @@ class StackedRuns:
     def _note(
         self, results: dict[int, Row | CliptuneError], numbers: Numbers | None = None
     ) -> None:
-        """Look at what was outstanding; `numbers` are then. Runs that diverged leave."""
+        """Check the numbers of the step before; `numbers` are those of the next. Runs that diverged
+        leave."""
         for n, run in enumerate(self.runs):
             try:
                 run.settle()
@@ -126,7 +127,8 @@ class StackedRuns:
     # -- the stacks -------------------------------------------------------------------------
 
     def _stack(self) -> None:
-        """Move what the runs train into stacks, of which they keep views."""
+        """Move the runs' parameters, gradients and optimizer state into stacks, of which the runs
+        keep views."""
         if not self.runs:
             return
         device = self.runs[0].adapter.backbone.device
@@ -176,7 +178,7 @@ class StackedRuns:
         return found
 
     def _differing(self) -> list[tuple[str, Tensor]]:
-        """The objective's numbers; which way it computes is the same for all."""
+        """The objective's numbers; its branches are the same for all runs."""
         named = self.runs[0].adapter.objective.named_buffers()
         return [(name, buffer) for name, buffer in named if buffer.is_floating_point()]
 
@@ -224,7 +226,7 @@ class StackedRuns:
         return found
 
     def _calibrate(self, batch: Batch) -> None:
-        """What a run's first batch decides (the sigmoid loss's bias), by its own forward."""
+        """Set what a run's first batch decides (the sigmoid loss's bias), by its own forward."""
         for run in self.runs:
             objective, device = run.adapter.objective, run.adapter.backbone.device
             if objective.calibrated:
@@ -255,8 +257,8 @@ class StackedRuns:
 def _adamw(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], lr: Tensor
 ) -> Callable[[], object]:
-    """What `optimizer.step()` does for one of its groups, all but counting the step, without what
-    it looks up each time: of a small head's step that is more than the arithmetic."""
+    """The work of `optimizer.step()` for one of its groups, except for counting the step, without
+    the look-ups of each call: for a small head they take longer than the arithmetic."""
     states = [optimizer.state[parameter] for parameter in group["params"]]
     return partial(
         torch._fused_adamw_,

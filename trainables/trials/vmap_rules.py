@@ -1,7 +1,7 @@
-"""What `torch.vmap` is to do otherwise than by its own rules, for runs that are trained together.
+"""Two operations that `torch.vmap` is to batch in another way than by its own rules.
 
 Flows in: a call of torch in which some tensors stand for all runs. Flows out: the same values, in
-an order of axes that is faster, or that the kernels of a GPU take.
+an order of axes that is faster, or that a GPU's kernels take.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Together(TorchFunctionMode):
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T as (W x^T)^T: the runs' matrices then stand in one product with what they share, and
-    the gradients of W lie as W does."""
+    """x W^T as (W x^T)^T: then one product has the matrices of all runs beside the x that they
+    share, and the gradients of W lie as W does."""
     out = (weight @ inputs.mT).mT
     return out if bias is None else out + bias
 
 
 class _Attention(torch.autograd.Function):
-    """Masked attention with the runs as further heads: the mask, which is for all heads, is for all
-    runs as it stands. By `vmap`'s own rule they become further rows, which the mask, being the same
-    for all, does not get; that breaks a rule of the memory-efficient kernel of a GPU."""
+    """Masked attention with the runs as further heads: the mask is the same for all heads, and so
+    for all runs. By `vmap`'s own rule the runs become further rows, for which the mask is not
+    expanded; that breaks a rule of a GPU's memory-efficient kernel."""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -49,7 +49,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        """Queries, keys, values: (n, h, q or k, d) a run. The rest is not of single runs."""
+        """Queries, keys, values: (n, h, q or k, d) a run. The other arguments are the same for all
+        runs."""
         *tensors, how = args
         heads = [
             (x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0))

@@ -1,8 +1,8 @@
 """How many runs of one shape are best trained together: measured once a search and adapter.
 
-Flows in: what makes runs, and a study's folder. Flows out: `fused.json` there. Its entry of an
-adapter is written before anything is tried, and always holds the best that is known: whatever
-becomes of a try, and of the process, it is not repeated.
+Flows in: a function that makes runs, and a study's folder. Flows out: `fused.json` there. An
+adapter's entry is written before anything is tried, and always holds the best that is known. So a
+try that fails, or that ends the process, is not repeated.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Note = Callable[[int, str], None]  # the best width that is known, and why it is
 
 
 class Widths:
-    """What the workers of a search found out, by adapter: `width`, the fastest, and `fits`, the
-    most that fitted into memory where more did not; each with its reason."""
+    """The findings of a search's workers, by adapter: `width`, the fastest, and `fits`, the most
+    that fitted into memory where more did not; each with its reason."""
 
     def __init__(self, folder: Path) -> None:
         """`folder`: of the study."""
@@ -44,7 +44,7 @@ class Widths:
         return min(width, int(own.get("fits", width)))
 
     def ask(self, adapter: str) -> bool:
-        """Whether the caller is the first who asks for `width`, and so is the one to measure."""
+        """Whether the caller is the first to ask for `width`, and so the one to measure it."""
         with self._entry(adapter) as own:
             first = "width" not in own
             if first:
@@ -56,14 +56,14 @@ class Widths:
             own |= {"width": width, "why": why}
 
     def note_full(self, adapter: str, fits: int, why: str) -> None:
-        """More trials than `fits` were too many for the memory."""
+        """Note that more trials than `fits` were too many for the memory."""
         with self._entry(adapter) as own:
             if fits < own.get("fits", math.inf):
                 own |= {"fits": fits, "full": why}
 
     @contextmanager
     def _entry(self, adapter: str) -> Iterator[dict[str, Any]]:
-        """To change; several workers may at once."""
+        """An adapter's entry, to be changed under a lock: several workers may at once."""
         with alone(self.path.with_suffix(".lock")):
             widths = self.read()
             own = widths.get(adapter, {})
@@ -77,13 +77,13 @@ def measure_width(
     note: Note,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Note how many runs of one shape train fastest together, up to `most`: measured here and now.
+    """Measure how many runs of one shape train fastest together, up to `most`, and note it.
 
     `make(n)` gives n fresh runs. N is doubled until a run's share of a step's time is 5 % above the
-    best; of two that differ by less, the smaller N is taken. On a CPU that is at once where the
-    runs' own arithmetic dominates (a text tower), and late where the number of calls does (heads on
-    frozen features). What goes wrong ends the measuring, with the best so far, and nothing else;
-    but a process that a device serves no more ends too.
+    best; of two widths that differ by less, the smaller is taken. On a CPU that point comes at once
+    where the runs' own arithmetic dominates (a text tower), and late where the number of calls does
+    (heads on frozen features). An error ends the measuring with the best so far, and nothing else;
+    but an error after which the device serves this process no more ends the process.
     """
     best, least, width = 1, math.inf, 1
     why = f"{most} is the most that was allowed."
@@ -108,7 +108,7 @@ def measure_width(
 
 
 def _step_seconds(runs: Sequence[Run], clock: Callable[[], float], rounds: int = 3) -> float:
-    """The time of the first step of all, the least of a few times, when all is set up."""
+    """The time of the first step of all, the least of a few tries, once everything is set up."""
     stack = StackedRuns(runs) if len(runs) > 1 else None
     for run in runs:
         run.begin_epoch()

@@ -61,7 +61,7 @@ class Workbench:
     """What a worker process loads once and uses for every trial."""
 
     def __init__(self, settings: TrialSettings, backbone: Backbone | None = None) -> None:
-        """`backbone`: the features' own, where it is loaded already."""
+        """`backbone`: the features' own, if it is loaded already."""
         if settings.threads:
             torch.set_num_threads(settings.threads)
         claim(settings.share)
@@ -80,8 +80,8 @@ class Workbench:
             self.val = measured(val, draw, [read_draw(path) for path in settings.retain])
 
     def start(self, number: int, values: dict[str, Any], worker: Worker = ALONE) -> Run:
-        """Trial `number` from where its folder says it stands; what its search needs once, before
-        it."""
+        """Trial `number` from where its folder says it stands, and before it what the search needs
+        once: the baseline, and the width to train at."""
         config = config_of(values)
         if number == 0 and worker.rank == 0:  # the baseline that all trials are to beat, on val
             self.baseline(config.task)
@@ -94,7 +94,7 @@ class Workbench:
         return self.run(config_of(values), self.settings.trial_folder(number), worker)
 
     def baseline(self, task: Task) -> None:
-        """What needs no training, on val, in a folder of its own."""
+        """The method without training, measured on val, in a folder of its own."""
         settings = {"task": task, "precision": self.backbone.precision}  # frozen, as the store
         config = make_config(BASELINES[task], settings)
         folder = self.settings.folder / config.name
@@ -102,7 +102,7 @@ class Workbench:
         shutil.rmtree(folder / FOLDS, ignore_errors=True)
 
     def _measure_width(self, config: TrainConfig) -> None:
-        """Once a study and adapter, by its first trial."""
+        """Measure it once a study and adapter, with the adapter's first trial."""
         widths, name = self.settings.widths, config.name
         if "width" in widths.read().get(name, {}):
             return
