@@ -116,8 +116,7 @@ def test_flags_that_the_text_speaks_of_are_there(monkeypatch: pytest.MonkeyPatch
 
 def test_a_block_says_what_it_is() -> None:
     for page, text in TEXTS.items():
-        if page != "recipes/README.md":
-            assert {block.language for block in blocks(text)} <= LANGUAGES, page
+        assert {block.language for block in blocks(text)} <= LANGUAGES, page
 
 
 def test_python_in_the_pages_is_python() -> None:
