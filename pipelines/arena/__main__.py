@@ -18,6 +18,8 @@ from pipelines.hold import hold
 from trainables.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipelines.arena.plan import Plan
 
 
@@ -39,14 +41,13 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
 
     _draw(args, plan, folder)
     write_plan(folder, plan)
-    for source in plan.sources:
-        place = store_of(folder, source.name)
-        if _linked(source.shards, place):
-            continue
-        _check_unchanged(plan, source.shards, place)
-        revision = ("--revision", plan.revision) if plan.revision else ()
+    places = [(source.shards, store_of(folder, source.name)) for source in plan.sources]
+    unencoded = [(data, place) for data, place in places if not _linked(data, place)]
+    _check_unchanged(plan, unencoded)
+    revision = ("--revision", plan.revision) if plan.revision else ()
+    for data, place in unencoded:
         run_stage(
-            *("encode", "--shards", source.shards, "--backbone", plan.backbone, *revision),
+            *("encode", "--shards", data, "--backbone", plan.backbone, *revision),
             *("--pixels", "--views", plan.views, "--out", place),
             *("--gpus", args.gpus, "--wait", args.wait, "--precision", args.precision),
         )
@@ -61,19 +62,21 @@ def _compete(args: Args, plan: Plan, folder: Path) -> None:
     done([folder / "arena.json", *wrote], f"open {wrote[0]} in a browser")
 
 
-def _check_unchanged(plan: Plan, data: str, place: Path) -> None:
-    """Raise where the features in `place`, which cells may be tuned on, would now be others."""
+def _check_unchanged(plan: Plan, places: Sequence[tuple[str, Path]]) -> None:
+    """Raise where the features of some data in its place, which cells may be tuned on, would now be
+    others."""
     from trainables.data.shards import ShardSet
     from trainables.data.store import MANIFEST, read_manifest
     from trainables.media.preprocess import decoder_versions
     from trainables.models.model_folder import fingerprint, locate
 
-    for path in place.glob(f"*/{MANIFEST}"):
+    stores = [(data, path.parent) for data, place in places for path in place.glob(f"*/{MANIFEST}")]
+    weights = fingerprint(locate(plan.backbone, plan.revision)) if stores else ""
+    for data, store in stores:
         try:
-            made = read_manifest(path.parent)
+            made = read_manifest(store)
         except DataError:  # it is damaged, and `encode` makes it anew
             continue
-        weights = fingerprint(locate(plan.backbone, plan.revision))
         for what, then, now in (
             (f"`{data}`", made["shards_sha256"], ShardSet.open(data).digest),
             (f"`{plan.backbone}`", made["backbone"]["fingerprint"], weights),
@@ -81,7 +84,7 @@ def _check_unchanged(plan: Plan, data: str, place: Path) -> None:
         ):
             if then != now:
                 raise DataError(
-                    f"{what} changed since `{path.parent}` was made: its cells could not be "
+                    f"{what} changed since `{store}` was made: its cells could not be "
                     "compared. Put back what was there, or give another `--out`."
                 )
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ from trainables.errors import CliptuneError, ConfigError, DataError
 from trainables.features.few_shot import read_draw
 from trainables.files import read_json
 from trainables.media import preprocess
+from trainables.models import model_folder
 from trainables.models.backbone import Backbone
 from trainables.training.loop import Interrupted
 
@@ -309,7 +311,10 @@ def test_features_that_would_be_others_now_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plan, shards, place = plan_of(data, clip), data / "base-shards", folder / "features/colours"
-    stage._check_unchanged(plan, str(shards), place)
+    read = mock.Mock(wraps=model_folder.fingerprint)
+    monkeypatch.setattr(model_folder, "fingerprint", read)
+    stage._check_unchanged(plan, [(str(shards), place)] * 2)
+    assert read.call_count == 1  # weights may be of gigabytes
     if what == "model":
         model = shutil.copytree(clip, tmp_path / "model")
         with (model / "config.json").open("a") as file:
@@ -322,7 +327,7 @@ def test_features_that_would_be_others_now_are_refused(
     changed = {"model": plan.backbone, "data": shards}.get(what, what)
     store = next(place.iterdir())
     with pytest.raises(DataError, match=f"{changed}`? changed since `{store}` was made: its cells"):
-        stage._check_unchanged(plan, str(shards), place)
+        stage._check_unchanged(plan, [(str(shards), place)])
 
 
 @pytest.mark.parametrize(
