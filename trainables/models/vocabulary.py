@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from trainables.config import check
 from trainables.models.backbone import Backbone
@@ -99,14 +100,8 @@ class Vocabulary:
         return torch.cat(found), torch.cat(distances)
 
 
-def _letters() -> dict[str, int]:
-    """The letters in which byte-level BPE (Radford et al. 2019) writes the 256 bytes."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(rest)}
-
-
-_BYTES = _letters()
+# The bytes by the letters in which byte-level BPE (Radford et al. 2019) writes them.
+_BYTES: dict[str, int] = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 def _spell(piece: str) -> str:
