@@ -11,10 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import false_discovery_control
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.models.vocabulary import Measure, Vocabulary
+from trainables.statistics.bootstrap import holm
 
 Floats = npt.NDArray[Any]
 DRAWS_A_PASS = 256
@@ -64,12 +66,4 @@ def correct(p: Floats, method: Literal["holm", "bh"]) -> Floats:
     >>> correct(np.array([0.01, 0.02, 0.9]), "bh")
     array([0.03, 0.03, 0.9 ])
     """
-    order = np.argsort(p)
-    rank = np.arange(1, len(p) + 1)
-    if method == "holm":
-        sorted_p = np.maximum.accumulate(p[order] * (len(p) + 1 - rank))
-    else:
-        sorted_p = np.minimum.accumulate((p[order] * len(p) / rank)[::-1])[::-1]
-    corrected = np.empty(len(p))
-    corrected[order] = np.minimum(sorted_p, 1.0)
-    return corrected
+    return np.array(holm(p.tolist())) if method == "holm" else false_discovery_control(p)
