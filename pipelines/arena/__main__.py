@@ -90,7 +90,7 @@ def _check_unchanged(plan: Plan, places: Sequence[tuple[str, Path]]) -> None:
 
 
 def _linked(data: str, place: Path) -> bool:
-    """Whether `data` is a store already, to which `place` then leads."""
+    """Whether `data` is a store already; then `place` becomes a link to it."""
     from trainables.data.shards import ShardSet
 
     shards = ShardSet.open(data)
@@ -101,7 +101,7 @@ def _linked(data: str, place: Path) -> bool:
 
 
 def _draw(args: Args, plan: Plan, folder: Path) -> None:
-    """Every draw, before any other work: what is wrong with the data shows here."""
+    """Make every draw, before any other work, so that errors in the data show here."""
     from pipelines.arena.plan import draw_path
     from pipelines.draw.class_names import read_words
     from pipelines.draw.labelled import read_labelled
@@ -128,7 +128,7 @@ def _draw(args: Args, plan: Plan, folder: Path) -> None:
 
 
 def _check_words(plan: Plan, folder: Path) -> None:
-    """Every class name fits beside what each recipe adds to it."""
+    """Raise where a class name does not fit beside the tokens that a recipe adds to it."""
     from pipelines.arena.plan import draw_of
     from trainables.adapters.registry import check_room, make_config
     from trainables.models.load import load_backbone

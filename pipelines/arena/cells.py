@@ -24,7 +24,8 @@ STATES = ("done", "failed", "pending")
 
 @dataclass(frozen=True)
 class Block:
-    """What the adapters of one table have in common; `target` is the data set measured on."""
+    """The data, shots and protocol that the adapters of one table share; `target` is the data set
+    measured on."""
 
     dataset: str
     protocol: str
@@ -127,7 +128,7 @@ def _cell(row: Mapping[str, Any], tests: Mapping[str, Any]) -> Cell:
 
 
 def _same_images(block: Block, cells: list[Cell]) -> None:
-    """Answers can be paired only where all are on the same images."""
+    """Raise unless all answers are on the same images: only then can they be paired."""
     images: dict[tuple[str, str], int] = {}
     for cell in cells:
         for key, answers in cell.correct.items():

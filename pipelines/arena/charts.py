@@ -70,7 +70,7 @@ def _short_name(name: str, pixels: float) -> str:
 
 
 def _canvas(height: int) -> Any:
-    """Axes without a frame, whose unit is the pixel."""
+    """Axes without a frame, measured in pixels."""
     ax = svg.axes(height=height)
     ax.set_position((0, 0, 1, 1))
     ax.set_axis_off()
@@ -96,7 +96,8 @@ def _ruler(ax: Any, k: int, x: Any, y: float, critical: float) -> None:
 
 
 def costs(points: Sequence[Point], metric: Metric, hues: Hues, name: str) -> list[Any]:
-    """(title, chart) for each cost that is known: the line joins those that no other beats."""
+    """(title, chart) for each cost that is known: the line joins the adapters that no other
+    beats."""
     fronts = pareto(points)
     made = []
     for cost, title in COSTS.items():
@@ -193,7 +194,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 def accuracies(
     tables: Sequence[Table], metric: Metric, hues: Hues, name: str, label: str
 ) -> Markup | None:
-    """A line for each data set, on it a dot for each adapter."""
+    """A line for each data set, with a dot for each adapter."""
     mine = [t for t in tables if t.ranked]
     if not mine:
         return None

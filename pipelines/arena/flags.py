@@ -1,4 +1,4 @@
-"""What the flags of `cliptune arena` ask for.
+"""The flags of `cliptune arena`, checked and made a plan.
 
 Flows in: the flags, and the data that they name. Flows out: the plan, or what is wrong with them.
 """
@@ -22,7 +22,7 @@ from trainables.features.manifest import towers_of
 
 
 def plan_of(args: Args) -> Plan:
-    """What the flags ask for; all that can be wrong with them."""
+    """The plan that the flags ask for. Raises for everything that can be wrong with them."""
     data, words = _pairs("--data", args.data), _pairs("--words", args.words)
     if unknown_names := words.keys() - data.keys():
         raise CliptuneError(f"`--words` names `{min(unknown_names)}`, which `--data` does not.")
@@ -70,7 +70,7 @@ def plan_of(args: Args) -> Plan:
 
 
 def _store(args: Args, data: list[str]) -> Path | None:
-    """The store of finished embeddings that is the data, where it is one."""
+    """The store of finished embeddings that `--data` names; None where it names shards."""
     shards = [ShardSet.open(folder) for folder in data]
     stores = [one.folder.parent for one in shards if one.embedded]
     if not stores:

@@ -1,7 +1,7 @@
 """How far one adapter is ahead of another, and how surely, over images and seeds.
 
 Flows in: each run's answers to its test images. Flows out: the difference of the two means with a
-95 % interval that holds for other images and for other seeds.
+95 % interval that allows for other images and for other seeds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainables.statistics.bootstrap import Array, Bootstrap, Difference
 
 @dataclass(frozen=True)
 class Answers:
-    """What one run says of the images of one part."""
+    """A run's answers to the images of one part."""
 
     right: Array  # (N,) 1 where it is
     clusters: npt.NDArray[np.int64]  # (N,): what is drawn as one: rows of an image, or a class's
@@ -33,14 +33,16 @@ Run = Sequence[Answers]  # one part; or base and new, of which the harmonic mean
 def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> Difference:
     """The difference of two accuracies, each a mean over S runs, one a seed.
 
-    Two things vary: the images, which all runs share or partly share, and the seeds. The variance
-    of the mean of S differences is then that of the S themselves, `between`, and what all of them
-    have in common from the images: the bootstrap's variance of their mean, `together`, less what
-    each has for itself, which `between` holds already (known from that of each, `alone`). Each of
-    the two has Student's factor for as many seeds, or images, as it was estimated from; the squares
-    are added. So the interval holds in 95 % of cases where seeds vary, and in up to 98 where they
-    do not. It is never narrower than that of other images alone: seeds that happen to agree, as two
-    do easily, make no images certain. Base and new have images of their own, drawn independently.
+    Two things vary: the seeds, and the images, which the runs share in whole or in part. The
+    variance of the mean of S differences is the sum of two parts. The first, `between`, is
+    estimated from the spread of the S differences. The second is the part that all runs have in
+    common from the images: the bootstrap's variance of their mean, `together`, less the part of
+    each run alone, `alone`, which `between` holds already. Each part has Student's factor for the
+    number of seeds, or images, that it is estimated from, and the squares are added.
+
+    So the interval holds in 95 % of cases where seeds vary, and in up to 98 % where they do not. It
+    is never narrower than the interval for other images alone: two seeds may agree by chance, and
+    then say nothing of the images. Base and new have images of their own, drawn independently.
     Where the two differ on m images under any seed, p is 2^(1 - m) at least, as in `Difference`.
     """
     parts, sizes = _numbered([*ours, *theirs])
@@ -61,9 +63,9 @@ def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> Difference:
 
 
 def _student(value: float, ways: Sequence[Sequence[tuple[float, int]]], least: float) -> Difference:
-    """`value` with the sum of variances, each with its degrees of freedom and so with Student's
-    factor of its own, by that of the `ways` which is widest; p is `least` at least: a chance of
-    exactly zero is never claimed."""
+    """The difference `value` with its interval and p. Each of the `ways` is a list of variances
+    with their degrees of freedom, each with Student's factor of its own; the widest way counts. p
+    is `least` at least: a chance of exactly zero is never claimed."""
 
     def half(p: float) -> float:
         squares = (
@@ -83,7 +85,7 @@ def _student(value: float, ways: Sequence[Sequence[tuple[float, int]]], least: f
 
 
 def _numbered(runs: Sequence[Run]) -> tuple[list[list[Answers]], list[int]]:
-    """Each part of all runs, its clusters numbered from 0 on; and how many there are in each."""
+    """For each part, the clusters of all runs numbered from 0 on, and how many there are."""
     parts, sizes = [], []
     for own in zip(*runs, strict=True):
         known, number = np.unique(
@@ -97,12 +99,12 @@ def _numbered(runs: Sequence[Run]) -> tuple[list[list[Answers]], list[int]]:
 
 
 def _sums(runs: Sequence[Answers], size: int) -> Array:
-    """How much is right of each cluster, by run: (clusters, runs)."""
+    """The number of right answers in each cluster, by run: (clusters, runs)."""
     return np.stack([np.bincount(one.clusters, one.right, size) for one in runs], 1)
 
 
 def _differing(runs: Sequence[Answers], size: int) -> int:
-    """The clusters on which the first half of the runs and the second differ under any seed."""
+    """The clusters in which the first half of the runs and the second differ under any seed."""
     ours, theirs = np.split(_sums(runs, size), 2, 1)
     return int((ours != theirs).any(1).sum())
 
@@ -123,5 +125,5 @@ def _harmonic(first: Any, second: Any = None) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _bootstrap(clusters: int, seed: int) -> Bootstrap:
-    """Kept for the pairs of a table, which must see the same resamples."""
+    """A bootstrap, kept, so that all pairs of a table see the same resamples."""
     return Bootstrap(clusters, seed=seed)

@@ -1,8 +1,8 @@
 """Which cells an arena has: every adapter on every data set, number of shots, seed and half.
 
 Flows in: the flags. Flows out: `plan.json`, one draw a task, and the list of cells, each with a
-folder of its own that looks like a study of `cliptune tune`. A plan is what a resumed arena must
-agree with.
+folder of its own that looks like a study of `cliptune tune`. A resumed arena must agree with its
+plan.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Plan:
 
 def write_plan(folder: Path, plan: Plan) -> None:
     """Write `plan.json`, or check that this folder holds the same arena. More seeds, shots,
-    adapters, data or protocols are welcome: what is there stays."""
+    adapters, data or protocols may be asked for: finished cells stay."""
     path = folder / "plan.json"
     wanted: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(plan)}
     if path.exists():

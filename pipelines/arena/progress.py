@@ -27,7 +27,7 @@ class Progress(Callback):
         return {}
 
     def standing(self) -> str:
-        """In words."""
+        """How many cells and trials ended, in words."""
         return f"{self.ended} of {self.cells} cells ended, {self.trials} trials in all."
 
     def on_trial_result(
@@ -52,7 +52,7 @@ class Progress(Callback):
     def on_trial_error(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
-        """Its worker or its machine failed: the queue has it again, or gave it up."""
+        """Told when a worker or its machine failed: the queue has the cell again, or gave it up."""
         del iteration, trials, info
         cell, reason = Cell(**trial.config["cell"]), reason_of(trial)
         if not self.queue.gave_up(cell):

@@ -1,4 +1,7 @@
-"""The cells that are left, handed out one by one, and again where the machine failed."""
+"""The cells that are left, handed out one by one, and again where the machine failed.
+
+Flows in: cells. Flows out: Tune's trials.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from pipelines.tune.samplers.from_disk import FromDisk
 
 
 class CellQueue(FromDisk):
-    """Cells in, Tune's trials out. A cell whose worker was lost goes on with another one, from what
-    is on disk; it is given up when it was lost more than `retries` times without getting further.
-    """
+    """Hands out cells as Tune's trials. A cell whose worker was lost goes on with another worker,
+    from what is on disk. It is given up when it was lost more than `retries` times without getting
+    further."""
 
     retries = 2
 

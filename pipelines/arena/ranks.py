@@ -26,11 +26,10 @@ class Ranks:
     """Average ranks over data sets, best (1) first (Demsar, JMLR 7, 2006).
 
     Shots and protocols of one data set are not independent of each other, so an adapter has one
-    rank in each: that of its average rank over the complete blocks there. Friedman's test asks
-    whether the ranks differ at all; if so, two adapters differ whose average ranks are more than
-    Nemenyi's critical difference apart. `groups` are the largest sets of
-    neighbours that are not told apart. `problem` says why there is no test, and is then all there
-    is besides the ranks.
+    rank in each data set: that of its average rank over the complete blocks there. Friedman's test
+    asks whether the ranks differ at all; if so, two adapters differ if their average ranks are more
+    than Nemenyi's critical difference apart. `groups` are the largest sets of neighbours that are
+    not told apart. `problem` says why there is no test; then there are only ranks.
     """
 
     protocol: str | None  # None: all protocols together
@@ -104,7 +103,7 @@ def rank_tables(tables: Sequence[Table], protocol: str | None = None) -> Ranks:
 
 
 def points(tables: Sequence[Table], found: Ranks) -> list[Point]:
-    """The averages of each ranked adapter over the blocks that `found` ranks them in."""
+    """The averages of each ranked adapter over the blocks that `found` is about."""
     whole = [t for t in tables if t.block in found.blocks]
     made = []
     for adapter in found.average:
@@ -121,7 +120,7 @@ def _mean(rows: Sequence[Standing], name: str) -> float | None:
 
 
 def _ranked(values: Array, dataset: Sequence[int]) -> Array:
-    """Ranks in each data set (D, k), of accuracies (N, k) in blocks that lie in these."""
+    """Ranks in each data set (D, k), from accuracies (N, k) in the blocks of these data sets."""
     if not len(values):
         return np.empty((0, 0))
     each = stats.rankdata(-values.round(12), axis=1)
@@ -131,7 +130,8 @@ def _ranked(values: Array, dataset: Sequence[int]) -> Array:
 
 
 def critical_difference(adapters: int, datasets: int) -> float:
-    """Nemenyi's: average ranks further apart than this differ, at the 5 % level."""
+    """Nemenyi's critical difference: average ranks further apart than this differ, at the 5 %
+    level."""
     q = float(stats.studentized_range.ppf(1 - LEVEL, adapters, math.inf)) / math.sqrt(2)
     return q * math.sqrt(adapters * (adapters + 1) / (6 * datasets))
 
@@ -166,7 +166,7 @@ def _groups(average: Mapping[str, float], critical: float) -> list[list[str]]:
 
 
 def _present(tables: Sequence[Table]) -> tuple[list[str], dict[str, str]]:
-    """Adapters with a number somewhere, and the others with why they have none."""
+    """The adapters with a number somewhere; and the others, with the reason why they have none."""
     rows: dict[str, list[tuple[Table, Standing]]] = {}
     for table in tables:
         for row in table.rows:

@@ -1,4 +1,4 @@
-"""What an arena shows, in numbers: standings, ranks over many data sets, and who is worth the cost.
+"""An arena in numbers: standings, ranks over many data sets, and who is worth the cost.
 
 Flows in: the parsed `arena.json`. Flows out: frozen rows, best first. Nothing is read or written.
 """
@@ -31,7 +31,7 @@ class Pair:
 
     @property
     def leads(self) -> bool:
-        """Whether a lead is shown."""
+        """Whether the row is shown to lead."""
         return sign(self.gap.low, self.gap.high, self.gap.p) > 0
 
 
@@ -74,7 +74,8 @@ class Table:
 
     @property
     def ranked(self) -> list[Standing]:
-        """The rows that compete; one that only has `base` beside others' `harmonic` does not."""
+        """The rows that compete. A row that has only `base` does not compete with rows that have
+        `harmonic`."""
         return [row for row in self.rows if row.key and row.key == self.key]
 
 
@@ -94,7 +95,7 @@ class Costed(Protocol):
 def standings(arena: Mapping[str, Any]) -> list[Table]:
     """A table for each block: a row an adapter, best first, each compared with the next.
 
-    Rows that only have `base` beside rows with `harmonic` follow these: the two numbers do not
+    Where some rows have `harmonic`, rows that have only `base` follow them: the two numbers do not
     compare. Rows without any number come last.
     """
     return [
@@ -139,7 +140,8 @@ def _standing(adapter: str, cells: list[Cell]) -> Standing:
 
 
 def _ece(done: Sequence[Cell]) -> tuple[float, float] | None:
-    """The mean over runs of the classes that they were trained on; None where one is not known."""
+    """The mean calibration error over runs, of the classes that they were trained on; None where
+    one is not known."""
     known = [cell.ece[key] for cell in done for key in ("all", "base") if key in cell.ece]
     if not known or len(known) < len(done):
         return None
@@ -199,7 +201,7 @@ def _pair(row: Standing, other: Standing, cells: Mapping[str, Mapping[int, Cell]
 
 
 def _answers(cell: Cell, parts: Sequence[str], by: str) -> list[Answers]:
-    """A run's answers to each part, of which `by` says what is drawn as one."""
+    """A run's answers to each part; `by` names the units that are resampled."""
     return [
         Answers(_numbers(cell.correct[part]), np.array(getattr(cell, by)[part])) for part in parts
     ]

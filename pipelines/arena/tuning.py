@@ -41,7 +41,7 @@ from trainables.trials.workbench import TrialSettings, Workbench
 
 @dataclass(frozen=True)
 class Arena:
-    """What all cells share."""
+    """The settings that all cells share."""
 
     plan: Plan
     folder: Path
@@ -87,7 +87,7 @@ class CellSearch:
 
     @property
     def spent(self) -> float:
-        """Seconds of training and measuring, of all trials that ended."""
+        """Seconds of training and measuring, over all trials that ended."""
         ended = self.study.get_trials(deepcopy=False)
         return sum(float(trial.user_attrs.get("seconds", 0.0)) for trial in ended)
 
@@ -107,7 +107,7 @@ class CellSearch:
     def _train(
         self, number: int, values: dict[str, Any], should_stop: Callable[[], bool]
     ) -> Iterator[dict[str, Any]]:
-        """The result of each epoch that the study does not know, the last one done."""
+        """The result of each epoch that the study does not know yet; the last result is done."""
         try:
             run = self.bench.start(number, values)
             self.warnings += warned(run).get("warnings", [])
@@ -187,14 +187,13 @@ class CellTrial(tune.Trainable):
             return fail(self.arena.folder, self.cell, f"{type(error).__name__}: {error}")
 
     def _paused(self, reason: str) -> dict[str, Any]:
-        """The disk is full or gone: no cell can go on, and none is to blame."""
+        """The result where the disk is full or gone: no cell can go on, and none has failed."""
         ask_to_stop(self.arena.stop_file)
         return {"done": True, "state": "interrupted", "reason": reason}
 
 
 def fail(folder: Path, cell: Cell, reason: str) -> dict[str, Any]:
-    """A cell that could not be tuned, on disk beside the others; it is tried again by the next
-    call."""
+    """Note on disk that a cell could not be tuned; the next call tries it again."""
     value = {**dataclasses.asdict(cell), "state": "failed", "reason": " ".join(reason.split())}
     write_json(cell_folder(folder, cell) / "failed.json", value)
     return value | {"done": True}

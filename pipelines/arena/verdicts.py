@@ -1,4 +1,4 @@
-"""What an arena's numbers say, in words that claim no more than they show.
+"""An arena's numbers in words that claim no more than the numbers show.
 
 Flows in: tables and ranks. Flows out: sentences, the same for the page and the Markdown.
 """
@@ -22,7 +22,8 @@ def best(table: Table) -> list[str]:
 
 
 def clear(table: Table) -> bool:
-    """Whether the lead of the first over the second is more than the test images' chance."""
+    """Whether the lead of the first over the second is larger than the chance of the test images
+    explains."""
     pair = table.ranked[0].next if len(table.ranked) > 1 else None
     return pair is not None and len(best(table)) == 1 and pair.key == table.key and pair.leads
 
@@ -108,7 +109,7 @@ def _ranked(found: Ranks, measured: int) -> str:
 
 
 def ranking(found: Ranks) -> str:
-    """What Friedman's test and Nemenyi's difference say of one ranking."""
+    """Friedman's test and Nemenyi's difference of one ranking, in sentences."""
     if found.problem is not None or found.critical is None or found.p is None:
         return found.problem or ""
     test = f"Friedman's test: {found.statistic:.1f}, {_p(found.p)}"
@@ -175,7 +176,7 @@ def progress(tables: Sequence[Table]) -> list[str]:
 
 
 def seeds(row: Standing) -> str:
-    """How many seeds are behind a row, of how many."""
+    """How many seeds a row has, of how many."""
     planned = len(row.seeds) + len(row.failures) + len(row.pending)
     return str(planned) if planned == len(row.seeds) else f"{len(row.seeds)} of {planned}"
 

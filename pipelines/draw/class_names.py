@@ -1,10 +1,10 @@
-"""The words for the classes: what stands in a prompt for `AnnualCrop`, and around it.
+"""The words for the classes: the name in a prompt for `AnnualCrop`, and the template around it.
 
-Flows in: a shipped list's name or a file `{"template": "a photo of a {}.", "names": {...},
-"texts": {...}, "ensemble": false}` of class to words and of class to a list of whole texts (any key
-may be left out), and the classes of the shards. Flows out: one name a class, and its texts. A class
-that the list does not name is cleaned; its case is kept, as CoOp does (CLIP's tokenizer folds it
-anyway).
+Flows in: a shipped list's name or a file `{"template": "a photo of a {}.", "names": {...}, "texts":
+{...}, "ensemble": false}`, and the classes of the shards. `names` maps a class to its name, `texts`
+to a list of whole texts; any key may be left out. Flows out: one name a class, and its texts. A
+class that the list does not name is cleaned; its case is kept, as in CoOp (CLIP's tokenizer folds
+it anyway).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class Words:
-    """A template and names. `whole`: a shipped list of a whole data set, of which yours may be a
-    part; in a user's own list a name without a class is a mistake."""
+    """A template and names. `whole`: a shipped list of a whole data set, of which your classes may
+    be a part; in a user's own list, a name without a class is a mistake."""
 
     source: str
     template: str
@@ -56,8 +56,8 @@ class Words:
         return found if any(found) else ()
 
     def fitted(self, templates: Sequence[str]) -> Words:
-        """With a template of those that texts were given in as embeddings; any where none were. The
-        default gives way to the only one, or to all of them together."""
+        """These words with a template whose texts came as embeddings; any template will do where
+        none came. The default gives way to the only one, or to all of them together."""
         known = {_letters(one): one for one in templates}
         if not templates or _letters(self.template) in known:
             return self

@@ -1,7 +1,7 @@
-"""The labelled images of shards, checked: what any draw can be made from.
+"""The labelled images of shards, checked: every draw is made from them.
 
-Flows in: the train and val rows of shards, of which five small columns are read and no image.
-Flows out: the classes by label, and the images of each split. The test split stays sealed.
+Flows in: the train and val rows of shards; five small columns are read, and no image. Flows out:
+the classes by label, and the images of each split. The test split stays sealed.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def read_labelled(shards: ShardSet) -> Labelled:
 def _of_one_class(
     rows: Iterable[dict[str, Any]], split: Split, several: Counter[Split]
 ) -> Iterator[dict[str, Any]]:
-    """The rows that a task can be made with; those of several classes are counted."""
+    """The rows with one class each; rows of several classes are counted."""
     for row in rows:
         if row.get("classes") is None:
             yield row
@@ -103,7 +103,8 @@ def _of_one_class(
 
 
 def _members(rows: Iterable[dict[str, Any]], first: dict[int, dict[str, Any]]) -> list[Member]:
-    """`first` is filled and compared with: one name for a label, one label for a name."""
+    """The images of a split. `first` maps labels to names and back: one name a label, one label a
+    name."""
     label_of = {row["class_name"]: label for label, row in first.items()}
     members = []
     for row in rows:

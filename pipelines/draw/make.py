@@ -1,4 +1,7 @@
-"""Making a draw: the labelled images of shards and the task that is wanted in, a `Draw` out."""
+"""Making a draw.
+
+Flows in: the labelled images of shards, and the task that is wanted. Flows out: a `Draw`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ VAL_SHOTS = 4  # at most, a class: CoOp's rule, so that choosing costs less than
 
 @dataclass(frozen=True)
 class Task:
-    """Which draw is wanted."""
+    """The draw that is wanted."""
 
     dataset: str
     shots: int
@@ -123,7 +126,8 @@ def part_of(labels: Sequence[int], part: Part) -> list[int]:
 
 
 def _check_distinct(data: Labelled, words: Mapping[int, str]) -> None:
-    """Over all classes: those of base and new are named in one sentence with each other later."""
+    """Raise where two classes share a name, over all classes: base and new are also tested
+    together."""
     first: dict[str, int] = {}
     for label, name in words.items():
         other = first.setdefault(name.casefold(), label)

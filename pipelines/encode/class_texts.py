@@ -1,7 +1,7 @@
 """The texts of classes that came with finished embeddings, in the place of a text tower.
 
-Flows in: vectors (C x T, e), C class names in T templates. Flows out: those and each class's mean
-over its templates, and the words of captions as numbers of these texts.
+Flows in: vectors (C x T, e) of C class names in T templates. Flows out: these and each class's mean
+over its templates; and captions as numbers of these texts.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Numbers:
 
 
 def check_classes(given: Given, texts: ClassTexts | None, labels: Iterable[str]) -> None:
-    """Texts of other classes would score every image wrong."""
+    """Raise where the texts are of other classes than the images': every score would be wrong."""
     if texts is None or not texts.names:
         return
     known = GivenWords({name: n for n, name in enumerate(texts.names)})

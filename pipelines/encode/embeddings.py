@@ -1,8 +1,8 @@
 """`cliptune encode --embeddings`: vectors that were made elsewhere become a feature store.
 
 Flows in: a folder of embeddings. Flows out: a store like any other, half precision kept, with the
-records of its rows beside it, test sealed among them, and in the place of a model either the one
-that was named or the table of the texts that came along.
+records of its rows beside it, test sealed among them. In the place of a model it has the backbone
+that `--backbone` names, or the table of the texts that came along.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _write(
 
 
 def _kind(pairs: Vectors | None, texts: ClassTexts | None) -> str:
-    """Where the embeddings of texts are from."""
+    """Where the embeddings of texts come from."""
     if texts is None:
         return "tower"
     return "pairs" if pairs is not None else "classes" if texts.names else "none"

@@ -1,4 +1,4 @@
-"""The end of a feature store, and whether it is still as it was then.
+"""How a feature store is finished, and whether it is still as it was then.
 
 Flows in: the folder that was written, and the flags. Flows out: `manifest.json`, last of all, with
 the hash of each file and of itself, and the command that writes the store again.
@@ -23,7 +23,7 @@ ELSEWHERE = ("workers", "gpus", "wait", "batch_size", "activations_gb")  # nothi
 
 
 def write_manifest(folder: Path, args: Args, about: Mapping[str, Any]) -> None:
-    """The store is finished."""
+    """Write the manifest: the store is finished."""
     known = {f"{split}.safetensors": one["sha256"] for split, one in about["splits"].items()}
     paths = sorted(path for pattern in OURS for path in folder.glob(pattern))
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -33,7 +33,7 @@ def write_manifest(folder: Path, args: Args, about: Mapping[str, Any]) -> None:
 
 
 def _flags(args: Args) -> Iterator[str]:
-    """What is not left to its default, wherever the command is typed."""
+    """The flags that differ from their defaults, in a form that holds in any working directory."""
     for item in dataclasses.fields(args):
         value, name = getattr(args, item.name), item.name.replace("_", "-")
         if item.name == "backbone" and Path(value).expanduser().is_dir():
@@ -49,7 +49,7 @@ def _flags(args: Args) -> Iterator[str]:
 
 
 def complete(folder: Path) -> bool:
-    """Whether `folder` is finished and every byte is as written; what is not is said."""
+    """Whether `folder` is finished and every byte is as written; damage is said."""
     if not (folder / MANIFEST).exists():
         return False
     try:

@@ -1,4 +1,4 @@
-"""What lies in a folder of embeddings: which vectors, and what is known of their rows.
+"""The layout of a folder of embeddings: its vectors, and the facts about their rows.
 
 Flows in: the folder, in clip-retrieval's layout: `img_emb/` and `metadata/` in as many parts,
 `text_emb/` with a text for each image, or with `text_metadata/` the texts of classes. Flows out:
@@ -24,7 +24,8 @@ from trainables.errors import DataError
 
 @dataclass(frozen=True)
 class Given:
-    """Images, what is known of each, and texts: one for each image, or those of classes."""
+    """The vectors of images, the metadata of each, and texts: one for each image, or those of
+    classes."""
 
     folder: Path
     images: Vectors
@@ -35,7 +36,7 @@ class Given:
 
     @property
     def paths(self) -> list[Path]:
-        """All files that it is made of."""
+        """All files that were read for it."""
         every = [self.images, self.pairs, self.class_texts]
         tables = [*(self.table.paths if self.table else ()), *self._class_tables()]
         return [*(part.path for one in every if one for part in one.parts), *tables]
@@ -51,7 +52,7 @@ class Given:
 
 
 def read_layout(folder: Path, captions: Path | None = None) -> Given:
-    """What `folder` holds; `captions` is a source of what was said of its images."""
+    """The contents of `folder`. `captions` names a source with captions for its images."""
     if not folder.is_dir():
         raise DataError(f"`{folder}` is no folder of embeddings.")
     paths = _files(folder, "img_emb", "*") or loose(folder)
@@ -120,7 +121,7 @@ def _tables(folder: Path, name: str) -> list[Path]:
 
 
 def _check_parts(vectors: Vectors, tables: list[Path]) -> None:
-    """Part by part, as many rows: else a row would be of another image."""
+    """Raise unless the parts have as many rows each: otherwise a row would be of another image."""
     if len(vectors.parts) != len(tables):
         raise DataError(
             f"`{tables[0].parent}` must have a part for each of the {len(vectors.parts)} in "

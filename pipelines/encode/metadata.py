@@ -1,7 +1,7 @@
-"""What metadata says of the rows: Parquet files beside the vectors, or columns beside theirs.
+"""Metadata of the rows: Parquet files beside the vectors, or columns beside theirs.
 
 Flows in: the files. Flows out: each row by the fields that its columns mean, and the classes of all
-with their numbers; what is odd in a row is named with its file.
+with their numbers; an error in a row is named with its file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Table:
             yield rows
 
     def _split_of(self, path: Path) -> str | None:
-        """As the folder of a saved data set says, or the file's name."""
+        """The split that a folder of a saved data set tells, or the file's name."""
         own = split_of_name(path.parent.name) if path.suffix == ".arrow" else None
         return own or dict(zip(self.paths, self.splits, strict=True))[path]
 
@@ -127,7 +127,7 @@ def where(parts: Iterable[tuple[Path, int]], number: int) -> str:
 
 
 def labels_of(table: Table | None) -> dict[str, int]:
-    """A number for each class name, where the metadata has none: in the order of the alphabet."""
+    """A number for each class name; where the metadata has none, in alphabetical order."""
     if table is None:
         return {}
     numbers: dict[str, int | None] = {}
@@ -148,7 +148,7 @@ def labels_of(table: Table | None) -> dict[str, int]:
 
 
 def _unlike(name: str, label: int | None, names: dict[int | str, str]) -> str:
-    """What of a class contradicts those before it; "": nothing."""
+    """How a class contradicts those before it; empty: it does not."""
     one = name.casefold() if label is None else label
     if names.setdefault(one, name) != name:
         what = "what differs in case alone" if label is None else f"label {label}"
@@ -159,13 +159,13 @@ def _unlike(name: str, label: int | None, names: dict[int | str, str]) -> str:
 
 
 def texts_of(row: Mapping[str, Any]) -> list[Any]:
-    """What a row of metadata has as captions, unchecked."""
+    """The captions of a row of metadata, unchecked."""
     said = row.get("caption")
     return said if isinstance(said, list) else [] if said is None else [said]
 
 
 def _wrong(row: Mapping[str, Any]) -> str:
-    """What in a row of metadata is not as it must be; "": nothing."""
+    """The error in a row of metadata; empty: none."""
     name, label = row.get("class_name"), row.get("label")
     if label is not None and (not isinstance(label, int) or isinstance(label, bool)):
         return f"`label` must be a whole number, got {label!r:.40}"

@@ -1,4 +1,4 @@
-"""What the towers of one store compute in.
+"""The precision that the towers of one store compute in.
 
 Flows in: `--precision`, and how the cluster is to be divided. Flows out: fp32 or bf16, the same for
 all towers and known before any of them starts, as it is a part of the store's key.
@@ -16,8 +16,8 @@ from trainables.hardware import Precision, Resolved, check_precision, default_de
 
 
 def settle(precision: Precision, workers: int | str, gpus: Gpus, wait: float) -> Resolved:
-    """What `precision` is where the towers will stand. In a cluster that may be unlike this
-    machine, so the place of one is asked. Raises `ConfigError` where it cannot be had."""
+    """The value of `precision` where the towers will run. In a cluster that may be a machine unlike
+    this one, so a worker there is asked. Raises `ConfigError` where the precision cannot be had."""
     if precision == "fp32":
         return precision
     if not os.environ.get("RAY_ADDRESS"):
@@ -41,7 +41,8 @@ def _look(precision: Precision, device: str) -> Resolved:
 
 
 def _look_there(precision: Precision) -> Resolved | ConfigError:
-    """In a worker. The error is a value: Ray would put a traceback around it."""
+    """The answer of a worker. An error is returned as a value: Ray would put a traceback around
+    it."""
     try:
         return _look(precision, default_device())
     except ConfigError as error:

@@ -1,7 +1,7 @@
-"""The first look at embeddings that were given: everything that can be wrong with them.
+"""The first look at embeddings that were given: it finds everything that can be wrong with them.
 
-Flows in: `Given`. Flows out: what each row is, in a few bytes a row: its split, its copies, its
-captions and their tokens. The vectors are read once here, and not kept.
+Flows in: `Given`. Flows out: a few bytes about each row: its split, its copies, its captions and
+their tokens. The vectors are read once here, and not kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Tokenize(Protocol):
 
 @dataclass
 class Words:
-    """The captions of one split as tokens, which wait on disk."""
+    """The captions of one split as tokens, kept on disk until they are written."""
 
     ids: IO[bytes]
     lengths: list[Array] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Words:
 
 @dataclass
 class Scan:
-    """What is known of all rows."""
+    """The facts about all rows."""
 
     split: Array  # (N,) uint8, of `NAMES`
     groups: Array  # (N,) int32, equal where the vectors are
@@ -81,7 +81,7 @@ def spool() -> IO[bytes]:
 
 
 def records(given: Given) -> Iterator[Rows]:
-    """What the metadata says of all rows, a chunk at a time; of a row without any, nothing."""
+    """The metadata of all rows, a chunk at a time; empty for a row without any."""
     if given.table is not None:
         yield from given.table.chunks()
         return
@@ -90,7 +90,7 @@ def records(given: Given) -> Iterator[Rows]:
 
 
 def record(row: Mapping[str, Any], number: int, labels: Mapping[str, int]) -> dict[str, Any]:
-    """Row `number` as a shard has it, without what is made of its vector."""
+    """Row `number` as a shard has it, except for the fields that are made of its vector."""
     name, label = row.get("class_name"), row.get("label")
     if label is None and name is not None:
         label = labels.get(name)
@@ -108,8 +108,8 @@ def digest(vector: Array) -> str:
 
 
 def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
-    """`rule`: "source" (by hash where the metadata says none), "hash", or "draw". `kept` holds what
-    waits on disk."""
+    """Look at all rows. `rule` says how splits are told: "source" (by hash where the metadata says
+    none), "hash", or "draw". `kept` closes the files that wait on disk."""
     if given.pairs is not None:
         given.pairs.check()
     given.images.check()
@@ -160,7 +160,7 @@ def scan(given: Given, rule: str, tokenize: Tokenize, kept: ExitStack) -> Scan:
 
 
 def captions(one: Mapping[str, Any], number: int, paired: bool) -> list[str]:
-    """The captions of a record. A text of which there is only the embedding is called by its
+    """The captions of a record. A text that is known by its embedding alone is called by its
     number."""
     if paired:
         return [text for text in one["captions"] if text.strip()][:1] or [f"text {number}"]
@@ -193,8 +193,8 @@ def _split(given: Given, row: Mapping[str, Any], rule: str, hashed: str, number:
 
 
 def numbered(keys: Array) -> Array:
-    """Equal numbers, from 0 on, where `keys` (N,) are equal: int32. It is what `numpy.unique` gives
-    as the inverse, in less than half of its memory."""
+    """Numbers from 0 on, equal where `keys` (N,) are equal: int32. The same as the inverse of
+    `numpy.unique`, in less than half of its memory."""
     order = np.argsort(keys, kind="stable")
     new = np.ones(len(keys), bool)
     for start in range(1, len(keys), CHUNK):
@@ -216,7 +216,7 @@ def _check_ids(ids: Array, given: Given) -> None:
 
 
 def _check_leaks(split: Array, groups: Array, given: Given) -> None:
-    """No vector in two splits."""
+    """Raise where a vector stands in two splits."""
     first = np.full(len(groups), 255, np.uint8)
     np.minimum.at(first, groups, split)
     odd = np.flatnonzero(first[groups] != split)

@@ -1,8 +1,8 @@
-"""The machinery of the `encode` stage: shards in, a feature store out.
+"""The machinery of the `encode` stage.
 
-This process writes each batch of the towers where it belongs, so Ray's order does not matter, and
-notes the shards that are complete, so a killed run goes on. Only train and val are encoded: test
-stays sealed.
+Flows in: shards. Flows out: a feature store. This process writes each batch of the towers where it
+belongs, so Ray's order does not matter. It notes the shards that are complete, so a killed run goes
+on. Only train and val are encoded: test stays sealed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ SPLITS = ("train", "val")
 
 
 class Store:
-    """The store being written: one writer a split, and what is still to come of each shard."""
+    """The store being written: one writer a split, and the rows of each shard that are still
+    missing."""
 
     def __init__(self, args: Args, folder: Path, backbone: Backbone, shards: ShardSet) -> None:
         self.writers: dict[str, SplitWriter] = {}
@@ -74,7 +75,7 @@ class Store:
                 row += metadata.row_group(group).num_rows
 
     def fill(self, args: Args, backbone: Backbone) -> None:
-        """Compute what is missing."""
+        """Compute the rows that are missing."""
         if not self.units:
             return
         done, missing = self._done(), sum(self.left.values())
@@ -89,7 +90,7 @@ class Store:
             raise CliptuneError(f"{sum(self.left.values())} images got lost: run this again.")
 
     def _done(self) -> int:
-        """Images that were there already."""
+        """How many images were there already."""
         total = sum(len(w.texts.ids) for w in self.writers.values())
         return total - sum(self.left.values())
 
@@ -116,7 +117,8 @@ class Store:
 
 
 def _set_budget(folder: Path, args: Args) -> None:
-    """The one thing about a finished store that another call may change."""
+    """Change the budget for hidden states, the one fact of a finished store that another call may
+    change."""
     manifest, budget = read_manifest(folder), int(args.activations_gb * 1e9)
     if manifest["activations_bytes"] != budget:
         write_hashed(folder / MANIFEST, manifest | {"activations_bytes": budget})

@@ -1,4 +1,4 @@
-"""What a store of finished embeddings holds, in words, and the command that goes on from it.
+"""A store of finished embeddings in words, and the command that goes on from it.
 
 Flows in: the store. Flows out: lines for whoever encoded it.
 """
@@ -42,7 +42,7 @@ def summary(store: Path) -> Iterator[str]:
 
 
 def then(store: Path) -> str:
-    """What to run next: a task that the store has all for."""
+    """The command to run next, for a task that the store has everything for."""
     about: dict[str, Any] = read_manifest(store)
     if ShardSet.open(store).classes:
         return f"cliptune draw --shards {word(store)} --shots 16"

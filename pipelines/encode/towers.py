@@ -57,7 +57,7 @@ class Resources:
 
     @classmethod
     def plan(cls, workers: int | str, gpus: Gpus, have: Capacity) -> Resources:
-        """Towers get half of the CPUs of their nodes: were all taken, nothing would be left to
+        """Towers get half of the CPUs of their nodes: if they took all, none would be left to
         decode for them.
 
         A task never asks for as much as a tower: Ray Data fuses two stages that ask for the same,
@@ -171,7 +171,7 @@ def embed(backbone: Backbone, step: Step, keep_pixels: bool) -> Step:
 
 @dataclass(frozen=True)
 class Job:
-    """What to do with every unit."""
+    """The work to do on every unit."""
 
     backbone: Backbone
     images: int  # of all units
@@ -214,13 +214,13 @@ def _embed_here(units: Sequence[Unit], job: Job) -> Iterator[Step]:
 
 
 def of_backbone(backbone: Backbone) -> tuple[str, str | None, str, Resolved]:
-    """What a tower is told of the backbone."""
+    """The facts of the backbone that a tower is told."""
     return backbone.name, backbone.revision, backbone.fingerprint, backbone.precision
 
 
 def _embed_with_ray(units: Sequence[Unit], job: Job) -> Iterator[Step]:
-    """A row of Ray's is a step: of so many images, which `map_batches` would put together by what
-    was ready first, a sum is rounded otherwise."""
+    """Embed with Ray Data, where a row is a whole step. `map_batches` would put single images
+    together in the order in which they are ready, and sums would be rounded differently."""
     connect()
     import ray
 

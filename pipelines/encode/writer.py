@@ -2,8 +2,8 @@
 
 Flows in: rows of embeddings (and pixels), from any worker in any order. Flows out: files that get
 their final names once complete. A finished shard is noted with the hash of its bytes, so after a
-kill only what is missing, or is not what it was, is computed again. Of images, never more than a
-batch is in memory.
+kill only missing or altered rows are computed again. Never more than a batch of images is in
+memory.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class SplitWriter:
 
 
 def tell_captions(splits: Mapping[str, Mapping[str, Any]], positions: int) -> None:
-    """What was done to captions of a store with these entries, so that each became tokens."""
+    """Say how captions of a store with these entries were changed to become tokens."""
     if truncated := sum(split["truncated_captions"] for split in splits.values()):
         console.say(f"{truncated:,} captions were cut to {positions} positions.")
     if repaired := sum(split["repaired_captions"] for split in splits.values()):

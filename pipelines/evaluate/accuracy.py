@@ -34,7 +34,7 @@ class ClassProtocol:
         calibrations: Sequence[Calibration | None] = (),
         same_classes: bool = True,
     ) -> None:
-        """`calibrations`: what val showed of each adapter, on these classes or on others."""
+        """`calibrations`: each adapter's calibration on val, of these classes or of others."""
         assert data.labels is not None
         assert data.classes is not None
         self.data, self.labels, self.classes = data, data.labels, data.classes
@@ -45,7 +45,7 @@ class ClassProtocol:
         self.calibrations, self.same_classes = calibrations, same_classes
 
     def named(self, metric: str) -> str:
-        """`accuracy` with its pool: among C classes."""
+        """`accuracy` with its pool, the number of classes."""
         return f"{metric}@{len(self.classes)}"
 
     def image_of(self, metric: str) -> Tensor:
@@ -63,7 +63,7 @@ class ClassProtocol:
         return replace(found, calibration=about)
 
     def measure(self, scores: Tensor, scale: float) -> Measured:
-        """Of (N, C) similarities, which `scale` turns into logits."""
+        """The metrics of similarities (N, C), which `scale` turns into logits."""
         values = per_image(scores, self.labels, scale)
         replicates = {
             name: self.bootstrap.mean(value, self.clusters) for name, value in values.items()

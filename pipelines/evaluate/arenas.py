@@ -1,8 +1,8 @@
 """The arena on test: every cell's winner, chosen on val, on the sealed split of its data.
 
-Flows in: the arena's folder and leave to open test. Flows out: the value of `arena.json`. What a
-cell reached is kept beside it, with the hash of what was measured, so that only new cells are
-measured again.
+Flows in: the arena's folder and the seal of test. Flows out: the value of `arena.json`. A cell's
+measurement is kept beside it, with the hash of the checkpoint, so that only new cells are measured
+again.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ FOUND = ("accuracy", "per_class", "correct", "tests", "ece")  # of a run, by the
 
 
 def identity(folder: Path) -> str:
-    """Equal for two calls that would measure the same."""
+    """A value that is equal for two calls that would measure the same."""
     refuse_links(folder)
     plan = read_plan(folder)
     return sha256_json([[cell.name, *_standing(folder, cell)] for cell in plan.cells()])
 
 
 def _standing(folder: Path, cell: Cell) -> tuple[str, str]:
-    """Whether the cell is done, failed or pending; and the hash of its winner, or why it failed."""
+    """Whether the cell is done, failed or pending; with the hash of its winner, or the reason of
+    its failure."""
     own = cell_folder(folder, cell)
     if (own / "cell.json").exists():
         found = read_json(own / "cell.json")
@@ -99,8 +100,8 @@ class Tests:
         return self.splits[source.name]
 
     def of(self, source: Source, part: str, cell: Cell) -> tuple[str, SplitFeatures]:
-        """The test images of a part's classes for a cell, and what they are called; names and
-        template are the same for all draws, and the images too, unless draws alone divide them."""
+        """The test images of a part's classes for a cell, and a name for them. Names and template
+        are the same for all draws; the images too, unless draws alone divide them."""
         whole = self.whole(source)
         shots, seed = self.plan.shots[0], self.plan.seeds[0]
         if source.name in self.pooled:
@@ -116,7 +117,7 @@ class Tests:
 
 
 def _test_path(folder: Path, name: str) -> Path:
-    """Which images were measured on: equal numbers are equal bytes."""
+    """The file that says which images were measured on: equal numbers are equal bytes."""
     return folder / "tests" / f"{name}.json"
 
 
@@ -203,8 +204,8 @@ Parts = dict[str, tuple[Source, str]]  # the name of an accuracy: the data set a
 def _wanted(
     folder: Path, plan: Plan, source: Source, cell: Cell
 ) -> Iterator[tuple[str, str | None, Parts]]:
-    """The protocols that a cell is measured for: (protocol, other data set, parts). Other data of
-    the same classes is a shift of these, of other classes a transfer."""
+    """The protocols that a cell is measured for: (protocol, other data set, parts). Other data with
+    the same classes is a shift; with other classes it is a transfer."""
     if cell.part == "base":
         yield "base_to_new", None, {"base": (source, "base"), "new": (source, "new")}
         return

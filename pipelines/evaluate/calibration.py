@@ -1,7 +1,8 @@
 """Probabilities and sets on the sealed split, as val calibrated them.
 
-Flows in: scores of labelled images, and what val showed of the adapter that gave them. Flows out:
-how far its probabilities are to be believed, before and after, and what its sets hold.
+Flows in: scores (N, C) of labelled images, and the calibration of the adapter that gave them. Flows
+out: how far its probabilities are to be believed, before and after the temperature, and the share
+of images whose sets hold the right class.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ CONFIDENCE = 0.9  # of the sets that are measured
 
 
 def calibrate_rest(contest: Contest, adapters: Sequence[Adapter[Any]], needed: bool = True) -> None:
-    """Calibrate on val what brings no calibration along: the baseline, and runs of older versions.
-    A run that was trained without val stays without, and where it is not `needed` also one whose
-    val is gone; one whose scores are no numbers is refused."""
+    """Calibrate on val the models without a calibration: the baseline, and runs of older versions.
+    A run that was trained without val stays without. So does, where calibration is not `needed`, a
+    run whose val is gone. A run whose scores are not finite is refused."""
     rest = [adapter for adapter in adapters if adapter.calibration is None]
     if not rest or contest.draw is None or not contest.with_val:
         return
@@ -53,7 +54,7 @@ def calibrate_rest(contest: Contest, adapters: Sequence[Adapter[Any]], needed: b
 
 
 def diverged(adapter: Adapter[Any]) -> DataError:
-    """What to raise where an adapter's scores are no numbers."""
+    """The error to raise where an adapter's scores are not finite."""
     return DataError(
         f"`{adapter.train_config.name}` gives scores that are no numbers: its training diverged in "
         f"the last step. Train it with an `optim.lr` below {adapter.train_config.optim.lr:g}."
@@ -69,7 +70,7 @@ class Images:
     bootstrap: Bootstrap
 
     def mean(self, values: Tensor) -> dict[str, float]:
-        """Of one value an image (N,), with its interval."""
+        """The mean of one value an image (N,), with its interval."""
         values = values.double()
         replicates = self.bootstrap.mean(values, self.clusters)
         return asdict(self.bootstrap.interval(float(values.mean()), replicates))
@@ -78,7 +79,8 @@ class Images:
 def about(
     scores: Tensor, images: Images, calibration: Calibration, same_classes: bool
 ) -> dict[str, Any]:
-    """Of similarities (N, C). Sets are of the classes that val had, and of no others."""
+    """The calibration of similarities (N, C). Sets are of the classes that val had, and of no
+    others."""
     found: dict[str, Any] = {
         "val_images": len(calibration),
         "scale": dict(zip(TIMES, (calibration.own_scale, calibration.scale), strict=True)),
@@ -176,5 +178,5 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _short(found: dict[str, float]) -> str:
-    """A likelihood may have any size."""
+    """A likelihood in few digits, as it may have any size."""
     return f"{found['value']:.3f}" if found["value"] < 1000 else f"{found['value']:.1e}"

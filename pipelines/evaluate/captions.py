@@ -1,8 +1,8 @@
 """The protocol of the test split for captioners, beside that for retrieval in `protocol.py`.
 
-Flows in: a split's features with what people wrote, and what several models say. Flows out: caption
-metrics with the number of images in their name, their intervals, paired differences, and the
-protocol in words.
+Flows in: a split's features with people's captions, and the captions of several models. Flows out:
+caption metrics with the number of images in their name, their intervals, paired differences, and
+the protocol in words.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class CaptionProtocol:
         return embed_each_once(self.backbone, tokens)
 
     def named(self, metric: str) -> str:
-        """`cider_d` with the images that it was measured on: their words weigh in it."""
+        """`cider_d` with the number of images that it was measured on: their words decide its
+        weights."""
         return f"{metric}@{len(self.data.ids)}"
 
     def image_of(self, metric: str) -> Tensor:
@@ -71,7 +72,7 @@ class CaptionProtocol:
         return self.measure(speak(adapter, self.data, min(batch_size, PART), shown))
 
     def measure(self, said: list[str]) -> Measured:
-        """Of one caption an image."""
+        """The metrics of one caption an image."""
         scores = score_captions(said, self.data.references)
         values = dict(scores.values)
         if self.references is not None:

@@ -1,4 +1,4 @@
-"""What a result shows beside its numbers: pictures of captions, or captions of pictures.
+"""The examples of a result: pictures found for captions, or captions said of pictures.
 
 Flows in: the models as they were measured, and the split. Flows out: JSON-ready examples, and the
 rule by which they were chosen.
@@ -26,8 +26,8 @@ def examples(
     seal: Seal,
     count: int,
 ) -> dict[str, Any]:
-    """`count` examples of the chosen model; none of classes, and of finished embeddings, which have
-    no pictures."""
+    """`count` examples of the chosen model; empty for classes, and for finished embeddings, which
+    have no pictures."""
     chosen = next((n for n, one in enumerate(contest.contestants) if one.selected), 0)
     if not (chosen and count) or contest.draw is not None or shards.embedded:
         return {"gallery": []}

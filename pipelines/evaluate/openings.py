@@ -1,9 +1,9 @@
-"""The log of test openings: what a run's numbers are worth depends on how often test was looked at.
+"""The log of test openings: a run's numbers are worth less the more often test was looked at.
 
 Flows in: an opening that is about to happen. Flows out: all openings so far, on disk before test is
-read. The log is only appended to; each line holds the hash of the one before it, so that a line
-that was cut, changed or taken out is found, and said for ever after. What a result of the same
-folder remembers is never forgotten.
+read. The log is only appended to. Each line holds the hash of the line before it, so that a line
+that was cut, changed or taken out is found; the damage is then named in every later result.
+Openings that a result of the same folder lists are kept even if the log lost them.
 """
 
 from __future__ import annotations

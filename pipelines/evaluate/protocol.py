@@ -34,7 +34,7 @@ class Measured:
 
 
 class Sampled(typing.Protocol):
-    """What measures by resamples of images."""
+    """A protocol that measures by resamples of images."""
 
     bootstrap: Bootstrap
 
@@ -65,8 +65,8 @@ def versus(model: Measured, baseline: Measured, protocol: Sampled) -> dict[str, 
 
 
 def intervals(bootstrap: Bootstrap, fixed: str, beyond: str) -> str:
-    """What an interval is, and which question it answers, in two sentences: `fixed` stays as it is,
-    `beyond` says who answers the others."""
+    """What an interval is, and the question that it answers, in two sentences: `fixed` names what
+    is taken as given, `beyond` says where other questions are answered."""
     return (
         f"Intervals are 95 % bootstrap intervals over {bootstrap.images:,} images, "
         f"{len(bootstrap.counts):,} resamples, seed 0, expanded for few images: BCa, and of "
@@ -76,7 +76,7 @@ def intervals(bootstrap: Bootstrap, fixed: str, beyond: str) -> str:
 
 
 def differences(baseline: str) -> str:
-    """What p means, in a sentence."""
+    """The meaning of p, in a sentence."""
     return (
         f"Differences to {baseline} are paired: the same resamples. p is the level of the interval "
         "that ends at zero, and where two rows differ on m images at least 2^(1 - m), as no paired "
@@ -87,8 +87,8 @@ def differences(baseline: str) -> str:
 
 
 def caveats(bootstrap: Bootstrap, compared: int) -> list[str]:
-    """What cannot be shown with so few images, or resamples, where the smallest p is multiplied by
-    `compared`."""
+    """What cannot be shown with this number of images, or of resamples, where the smallest p is
+    multiplied by `compared`."""
     images, resamples = bootstrap.images, len(bootstrap.counts)
     if images == 1:
         return ["1 image: all is true of it alone; its intervals have no width, and p is 1."]
@@ -132,7 +132,7 @@ class Protocol:
         return Measured(values, summarise(values), replicates, predictions)
 
     def about(self, model: Measured) -> dict[str, Any]:
-        """What a row says beside its metrics."""
+        """The facts that stand beside a row's metrics."""
         del model
         return {}
 

@@ -1,7 +1,7 @@
-"""What captioners say, beside the pictures: the best and the worst of the one chosen on val.
+"""Captions beside their pictures: the best and the worst of the captioner that was chosen on val.
 
-Flows in: what several models said of a split, and the split's rows. Flows out: JSON-ready examples
-with small JPEG pictures, a few in a row for a clip. Which are shown is a rule, not a taste.
+Flows in: the captions of several models for a split, and the split's rows. Flows out: JSON-ready
+examples with small JPEG pictures, several in a row for a clip. A rule chooses them, not taste.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The rows of a result: every contestant beside the baseline, as JSON and as a printed table."""
+"""The rows of a result: every contestant beside the baseline, as JSON and as a printed table.
+
+Flows in: contestants and their measurements. Flows out: JSON-ready rows, and lines.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,8 @@ def standings(
 
 
 def correct(gaps: Sequence[dict[str, dict[str, float]]]) -> None:
-    """Beside each p of a metric the one that holds for a claim of whichever row, or pair, is best,
-    `p_holm`."""
+    """Add `p_holm` to each p of a metric: corrected for the number of rows, or pairs, so that the
+    best of them may be picked."""
     for metric in gaps[0] if gaps else ():
         own = [row[metric] for row in gaps]
         for gap, p in zip(own, holm([gap["p"] for gap in own]), strict=True):
@@ -94,7 +97,7 @@ def retention(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def verdict(gap: dict[str, float], than: str = "zero-shot") -> str:
-    """What a difference's interval, and its p among as many rows, allow to say of a metric that is
+    """The words that a difference's interval, and its corrected p, allow for a metric that is
     better when higher."""
     p = f"p = {gap['p']:.4f}, Holm {gap['p_holm']:.4f}"
     shown = sign(gap["low"], gap["high"], gap["p_holm"])

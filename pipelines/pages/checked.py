@@ -1,4 +1,4 @@
-"""JSON values that are what they must be.
+"""JSON values, checked for their types.
 
 Flows in: a value of a parsed file, and its place there. Flows out: plain values, or a `DataError`
 that names the place.
@@ -18,8 +18,8 @@ SLACK = 1e-6  # a mean of ones may be a little more than 1
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; a difference also has its p, and the p among as many rows, or
-    pairs of them."""
+    """A value with its 95 % interval. A difference also has its p, and its p corrected for the
+    number of rows, or of pairs."""
 
     value: float
     low: float

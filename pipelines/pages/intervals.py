@@ -1,4 +1,7 @@
-"""An estimate and its interval in words and figures, the same on every page."""
+"""An estimate and its interval in words and figures, the same on every page.
+
+Flows in: an `Estimate`. Flows out: a word or a short text.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from trainables.statistics.bootstrap import sign
 
 
 def verdict(gain: Estimate, metric: Metric) -> str:
-    """`better` or `worse` when the interval excludes no difference at all, and Holm's p does where
-    there is one; else `open`."""
+    """`better` or `worse` where the interval excludes 0 and Holm's p, if there is one, agrees; else
+    `open`."""
     shown = sign(gain.low, gain.high, gain.p_holm)
     return {1: "better", -1: "worse", 0: "open"}[shown if metric.higher_is_better else -shown]
 
 
 def chance(gain: Estimate) -> str:
-    """p alone, and among as many rows, or pairs, as there are."""
+    """p alone, and p corrected for the number of rows, or pairs."""
     alone = numbers.probability(gain.p)
     return alone if gain.p_holm is None else f"{alone}, Holm {numbers.probability(gain.p_holm)}"
 

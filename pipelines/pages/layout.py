@@ -1,7 +1,7 @@
-"""The templates of all pages, with what they may ask for.
+"""The templates of all pages, with the functions that they may call.
 
-Flows in: whether text is escaped, as in HTML, or not, as in Markdown. Flows out: an
-`Environment` in which nothing that a user wrote becomes markup.
+Flows in: whether text is escaped, as in HTML, or not, as in Markdown. Flows out: an `Environment`
+in which nothing that a user wrote becomes markup.
 """
 
 from __future__ import annotations

@@ -60,12 +60,12 @@ class Metric:
 
     @property
     def is_hundredfold(self) -> bool:
-        """Whether readers must be told of a scale that no unit shows."""
+        """Whether the value is shown times 100 without a unit that says so."""
         return self.scale != 1.0 and not self.is_share
 
     @property
     def points(self) -> str:
-        """What follows the size of a difference in a sentence."""
+        """The unit behind the size of a difference in a sentence."""
         return " points" if self.scale != 1.0 else ""
 
     def bare(self, value: float | None) -> str:

@@ -58,7 +58,7 @@ def hue(index: int) -> str:
 
 
 def axes(height: int, width: int = WIDTH, left: int = 38, top: int = 10, bottom: int = 32) -> Any:
-    """Axes with only what a reader needs: light horizontal lines and small numbers."""
+    """Axes with what a reader needs alone: light horizontal lines and small numbers."""
     figure = Figure(figsize=(width / 72, height / 72))
     sides = (left / width, bottom / height, (width - left - 12) / width)
     ax = figure.add_axes((*sides, (height - top - bottom) / height))

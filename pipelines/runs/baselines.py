@@ -1,4 +1,4 @@
-"""What each baseline is called in a sentence, by the name of its adapter."""
+"""The name of each baseline in a sentence, by the name of its adapter."""
 
 from __future__ import annotations
 

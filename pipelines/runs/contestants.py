@@ -1,6 +1,7 @@
-"""Who is measured on test: a run's folder flows in, named checkpoints chosen on val flow out.
+"""The checkpoints that are measured on test.
 
-Everything about them that can be wrong is found here, before the test split is opened.
+Flows in: a run's folder. Flows out: named checkpoints, chosen on val. Everything about them that
+can be wrong is found here, before the test split is opened.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PLAIN: dict[str, Value] = {"adapter.template": "{}"}  # the captions as they are
 
 
 def baseline(task: Task) -> TrainConfig:
-    """What every row of the task is compared with."""
+    """The configuration of the task's baseline, with which every row is compared."""
     name = BASELINES[task]
     return make_config(name, {"task": task, **(PLAIN if name == "zero_shot" else {})})
 
@@ -48,7 +49,8 @@ class Contestant:
     def load(
         self, backbone: Backbone, task: Task = "retrieval", train: SplitFeatures | None = None
     ) -> Adapter[Any]:
-        """`train`: what a baseline of captioning takes its words from."""
+        """The adapter of this row. `train`: the images from which a baseline of captioning takes
+        its words."""
         if self.folder is None:
             config = replace(baseline(task), precision=backbone.precision)  # frozen, as the store
             return build(config, backbone, train).to(backbone.device).eval()
@@ -93,7 +95,7 @@ class Contest:
         return self.others or self.draw
 
     def about_val(self) -> list[str]:
-        """The sentence of the protocol that says what val was, where it was not val alone."""
+        """The sentence of the protocol on what val was, where more than val was measured."""
         if not self.with_val:
             return ["It was trained without val: its last epoch is measured, and nothing chosen."]
         if self.folds:
@@ -104,7 +106,7 @@ class Contest:
         return []
 
     def about_others(self) -> list[str]:
-        """The sentence of the protocol that tells what was measured from what was trained on."""
+        """The sentence of the protocol that tells the measured classes from the trained ones."""
         if self.draw is None or self.others is None:
             return []
         return [
@@ -155,7 +157,7 @@ def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Cont
 
 
 def read_about(run: Path) -> tuple[Path, dict[str, Any]]:
-    """The file by which a study, or a single training run, is known, and what it says."""
+    """The file that identifies a study, or a single training run, and its contents."""
     refuse_links(run)
     paths = [path for name in ("study.json", "run.json") if (path := run / name).is_file()]
     if not paths:
@@ -197,8 +199,8 @@ def join(contest: Contest, run: Path, beside: Sequence[Path]) -> Contest:
 
 
 def check_open(contest: Contest, adapters: Sequence[Adapter[Any]]) -> None:
-    """Raise where an adapter that knows only its own classes is asked about others, or what is told
-    of its training cannot be read."""
+    """Raise where an adapter that scores only its own classes is asked about others, or where the
+    record of its training cannot be read."""
     for one in contest.contestants:
         one.history()
     own, asked = contest.draw, contest.others
@@ -251,7 +253,8 @@ def _inside(run: Path, entry: Mapping[str, Any]) -> Path:
 
 
 def _with_baseline(trained: list[Contestant], task: Task) -> list[Contestant]:
-    """The baseline first. A trial of it that found nothing of its own is that very row."""
+    """The contestants with the baseline first. A trial of zero-shot that chose nothing of its own
+    is the same row."""
     plain = baseline(task)
     others = []
     first = Contestant(plain.name)

@@ -1,6 +1,6 @@
-"""Whether what a stage wrote is still there and whole, before it says that all is up to date.
+"""Whether a stage's outcome is still there and whole, so that a second call need do nothing.
 
-Flows in: the JSON of an outcome, with what it was made of, its own hash and those of the pages
+Flows in: the JSON of an outcome, with the hash of its inputs, its own hash and those of the pages
 beside it. Flows out: whether the same inputs would make the same.
 """
 
@@ -16,14 +16,14 @@ from trainables.files import read_hashed, sha256_file, write_hashed
 
 
 def write_outcome(path: Path, value: Mapping[str, Any], inputs: str, pages: Iterable[Path]) -> None:
-    """The JSON of an outcome, once its pages lie beside it."""
+    """Write the JSON of an outcome, once its pages lie beside it."""
     hashes = {page.name: sha256_file(page) for page in pages}
     write_hashed(path, {**value, "inputs": inputs, "pages": hashes})
 
 
 def stands(path: Path, form: str, inputs: str) -> bool:
-    """Whether the outcome in `path` is that of `inputs`. What is damaged is said, and made again:
-    for what is looked at on val alone."""
+    """Whether the outcome in `path` is of these `inputs`. A damaged one is said and made again:
+    right for measurements on val alone."""
     if not path.exists():
         return False
     try:
@@ -42,7 +42,7 @@ def stands(path: Path, form: str, inputs: str) -> bool:
 
 
 def measured(path: Path, form: str, inputs: str) -> bool:
-    """The same of what was measured on test, which is not done again without being asked for."""
+    """The same for measurements on test, which are not repeated without being asked for."""
     if not path.exists():
         return False
     help = "Restore it, or remove it and evaluate again, which counts as one more opening of test."

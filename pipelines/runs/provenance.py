@@ -1,5 +1,7 @@
-"""Where a number was made: the data, the versions and the machine, for whoever wants to make it
-again."""
+"""Where a number was made: the data, the versions and the machine, so that it can be made again.
+
+Flows in: shards and features. Flows out: JSON-ready facts.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def hardware(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str | int | flo
 
 
 def about(shards: ShardSet, whole: SplitFeatures, data: SplitFeatures) -> dict[str, Any]:
-    """What was measured, `data`, of the rows that the test split has, `whole`."""
+    """The facts of the measured rows, `data`, and of the whole test split, `whole`."""
     return {
         "shards": str(shards.folder),
         "digest": shards.digest,

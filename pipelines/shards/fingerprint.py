@@ -1,6 +1,7 @@
-"""A hash over everything that a source reads, from names, sizes and times alone.
+"""A hash over all files that a source reads, from names, sizes and times alone.
 
-It is what makes a second `cliptune shards` a no-op, and a changed, added or touched file not.
+Flows in: a source. Flows out: its hash. While the hash stays, a second `cliptune shards` does
+nothing; a changed, added or touched file changes it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The files of a source, of which no content is read: the records' own, and what else lies there.
+"""The files of a source, by their names: those that hold records, and the others.
 
-Flows in: a source and its format. Flows out: lines that say the files by ending, which of them say
-what the records are and which are not read, and the files or folders whose names tell a split. The
-looking ends after a number of files and of seconds, whatever the size.
+Flows in: a source and its format. Flows out: lines about the files by ending, about the files with
+the records and those that are not read, and about files or folders whose names tell a split. No
+content is read. The search ends after a number of files and of seconds, whatever the size.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""What the whole source must agree on: an id is one picture, no picture in two splits, one label a
-class; and what is said of a picture whose row is on disk already.
+"""The facts on which a whole source must agree.
+
+Flows in: checked records, one at a time. Flows out: whether a record contradicts earlier ones. An
+id is one picture, no picture stands in two splits, a class has one label. What later records say of
+a picture whose row is on disk already is kept here too.
 
 All of it lies in a private SQLite file: about 300 bytes of disk an image, the words of its later
-records, and at most 64 MiB of memory, so that a hundred million images need 30 GB of temporary disk
-and no more memory than a thousand.
+records, and at most 64 MiB of memory. So a hundred million images need 30 GB of temporary disk and
+no more memory than a thousand.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ class Twin:
 
 
 class Ledger:
-    """The records so far. A picture of a split has one row, which is its first record's."""
+    """The records so far. A picture of a split has one row, made of its first record."""
 
     def __init__(self) -> None:
         self.classes: dict[str, int] = {}  # name to label
@@ -47,7 +50,8 @@ class Ledger:
         self._db.execute("begin")
 
     def fault(self, row: Row) -> str | None:
-        """Why `row` contradicts an earlier one. Gives a class without a label its own."""
+        """How `row` contradicts an earlier one; None: it does not. A class without a label gets
+        one."""
         known = self._db.execute("select digest from name where id = ?", (row["id"],)).fetchone()
         if known and known[0] != _digest(row):
             return "duplicate id"
@@ -69,8 +73,8 @@ class Ledger:
         return None
 
     def settle(self) -> dict[int, int]:
-        """Number the classes that the source gives no label by name, whichever came first; how
-        their labels change."""
+        """Number the classes without a label from the source by name, in whatever order they came;
+        the old labels with their new ones."""
         labels = sorted(self.classes[name] for name in self._ours)
         now = dict(zip(sorted(self._ours), labels, strict=True))
         changed = {self.classes[name]: label for name, label in now.items()}
@@ -78,8 +82,8 @@ class Ledger:
         return {old: new for old, new in changed.items() if old != new}
 
     def twin(self, row: Row, better: bool = False) -> Twin | None:
-        """The row of this picture in another split; `better`: in one that it gives way to, test
-        before val before train."""
+        """The row of this picture in another split. `better`: in one that it gives way to, in the
+        order test, val, train."""
         found = self._db.execute(
             f"select id, rank from picture where digest = ? and rank {'>' if better else '!='} ? "
             "order by rank desc limit 1",
@@ -88,7 +92,7 @@ class Ledger:
         return Twin(found[0], SPLITS[found[1]]) if found else None
 
     def knows(self, row: Row) -> bool:
-        """Whether the picture has a row in this split; it is then counted as one more record."""
+        """Whether the picture has a row in this split; then one more record of it is counted."""
         self._db.execute("insert or ignore into name values (?, ?)", (row["id"], _digest(row)))
         found = self._db.execute(
             "update picture set records = records + 1 where digest = ? and rank = ?", _key(row)
@@ -114,7 +118,7 @@ class Ledger:
         self._db.execute("insert into later values (?, ?, ?)", (*_key(row), said))
 
     def later(self, row: Row) -> Iterator[Row]:
-        """What was kept of the picture, in the order that it came."""
+        """The later records of the picture, in the order in which they came."""
         query = "select said from later where digest = ? and rank = ? order by rowid"
         return (json.loads(said) for (said,) in self._db.execute(query, _key(row)))
 
@@ -124,8 +128,8 @@ class Ledger:
         return int(self._db.execute(query, _key(row)).fetchone()[0])
 
     def stale(self, every: bool = False) -> Iterator[tuple[str, int]]:
-        """Split and number of each shard with a row that says too little, or gives way to one of
-        another split; of `every` shard that was written."""
+        """Split and number of each shard with a row that lacks later words, or that gives way to
+        one of another split; of `every` shard that was written."""
         found = self._db.execute(
             "select distinct rank, shard from picture a where ? or "
             "exists (select 1 from later b where b.digest = a.digest and b.rank = a.rank) or "

@@ -18,7 +18,7 @@ _EARLY = 1_000  # records after which the share is trusted enough to stop
 
 
 class Quarantine:
-    """The bad records of one run. A record is bad once, whatever number of faults it has."""
+    """The bad records of one run. A record is bad once, whatever its number of faults."""
 
     def __init__(self, path: Path, max_fraction: float) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class Quarantine:
         self._first.setdefault(kind, f"`{name}`: {reason}")
 
     def write(self, name: str, reason: str) -> None:
-        """Only note it in the file: a record left out by a rule, not because it is bad."""
+        """Note a record in the file without counting it as bad: a rule left it out."""
         # ASCII escapes: an id may hold bytes that are not UTF-8.
         self._file.write(json.dumps({"id": name, "reason": reason}) + "\n")
 
@@ -65,7 +65,7 @@ class Quarantine:
 
 
 def _kind(reason: str) -> str:
-    """The reason without what differs from record to record."""
+    """The reason without the words that differ from record to record."""
     reason = re.sub(r" \(.*\)", "", reason, flags=re.DOTALL)
     reason = re.sub(r"`[^`]*`|'[^']*'", "...", reason)
     return re.sub(r"(?<![-\d])\d+(?:[.,]\d+)*", "N", reason)

@@ -34,8 +34,8 @@ _SPECIAL_TOKENS = ("<|endoftext|>", "<|startoftext|>")
 
 @dataclass(frozen=True)
 class Checked:
-    """A row of `trainables.data.shards.SCHEMA` with its record's `group`, and what is worth
-    counting about it."""
+    """A row of `trainables.data.shards.SCHEMA` with its record's `group`, and notes to be
+    counted."""
 
     row: dict[str, Any]
     notes: tuple[str, ...]
@@ -50,8 +50,9 @@ def check_each(
 
 
 def check(record: RawRecord, split_rule: str, look: Look | None = None) -> Checked | BadRecord:
-    """`split_rule`: "source" (by hash where the source has none), "val-of-train" (the source's,
-    and a tenth of train is val), "hash", or one split for all; `look`: what reads the image."""
+    """The row of a record. `split_rule`: "source" (by hash where the source has none),
+    "val-of-train" (the source's, and a tenth of train is val), "hash", or one split for all; `look`
+    reads the image."""
     if isinstance(record.image, BadRecord):
         return record.image
     try:
@@ -113,7 +114,7 @@ def _picture(image: bytes | Path) -> Picture:
 
 
 def _size_of(data: bytes) -> tuple[tuple[int, int], dict[str, bool]]:
-    """Width and height of an image or of a clip's first frame, and what is worth counting."""
+    """Width and height of an image or of a clip's first frame, and notes to be counted."""
     if is_clip(data):
         clip = Clip.open(data)
         return (clip.width, clip.height), {"clips": True}

@@ -1,8 +1,8 @@
-"""What a source looks like, said before it is read.
+"""A source described before it is read.
 
-Flows in: a source and how it will be read. Flows out: lines that say its files, where the splits
-come from, and the first records. Nothing is written, and the looking ends after a number of records
-and of seconds, whatever the size.
+Flows in: a source and how it will be read. Flows out: lines about its files, its splits, and its
+first records. Nothing is written, and the survey ends after a number of records and of seconds,
+whatever the size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAID_BY = {
 
 
 def _splits_of(source: str, name: str, rule: str, records: Sequence[RawRecord]) -> Iterator[str]:
-    """A line about the splits, and about what tells them."""
+    """A line about the splits, and about how they are told."""
     if rule == "val-of-train":
         yield "splits: a tenth of train is val, by each image's hash, as `--split` says"
     if rule in SPLITS:
@@ -65,8 +65,8 @@ def first_lines(source: str, name: str, rule: str, records: Sequence[RawRecord])
 
 
 def _bad(record: RawRecord, rule: str) -> Iterator[tuple[str, str]]:
-    """Each record that `record` unites and that is bad by what is said of it, by id, and why. Of an
-    image it is only seen whether there is one."""
+    """The bad records among those that `record` unites, by id, with the reasons. Of an image it is
+    only checked that there is one."""
     for name, outcome in check_each(record, rule, _unread):
         if isinstance(outcome, BadRecord):
             yield name, outcome.reason
@@ -99,7 +99,7 @@ def _said(record: RawRecord, rule: str) -> Iterator[str]:
 
 
 def look(source: str, name: str, options: Options, rule: str) -> Iterator[str]:
-    """All that a dry run says. What reading raises is raised."""
+    """The lines of a dry run. Errors in reading are raised."""
     yield from files_of(source, name)
     records: list[RawRecord] = []
 
@@ -136,7 +136,7 @@ def _told(known: Sequence[RawRecord]) -> str:
 
 
 def _bare(record: RawRecord) -> RawRecord:
-    """Without its bytes: a thousand images may be large."""
+    """A record without its image's bytes: a thousand images may be large."""
     return replace(record, image=b"", rows=tuple(map(_bare, record.rows)))
 
 

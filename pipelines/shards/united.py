@@ -1,10 +1,10 @@
-"""All that is said of one picture in one row.
+"""All captions and classes of one picture in one row.
 
-Flows in: the row of a picture and what later records of it say. Flows out: one row with the
-captions of all, and the class. What records of one group say (rows of one table with one image) is
-added up; of several, a caption stands as often as in the group that says it most often, so that a
-picture told under two names has none twice. Whose record was first decides the id and the order of
-the captions, and nothing else.
+Flows in: the row of a picture, and its later records. Flows out: one row with the captions of all,
+and the class. Captions of one group (rows of one table with one image) are added up. Over several
+groups, a caption stands as often as in the group that has it most often, so a picture told under
+two names has no caption twice. The first record decides the id and the order of the captions, and
+nothing else.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Row = dict[str, Any]
 
 
 def united(row: Row, later: Iterable[Row]) -> Row:
-    """`row` with `later`. Where the records name several classes, the row has these and no label:
-    no task of classification can be made with it."""
+    """`row` with `later`. Where the records name several classes, the row lists them and has no
+    label: no task of classification can be made with it."""
     later = iter(later)
     second = next(later, None)
     if second is None:

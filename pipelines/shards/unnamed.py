@@ -1,7 +1,7 @@
 """Images that lie beside those that a source names, and that none of its records names.
 
 Flows in: the records, as they are read. Flows out: the number of other images in the same folders.
-Names wait in a private SQLite file, as in the ledger.
+Names are kept in a private SQLite file, as in the ledger.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Named:
         self._db.execute("begin")
 
     def among(self, records: Iterable[RawRecord]) -> Iterator[RawRecord]:
-        """The records as they are, whose paths are noted on the way."""
+        """The records, unchanged; their paths are noted on the way."""
         for record in records:
             if isinstance(record.image, Path):
                 row = (bytes(record.image.parent), bytes(Path(record.image.name)))
@@ -35,7 +35,7 @@ class Named:
             yield record
 
     def others(self) -> int:
-        """How many images in the folders of these are none of them."""
+        """How many images in the folders of the named ones are not named."""
         folders = self._db.execute("select distinct folder from named").fetchall()
         return sum(self._others(folder) for (folder,) in folders)
 

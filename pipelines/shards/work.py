@@ -1,7 +1,8 @@
-"""The machinery of the `shards` stage: raw records in, shards and what to say of them out.
+"""The machinery of the `shards` stage.
 
-Images are read and decoded in threads (the decoders release the GIL) and written in the source's
-order. At most 128 MiB of files wait between the two ends.
+Flows in: raw records. Flows out: shards, and the account of what was read. Images are read and
+decoded in threads (the decoders release the GIL) and written in the source's order. At most 128 MiB
+of files wait between the two ends.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ Outcomes: TypeAlias = list[tuple[str, Checked | BadRecord]]
 
 
 def checked(records: Iterator[RawRecord], split_rule: str) -> Iterator[Outcomes]:
-    """Each record's outcome, in order, while threads work on those that follow; of one that unites
-    several rows of the source, the outcome of each."""
+    """Each record's outcome, in order, while threads work on those that follow. A record that
+    unites several rows of the source has the outcomes of each."""
     pending: deque[tuple[Future[Outcomes], int]] = deque()
     workers = os.cpu_count() or 1
     held = 0
@@ -99,8 +100,8 @@ class Sharding:
         self.ledger.add(row, self.writer.add(row))
 
     def _amend(self, row: Row) -> Row | None:
-        """A written row with all that is said of its picture, or None: one in another split is
-        kept."""
+        """A written row with all captions of its picture, or None where the picture's row in
+        another split is kept."""
         if twin := self.ledger.twin(row, better=True):
             self.dropped += self.ledger.records(row)
             self.quarantine.write(row["id"], f"same image as `{twin.id}` ({twin.split})")
@@ -109,7 +110,7 @@ class Sharding:
         return row | {"label": self.relabel.get(row["label"], row["label"])}
 
     def finish(self) -> dict[str, Any]:
-        """Complete the shards; what the manifest says of them."""
+        """Complete the shards; their entries for the manifest."""
         self.quarantine.check(self.seen, finished=True)
         self.relabel = self.ledger.settle()
         stale = self.ledger.stale(every=bool(self.relabel)) if self.stale or self.relabel else ()
@@ -132,8 +133,8 @@ class Sharding:
         }
 
     def _counts(self, rows: int) -> dict[str, Any]:
-        """The account of all records: read = rows + united + left out + quarantined. And of what
-        lies on disk, what was read and what is in no record."""
+        """The account of all records, read = rows + united + left out + quarantined; and of the
+        images on disk, how many were read and how many are in no record."""
         bad = self.quarantine.reasons.total()
         left_out = self.tally.left_out + Counter({LEAK: self.dropped})
         return {

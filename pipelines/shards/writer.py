@@ -1,8 +1,8 @@
 """Checked rows in, `<split>-00000.parquet` files and their manifest entries out.
 
-What a later row of a picture's own record says joins its row while that is in memory. Where it no
-longer is, and of other records of the picture, the shard is written again at the end, with what was
-kept of them.
+Later rows of the same record join a picture's row while it is in memory. If it is no longer, or if
+they are of other records, the shard is written again at the end with the words that the ledger
+kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What every source yields, and the rules for paths that come out of somebody else's file."""
+"""The records that every source yields, and the rules for paths that come out of a file.
+
+Flows in: a source's files, column names and paths. Flows out: `RawRecord`s, splits, safe paths.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class RawRecord:
-    """An image or clip as its source tells it: no value is checked, a `Path` is not yet read."""
+    """An image or clip as its source tells it: no value is checked, and a `Path` is not read
+    yet."""
 
     id: str
     image: bytes | Path | BadRecord  # a path may be a folder of a clip's frames
@@ -48,13 +52,14 @@ class RawRecord:
     rows: tuple[RawRecord, ...] = ()  # what it unites
 
     def apart(self) -> list[RawRecord]:
-        """The records that it unites, which the source tells one by one."""
+        """The single records that this one unites."""
         return list(self.rows) or [self]
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What a source found and what became of it, for the account of everything that was read."""
+    """How many records a source found and how each ended, for the account of everything that was
+    read."""
 
     read: Counter[str] = field(default_factory=Counter)  # files, members, lines, by ending or kind
     ignored: Counter[str] = field(default_factory=Counter)  # the same, which are in no record
@@ -72,7 +77,7 @@ class Options:
     tally: Tally = field(default_factory=Tally)
 
     def silent(self) -> Options:
-        """The same, for reading the source once more: what is counted then goes nowhere."""
+        """The same options for reading the source once more, without counting anything."""
         return replace(self, notes=Counter(), tally=Tally())
 
 
@@ -116,8 +121,8 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, list[str]]:
 def inside(
     root: Path, name: str, store: Path | None = None, what: str = "image path"
 ) -> Path | BadRecord:
-    """`root / name`, unless that leaves `root`: by an absolute path, by `..` or by a link that does
-    not lead into `store`. `what` it is, in the reason."""
+    """`root / name`. Raises where that leaves `root`: by an absolute path, by `..`, or by a link
+    that does not lead into `store`. `what` names it in the reason."""
     parts = Path(name).parts
     if not name or "\0" in name:
         return BadRecord(f"image path {name!r} is not a path")
@@ -137,9 +142,9 @@ def inside(
 
 
 class ImageRoot:
-    """The folder that a source's images are named from: `given`, or the first of `folders` if one
-    of them is found there, or that one of the others. Until then, and where the first thousand are
-    in none, it is the first. Of several others it is the one whose name tells `split`."""
+    """The folder in which a source's images are found by name: `given`, or the first of `folders`
+    that has one of them. Until one is found, and where none of the first thousand is in any, it is
+    the first folder. Among several others, the one whose name tells `split` is taken."""
 
     def __init__(
         self, given: Path | None, folders: Sequence[Path], split: str | None = None
@@ -174,12 +179,12 @@ def with_folders(folder: Path) -> list[Path]:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is no data: a dot file, or a Mac's copy in a ZIP."""
+    """Whether a file or folder is not data: a dot file, or a Mac's copy in a ZIP."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def ending(name: str) -> str:
-    """What a file is counted as."""
+    """The ending under which a file is counted."""
     return "hidden" if hidden(name) else Path(name).suffix.lower() or "no ending"
 
 

@@ -1,7 +1,7 @@
-"""Which column or key means which field: shared by every format whose fields have names.
+"""Which column or key means which field, shared by every format whose fields have names.
 
 Flows in: the names of columns or keys, and a first cell where the name alone does not tell. Flows
-out: field to columns; what is not clear is an error with the line to type.
+out: field to columns; where the meaning is not clear, an error with the flag to type.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _NUMBERING = re.compile(r"|unnamed: [\d.]+|__index_level_\d+__|(comment|caption)
 
 
 def match_columns(names: Iterable[str], options: Options, where: str) -> dict[str, list[str]]:
-    """Field to column names. `--columns` decides alone; without it every column of `where` must be
-    known, because a misspelt one would be lost in silence. Those that number rows are noted."""
+    """Field to column names. `--columns` decides alone. Without it every column of `where` must be
+    known, because a misspelt one would be lost in silence. Columns that number rows are noted."""
     names, given = list(names), options.columns
     if "image" not in given:
         _refuse_addresses(names, where)
@@ -81,8 +81,8 @@ def _by_name(names: Sequence[str], options: Options, where: str) -> dict[str, li
 def with_names(
     columns: dict[str, list[str]], label: Any, options: Options, where: str
 ) -> dict[str, list[str]]:
-    """`columns`, where the one of labels is that of the class names if it holds these, as its first
-    cell `label` tells. Numbers with neither names nor captions are an error: they say nothing."""
+    """`columns`, where the column of labels counts as that of class names if its first cell `label`
+    is a name. Numbers with neither names nor captions are an error: they have no meaning."""
     if "label" not in columns or "class_name" in columns:
         return columns
     column = columns["label"]
@@ -141,10 +141,10 @@ def field_of(column: str) -> str | None:
 
 
 def told(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """What a JSON object beside an image says of it, by field, and which of several keys was taken,
-    in words. A field is told by the first of its names, in the order above, that has a value: by
-    `caption` before `text` and `comment`; of captions by a whole family, `caption_0`, `caption_1`.
-    """
+    """The fields in a JSON object beside an image, and which of several keys was taken, in words. A
+    field is taken from the first of its names, in the order above, that has a value: `caption`
+    comes before `text` and `comment`. Captions are taken from a whole family, `caption_0`,
+    `caption_1`."""
     values: dict[str, Any] = {}
     notes = []
     given = {key: value for key, value in metadata.items() if value is not None}

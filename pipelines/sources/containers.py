@@ -30,7 +30,7 @@ Found = tuple[tuple[int, ...], "np.dtype[np.generic]", Callable[[], Iterator[Arr
 
 
 def pick(path: Path, names: Sequence[str], side: str) -> str | None:
-    """Which of `names` holds the vectors of a side; None: there are none of it."""
+    """The one of `names` that holds the vectors of a side; None: there are no such vectors."""
     own = [name for name in names if name.lower() in SIDES[side]]
     if side == "image" and not own:
         own = [name for name in names if name.lower() in ANY] or (
@@ -60,7 +60,7 @@ def npz(path: Path, side: str, chunk: int) -> Found | None:
 
 
 def _may_be(shape: Sequence[int], dtype: np.dtype[np.generic]) -> bool:
-    """Whether an array may be meant as vectors; objects are, and refused later."""
+    """Whether an array may be meant as vectors. Arrays of objects may, and are refused later."""
     return len(shape) > 1 or dtype.hasobject
 
 
@@ -140,7 +140,7 @@ def rows_of(path: Path) -> int:
 
 
 def class_names(about: pa.Schema, column: str) -> list[str] | None:
-    """What the numbers of a column are called, where a Hugging Face data set says it."""
+    """The class names behind the numbers of a column, where a Hugging Face data set has them."""
     said = json.loads((about.metadata or {}).get(b"huggingface", b"{}"))
     kind = said.get("info", {}).get("features", {}).get(column, {})
     return kind.get("names") if isinstance(kind, dict) else None

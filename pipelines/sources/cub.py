@@ -1,9 +1,9 @@
 """CUB-200-2011's own split, image by image.
 
-Flows in: the folder of the images. Flows out: image path (from that folder) to split, out of two
+Flows in: the folder of the images. Flows out: image path (from that folder) to split, from two
 files beside it: `images.txt` (a number and a path in a line) and `train_test_split.txt` (a number,
-and 1 where the image is to train on). They tell no val. The classes of `image_class_labels.txt` and
-`classes.txt` are those of the folders.
+and 1 for an image to train on). There is no val in them. The classes of `image_class_labels.txt`
+and `classes.txt` are those of the folders.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def told(images: Path) -> bool:
 
 
 def splits(images: Path) -> dict[str, str]:
-    """Image to split; an image of one file that the other has not is an error."""
+    """Image to split; an image that only one of the two files has is an error."""
     names, trained = (_pairs(images.parent / name) for name in (NAMES, SPLIT))
     found = {}
     for number, (line, kind) in trained.items():
@@ -36,7 +36,7 @@ def splits(images: Path) -> dict[str, str]:
 
 
 def _pairs(path: Path) -> dict[str, tuple[int, str]]:
-    """By the number of an image: the line, and what it says of the image."""
+    """By the number of an image: the line, and its second word."""
     found: dict[str, tuple[int, str]] = {}
     text = path.read_text("utf-8", "surrogateescape")
     for line, words in enumerate(text.splitlines(), 1):

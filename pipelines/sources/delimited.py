@@ -1,7 +1,7 @@
 """Rows of text files with a header: cells between commas, semicolons, tabs or bars.
 
-Flows in: a path. Flows out: rows by the number of the line that they begin on, the header's being
-1, and what is wrong with those that are none. Cells between tabs or bars are taken as they stand,
+Flows in: a path. Flows out: rows by the number of the line that they begin on (the header's is 1),
+and the reason for lines that are not rows. Cells between tabs or bars are taken as they stand,
 quotation marks and all, unless the whole file quotes by the rules of CSV.
 """
 
@@ -54,7 +54,7 @@ def rows(path: Path, notes: Counter[str]) -> Iterator[tuple[int, Row]]:
 
 
 def header(path: Path) -> tuple[list[str], str]:
-    """Names of the columns, and what stands between them."""
+    """The names of the columns, and the delimiter."""
     with _open(path) as file:
         line = file.readline(_HEADER)
     delimiter = max(",;|\t", key=line.count)
@@ -72,7 +72,7 @@ def _open(path: Path) -> IO[str]:
 def _cells(
     path: Path, delimiter: str, quoted: bool
 ) -> Iterator[tuple[int, int, list[str] | csv.Error]]:
-    """First line, last line and cells of each row; a blank line is none."""
+    """First line, last line and cells of each row; blank lines are skipped."""
     with _open(path) as file:
         file.readline(LONGEST)
         reader = csv.reader(
@@ -94,8 +94,8 @@ def _cells(
 
 
 def _quotes(path: Path, delimiter: str) -> bool:
-    """Whether the file quotes by the rules: without an error, and no quoted cell goes over the end
-    of a line and the delimiter, as rows between two stray quotation marks do."""
+    """Whether the file quotes by the rules: it has no error, and no quoted cell contains the end of
+    a line and the delimiter, as rows between two stray quotation marks would."""
     for begin, end, cells in _cells(path, delimiter, True):
         if isinstance(cells, csv.Error):
             return False

@@ -1,7 +1,7 @@
-"""Text files in another encoding than UTF-8: what is said of them, with the line that converts one.
+"""Text files that are not UTF-8: the reason, with the command that converts them.
 
-Flows in: a path, or a record out of it whose bytes that are not UTF-8 stand as surrogates. Flows
-out: the reason with the command. Nothing is decoded by a guess: the guess is in the command.
+Flows in: a path, or a record out of it whose other bytes stand as surrogates. Flows out: the reason
+with the command. Nothing is decoded by a guess: the guess is in the command alone.
 """
 
 from __future__ import annotations

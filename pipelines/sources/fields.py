@@ -29,8 +29,8 @@ def cells(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> dict[
 def record_of(
     values: Mapping[str, Any], default_id: str, root: Path, notes: Counter[str], table: str = ""
 ) -> RawRecord:
-    """A record from its fields; image paths are relative to `root`. The rows of a `table` are of
-    one group by the image's path, or else its id; without either the picture itself is the name."""
+    """A record from its fields; image paths are relative to `root`. The rows of a `table` are
+    grouped by the image's path, or else its id; without either, by the picture itself."""
     image = values.get("image")
     name = values.get("id")
     group = path_of(image) or ("" if name is None else str(name))
@@ -52,8 +52,8 @@ def record_of(
 
 
 def merge(records: Iterable[RawRecord]) -> Iterator[RawRecord]:
-    """Consecutive records of one image, as in a table with a row a caption, become one: those of
-    one path, or of the same bytes, whatever their ids. The image is then read once."""
+    """Consecutive records of one image, as in a table with a row a caption, become one: records
+    with one path, or with the same bytes, whatever their ids. The image is then read once."""
     held: list[RawRecord] = []
     for record in records:
         if held and held[0].captions and _same(held[0], record):
@@ -80,7 +80,7 @@ def _same(held: RawRecord, record: RawRecord) -> bool:
 
 
 def path_of(cell: Any) -> str | None:
-    """The path that an image's cell is, if it is one."""
+    """The path in an image's cell, if it is one."""
     match cell:
         case {"bytes": bytes()}:
             return None
@@ -90,7 +90,7 @@ def path_of(cell: Any) -> str | None:
 
 
 def slashed(name: str) -> str:
-    """A path as it is here, also one that Windows wrote."""
+    """A path in this system's form, even if Windows wrote it."""
     return name.replace("\\", "/")
 
 

@@ -37,7 +37,7 @@ class Gather:
 
 
 def _raw(text: str | bytes) -> bytes:
-    """Text as bytes, and back to what they were where they had not been UTF-8."""
+    """Text as bytes; bytes that were not UTF-8 are restored as they were."""
     if isinstance(text, bytes):
         return text
     try:

@@ -25,7 +25,8 @@ def read(source: str, options: Options) -> Iterator[RawRecord]:
 
 
 def table_of(path: Path) -> Path | None:
-    """The table that a folder is, or the only one in it, as in a database of LanceDB's."""
+    """The table in a folder: the folder itself, or the only table in it, as in a database of
+    LanceDB's."""
     if (path / "_versions").is_dir() or (path.suffix == ".lance" and path.is_dir()):
         return path
     found = sorted(path.glob("*.lance"))

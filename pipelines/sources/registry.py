@@ -1,4 +1,7 @@
-"""The formats by name, and which one a source looks like."""
+"""The formats by name, and the format that a source looks like.
+
+Flows in: a source. Flows out: the name of its format, or an error where that is not clear.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def source_format(source: str, given: str | None) -> str:
 
 
 def recognised(source: str, given: str | None) -> tuple[str, str]:
-    """`source_format`, and in words why it is that one."""
+    """`source_format`, with the reason in words."""
     if given is not None:
         if given not in SOURCES:
             raise DataError(unknown("format", given, SOURCES))
@@ -125,7 +128,7 @@ def _of_folder(path: Path) -> tuple[str, str] | None:
 
 
 def _but_images(folder: Path) -> list[Path]:
-    """What is in a folder, but the images and the words beside an image of their name."""
+    """The contents of a folder except for images and files with an image's name."""
     names = [(*stem_and_ending(name), name) for name in visible(folder)]
     stems = {stem for stem, suffix, _ in names if suffix in MEDIA_SUFFIXES}
     return [
@@ -170,7 +173,8 @@ def _refuse_two_readings(path: Path) -> None:
 
 
 def _told_without_images(folder: Path) -> Path | None:
-    """A file that may tell captions or labels in a folder of `folder`, and no image before it."""
+    """A file that may tell captions or labels, in a folder of `folder` without an image before
+    it."""
     for here, below, _ in os.walk(folder):
         below[:] = sorted(name for name in below if not hidden(name))
         if next(image_files(Path(here)), None):
