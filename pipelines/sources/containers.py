@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib import format as npy
+from safetensors import safe_open
 
 from trainables.data.tensor_file import Array
 from trainables.errors import DataError
@@ -79,37 +80,28 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
 
 
 def safetensors(path: Path, side: str, chunk: int) -> Found | None:
-    with path.open("rb") as file:
-        size, whole = int.from_bytes(file.read(8), "little"), path.stat().st_size
-        if not 0 < size <= whole - 8:
-            raise ValueError("its header must be shorter than the file")
-        header: dict[str, Any] = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    name = pick(path, [n for n, about in header.items() if len(about["shape"]) > 1], side)
-    if name is None:
-        return None
-    about = header[name]
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        name = pick(path, [n for n, one in slices.items() if len(one.get_shape()) > 1], side)
+        if name is None:
+            return None
+        kind, shape = slices[name].get_dtype(), tuple(slices[name].get_shape())
     kinds: Mapping[str, Any] = {
         **{"F16": np.float16, "F32": np.float32, "F64": np.float64},
-        "BF16": np.uint16,  # the upper half of a float32, which NumPy has no name for
+        "BF16": np.float32,  # NumPy has no name for the upper half of it
     }
-    if about["dtype"] not in kinds:
-        rule = f"one of {', '.join(kinds)}, got {about['dtype']}"
-        raise DataError(f"`{path}`: the type of `{name}` must be {rule}.")
-    dtype, shape = np.dtype(kinds[about["dtype"]]), tuple(about["shape"])
-    start = 8 + size + about["data_offsets"][0]
-    if start + int(np.prod(shape)) * dtype.itemsize > whole:
-        raise ValueError("it is cut short")
+    if kind not in kinds:
+        raise DataError(
+            f"`{path}`: the type of `{name}` must be one of {', '.join(kinds)}, got {kind}."
+        )
 
     def chunks() -> Iterator[Array]:
         for row in range(0, shape[0], chunk):  # mapped anew, or all of it would stay resident
-            rows = (min(chunk, shape[0] - row), *shape[1:])
-            at = start + row * int(np.prod(shape[1:])) * dtype.itemsize
-            some = np.array(np.memmap(path, dtype, "r", at, rows))
-            yield (some.astype(np.uint32) << 16).view(np.float32) if upper else some
+            with safe_open(path, framework="pt") as file:
+                some = file.get_slice(name)[row : row + chunk]
+            yield (some.float() if kind == "BF16" else some).numpy()
 
-    upper = about["dtype"] == "BF16"
-    return shape, np.dtype(np.float32) if upper else dtype, chunks
+    return shape, np.dtype(kinds[kind]), chunks
 
 
 def batches(path: Path, columns: Sequence[str], chunk: int) -> Iterator[pa.RecordBatch]:

@@ -16,12 +16,14 @@ from zipfile import BadZipFile
 import numpy as np
 import pyarrow as pa
 from numpy.lib.format import open_memmap
+from safetensors import SafetensorError
 
 from pipelines.sources.containers import CONTAINERS
 from trainables.data.tensor_file import Array
 from trainables.errors import DataError, unknown
 
 CHUNK = 8192  # rows
+DAMAGED = (ValueError, OSError, EOFError, BadZipFile, zlib.error, SafetensorError)
 SUFFIXES = (".npy", *CONTAINERS)
 # What turns such a file into an array without running what is in it; for joblib there is no way.
 TORCH = (
@@ -96,7 +98,7 @@ class Vectors:
                 for chunk in part.open():
                     _check_rows(part.path, row, chunk)
                     row += len(chunk)
-            except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
+            except DAMAGED as error:
                 raise DataError(f"`{part.path}`, from row {row} on: {error}") from error
 
 
@@ -149,7 +151,7 @@ def _open(path: Path, side: str) -> Part | None:
         raise DataError(f"`{path}`: " + unknown("kind of vectors", path.suffix, SUFFIXES))
     try:
         found = CONTAINERS[path.suffix](path, side, CHUNK)
-    except (ValueError, OSError, KeyError, BadZipFile, pa.ArrowException) as error:
+    except (*DAMAGED, KeyError, pa.ArrowException) as error:
         said = " ".join(str(error).split())
         raise DataError(f"`{path}` is no valid `{path.suffix}` file: {said}") from error
     if found is None:
