@@ -14,17 +14,9 @@ from pipelines.ranges import Range, check_ranges
 from trainables.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipelines.use.files import Faults
-    from pipelines.use.model import Model
-    from trainables.features.classes import Classes
-    from trainables.metrics.calibration import Calibration, Kind
-
+    from trainables.metrics.calibration import Calibration
 
 SHOWN = 8  # classes of a set that are printed
-UNLIKE = "its best score is below that of every val image"
-UNLIKELY = "no class is likely enough"
 
 
 @dataclass(frozen=True)
@@ -62,16 +54,14 @@ def run(args: Args) -> None:
         raise ConfigError(
             "`cliptune classify` takes image files, got none: they come before `--classes`."
         )
-    if args.template and not args.classes:
-        raise ConfigError("`--template` is for `--classes`: a run's own classes have their words.")
+    from pipelines.classify.answers import calibration_of, choices, classify
     from pipelines.use.files import Faults, find
     from pipelines.use.model import Source, open_model
 
     source, faults = Source(args.run, args.backbone, args.revision), Faults()
     model = open_model(source, "classification", "retrieval")
-    classes = _classes(args, model)
-    calibration = None if args.classes else model.adapter.calibration
-    _check_sets(args, model, calibration)
+    classes = choices(model, args.classes, args.template)
+    calibration = calibration_of(model, not args.classes, args.confidence, args.sets)
     how = (calibration, args.confidence, args.sets)
     rows = classify(model, find(args.images, faults), classes, args.top, faults, *how)
     if args.json:
@@ -82,81 +72,6 @@ def run(args: Args) -> None:
         say(_meaning(args, calibration, len(classes)))
         say(f"next: {source.then}")
     faults.leave()
-
-
-def _check_sets(args: Args, model: Model, calibration: Calibration | None) -> None:
-    if args.confidence is None:
-        if args.sets != "split":
-            raise ConfigError("`--sets` is how the sets of `--confidence` are made: give both.")
-        return
-    if not 0.5 <= args.confidence < 1:
-        raise ConfigError(f"`--confidence` must be from 0.5 to below 1, got {args.confidence:g}.")
-    if calibration is None:
-        raise ConfigError(
-            f"`--confidence` needs val images of the classes, which `{model.name}` does not have "
-            "here: give a run that was trained on classes with val, and no `--classes`."
-        )
-
-
-def _classes(args: Args, model: Model) -> Classes:
-    """The classes to choose among, which the adapter must be able to tell apart."""
-    from pipelines.use.queries import classes_of
-
-    own = model.classes
-    if not args.classes:
-        if own is None:
-            raise ConfigError(
-                f"`--classes` must name what to choose among: `{model.name}` was "
-                "trained without classes."
-            )
-        return own
-    if not model.adapter.open_classes:
-        known = f"{len(own)} classes" if own else "classes"
-        raise ConfigError(
-            f"`--classes` cannot be asked of `{model.name}`: it knows only the {known} that it was "
-            "trained on. Leave `--classes` out, or give a run of another adapter."
-        )
-    return classes_of(args.classes, args.template or (own.template if own else ""))
-
-
-def classify(
-    model: Model,
-    paths: list[Path],
-    classes: Classes,
-    top: int,
-    faults: Faults,
-    calibration: Calibration | None = None,
-    confidence: float | None = None,
-    kind: Kind = "split",
-) -> list[dict[str, Any]]:
-    """Each good image with its `top` likeliest classes and, at a confidence, its set."""
-    from pipelines.use.embedding import embed_files
-    from trainables.training.predict import score
-
-    rows: list[dict[str, Any]] = []
-    word = "probability" if calibration else "softmax"
-    scale = calibration.scale if calibration else model.adapter.tau
-    for names, data in embed_files(model.adapter, paths, faults, "classify"):
-        scores = score(model.adapter, data, classes)  # (N, C)
-        shares, labels = (scale * scores).softmax(-1).sort(dim=-1, descending=True, stable=True)
-        found = [
-            {"path": str(path), "classes": [{"name": classes.names[n], word: p} for n, p in best]}
-            for path, best in zip(names, _pairs(labels, shares, top), strict=True)
-        ]
-        if calibration is not None and confidence is not None:
-            sets = calibration.sets(scores, confidence, kind).gather(1, labels)
-            unlike = calibration.unlike_val(scores, confidence, kind).tolist()
-            for row, label, inside, strange in zip(found, labels, sets, unlike, strict=True):
-                own = [classes.names[n] for n in label[inside].tolist()]
-                row |= {"set": own, "none": UNLIKE if strange else "" if own else UNLIKELY}
-        rows += found
-    return rows
-
-
-def _pairs(labels: Tensor, shares: Tensor, top: int) -> list[list[tuple[int, float]]]:
-    """The first `top` of each row (N, C)."""
-    rows = zip(labels[:, :top].tolist(), shares[:, :top].tolist(), strict=True)
-    return [list(zip(*row, strict=True)) for row in rows]
 
 
 def _line(row: dict[str, Any]) -> str:

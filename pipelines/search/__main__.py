@@ -20,8 +20,7 @@ from trainables.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.search.index import Indexed
-    from pipelines.search.ranking import Query
+    from pipelines.search.nearest import Found
     from pipelines.use.model import Model, Source
 
 
@@ -59,8 +58,7 @@ class Args:
 
 def run(args: Args) -> None:
     _check(args)
-    from pipelines.search.index import index_files
-    from pipelines.search.ranking import embedded, rank
+    from pipelines.search.nearest import nearest
     from pipelines.use.files import Faults, find_images
     from pipelines.use.given import is_given
     from pipelines.use.model import Source, open_model
@@ -71,24 +69,19 @@ def run(args: Args) -> None:
     source = None if bare else Source(args.run, args.backbone, args.revision)
     model = None if source is None else open_model(source, "retrieval")
     texts, asked = _queries(args, model)
-    if given or model is None:
-        found, blocks = None, embedded(model, paths[0], asked.shape[1])
-    else:
-        home = args.index or (args.run / "index" if args.run else None)
-        found = index_files(model, paths, home)
-        if not found.paths:
-            raise DataError(f"`{args.images}`: none of its {len(paths):,} images can be read.")
-        blocks = iter([(found.paths, found.embeds)])
-    queries, searched = rank(blocks, texts, asked, args.top)
+    home = args.index or (args.run / "index" if args.run else None)
+    found = nearest(model, paths, texts, asked, args.top, home)
+    if found.index and not found.index.paths:
+        raise DataError(f"`{args.images}`: none of its {len(paths):,} images can be read.")
     page = args.out
     if page is None and not args.json and not given:
         page = (args.run or Path()) / "found.html"
     if page is not None:
-        _write(page, args, queries, searched, model, source)
+        _write(page, args, found, model, source)
     if args.json:
-        _print_json(args, queries, found, searched, page)
+        _print_json(args, found, page)
     else:
-        _print(queries, found, searched)
+        _print(found)
     if page is not None and not args.json:
         done([page], f"open {page} in a browser")
 
@@ -115,8 +108,7 @@ def _queries(args: Args, model: Model | None) -> tuple[Sequence[str], Tensor]:
 def _write(
     page: Path,
     args: Args,
-    queries: list[Query],
-    searched: int,
+    found: Found,
     model: Model | None,
     source: Source | None,
 ) -> None:
@@ -124,36 +116,35 @@ def _write(
     from trainables.files import write_bytes
 
     by = (model.name, source.flags) if model and source else ("cosine", f"--texts {args.texts}")
-    write_bytes(page, render(queries, searched, args.images, *by).encode())
+    write_bytes(page, render(found.queries, found.searched, args.images, *by).encode())
 
 
-def _print(queries: list[Query], found: Indexed | None, searched: int) -> None:
-    if found is None:
-        say(f"{searched:,} embeddings")
+def _print(found: Found) -> None:
+    index = found.index
+    if index is None:
+        say(f"{found.searched:,} embeddings")
     else:
-        bad = f", {len(found.bad):,} cannot be read" if found.bad else ""
-        kept = f"; kept in {found.kept}" if found.kept else "; not kept, `--index FOLDER` would"
-        say(f"{searched:,} images, {found.new:,} new{bad}{kept}")
-    for query in queries:
+        bad = f", {len(index.bad):,} cannot be read" if index.bad else ""
+        kept = f"; kept in {index.kept}" if index.kept else "; not kept, `--index FOLDER` would"
+        say(f"{found.searched:,} images, {index.new:,} new{bad}{kept}")
+    for query in found.queries:
         say(f"\n{query.text}")
         for place, match in enumerate(query.matches, 1):
             say(f"  {place:>3}  {match.path}")
     say("")
 
 
-def _print_json(
-    args: Args, queries: list[Query], found: Indexed | None, searched: int, page: Path | None
-) -> None:
-    bad = found.bad if found else {}
+def _print_json(args: Args, found: Found, page: Path | None) -> None:
+    bad, new = (found.index.bad, found.index.new) if found.index else ({}, 0)
     value = {
-        **{"folder": str(args.images), "images": searched, "new": found.new if found else 0},
+        **{"folder": str(args.images), "images": found.searched, "new": new},
         "unreadable": [{"path": str(p), "error": reason} for p, reason in bad.items()],
         "queries": [
             {
                 "query": query.text,
                 "matches": [{"path": str(m.path), "cosine": m.cosine} for m in query.matches],
             }
-            for query in queries
+            for query in found.queries
         ],
         "page": None if page is None else str(page),
     }

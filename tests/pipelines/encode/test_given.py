@@ -21,7 +21,7 @@ from pipelines.arena import __main__ as arena
 from pipelines.arena.flags import plan_of
 from pipelines.arena.plan import store_of, write_plan
 from pipelines.arena.tuning import Arena, CellSearch
-from pipelines.classify.__main__ import classify
+from pipelines.classify.answers import classify
 from pipelines.draw.class_names import read_words
 from pipelines.draw.labelled import read_labelled
 from pipelines.draw.make import Task, make_draw

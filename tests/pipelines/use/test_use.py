@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.classify.__main__ import UNLIKE, UNLIKELY
+from pipelines.classify.answers import UNLIKE, UNLIKELY
 from pipelines.cli import stage_main
 from pipelines.search import index
 from pipelines.train import __main__ as train
