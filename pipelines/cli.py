@@ -17,7 +17,7 @@ from typing import Any, Literal, TextIO, cast, get_args, get_origin, get_type_hi
 
 from pipelines.console import Patient, complain
 from pipelines.door import expected, keep, leave, leave_interrupted, sentence
-from pipelines.signals import COMMAND, PATIENCE
+from pipelines.signals import own_process
 from pipelines.workspace import none_left_empty
 from trainables.config import LARGEST
 from trainables.errors import unknown
@@ -63,8 +63,7 @@ def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    PATIENCE.set(COMMAND)
-    with redirect_stderr(cast("TextIO", Patient(sys.stderr))):  # progress bars also write there
+    with own_process(), redirect_stderr(cast("TextIO", Patient(sys.stderr))):  # bars write there
         _to_its_end(stage, words, debug)
 
 

@@ -16,7 +16,16 @@ from types import FrameType
 
 # Seconds after an interrupt in which this process ends, saved or not; None: it is not ours to end.
 PATIENCE: ContextVar[float | None] = ContextVar("patience", default=None)
-COMMAND = 8.0  # its user sees it gone within ten
+
+
+@contextmanager
+def own_process(seconds: float = 8.0) -> Iterator[None]:
+    """This process is a command's, which its user sees gone within ten seconds."""
+    before = PATIENCE.set(seconds)
+    try:
+        yield
+    finally:
+        PATIENCE.reset(before)
 
 
 @contextmanager

@@ -50,7 +50,8 @@ class Args:
             raise DataError("`--missing drop` is for the images of an `--index`, got none.")
 
 
-def run(args: Args) -> None:
+def run(args: Args) -> Path:
+    """The file of the draw."""
     from pipelines import console
     from trainables.data.shards import ShardSet
     from trainables.features.few_shot import read_draw, write_draw
@@ -66,7 +67,7 @@ def run(args: Args) -> None:
     if out.exists():
         _refuse_another(out, read_draw(out), draw)
         console.nothing_to_do(out, then)
-        return
+        return out
     write_draw(out, draw)
     console.say(f"{len(draw.names)} classes, such as: {draw.template.format(draw.names[0])}")
     for split, members in (("train", draw.train), ("val", draw.val)):
@@ -77,6 +78,7 @@ def run(args: Args) -> None:
             f"have, such as {draw.missing[0]}; all are named in `{out}`"
         )
     console.done([out], then)
+    return out
 
 
 def _draw(args: Args, shards: ShardSet) -> Draw:

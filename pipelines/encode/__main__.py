@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipelines.encode.args import Args
 
 
-def run(args: Args) -> None:
+def run(args: Args) -> Path:
+    """The folder of the store."""
     from pipelines import console
 
     if args.embeddings is not None:
@@ -26,6 +29,7 @@ def run(args: Args) -> None:
         console.done(wrote=[folder], then=then)
     else:
         console.nothing_to_do(folder, then)
+    return folder
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ class Args:
     """the folder of a search, e.g. runs/flickr8k"""
 
 
-def run(args: Args) -> None:
-    """Write the report of `args.run`, unless the one that is there says the same."""
+def run(args: Args) -> Path:
+    """Write the report of `args.run`, unless the one that is there says the same; the page."""
     if not any((args.run / name).exists() for name in ("study.json", "result.json")):
         raise DataError(
             f"`{args.run}` must hold a study.json (from `cliptune tune`) or a result.json "
@@ -38,6 +38,7 @@ def run(args: Args) -> None:
         console.done(wrote=paths, then=then)
     else:
         console.nothing_to_do(paths[0], then)
+    return paths[0]
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def open_model(source: Source, *tasks: str) -> Model:
         return Model("zero-shot", adapter, _identity(zero_shot, adapter), None)
     contest = read_contest(source.run, only_best=True)
     best = next(one for one in contest.contestants if one.selected)
-    _check_task(source.run, contest.task, tasks)
+    check_task(source.run, contest.task, tasks)
     backbone = backbone_of(contest.features, default_device())
     (adapter,) = replace(contest, contestants=[best]).load(backbone)
     calibrate_rest(contest, [adapter], needed=False)
@@ -110,7 +110,8 @@ def open_model(source: Source, *tasks: str) -> Model:
     )
 
 
-def _check_task(run: Path, task: str, wanted: tuple[str, ...]) -> None:
+def check_task(run: Path, task: str, wanted: tuple[str, ...]) -> None:
+    """Raise where a run of `task` cannot do what those of the `wanted` tasks do."""
     if task in wanted:
         return
     does, use = USES[task]

@@ -16,7 +16,7 @@ from search_spaces.registry import SPACES
 from tests import ROOT
 from trainables.adapters.registry import ADAPTERS
 
-PACKAGES = ("trainables", "search_spaces", "pipelines")
+PACKAGES = ("trainables", "search_spaces", "pipelines", "cliptune")
 # As data flows: a room imports itself, those before it, and what lies beside the rooms.
 ROOMS = (
     *("search_spaces", "trainables", "trainables.data", "trainables.media", "trainables.models"),
@@ -34,7 +34,7 @@ ROOMS = (
         "pipelines.export",
         "pipelines.use",
     ),
-    *("pipelines.search", "pipelines.classify", "pipelines.caption", "pipelines.demo"),
+    *("pipelines.search", "pipelines.classify", "pipelines.caption", "pipelines.demo", "cliptune"),
 )
 HEAVY = ("torch", "ray", "transformers", "pyarrow", "peft", "optuna", "datasets", "matplotlib")
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "ray.cloudpickle")

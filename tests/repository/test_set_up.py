@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from tests import ROOT
 from tests.repository.test_architecture import imports, sources
 
-OURS = ("pipelines", "trainables", "search_spaces", "benchmarks", "docs", "tests")
+OURS = ("cliptune", "pipelines", "trainables", "search_spaces", "benchmarks", "docs", "tests")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Whose a package is that may not be installed.

@@ -1,0 +1,331 @@
+"""cliptune from Python: the flags of the commands, their results, and a trained adapter in use."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import cliptune
+from cliptune import results, stages, tuned, values
+from tests import ROOT
+from tests.things import in_this_process
+
+STAGES = ("shards", "draw", "encode", "tune", "train", "arena", "evaluate", "report", "export")
+ASIDE = {"dry_run"}  # says what it sees, and returns nothing
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_function_has_the_flags_of_its_command_with_their_defaults(name: str) -> None:
+    fields = dataclasses.fields(importlib.import_module(f"pipelines.{name}.__main__").Args)
+    wanted = {
+        field.name: inspect.Parameter.empty
+        if field.default is field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        if callable(field.default_factory)
+        else str(field.default)
+        if isinstance(field.default, Path)
+        else field.default
+        for field in fields
+        if field.name not in ASIDE
+    }
+    found = inspect.signature(getattr(cliptune, name)).parameters
+    assert {name: one.default for name, one in found.items()} == wanted
+
+
+def choices(kind: Any) -> set[Any]:
+    """The literals in a type, at any depth."""
+    if get_origin(kind) is Literal:
+        return set(get_args(kind))
+    return set().union(*map(choices, get_args(kind)))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_type_offers_the_choices_of_the_flag(name: str) -> None:
+    flags = get_type_hints(importlib.import_module(f"pipelines.{name}.__main__").Args)
+    takes = get_type_hints(getattr(cliptune, name))
+    for flag in takes.keys() - {"return", "protocol"}:  # words, of which the flag checks each
+        assert choices(takes[flag]) == choices(flags[flag]), flag
+
+
+@pytest.mark.parametrize(
+    "module", [stages, results, tuned, values]
+)  # in this order: what is made is read
+def test_the_examples_are_true(module: Any, desk: Path) -> None:
+    found = doctest.testmod(
+        module, extraglobs={"cliptune": cliptune}, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_what_one_calls_has_an_example() -> None:
+    used = [getattr(cliptune, name) for name in (*STAGES, "load")]
+    used += [
+        one
+        for name, one in vars(cliptune.Tuned).items()
+        if inspect.isfunction(one) and name[0] != "_"
+    ]
+    assert [one.__name__ for one in used if ">>> " not in (one.__doc__ or "")] == []
+
+
+def test_importing_it_is_quick() -> None:
+    heavy = ("torch", "ray", "transformers", "pyarrow", "optuna", "pandas", "matplotlib")
+    code = f"import sys, cliptune; print([n for n in {heavy} if n in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
+
+
+def test_the_package_is_the_command_too(desk: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cliptune", "report", "--help"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert "usage: cliptune report" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"trials": "many"}, "`trials` must be a whole number or None, got 'many'."),
+        ({"trials": True}, "`trials` must be a whole number or None, got True."),
+        ({"trials": 0}, "`--trials` must be at least 1, got 0."),
+        ({"sampler": "best"}, "`sampler` must be 'auto', 'tpe', 'gp', 'random', 'cmaes' or 'qmc'"),
+        ({"adapter": ["lora", 3]}, "`adapter` must be a text, got 3."),
+        ({"stop": 1}, "`stop` must be True or False, got 1."),
+        ({"draw": 4}, "`draw` must be a path or None, got 4."),
+        ({"gpus": "all"}, "`gpus` must be a number or 'auto', got 'all'."),
+        ({"adapter": "cop"}, "Did you mean `coop`?"),
+        ({"set": {"optim.rate": 1}}, "`optim.rate`"),
+    ],
+)
+def test_a_wrong_value_is_named(given: dict[str, Any], said: str, desk: Path) -> None:
+    with pytest.raises(cliptune.CliptuneError) as error:
+        cliptune.tune("features", out="runs/none", **given)
+    assert said in str(error.value)
+    assert not Path("runs/none").exists()
+
+
+def test_a_mapping_is_typed_as_on_the_command_line() -> None:
+    given = {"batch_size": [32, 64], "adapter.paper": True, "adapter.lm": None, "lr": 1e-4}
+    found = values.value_of("search", tuple[str, ...], given)
+    assert found == ("batch_size=32,64", "adapter.paper=true", "adapter.lm=none", "lr=0.0001")
+
+
+def test_a_stage_goes_on_with_what_the_command_began(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--features", "features", "--adapter", "soft_prompt", "--set", "epochs=2")
+    assert in_this_process("train", *words, "--out", "runs/begun") == 0
+    before = (desk / "runs/begun/best/adapter.safetensors").stat().st_mtime_ns
+    run = cliptune.train("features", "runs/begun", adapter="soft_prompt", set={"epochs": 2})
+    assert (desk / "runs/begun/best/adapter.safetensors").stat().st_mtime_ns == before
+    assert run.history.index.tolist() == [1, 2]
+    assert run.metric == "val/t2i_r1"
+
+
+def test_a_command_that_fails_within_a_stage_is_an_error(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        sys.exit(2)
+
+    monkeypatch.setattr("pipelines.report.__main__.run", fail)
+    with pytest.raises(cliptune.CliptuneError, match="`report` ended with code 2"):
+        cliptune.report("runs/mine")
+
+
+def test_a_result_says_what_its_file_says(desk: Path) -> None:
+    result = cliptune.Result.read("runs/mine")
+    raw = json.loads((desk / "runs/mine/result.json").read_text())
+    assert result.chosen == "soft_prompt"
+    assert result.openings == len(raw["test_openings"]) == 1
+    for row in raw["rows"]:
+        for metric, found in row["metrics"].items():
+            mine = result.metrics.loc[(row["name"], metric)]
+            assert mine[["value", "low", "high"]].to_dict() == found
+            gap = row["vs_baseline"].get(metric)
+            wanted = [gap[key] if gap else np.nan for key in ("difference", "p", "p_holm")]
+            np.testing.assert_array_equal(mine[["difference", "p", "p_holm"]], wanted)
+    assert result.standings.loc["soft_prompt"].equals(
+        result.metrics.loc[("soft_prompt", "t2i_r1@10")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "beats"),
+    [(0.1, 0.3, 0.01, True), (0.1, 0.3, 0.2, False), (-0.1, 0.3, 0.01, False)],
+)
+def test_to_beat_the_baseline_is_to_be_sure_of_it(
+    low: float, high: float, p: float, beats: bool
+) -> None:
+    gap = {"difference": 0.2, "difference_low": low, "difference_high": high, "p_holm": p}
+    nothing = dict.fromkeys(gap)
+    frame = pd.DataFrame({"zero_shot": nothing, "lora": gap}, dtype=float).T
+    made = [cliptune.Result(Path(), "m", row, frame, frame, 1) for row in ("lora", "zero_shot")]
+    assert [one.beats_baseline for one in made] == [beats, False]
+
+
+@pytest.mark.parametrize("read", [cliptune.Study.read, cliptune.Result.read, cliptune.Run.read])
+def test_a_folder_without_it_is_named(read: Callable[[str], object], desk: Path) -> None:
+    with pytest.raises(cliptune.DataError, match="photos"):
+        read("photos")
+
+
+# A trained adapter in use
+
+
+def test_images_may_be_files_pictures_and_embeddings(desk: Path) -> None:
+    mine, bare = cliptune.load("runs/mine"), cliptune.load(backbone="clip")
+    names = ["photos/3.jpg", "photos/1.jpg", "photos/3.jpg"]
+    found = mine.embed_images(names)
+    assert found.shape == (3, 16)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(found[0], found[2])
+    pictures = [Image.open(name) for name in names]
+    np.testing.assert_array_equal(mine.embed_images(pictures), found)
+    np.testing.assert_allclose(mine.embed_images(Path(names[1])), found[1:2], atol=1e-6)
+    everything = mine.embed_images("photos")
+    assert len(everything) == 60
+    embeds = bare.embed_images(names)
+    np.testing.assert_allclose(mine.embed_images(embeds), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1"])
+def test_a_picture_of_any_mode_is_the_file_that_it_is_of(
+    mode: str, desk: Path, tmp_path: Path
+) -> None:
+    picture = Image.open("photos/5.jpg").convert(mode)
+    suffix = "tiff" if mode == "CMYK" else "png"
+    picture.save(tmp_path / f"it.{suffix}")
+    bare = cliptune.load(backbone="clip")
+    np.testing.assert_array_equal(
+        bare.embed_images(picture), bare.embed_images(tmp_path / f"it.{suffix}")
+    )
+
+
+def test_a_picture_that_lies_on_its_side_is_put_upright(desk: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.open("photos/5.jpg").resize((40, 20))
+    picture.save(tmp_path / "side.png", exif=exif)
+    bare = cliptune.load(backbone="clip")
+    np.testing.assert_array_equal(
+        bare.embed_images(Image.open(tmp_path / "side.png")),
+        bare.embed_images(tmp_path / "side.png"),
+    )
+
+
+def test_what_is_nearest_is_found(desk: Path) -> None:
+    mine = cliptune.load("runs/mine")
+    found = mine.search(["a red dog", "a blue cat"], images="photos", top=3)
+    assert found.columns.tolist() == ["query", "rank", "image", "cosine"]
+    assert found["query"].tolist() == ["a red dog"] * 3 + ["a blue cat"] * 3
+    cosines = mine.embed_images(found["image"][:3].tolist()) @ mine.embed_text("a red dog").T
+    np.testing.assert_allclose(cosines[:, 0], found["cosine"][:3], atol=1e-6)
+    every = mine.embed_images("photos") @ mine.embed_text("a red dog").T
+    np.testing.assert_allclose(np.sort(every[:, 0])[::-1][:3], found["cosine"][:3], atol=1e-6)
+    assert (desk / "runs/mine/index").is_dir()
+
+
+def test_pictures_and_embeddings_are_called_by_their_number(desk: Path) -> None:
+    mine = cliptune.load("runs/mine")
+    pictures = [Image.open(f"photos/{number}.jpg") for number in range(12)]
+    by_file = mine.search("a red dog", [f"photos/{n}.jpg" for n in range(12)], top=12)
+    wanted = [int(Path(name).stem) for name in by_file["image"]]
+    assert mine.search("a red dog", pictures)["image"].tolist() == wanted
+    embeds = cliptune.load(backbone="clip").embed_images("photos")
+    assert set(mine.search("a red dog", embeds, top=60)["image"]) == set(range(60))
+    few = cliptune.load("runs/few").classify(embeds[:2], top=1)
+    assert few["image"].tolist() == [0, 1]
+
+
+def test_classes_come_with_probabilities_and_sets(desk: Path) -> None:
+    few = cliptune.load("runs/few")
+    assert few.classes == ("ball", "boat", "cat", "tree")
+    found = few.classify(["photos/0.jpg", "photos/1.jpg"], top=4)
+    assert found.columns.tolist() == ["image", "rank", "class", "probability"]
+    np.testing.assert_allclose(found.groupby("image")["probability"].sum(), 1, atol=1e-5)
+    sure = few.classify("photos/0.jpg", confidence=0.6)
+    assert {"set", "none"} <= set(sure.columns)
+    assert all(set(names) <= set(few.classes) for names in sure["set"])
+    bare = cliptune.load(backbone="clip").classify("photos/0.jpg", classes=["red", "blue"])
+    assert bare.columns.tolist() == ["image", "rank", "class", "softmax"]
+
+
+def test_a_bad_image_ends_the_call_or_is_left_out(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    mine, few = cliptune.load("runs/mine"), cliptune.load("runs/few")
+    with pytest.raises(cliptune.DataError, match=r"bad.jpg`: not an image"):
+        mine.embed_images(["photos/0.jpg", bad])
+    with pytest.raises(cliptune.DataError, match=r"bad.jpg`: not an image"):
+        few.classify(["photos/0.jpg", bad])
+    with pytest.raises(cliptune.DataError, match=r"bad.jpg`: not an image"):
+        mine.search("a red dog", ["photos/0.jpg", bad])
+    rest = few.classify(["photos/0.jpg", bad], on_error="skip", top=1)
+    assert rest["image"].tolist() == ["photos/0.jpg"]
+    rest = mine.search("a red dog", ["photos/0.jpg", bad], on_error="skip")
+    assert rest["image"].tolist() == ["photos/0.jpg"]
+    assert "bad.jpg`: not an image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ([], "got none."),
+        ([1, 2], "got int."),
+        (["photos/0.jpg", 3], "got int, str."),
+        (np.zeros((4, 4, 3), np.uint8), "a picture's pixels go in as `PIL.Image.fromarray`."),
+        (np.zeros((2, 7), np.float32), "must have vectors of width 16, got 7."),
+        (np.zeros((2, 16), np.float32), "zero"),
+        ("nowhere.jpg", "nowhere.jpg"),
+    ],
+)
+def test_what_is_no_image_is_named(images: Any, said: str, desk: Path) -> None:
+    mine = cliptune.load("runs/mine")
+    with pytest.raises(cliptune.CliptuneError) as error:
+        mine.embed_images(images)
+    assert said in str(error.value)
+
+
+def test_a_run_is_asked_for_what_it_can_do(desk: Path) -> None:
+    mine, few = cliptune.load("runs/mine"), cliptune.load("runs/few")
+    with pytest.raises(cliptune.ConfigError, match="is a run of retrieval"):
+        mine.caption("photos/0.jpg")
+    with pytest.raises(cliptune.ConfigError, match="is a run of classification"):
+        few.search("a red dog", images="photos")
+    with pytest.raises(cliptune.ConfigError, match="must name what to choose among"):
+        mine.classify("photos/0.jpg")
+    with pytest.raises(cliptune.ConfigError, match="`texts` must be texts with words in them"):
+        mine.embed_text([])
+    with pytest.raises(cliptune.ConfigError, match="`on_error` must be 'raise' or 'skip'"):
+        few.classify("photos/0.jpg", on_error="ignore")  # type: ignore[arg-type]
+    with pytest.raises(cliptune.ConfigError, match="`--run` or `--backbone` must name the model"):
+        cliptune.load()
+
+
+def test_captions_are_those_of_the_command(desk: Path) -> None:
+    words = cliptune.load("runs/words")
+    by_file = words.caption(["photos/0.jpg", "photos/7.jpg"])
+    pictures = words.caption([Image.open("photos/0.jpg"), Image.open("photos/7.jpg")])
+    assert by_file["caption"].tolist() == pictures["caption"].tolist()
+    assert by_file["image"].tolist() == ["photos/0.jpg", "photos/7.jpg"]
+    assert pictures["image"].tolist() == [0, 1]
