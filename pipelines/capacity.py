@@ -1,7 +1,7 @@
 """What a Ray cluster holds, what its autoscaler can bring, and the wait for it.
 
 Flows in: `--gpus` and `--wait`, and a connected Ray. Flows out: how many GPUs a worker asks for,
-and that the first worker's place is there, or an error that says why it is not.
+once the first worker's place is there; or an error that says why it is not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ SAY_EVERY = 30  # seconds, while waiting
 
 
 def check_gpus(gpus: Gpus, together: int = 1, flag: str = "workers") -> None:
-    """Whether `--gpus` is a number that Ray can give to each of `together` workers of one run."""
+    """Raise unless `--gpus` is a number that Ray can give to each of `together` workers of one
+    run."""
     if gpus == "auto":
         return
     if not (0.01 <= gpus < 1 or (0 <= gpus <= MANY and gpus == int(gpus))):
@@ -77,11 +78,12 @@ class Capacity:
 
     @property
     def known(self) -> bool:
-        """Whether `best` is all there can ever be."""
+        """Whether `best` is all that there can ever be."""
         return bool(self.most) or not self.grows
 
     def gpus(self, asked: Gpus) -> float:
-        """GPUs of a worker: `auto` is 1 where there are GPUs or the autoscaler could bring them."""
+        """The GPUs of a worker: `auto` is 1 where there are GPUs or the autoscaler could bring
+        them."""
         if asked != "auto":
             return float(asked)
         if any(node.gpus for node in self.best):
@@ -94,7 +96,7 @@ class Capacity:
         return 0.0
 
     def hosts(self, cpus: float, gpus: float) -> tuple[Node, ...]:
-        """The nodes that hold a worker of that size; where there can be none, an error."""
+        """The nodes that hold a worker of that size. Raises where there can be none."""
         hosts = tuple(node for node in self.best if node.holds(cpus, gpus))
         if not hosts and self.known:
             largest = max(self.best, key=lambda node: (node.gpus, node.cpus) if gpus else node.cpus)
@@ -106,12 +108,12 @@ class Capacity:
 
 
 def needs(cpus: float, gpus: float) -> str:
-    """`1 CPU and 0.5 GPU`, in words."""
+    """A worker's resources in words: `1 CPU and 0.5 GPU`."""
     return f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
 
 
 def capacity() -> Capacity:
-    """Of the cluster that this process is connected to."""
+    """The capacity of the cluster that this process is connected to."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -142,8 +144,8 @@ def _most(path: Path) -> tuple[Node, ...]:
 
 
 def await_place(workers: Iterable[dict[str, float]], minutes: float) -> None:
-    """Wait until there is room for all of `workers` at once, at most so long. Asking for it is what
-    makes an autoscaler start nodes, which then stay until the work itself asks."""
+    """Wait until there is room for all of `workers` at once, at most so long. The request makes an
+    autoscaler start nodes, which then stay until the work itself asks."""
     from ray.util import placement_group, remove_placement_group
 
     bundles = list(workers)
@@ -170,7 +172,7 @@ def _wait(ready: Callable[[int], bool], bundles: list[dict[str, float]], minutes
 
 
 def autoscaler_says() -> str:
-    """What `ray status` shows of nodes that come, failed to come, or are asked for."""
+    """The part of `ray status` about nodes that come, failed to come, or are asked for."""
     import ray
 
     beside = Path(sys.executable).with_name("ray")

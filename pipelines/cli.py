@@ -1,6 +1,7 @@
 """`cliptune <stage>`: typed flags from each stage's `Args`, errors in one sentence.
 
-The same stages answer to `python -m pipelines.<stage>`, which is what `ray job submit` runs.
+Flows in: the command line. Flows out: the stage's run, and an exit code. The same stages answer to
+`python -m pipelines.<stage>`, the form that `ray job submit` runs.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def main() -> None:
 
 
 def stage_main(stage: str, words: Sequence[str] | None = None) -> None:
-    """Parse `words` (default: the command line) and run `stage`; exit 2 on what its user
-    can mend, 1 on a fault of ours. `--debug`, anywhere, shows the traceback."""
+    """Parse `words` (default: the command line) and run `stage`. The exit code is 2 for errors that
+    the user can mend, 1 for a fault of ours. `--debug`, anywhere, shows the traceback."""
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -90,7 +91,8 @@ def _run(stage: str, words: list[str]) -> None:
 
 
 def parsed(stage: str, words: list[str]) -> Any:
-    """The stage's `Args`, which check their own values; exit 2 on words that it cannot have."""
+    """The stage's `Args`, which check their own values; exit code 2 for words that they cannot
+    have."""
     import tyro
 
     module = importlib.import_module(f"pipelines.{stage}.__main__")
@@ -103,7 +105,8 @@ def parsed(stage: str, words: list[str]) -> Any:
 
 
 def _refuse_dashes(words: Sequence[str]) -> None:
-    """A text or a path that begins with a dash would be read as flags of one letter."""
+    """Raise for a text or a path that begins with a dash: it would be read as flags of one
+    letter."""
     for word in words:
         if word[:1] == "-" and word[:2] != "--" and word != "-h" and not _reads(float, word):
             complain(
@@ -132,7 +135,8 @@ def _refuse_unknown_flags(args: type, words: Sequence[str], why: Mapping[str, st
 
 
 def _refuse_lists_given_twice(args: type, words: Sequence[str]) -> None:
-    """Of `--set a=1 --set b=2`, tyro would take the second alone."""
+    """Raise for a list flag given twice: of `--set a=1 --set b=2`, tyro would take the second
+    alone."""
     given = [word.split("=", 1)[0].replace("_", "-") for word in words if word[:2] == "--"]
     for item in dataclasses.fields(args):
         flag = "--" + item.name.replace("_", "-")
@@ -142,8 +146,8 @@ def _refuse_lists_given_twice(args: type, words: Sequence[str]) -> None:
 
 
 def _refuse_wrong_values(args: type, words: Sequence[str]) -> None:
-    """What is neither a number nor a choice where only those are; tyro's own message is about
-    Python's types."""
+    """Raise for a value that is not a number, or not a choice, where it must be; tyro's own message
+    is about Python's types."""
     kinds = {"--" + name.replace("_", "-"): kind for name, kind in get_type_hints(args).items()}
     flag, first = "", False
     for word in words:
@@ -161,7 +165,7 @@ def _refuse_wrong_values(args: type, words: Sequence[str]) -> None:
 
 
 def _broken_rule(kind: Any, value: str) -> str:
-    """What a value of this type must be; empty where it is, or where any word will do."""
+    """The rule for values of this type that the value breaks; empty where it breaks none."""
     small = f" of at most {LARGEST:,}" if value.lstrip("+-").isdecimal() else ""
     names = {int: f"a whole number{small}", float: "a number"}
     rules: list[str] = []

@@ -1,4 +1,4 @@
-"""The one way to reach Ray: the cluster we run on if there is one, else this machine.
+"""The one way to reach Ray: the cluster that we run on if there is one, else this machine.
 
 Flows in: the environment (`RAY_ADDRESS`, as `ray job submit` sets it). Flows out: a connected Ray,
 quiet, whose workers can import this package from a checkout as well as from an installation. A
@@ -27,8 +27,8 @@ GONE_HERE_AFTER = 3.0  # where no network lies between: then it is after 10, and
 
 
 def check_here(precision: str, gpus: object) -> None:
-    """Whether training can have `precision`, where this machine is the one that trains. Workers
-    elsewhere look for themselves."""
+    """Raise where this machine is the one that trains and cannot train in `precision`. Workers
+    elsewhere check for themselves."""
     from trainables.hardware import check_precision, default_device
 
     if precision == "bf16" and not os.environ.get("RAY_ADDRESS"):
@@ -36,7 +36,8 @@ def check_here(precision: str, gpus: object) -> None:
 
 
 def quiet_tune() -> None:
-    """Settings that Ray Tune has by environment alone; call it before Ray is imported."""
+    """Set the environment variables through which alone Ray Tune takes some settings; to be called
+    before Ray is imported."""
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial's result has no metric
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `Interrupt` handles the signals
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables heed no verbosity; `Progress` says enough
@@ -45,8 +46,8 @@ def quiet_tune() -> None:
 
 
 def cause(error: Exception) -> str:
-    """Why a group of Ray Train workers ended, in a line: what its workers said, or the first
-    sentence of whoever was to start them."""
+    """Why a group of Ray Train workers ended, in a line: the workers' own words, or the first
+    sentence of the error that kept them from starting."""
     failures = getattr(error, "worker_failures", None)  # by rank, a traceback each
     if not failures:
         said = str(error).strip() or type(error).__name__
@@ -57,7 +58,8 @@ def cause(error: Exception) -> str:
 
 
 def connect(dashboard: bool = False) -> None:
-    """Connect to Ray unless this process already has. `dashboard` counts where we start it."""
+    """Connect to Ray unless this process already is. `dashboard` counts where Ray is started
+    here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Who asked for no GPU sees none. (And unset, it is a FutureWarning.)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
@@ -99,7 +101,7 @@ def connect(dashboard: bool = False) -> None:
 
 
 def _raylet() -> dict[str, float]:
-    """Where this machine's own answers, and for how long it may be silent."""
+    """The address of this machine's own raylet, and how long it may be silent."""
     import ray
 
     own = ray.get_runtime_context().get_node_id()
@@ -114,8 +116,8 @@ def _hold_on(patience: dict[str, float]) -> None:
 
 
 def reached(address: str, seconds: float) -> bool:
-    """Whether something answers at `host:port` within `seconds`. Ray would try for minutes. What
-    Ray alone can resolve, as `auto`, counts as reached."""
+    """Whether something answers at `host:port` within `seconds`. (Ray would try for minutes.) An
+    address that Ray alone can resolve, as `auto`, counts as reached."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if not port.isdigit():
         return True
@@ -129,8 +131,8 @@ def reached(address: str, seconds: float) -> bool:
 
 
 def hold_on(patience: Mapping[str, float], connected: Callable[[], bool]) -> None:
-    """End this process, and say so, once one of the cluster's addresses has not answered for as
-    many seconds: calls that wait for it would not come back."""
+    """End this process, with a message, once one of the cluster's addresses has not answered for as
+    many seconds: calls that wait for it would never return."""
     while all(reached(address, seconds) for address, seconds in patience.items()):
         time.sleep(2)
     if not connected():

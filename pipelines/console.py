@@ -1,4 +1,7 @@
-"""What every command says to its user: what it wrote, and what to run next."""
+"""What every command says to its user: the files it wrote, and the command to run next.
+
+Flows in: text and paths. Flows out: lines on stdout and stderr.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,13 @@ from typing import Any, TextIO
 
 
 def say(text: str) -> None:
-    """A line to stdout. A reader that has gone (`| head`) ends what is said, and not the work."""
+    """Write a line to stdout. If its reader has gone (`| head`), nothing more is said, and the work
+    goes on."""
     print(safe(text), file=Patient(sys.stdout), flush=True)
 
 
 class Patient:
-    """A stream whose reader may go: what is written from then on goes nowhere."""
+    """A stream whose reader may go: from then on, what is written is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -46,18 +50,18 @@ class Patient:
 
 
 def word(value: object) -> str:
-    """A path or a name in a line that can be pasted into a shell."""
+    """A path or a name, quoted so that the line can be pasted into a shell."""
     return shlex.quote(str(value))
 
 
 def complain(text: str) -> None:
-    """A line to stderr."""
+    """Write a line to stderr."""
     print(safe(text), file=sys.stderr)
 
 
 def safe(text: str) -> str:
-    """Names of files and classes are strangers': what would move a terminal's cursor, colour it or
-    turn its text around is shown as its code."""
+    """A text with control characters shown as their codes. Names of files and classes come from
+    strangers, and could move a terminal's cursor, colour it or turn its text around."""
     return "".join(_shown(one) for one in text) if not text.isprintable() else text
 
 

@@ -1,4 +1,4 @@
-"""The door that every command leaves by: no traceback for what its user can mend.
+"""The door that every command leaves by: no traceback for errors that its user can mend.
 
 Flows in: an exception that nobody below has put into words. Flows out: one sentence that says what
 went wrong with which file, and where the traceback was kept.
@@ -41,14 +41,14 @@ LOST = (
 
 
 def expected(error: BaseException) -> bool:
-    """Whether it is about a file, a value or the machine, and not a fault of ours."""
+    """Whether an exception is about a file, a value or the machine, and not a fault of ours."""
     error = _cause(error)
     said = isinstance(error, CliptuneError | OSError | UnicodeError)
     return said or _of_memory(error) or _lost(error)
 
 
 def sentence(error: BaseException) -> str:
-    """What an exception means, for the one who typed the command."""
+    """The meaning of an exception, for the user of the command."""
     error = _cause(error)
     if isinstance(error, CliptuneError):
         return str(error)
@@ -67,8 +67,9 @@ def sentence(error: BaseException) -> str:
 
 
 def leave(error: BaseException) -> NoReturn:
-    """End the command as for all that was `expected`. A Ray that lost what it ran on is left
-    without a goodbye, in which its C++ may end the process with a code of its own."""
+    """End the command after an exception that was `expected`. Where Ray lost the processes that it
+    ran on, it is left without a goodbye, in which its C++ may end the process with a code of its
+    own."""
     if _lost(_cause(error)):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -77,8 +78,8 @@ def leave(error: BaseException) -> NoReturn:
 
 
 def leave_interrupted() -> NoReturn:
-    """End the command that was interrupted. The processes of its Ray go now; what Ray does at a
-    Python's end may take longer than its user should wait."""
+    """End a command that was interrupted. The processes of its Ray end now; Ray's own end at the
+    exit of Python may take longer than the user should wait."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         sys.exit(130)
@@ -89,7 +90,7 @@ def leave_interrupted() -> NoReturn:
 
 
 def _of_memory(error: BaseException) -> bool:
-    """As a trial tells it."""
+    """The sentence for too little memory, as for a trial."""
     if not isinstance(error, MemoryError | RuntimeError):
         return False  # without torch, which is long to import
     from trainables.trials.memory import is_out_of_memory
@@ -105,13 +106,13 @@ def _of_machine(error: OSError) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a worker's exception stands for: Ray wraps it."""
+    """The exception inside a worker's, which Ray wraps."""
     inner = getattr(error, "cause", None)
     return _cause(inner) if isinstance(inner, BaseException) else error
 
 
 def _lost(error: BaseException) -> bool:
-    """Whether Ray, where it is in use, says that what it ran on is gone."""
+    """Whether Ray, where it is in use, has lost the processes that it ran on."""
     ray = sys.modules.get("ray.exceptions")
     kinds = tuple(getattr(ray, name) for name in LOST) if ray else ()
     return isinstance(error, kinds) and not getattr(error, "actor_init_failed", False)
@@ -123,7 +124,7 @@ def _short(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The last of our own lines that it went through."""
+    """The last of our own lines that the exception went through."""
     root = Path(__file__).parents[1]
     ours = [
         f"{Path(frame.filename).relative_to(root)}:{frame.lineno}"
@@ -134,7 +135,7 @@ def _place(error: BaseException) -> str:
 
 
 def keep(error: BaseException) -> Path:
-    """The traceback in a new file, for a report."""
+    """Write the traceback into a new file, for a report."""
     number, name = tempfile.mkstemp(prefix="cliptune-", suffix=".log")
     with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
         print("cliptune", *sys.argv[1:], file=file)

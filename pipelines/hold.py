@@ -1,4 +1,7 @@
-"""One process at a time in a folder: the second is refused and told who is there."""
+"""One process at a time in a folder: the second is refused and told who is there.
+
+Flows in: a folder. Flows out: a context in which it is held.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ READ = (*OF_A_RUN, "cells", "cells/*", "cells/*/*", *(f"cells/*/*/{name}" for na
 
 @contextmanager
 def hold(folder: Path, *marks: str) -> Iterator[None]:
-    """Hold `folder` while the block runs. A holder that was killed holds nothing any more. A folder
-    that is new, and into which nothing came, goes again. `marks` are the files by which the command
-    knows a folder of its own: one with other files and none of these is not written to."""
+    """Hold `folder` while the block runs. A holder that was killed holds nothing any more. A new
+    folder that stays empty is removed again. `marks` are the files by which the command knows a
+    folder of its own: a folder with other files and none of these is not written to."""
     from filelock import FileLock, Timeout
 
     new = not folder.exists()
@@ -59,8 +62,8 @@ def hold(folder: Path, *marks: str) -> Iterator[None]:
 
 
 def refuse_links(run: Path) -> None:
-    """Raise where what a run's folder should hold is a symbolic link out of it: it would be read,
-    or written, elsewhere. The folder itself may be one."""
+    """Raise where a file or folder in a run's folder is a symbolic link out of it: it would be
+    read, or written, elsewhere. The run's folder itself may be a link."""
     for path in (path for pattern in READ for path in sorted(run.glob(pattern))):
         if path.is_symlink() and not path.resolve().is_relative_to(run.resolve()):
             raise DataError(

@@ -1,4 +1,7 @@
-"""Which numbers a flag takes, said where it is declared: `trials: Annotated[int, Range(1)]`."""
+"""Which numbers a flag takes, declared with the flag: `trials: Annotated[int, Range(1)]`.
+
+Flows in: a stage's `Args`. Flows out: nothing, or the error for the first value out of its range.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ MANY = 10_000  # things that run, or are kept in memory, at once
 
 @dataclass(frozen=True)
 class Range:
-    """Both ends are in it."""
+    """The least and the greatest value that a flag takes."""
 
     least: float
     most: float = LARGEST

@@ -1,4 +1,7 @@
-"""Commands that a stage runs for its user: each in its own process, shown as it would be typed."""
+"""Commands that a stage runs for its user: each in its own process, shown as it would be typed.
+
+Flows in: a stage and its flags. Flows out: the command's exit code.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pipelines.console import say
 
 
 def typed(*words: object) -> str:
-    """The line that the user would type."""
+    """The line as the user would type it."""
     return f"cliptune {shlex.join(map(str, words))}"
 
 
@@ -24,6 +27,6 @@ def command(*words: object) -> int:
 
 
 def run_stage(*words: object) -> None:
-    """Run a stage whose failure is ours."""
+    """Run a stage; if it fails, this process ends with the same exit code."""
     if code := command(*words):
         sys.exit(code)

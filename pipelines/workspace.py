@@ -1,5 +1,7 @@
-"""A stage's output folder: built hidden beside its place, moved there when complete, and not left
-empty."""
+"""A stage's output folder: built hidden beside its place, moved there when complete.
+
+Flows in: the place. Flows out: an empty folder to write to.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from trainables.errors import DataError
 
 @contextmanager
 def none_left_empty(out: Path) -> Iterator[None]:
-    """Of `out` and the folders above it, those that the block made and left empty go again."""
+    """Remove `out` and the folders above it again if the block made them and left them empty."""
     new = [path for path in (out, *out.parents) if not path.exists()]
     try:
         yield
@@ -28,9 +30,9 @@ def none_left_empty(out: Path) -> Iterator[None]:
 def workspace(out: Path, logs: bool = False) -> Iterator[Path]:
     """An empty hidden folder that takes the place of `out` when the block ends without an error.
 
-    One process at a time holds it. After an error it goes, or with `logs` stays for them, as it
-    does after a kill; whatever was in `out` is untouched, and the next run empties the hidden
-    folder and starts over.
+    One process at a time holds it. After an error it is removed, or with `logs` kept for them, as
+    after a kill. The contents of `out` are untouched, and the next run empties the hidden folder
+    and starts over.
     """
     from filelock import lock_descriptor
 

@@ -131,7 +131,11 @@ def _ranked(values: Array, dataset: Sequence[int]) -> Array:
 
 def critical_difference(adapters: int, datasets: int) -> float:
     """Nemenyi's critical difference: average ranks further apart than this differ, at the 5 %
-    level."""
+    level.
+
+    >>> round(critical_difference(5, 10), 2)
+    1.93
+    """
     q = float(stats.studentized_range.ppf(1 - LEVEL, adapters, math.inf)) / math.sqrt(2)
     return q * math.sqrt(adapters * (adapters + 1) / (6 * datasets))
 

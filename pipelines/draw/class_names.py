@@ -105,7 +105,11 @@ def _letters(text: str) -> str:
 
 
 def clean(name: str) -> str:
-    """Underscores are blanks, and a name without any is parted as CamelCase: `BenchPress`."""
+    """Underscores are blanks, and a name without any is parted as CamelCase: `BenchPress`.
+
+    >>> clean("AnnualCrop"), clean("annual_crop")
+    ('Annual Crop', 'annual crop')
+    """
     parted = name.replace("_", " ")
     if not re.search(r"\s", parted.strip()):  # "McLaren 12C" is words already
         parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", parted)
@@ -122,7 +126,12 @@ def shipped() -> list[str]:
 
 
 def read_words(name: str) -> Words:
-    """A shipped list by its name, or a user's own by its path."""
+    """A shipped list by its name, or a user's own by its path.
+
+    >>> words = read_words("eurosat")
+    >>> words.template, words.of(["AnnualCrop"])
+    ('a centered satellite photo of {}.', ('annual crop land',))
+    """
     if name in shipped():
         return _words(name, read_json(FOLDER / f"{name}.json"), whole=True)
     if not Path(name).is_file():

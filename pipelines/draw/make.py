@@ -119,7 +119,11 @@ def assemble(data: Labelled, task: Task, take: Callable[[Split, int], Sequence[M
 
 
 def part_of(labels: Sequence[int], part: Part) -> list[int]:
-    """CoOp's halves of the classes by label: the first ceil(C / 2) are base, the rest new."""
+    """CoOp's halves of the classes by label: the first ceil(C / 2) are base, the rest new.
+
+    >>> part_of([0, 1, 2, 3, 4], "base"), part_of([0, 1, 2, 3, 4], "new")
+    ([0, 1, 2], [3, 4])
+    """
     labels = sorted(labels)
     half = math.ceil(len(labels) / 2)
     return {"all": labels, "base": labels[:half], "new": labels[half:]}[part]

@@ -103,7 +103,7 @@ def _explain(args: Args, subjects: list[Subject]) -> dict[str, Any]:
 
 
 def _one(args: Args, subject: Subject, backbone: Backbone) -> tuple[dict[str, Any], Learned | None]:
-    """What there is to say about one adapter, and its prompt if it has one."""
+    """Everything about one adapter, and its prompt if it has one."""
     from pipelines.explain.moves import compare, embed
     from pipelines.explain.subjects import captioned_classes, val_of
     from pipelines.runs.contestants import Contestant
@@ -140,7 +140,7 @@ def _one(args: Args, subject: Subject, backbone: Backbone) -> tuple[dict[str, An
 def _learned(
     args: Args, subject: Subject, adapter: Adapter[Any], val: SplitFeatures
 ) -> tuple[dict[str, Any], Learned]:
-    """The words of a prompt and the worth of its vectors; the adapter is another one afterwards."""
+    """The words of a prompt and the worth of its vectors. The adapter's prompt is changed by it."""
     from pipelines.explain.learned_words import Learned, ablate, words
     from trainables.config import to_json
 
@@ -159,7 +159,7 @@ def _learned(
 
 
 def _linked(run: Path, page: Path) -> list[Path]:
-    """The run's report, made anew where it is there already: it links to the page."""
+    """The run's report; one that is there already is made anew, as it links to the page."""
     from pipelines.report.report_page import write_report
 
     if not (run / "report.html").exists() or page != run / "explain" / "explain.html":

@@ -1,4 +1,4 @@
-"""Charts that only this page has: what each vector is worth, and images beside their captions.
+"""Charts of the explain page: the worth of each vector, and images beside their captions.
 
 Flows in: values of explain.json. Flows out: inline SVG in the page's colours, drawn inside
 `svg.style()`.
@@ -24,7 +24,7 @@ CAPTION = ("◇", "its caption, tied to it")
 
 
 def worth(found: Mapping[str, Any], metric: Metric, name: str) -> tuple[Markup, Markup]:
-    """A bar a vector: what is lost without it, and with the mean word in its place. One scale."""
+    """A bar a vector: the loss without it, and with the mean word in its place. One scale."""
     values = [value * metric.scale for kind in KINDS for value in found[kind]]
     low, high = min(*values, 0.0), max(*values, 0.0)
     room = 0.06 * (high - low) or 1.0

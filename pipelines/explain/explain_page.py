@@ -1,4 +1,4 @@
-"""The page about what was learned: words, what each vector is worth, what moved.
+"""The page about what adapters learned: words, the worth of each vector, the moves.
 
 Flows in: the parsed explain.json. Flows out: explain.html, which needs no network and no script,
 and explain.md. Equal inputs give equal bytes.
@@ -36,7 +36,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The vectors that stand together: of all classes, or of one."""
+    """Vectors that stand together: of all classes, or of one."""
 
     name: str  # of the class, or ""
     vectors: list[Vector]
@@ -45,7 +45,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Section:
-    """All that the page says of one adapter of one run."""
+    """The part of the page about one adapter of one run."""
 
     entry: Mapping[str, Any]
     anchor: str

@@ -1,4 +1,4 @@
-"""What a prompt learned, in numbers: its words beside chance, each vector's worth, its seeds.
+"""A learned prompt in numbers: its words beside chance, each vector's worth, its seeds.
 
 Flows in: adapters with learned vectors, and val. Flows out: plain values for explain.json.
 """
@@ -50,8 +50,8 @@ def _by(
 def ablate(
     adapter: Adapter[Any], data: SplitFeatures, metric: str, label: str
 ) -> dict[str, Any] | str:
-    """What each vector is worth by `metric` on `data`, or why that cannot be said. The adapter's
-    prompt is another one afterwards."""
+    """The worth of each vector by `metric` on `data`, or why it cannot be measured. The adapter's
+    prompt is changed by it."""
     from tqdm import tqdm
 
     vectors = adapter.prompt_vectors
@@ -71,7 +71,7 @@ def ablate(
 
 @dataclass(frozen=True)
 class Learned:
-    """The prompt of one run, with what makes it comparable with another's."""
+    """The prompt of one run, with the facts that make it comparable with another's."""
 
     run: Path
     adapter: str
@@ -84,7 +84,7 @@ class Learned:
 
 
 def seeds(learned: Sequence[Learned], backbone: Backbone, k: int) -> list[dict[str, Any]]:
-    """How much the prompts agree that differ in nothing but their run."""
+    """How much prompts agree that differ in their run alone."""
     found = []
     for kind in dict.fromkeys(one.kind for one in learned):
         same = [one for one in learned if one.kind == kind]

@@ -1,4 +1,4 @@
-"""What adapting did to the embeddings of val: maps before and after, and neighbours' votes.
+"""How adapting moved the embeddings of val: maps before and after, and neighbours' votes.
 
 Flows in: a trained adapter, zero-shot, and val. Flows out: plain values for explain.json.
 """
@@ -45,7 +45,8 @@ class Embeds:
 
 
 def class_texts(adapter: Adapter[Any], classes: Classes) -> Tensor:
-    """The classes as the adapter embeds them: (C, e). CoCoOp's are those that no image moved."""
+    """The classes as the adapter embeds them: (C, e). CoCoOp's are those by the context as it is
+    learned."""
     backbone = adapter.backbone
     frozen = classes.text_embeds(backbone, adapter.frozen_words) if adapter.frozen_text else None
     words = classes.tokens(backbone, adapter.class_words, adapter.added_tokens)
@@ -64,7 +65,7 @@ def embed(adapter: Adapter[Any], data: SplitFeatures) -> Embeds:
 
 
 def moved(before: Embeds, after: Embeds) -> dict[str, float]:
-    """The mean cosine distance between where images, and texts, were and are."""
+    """The mean cosine distance between the places of images, and of texts, before and after."""
 
     def mean(old: Floats, new: Floats) -> float:
         if np.array_equal(old, new):
@@ -100,7 +101,7 @@ def votes(before: Embeds, after: Embeds, labels: Ints, groups: Tensor) -> dict[s
 
 
 def shown(images: int, paired: bool) -> Ints:
-    """Which images are on the map: all, or a sample of them, in order."""
+    """The images on the map: all, or a sample of them, in order."""
     most = PAIRS if paired else IMAGES
     order = np.random.default_rng(0).permutation(images)[:most]
     return np.sort(order)
@@ -141,7 +142,7 @@ def compare(
     own: tuple[list[int], list[str]] | None,
     methods: Sequence[Method],
 ) -> dict[str, Any]:
-    """All that is said of an adapter's embeddings; `own` are classes of captioned images."""
+    """Everything about an adapter's embeddings; `own` are classes of captioned images."""
     paired = data.classes is None
     labels, names = own or ([], [])
     if data.labels is not None and data.classes is not None:

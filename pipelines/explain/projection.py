@@ -29,12 +29,13 @@ def project(embeds: Floats, method: Method, seed: int) -> Floats:
     """Places on a map of the rows of `embeds` by cosine: (N, e) -> (N, 2) float32.
 
     `tsne`: van der Maaten & Hinton 2008, perplexity 30. `umap`: McInnes et al. 2018, 15 neighbours.
-    Few rows get fewer of both. Distances between groups, their sizes, and the axes mean nothing;
-    who stands beside whom does, as far as `trustworthiness` says. CLIP's images and texts lie in
-    two separate cones, so on one map they form two islands.
+    Both are smaller for few rows. Distances between groups, their sizes, and the axes mean nothing;
+    neighbourhoods do, as far as `trustworthiness` says. CLIP's images and texts lie in two separate
+    cones, so on one map they form two islands.
 
-    Equal rows and seeds give equal places, on one machine. That costs the use of one core: threads
-    add up in another order at each call. UMAP compiles itself for ten seconds in each process.
+    Equal rows and seeds give equal places, on one machine. For that one core is used: several
+    threads would add up in another order at each call. UMAP compiles itself for ten seconds in each
+    process.
     """
     check_method(method)
     rows = _unit(embeds)
@@ -42,7 +43,7 @@ def project(embeds: Floats, method: Method, seed: int) -> Floats:
 
 
 def check_method(method: str) -> None:
-    """Raise `ConfigError` where `method` is none, or is not installed."""
+    """Raise `ConfigError` where `method` is not a method, or is not installed."""
     if method not in get_args(Method):
         raise ConfigError(unknown("method", method, get_args(Method)))
     if method == "umap" and importlib.util.find_spec("umap") is None:
@@ -73,9 +74,9 @@ def _umap(rows: Floats, seed: int) -> Floats:
 
 
 def align(places: Floats, onto: Floats) -> Floats:
-    """`places` shifted and turned, mirrored if need be, to lie as near as they can to `onto`.
+    """`places` shifted and turned, mirrored if need be, to lie as near to `onto` as possible.
 
-    Both methods leave a map's turn and mirror to chance; with it gone, two maps of the same rows
+    Both methods leave a map's turn and mirror to chance; without them, two maps of the same rows
     can be compared by eye. No distance within the map changes. Orthogonal Procrustes, Schoenemann
     1966: (N, 2), (N, 2) -> (N, 2).
     """
@@ -120,7 +121,7 @@ def neighbour_hits(embeds: Floats, labels: Ints, k: int = 10) -> Floats:
 
 
 def _unit(embeds: Floats) -> Floats:
-    """The rows at length 1 in fp32, or why they make no map."""
+    """The rows at length 1 in fp32. Raises where they make no map."""
     if embeds.ndim != 2 or embeds.shape[1] < 2:
         raise DataError(f"`embeds` must be (N, e) with e of at least 2, got {embeds.shape}.")
     rows = np.ascontiguousarray(embeds, np.float32)

@@ -1,7 +1,7 @@
-"""What the numbers of explain.json say, in words that claim no more than they show.
+"""The numbers of explain.json in words that claim no more than they show.
 
-Flows in: the parsed explain.json. Flows out: the headline, the lines under each adapter, and how it
-was done; the same for the page and the Markdown.
+Flows in: the parsed explain.json. Flows out: the headline, the lines under each adapter, and the
+method; the same for the page and the Markdown.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def _nearer(close: int) -> str:
 
 
 def first(text: str) -> str:
-    """With a capital; the rest, as in `R@1`, stays."""
+    """`text` with a capital; the rest, as in `R@1`, stays."""
     return text[0].upper() + text[1:]
 
 
 def of(found: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
-    """All that is to be said of one adapter."""
+    """All sentences about one adapter."""
     return [*_prompt(found, entry), *_worth(entry), _val(entry), *_moved(entry), *_votes(entry)]
 
 
@@ -192,7 +192,7 @@ def cosine(value: float) -> str:
 
 
 def method(found: Mapping[str, Any]) -> list[str]:
-    """How it was done, for whoever reads the numbers."""
+    """The method, for whoever reads the numbers."""
     return [
         "Train and val alone: test is sealed, and nothing here opens it.",
         f"Chance: {found['draws']:,} random directions with the vector's own length. p is the "

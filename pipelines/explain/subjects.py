@@ -1,6 +1,7 @@
-"""Who is explained: folders of runs flow in, trained adapters on one backbone flow out.
+"""The adapters to explain.
 
-All that can be wrong with the folders is found here, before any weight is loaded.
+Flows in: folders of runs. Flows out: trained adapters on one backbone. All that can be wrong with
+the folders is found here, before any weight is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from trainables.models.backbone import Backbone
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained adapter of a run, and what it was chosen on."""
+    """A trained adapter of a run, and the val that it was chosen on."""
 
     run: Path
     contest: Contest
@@ -34,11 +35,12 @@ class Subject:
 
     @property
     def metric(self) -> str:
-        """By which it is judged here: few val images tell accuracies apart, readers know them."""
+        """The metric by which it is judged here: for classes the accuracy, which readers know; else
+        the run's own."""
         return "accuracy" if self.contest.draw else self.contest.metric
 
     def identity(self) -> list[str]:
-        """Changes when anything that it says can change."""
+        """A value that changes when anything that the page says of it can change."""
         draw = self.contest.draw.key if self.contest.draw else ""
         key = read_manifest(self.contest.features)["key"]
         return [self.run.as_posix(), self.name, self.contestant.identity(), key, draw, self.metric]

@@ -95,7 +95,11 @@ def count(value: float | None) -> str:
 
 
 def setting(value: object) -> str:
-    """A hyperparameter's value, short."""
+    """A hyperparameter's value, short.
+
+    >>> setting(0.00123456), setting(None), setting("sgd")
+    ('0.00123', 'none', 'sgd')
+    """
     if value is None:
         return "none"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -26,7 +26,7 @@ class Believed:
 
     @property
     def off(self) -> bool:
-        """Whether more is wrong than chance explains."""
+        """Whether the calibration error is larger than chance explains."""
         return self.ece > self.by_chance
 
     @property
@@ -45,7 +45,7 @@ class Believed:
 
 @dataclass(frozen=True)
 class Held:
-    """What conformal sets of one kind hold."""
+    """Measurements of conformal sets of one kind."""
 
     coverage: Estimate
     size: Estimate

@@ -1,4 +1,4 @@
-"""Test pictures: what was found for a caption, and what was said of a picture.
+"""Test pictures: those found for a caption, and the captions said of a picture.
 
 Flows in: the parsed `gallery` and `captions` of result.json, whose texts and pictures come from
 strangers. Flows out: plain values, in which a picture is either a JPEG data URI or nothing.
@@ -38,7 +38,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Said:
-    """What one row said of a picture: its words, and whether a reference has them too."""
+    """One row's caption of a picture: its words, and whether a reference has each of them too."""
 
     name: str  # of the row
     words: list[tuple[str, bool]]
@@ -51,7 +51,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Captioned:
-    """A test picture, or a clip, with what people wrote of it and what each row said."""
+    """A test picture, or a clip, with people's captions and each row's."""
 
     id: str
     kind: str  # one of KINDS: where the chosen row's CIDEr-D is highest, or lowest
@@ -71,7 +71,7 @@ def read_query(raw: Mapping[str, Any]) -> Query:
 
 
 def read_captioned(raw: Mapping[str, Any], rows: Collection[str]) -> Captioned:
-    """`rows` are the names that can have said something."""
+    """The pictures with captions. `rows` are the names of the rows that can have said something."""
     references = [str(text) for text in raw["references"]]
     return Captioned(
         id=str(raw["id"]),
@@ -110,5 +110,5 @@ def _picture(raw: Mapping[str, Any]) -> Picture:
 
 
 def _jpeg(text: Any) -> str:
-    """`text` if a browser can only take it for a JPEG, else nothing."""
+    """`text` if a browser can only take it for a JPEG, else empty."""
     return text if isinstance(text, str) and JPEG.fullmatch(text) else ""

@@ -1,5 +1,4 @@
-"""What a row's probabilities and conformal sets are worth, in words that claim no more than chance
-leaves.
+"""A row's probabilities and conformal sets in words that claim no more than chance leaves.
 
 Flows in: a `Result` whose rows may be calibrated. Flows out: the sentences of the section, the same
 for the page and the Markdown.
@@ -17,14 +16,14 @@ from trainables.metrics.conformal import spread
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A row of which probabilities were measured."""
+    """A row whose probabilities were measured."""
 
     row: Row
     found: Calibration
 
     @property
     def measures(self) -> dict[str, tuple[float, float]]:
-        """Before and after the temperature, of each 0 is best."""
+        """The measures before and after the temperature; for each, 0 is best."""
         before, after = self.found.before, self.found.after
         return {
             "NLL": (before.nll.value, after.nll.value),
@@ -34,7 +33,7 @@ class Calibrated:
 
     @property
     def worse(self) -> list[str]:
-        """What is higher after the temperature, as far as its digits are shown."""
+        """The measures that are higher after the temperature, in the digits that are shown."""
         both = self.measures.items()
         return [
             name for name, (before, after) in both if after > before and _changes(before, after)
@@ -54,7 +53,7 @@ class Section:
 
 
 def section(result: Result | None) -> Section | None:
-    """None where no row is calibrated."""
+    """The section; None where no row is calibrated."""
     rows = [Calibrated(r, r.calibration) for r in (result.rows if result else []) if r.calibration]
     if not rows:
         return None
@@ -73,7 +72,7 @@ def section(result: Result | None) -> Section | None:
 
 
 def verdict(one: Calibrated) -> str:
-    """The one sentence: whether more is wrong than chance explains."""
+    """The one sentence: whether the error is larger than chance explains."""
     own = f"{one.row.name}'s probabilities"
     off, fitted = "off by more than chance explains", "the temperature fitted on val"
     return {
@@ -85,7 +84,7 @@ def verdict(one: Calibrated) -> str:
 
 
 def lines(one: Calibrated) -> list[str]:
-    """What the verdict rests on, and whether the temperature made anything worse on test."""
+    """The numbers behind the verdict, and whether the temperature made anything worse on test."""
     found = one.found
     fitted = f"fitted on {plural(found.val_images, 'val image')}"
     return [
@@ -127,7 +126,7 @@ def _changes(before: float, after: float) -> bool:
 
 
 def promise(found: Calibration) -> list[str]:
-    """What val promises of its sets, and how far one val may be from it."""
+    """The promise of the sets by val, and how far one val may be from it."""
     assert found.confidence is not None
     ends = spread(found.val_images, found.confidence)
     images = plural(found.val_images, "image")
@@ -148,7 +147,7 @@ def promise(found: Calibration) -> list[str]:
 
 
 def without(rows: list[Calibrated]) -> list[str]:
-    """Why kinds of sets are not there, each reason once; with its rows, where they are not all."""
+    """Why kinds of sets are missing, each reason once; with its rows, where they are not all."""
     reasons: dict[str, list[str]] = {}
     for one in rows:
         for reason in one.found.without:

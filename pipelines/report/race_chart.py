@@ -21,7 +21,7 @@ from pipelines.tune.study.lanes import Lane, Step, lanes
 
 
 def lanes_of(study: Study) -> list[Lane]:
-    """None where there is no race."""
+    """The lanes of a race; None where there is none."""
     adapters = study.facts.get("adapters", [])
     if len(adapters) < 2 or not study.trials:
         return []

@@ -21,7 +21,7 @@ RING = 2.5  # a ring is larger: where nothing changed, the dot stands in it
 
 
 def diagrams(believed: Section | None) -> list[tuple[Row, Markup]]:
-    """Of the chosen row and the baseline."""
+    """The diagrams of the chosen row and the baseline."""
     return [(one.row, reliability(one)) for one in believed.shown] if believed else []
 
 

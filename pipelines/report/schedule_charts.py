@@ -1,4 +1,4 @@
-"""What changed while the chosen trial trained: each value by epoch, and whose weights they were.
+"""The schedule of the chosen trial, drawn: each value by epoch, and whose weights they were.
 
 Flows in: `schedule.json` of a search by a population. Flows out: inline SVG, one chart a field.
 """
@@ -53,7 +53,7 @@ def _chart(field: str, found: Mapping[str, Any]) -> Markup:
 
 
 def _lineage(ax: Any, lineage: list[Mapping[str, int]], last: int) -> None:
-    """Whose weights they were, above; a line where another trial took them over."""
+    """The trial whose weights they were, above; a line where another trial took them over."""
     ends = [one["from_epoch"] for one in lineage[1:]] + [last + 1]
     for one, end in zip(lineage, ends, strict=True):
         start = one["from_epoch"]

@@ -121,7 +121,7 @@ def rungs(study: Study, metric: Metric, hues: Hues) -> Markup | None:
 
 
 def front(study: Study, metric: Metric, hues: Hues) -> Markup | None:
-    """Of a search with two goals, each trial by both; the line joins those that none beats."""
+    """For a search with two goals, each trial by both; the line joins those that none beats."""
     if not study.retains or not study.front:
         return None
     both = [t for t in study.trials if t.value is not None and t.retained is not None]
@@ -156,7 +156,7 @@ def _dot(ax: Any, at: tuple[float, float], trial: Trial, hues: Hues, hollow: boo
 
 
 def baseline(ax: Any, study: Study, metric: Metric) -> None:
-    """Where the baseline stands, behind all else."""
+    """A line at the baseline's value, behind all else."""
     if study.baseline is None:
         return
     y = study.baseline * metric.scale

@@ -1,4 +1,4 @@
-"""What the numbers say, in words that claim no more than they show.
+"""The numbers of a report in words that claim no more than they show.
 
 Flows in: a `Study` and perhaps a `Result`. Flows out: the headline, the lines under it and the key
 numbers, the same for the page and the Markdown.
@@ -123,13 +123,13 @@ def _others(result: Result, metric: Metric, chosen: Row | None) -> list[Row]:
 
 
 def _chosen(study: Study) -> str:
-    """How sure the choice is, where the search could tell."""
+    """How sure the choice is, where the search could measure it."""
     chosen = study.choice.get("chosen", {})
     return first(chosen["words"]) if "probability" in chosen else ""
 
 
 def _folded(study: Study) -> str:
-    """What val means where it is not val alone."""
+    """The meaning of val where folds were measured beside it."""
     if not (folds := study.facts.get("folds")):
         return ""
     return (
@@ -148,7 +148,7 @@ def _against_val(study: Study, metric: Metric) -> str:
 
 
 def retention(study: Study, metric: Metric) -> str:
-    """Of a search with two goals: how many trials stand on the front, and what the chosen one
+    """For a search with two goals: how many trials stand on the front, and what the chosen one
     retained."""
     best, kept = study.best(), study.baseline_retained
     if not study.retains or best is None:

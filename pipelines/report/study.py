@@ -1,8 +1,8 @@
 """The search as the report sees it.
 
-Flows in: a run folder's study.json, its baseline's metrics and its Optuna journal, which a running
-search may be appending to. Flows out: a `Study` of plain values. Nothing is written and nothing is
-locked.
+Flows in: a run folder's study.json, its baseline's metrics and its Optuna journal, to which a
+running search may be appending. Flows out: a `Study` of plain values. Nothing is written and
+nothing is locked.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """The trial's value, or while it runs and after it failed, its best until then."""
+        """The trial's value; while it runs, or after it failed, its best until then."""
         return self.value if self.value is not None else max(self.curve.values(), default=None)
 
     def rung(self, rungs: list[int]) -> int | None:
@@ -86,7 +86,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Study:
-    """One search: what was planned, and every trial begun so far."""
+    """One search: its plan, and every trial begun so far."""
 
     metric: str
     planned: int | None
@@ -115,8 +115,9 @@ class Study:
         return sum(t.state == state for t in self.trials)
 
     def best(self, adapter: str | None = None) -> Trial | None:
-        """The trial that the search chose; before it did, the one with the highest value, stopped
-        early or not; of equal ones the earlier. Of two goals, it is their harmonic mean."""
+        """The trial that the search chose. Before it did, the trial with the highest value, stopped
+        early or not; of equal ones the earlier. With two goals, the value is their harmonic
+        mean."""
         entry = self.choice if adapter is None else self.choice.get("per_adapter", {}).get(adapter)
         number = (entry or {}).get("trial")
         named = [t for t in self.trials if t.number == number and t.value is not None]
@@ -130,12 +131,12 @@ class Study:
 
     @property
     def prefers_baseline(self) -> bool:
-        """Whether no adapter beat, on val, what needs no training."""
+        """Whether no adapter beat the baseline on val."""
         return bool(self.choice) and self.choice.get("trial") is None
 
     @property
     def front(self) -> list[Trial]:
-        """Of two goals, the complete trials that no other beats in both, the best value first."""
+        """With two goals, the complete trials that no other beats in both, the best value first."""
         both = [
             (t, (t.value, t.retained))
             for t in self.trials
@@ -183,8 +184,8 @@ def read_study(run: Path) -> Study:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What a JSON file of the run says, with those fields that the page reckons with as we write
-    them; an object without any where there is none."""
+    """The contents of a JSON file of the run, with the fields that the page reads checked; an empty
+    object where there is no such file."""
     found = read_json(path) if path.exists() else {}
     if not isinstance(found, dict):
         raise DataError(f"`{path}` must be a JSON object, got {found!r:.60}.")

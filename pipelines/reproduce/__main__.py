@@ -75,7 +75,7 @@ def run(args: Args) -> None:
 
 
 def _check(args: Args) -> tuple[list[Recipe], dict[str, Path]]:
-    """All that can be wrong with what was asked, before any work."""
+    """Raise for all that can be wrong with the flags, before any work."""
     from pipelines.reproduce.recipes import read_recipes
 
     recipes, folders = read_recipes(args.recipe), _folders(args.shards)
@@ -154,7 +154,7 @@ def _folders(words: Sequence[str]) -> dict[str, Path]:
 
 
 def _claim(plan: Plan, speaks: bool) -> dict[str, str | None]:
-    """Write down the models, or check that this folder's runs are of the same."""
+    """Write down the models, or check that this folder's runs are of the same ones."""
     about = {"backbone": _own(plan.backbone), "revision": plan.revision}
     if speaks:
         about |= {"lm": _own(plan.lm), "lm_revision": plan.lm_revision}
@@ -175,7 +175,8 @@ def _claim(plan: Plan, speaks: bool) -> dict[str, str | None]:
 
 
 def _own(name: str | None) -> str:
-    """A model instead of the recipes' own, so that another working directory reads it alike."""
+    """A model in the place of the recipes' own, in a form that another working directory reads
+    alike."""
     if name is not None and Path(name).is_dir():
         return str(Path(name).resolve())
     return name or "the recipes' own"

@@ -1,4 +1,4 @@
-"""The commands that a recipe stands for, run once each, and the numbers they leave on disk.
+"""The commands of a recipe, run once each, and the numbers that they leave on disk.
 
 Flows in: a recipe, a seed, the folders of the data. Flows out: the accuracy of each part of the
 classes, or the metrics of captions, or the reason why there are none. The stages themselves know
@@ -96,7 +96,7 @@ class Plan:
         return folder
 
     def _do(self, *words: object) -> None:
-        """Run a command, once in all; its failure is that of every recipe that needs it."""
+        """Run a command, once in all; its failure fails every recipe that needs it."""
         key = tuple(map(str, words))
         if key not in self.codes:
             self.codes[key] = command(*words)

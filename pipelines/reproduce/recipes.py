@@ -81,7 +81,7 @@ class Recipe:
         check(self.lm != "tiny", "set.adapter.lm", "the published language model", self.lm)
 
     def _check_data(self) -> None:
-        """What is drawn of the classes, or how many images were captioned."""
+        """Check the fields about the draw of the classes, or about the captioned images."""
         if self.protocol == "captions":
             for name in ("words", "shots"):
                 value = getattr(self, name)
@@ -113,17 +113,17 @@ class Recipe:
             check(_within(allowed) and allowed > 0, "tolerance", "in (0, 1]", allowed)
 
     def allowed(self, measure: str) -> float:
-        """How far from the expected value still passes."""
+        """The distance from the expected value that still passes."""
         return self.tolerance[measure] if isinstance(self.tolerance, Mapping) else self.tolerance
 
     def config(self) -> TrainConfig:
-        """The training run, without its seed."""
+        """The configuration of the training run, without its seed."""
         task = "captioning" if self.protocol == "captions" else "classification"
         return make_config(self.adapter, {"task": task, **self.set})
 
     @property
     def lm(self) -> str | None:
-        """The language model that it names; None: its adapter speaks with none."""
+        """The language model that the recipe names; None: its adapter has none."""
         value = to_json(self.config()).get("adapter.lm")
         return None if value is None else str(value)
 
@@ -158,7 +158,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_recipes(paths: Sequence[Path]) -> list[Recipe]:
-    """All recipes, their names unlike."""
+    """All recipes; their names must differ."""
     recipes: dict[str, Recipe] = {}
     for path in paths:
         recipe = read_recipe(path)

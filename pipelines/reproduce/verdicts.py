@@ -1,6 +1,7 @@
-"""What a recipe's runs come to: a row a published number, with pass or fail, as JSON and Markdown.
+"""The verdicts on a recipe's runs: a row a published number, with pass or fail.
 
-Flows in: a recipe and its numbers by seed, or why one is missing. Flows out: rows, a table.
+Flows in: a recipe and its numbers by seed, or why one is missing. Flows out: rows, as JSON, as a
+table and as Markdown.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ COLUMNS = (
 def rows_of(recipe: Recipe, runs: Mapping[int, Measured], reasons: Mapping[int, str]) -> list[Row]:
     """One row for each published number; `runs` and `reasons` are by seed.
 
-    The mean over seeds is compared, either way: far above the published number is another protocol
-    than the published one, too. A seed that is missing leaves no mean to compare.
+    The mean over seeds is compared, in both directions: a mean far above the published number is of
+    another protocol, too. A seed that is missing leaves no mean to compare.
     """
     return [_row(recipe, measure, runs, reasons) for measure in recipe.expected]
 
@@ -65,7 +66,7 @@ def _of(parts: Mapping[str, float], measure: str) -> float:
 
 
 def _mean(seeds: Sequence[Mapping[str, float]], measure: str) -> float:
-    """Over seeds; the harmonic mean is that of the means, as in the published tables."""
+    """The mean over seeds; the harmonic mean is that of the means, as in the published tables."""
     means = {part: statistics.fmean(one[part] for one in seeds) for part in seeds[0]}
     return _of(means, measure)
 

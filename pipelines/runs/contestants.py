@@ -32,7 +32,11 @@ PLAIN: dict[str, Value] = {"adapter.template": "{}"}  # the captions as they are
 
 
 def baseline(task: Task) -> TrainConfig:
-    """The configuration of the task's baseline, with which every row is compared."""
+    """The configuration of the task's baseline, with which every row is compared.
+
+    >>> baseline("captioning").name
+    'nearest_caption'
+    """
     name = BASELINES[task]
     return make_config(name, {"task": task, **(PLAIN if name == "zero_shot" else {})})
 

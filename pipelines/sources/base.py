@@ -87,7 +87,11 @@ def split_name(name: str) -> str:
 
 
 def split_of_name(name: str) -> str | None:
-    """The split that a file name tells, such as `captions_val2014.json` or `train-00001.tar`."""
+    """The split that a file name tells, such as `captions_val2014.json` or `train-00001.tar`.
+
+    >>> split_of_name("captions_val2014.json"), split_of_name("photos.json")
+    ('val', None)
+    """
     words = (word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
     return next((_SPLITS[word] for word in words if word in _SPLITS), None)
 
@@ -106,7 +110,11 @@ def splits_of_files(names: Sequence[str]) -> list[str | None]:
 
 
 def parse_columns(pairs: Sequence[str]) -> dict[str, list[str]]:
-    """`["image=path", "caption=title"]` as a mapping; a field given twice has two columns."""
+    """`["image=path", "caption=title"]` as a mapping; a field given twice has two columns.
+
+    >>> parse_columns(["image=path", "caption=title"])
+    {'image': ['path'], 'caption': ['title']}
+    """
     columns: dict[str, list[str]] = {}
     for pair in pairs:
         name, equals, column = pair.partition("=")

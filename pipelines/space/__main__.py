@@ -46,7 +46,8 @@ def run(args: Args) -> None:
 
 
 def _check(args: Args) -> tuple[Sequence[str], Task]:
-    """The adapters, and what they are to be tuned for."""
+    """The adapters, and the task that they are to be tuned for. Raises for adapters that are not
+    known, or share no task."""
     from trainables.adapters.registry import ADAPTERS, adapters_for, make_config
 
     tasks: tuple[Task, ...] = ("retrieval", "classification", "captioning")

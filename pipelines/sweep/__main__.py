@@ -144,7 +144,7 @@ def _sentence(curve: Curve, metric: str, zero_shot: Point) -> str:
 
 
 def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
-    """A folder as `cliptune train` leaves it, with the adapter at `share`."""
+    """Write a folder as `cliptune train` leaves it, with the adapter at `share`."""
     from pipelines.sweep.points import choose
     from trainables.training.integrity import verify
 
@@ -171,7 +171,7 @@ def _take(args: Args, contest: Contest, share: float, out: Path) -> None:
 
 
 def _about(args: Args) -> dict[str, Any]:
-    """What `cliptune train` would say of a run on the same data."""
+    """The contents of `run.json`, as `cliptune train` would write it on the same data."""
     from trainables.features.few_shot import about_draws
 
     name = "study.json" if (args.run / "study.json").is_file() else "run.json"

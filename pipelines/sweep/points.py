@@ -27,8 +27,8 @@ from trainables.training.measure import measure
 
 
 def check_task(run: Path, task: Task) -> None:
-    """Raise `ConfigError` for a captioner: without what it learned its prefix is noise, and at no
-    share is it zero-shot."""
+    """Raise `ConfigError` for a captioner: without what it learned, its prefix is noise, so no
+    share of it is zero-shot."""
     if task == "captioning":
         raise ConfigError(
             f"`{run}` is a run of captioning: it writes captions, and what it learned cannot be "
@@ -80,7 +80,7 @@ class Bench:
         return adapter, start_of(adapter.train_config, self.backbone, self.train)
 
     def point(self, share: float, adapter: Adapter[Any]) -> Point:
-        """`adapter`, which stands at `share`."""
+        """The point of `adapter`, which stands at `share`."""
         found = measure(adapter, self.val)
         return Point(share, found[self.contest.metric], found.get("retained"))
 
@@ -97,7 +97,8 @@ class Bench:
 
 
 def choose(contest: Contest, name: str = "") -> Contestant:
-    """The contestant called `name`, or the one chosen on val; zero-shot has nothing to turn."""
+    """The contestant called `name`, or the one chosen on val; zero-shot learned nothing, so it
+    cannot be turned."""
     trained = {one.name: one for one in turnable(contest)}
     if name and name not in trained:
         raise DataError(unknown("adapter of the run", name, trained))

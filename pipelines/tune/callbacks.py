@@ -1,4 +1,8 @@
-"""What the driver does when Tune says that a trial ended: retry the lost, report the rest."""
+"""What the driver does when a trial of Tune ends: a lost one is tried again, the rest is told.
+
+Flows in: results and exceptions of trials. Flows out: trials handed out again, and a line for each
+that ended.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +28,8 @@ from trainables.trials.jobs import Job, members
 
 
 def reason_of(trial: RayTrial) -> str:
-    """Why a trial ended, as Tune wrote it down on the driver: what the exception says first, or
-    what Ray says of the process."""
+    """Why a trial ended, as Tune wrote it down on the driver: the first sentence of the exception,
+    or Ray's word on the process."""
     path = trial.error_file  # the copy that `get_error` reads is made later
     text = Path(path).read_text() if path else ""
     _, _, last = text.rpartition("Failure # ")
@@ -35,10 +39,11 @@ def reason_of(trial: RayTrial) -> str:
 
 
 class Losses(Callback):
-    """What becomes of a trial that ended in an exception: its worker or its node died, or a bug.
+    """Handles a trial that ended in an exception: its worker or its node died, or there is a bug.
 
-    Its checkpoint is on disk, so it is handed out again, `retries` times, before it is told FAIL.
-    Tune's own retries are off: it gives a trial up at once if the worker dies between two trials.
+    The trial's checkpoint is on disk, so it is handed out again, `retries` times, before it is told
+    FAIL. Tune's own retries are off: Tune gives a trial up at once if the worker dies between two
+    trials.
     """
 
     retries = 2
@@ -65,7 +70,7 @@ class Losses(Callback):
 
 
 class Progress(Callback):
-    """A line for each trial that ends: what it reached, the best so far, the rate, the ETA."""
+    """A line for each trial that ends: its value, the best so far, the rate, the ETA."""
 
     def __init__(self, study: optuna.Study, search: Search, budget: Budget) -> None:
         self.study, self.search, self.budget = study, search, budget
@@ -78,7 +83,7 @@ class Progress(Callback):
         return {}
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
-        """A driver that is killed before a result has spent its minutes too."""
+        """Note the minutes that were spent, even if the driver is killed before a result."""
         del iteration, trials, info
         self.budget.note(TICK)
 

@@ -1,4 +1,7 @@
-"""What a search says when it ends: how its trials ended, how its adapters raced, the best."""
+"""The last lines of a search: how its trials ended, how its adapters raced, the best.
+
+Flows in: the study. Flows out: lines.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pipelines.tune.study.study import OVER, RACE, adapter_of, states
 
 
 def closing(study: optuna.Study, search: Search) -> Iterator[str]:
-    """A line each."""
+    """The lines."""
     counts, population = states(study), search.stopping.population
     early = "" if population else f"{counts['PRUNED']} stopped early, "
     ended = f"{counts['COMPLETE']} trials complete, {early}{counts['FAIL']} failed"

@@ -1,7 +1,7 @@
-"""What can be wrong with the flags of `cliptune tune` by themselves: said in half a second, before
-torch, transformers and Ray are imported, which takes ten times as long.
+"""Errors in the flags of `cliptune tune` by themselves, found in half a second.
 
-Flows in: the flags. Flows out: nothing, or the error that `flags.check` would come to.
+Flows in: the flags. Flows out: nothing, or the error that `flags.check` would raise. That one runs
+after torch, transformers and Ray are imported, which takes ten times as long.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check_first(args: Args) -> None:
 
 
 def _check_scheduler(args: Args) -> None:
-    """Each of these flags is of some schedulers alone."""
+    """Raise for a flag that belongs to another scheduler."""
     kind, where = args.scheduler, f"with `--scheduler {args.scheduler}`"
     if args.retain and kind not in ("pbt", "pb2"):
         if kind not in ("asha", "none"):
@@ -51,7 +51,7 @@ def _check_scheduler(args: Args) -> None:
 
 
 def _check_folds(args: Args) -> None:
-    """What trains in several runs at once cannot do."""
+    """Raise for flags that cannot go with a trial of several runs at once."""
     if args.draw is None:
         raise ConfigError(f"`--folds` must be 0 without `--draw`, got {args.folds}.")
     if args.scheduler in ("pbt", "pb2"):

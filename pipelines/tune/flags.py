@@ -120,7 +120,7 @@ def check(args: Args) -> Search:
 
 
 def _possible(features: Path, task: Task) -> tuple[str, ...]:
-    """All adapters of the task, but those that need a tower where there is none."""
+    """All adapters of the task, except those that need a tower where there is none."""
     have, every = towers_of(features), adapters_for(task)
     found = [name for name in every if possible(have, name, SPACES[name][task], {"task": task})]
     if left := [name for name in every if name not in found]:
@@ -154,8 +154,8 @@ def _stopping(args: Args, task: Task, adapters: Sequence[str]) -> Stopping:
 
 
 def _folds(args: Args, draw: Draw | None, adapters: Sequence[str]) -> int:
-    """As many as were asked for; where nobody said, `FOLDS` where val is too small to compare
-    adapters on."""
+    """The number of folds that was asked for; without one, `FOLDS` where val is too small to
+    compare adapters on."""
     if draw is None:
         return 0
     if args.folds is not None:
@@ -181,12 +181,12 @@ def _folds(args: Args, draw: Draw | None, adapters: Sequence[str]) -> int:
 
 
 def _measured(draw: Draw, folds: int) -> int:
-    """Images that val values are the mean over."""
+    """The number of images whose mean a val value is."""
     return len(draw.val) + (len(draw.train) if folds else 0)
 
 
 def _check_population(args: Args, adapters: Sequence[str], task: Task) -> None:
-    """What members that wait for each other cannot do."""
+    """Raise for flags that cannot go with members that wait for each other."""
     with_it = f"with `--scheduler {args.scheduler}`"
     for flag, value, default, rule in (
         ("minutes", args.minutes, 0, "0"),
@@ -216,7 +216,7 @@ def _check_population(args: Args, adapters: Sequence[str], task: Task) -> None:
 
 
 def _check_budget(search: Search) -> None:
-    """A budget must hold the starting points of every adapter."""
+    """Raise where the budget does not hold the starting points of every adapter."""
     starts = {name: len(search.starts(name)) for name in search.adapters}
     need = sum(starts.values())
     words = ", ".join(f"{count} of {name}" for name, count in starts.items())
@@ -231,7 +231,7 @@ def _check_budget(search: Search) -> None:
 
 
 def _check_speakers(features: Path, search: Search) -> None:
-    """A language model that cannot speak after a published prefix shows here."""
+    """Raise for a language model that cannot speak after a published prefix."""
 
     backbone = backbone_of(features)
     train = open_features(features, "train", backbone)

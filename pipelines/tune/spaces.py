@@ -1,8 +1,8 @@
-"""The spaces of a search: the adapters' own, what a file says instead, what flags say of a field.
+"""The spaces of a search: the adapters' own, a file's instead, and flags for single fields.
 
 Flows in: adapters, their task, a YAML file as `cliptune space` prints it, and `field=range` words.
-Flows out: `{adapter: {dotted field: distribution}}` of which every value is one that the config
-accepts, also beside every other; or an error in one sentence, before any work.
+Flows out: `{adapter: {dotted field: distribution}}`, all of whose values the config accepts, also
+in combination; or an error in one sentence, before any work.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _flow(written: str | list[Value]) -> str:
 
 
 def read_file(path: Path) -> dict[str, dict[str, Any]]:
-    """What the file says of each of its adapters' fields, as YAML has it."""
+    """The text or values that the file has for each field of its adapters."""
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, yaml.SafeLoader)
@@ -76,7 +76,7 @@ def read_file(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_once(path: Path, root: yaml.Node | None) -> None:
-    """YAML's reader takes the last of keys that are equal, in silence."""
+    """Raise for a key that stands twice: YAML's reader takes the last one in silence."""
     assert isinstance(root, yaml.MappingNode)
     for node in [root, *(value for _, value in root.value)]:
         keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
@@ -92,9 +92,9 @@ def searched(
     file: Mapping[str, Mapping[str, Any]],
     flags: Sequence[str],
 ) -> dict[str, Space]:
-    """What to search of each adapter that is not searched in its own space: `file` replaces the
+    """The space of each adapter that is not searched in its own. `file` replaces an adapter's
     space, `flags` (`optim.lr=1e-5..1e-2:log`) add or replace a field of every adapter that has it.
-    `base`: what is the same for all trials, the task and what `--set` fixes."""
+    `base` is the same for all trials: the task and the fields that `--set` fixes."""
     spaces: dict[str, Space] = {}
     for adapter, given in file.items():
         if adapter not in adapters:
@@ -123,9 +123,9 @@ def searched(
 def on_store(
     features: Path, spaces: Mapping[str, Space], base: Mapping[str, Any]
 ) -> dict[str, Space]:
-    """Those of the spaces that a store of features narrows: without values that go through a tower
-    which it lacks, and of finished embeddings without other words than theirs. Raises `ConfigError`
-    where an adapter or a field has no other values."""
+    """The spaces that a store of features narrows: without values that need a tower which the store
+    lacks, and for finished embeddings without words other than theirs. Raises `ConfigError` where
+    an adapter or a field has no values left."""
     have, found = towers_of(features), {}
     for name, space in spaces.items():
         if not possible(have, name, space, base):
@@ -146,7 +146,7 @@ def on_store(
 
 def possible(have: Needs, adapter: str, space: Space, base: Mapping[str, Any]) -> bool:
     """Whether the adapter's recipe, or the recipe with another choice of one field, needs no more
-    than `have`."""
+    of CLIP than `have`."""
     return any(
         has_all(have, config)
         for field, values in space.items()
@@ -164,7 +164,7 @@ def _choices(
 
 
 def _having(field: str, adapters: Sequence[str], base: Mapping[str, Any]) -> list[str]:
-    """The adapters that a flag's field is of."""
+    """The adapters that have the field of a flag."""
     known = {adapter: _recipe(adapter, base).keys() for adapter in adapters}
     _check_field(field, "--search", set().union(*known.values()))
     if field in base:
@@ -193,8 +193,9 @@ def _check_field(field: str, flag: str, known: Set[str]) -> None:
 def _read(
     adapter: str, base: Mapping[str, Any], field: str, given: Any, word: bool = False
 ) -> BaseDistribution:
-    """What was written of a field, with choices in the field's type. Commas part choices, but in a
-    file's words for a field of words: a `word` of a command line may be a list of YAML for that."""
+    """The distribution that was written for a field, with choices in the field's type. Commas
+    separate choices, except in a file's text for a field of words; a `word` of a command line may
+    be a YAML list there."""
     hint = hint_of(make_config(adapter, {"task": base["task"]}), field)
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     kind = hint if typing.get_origin(hint) is Literal or not kinds else kinds[0]
@@ -219,8 +220,8 @@ def _read(
 
 
 def _typed(field: str, value: object, kind: Any, hint: Any) -> Value:
-    """`value` as the field has it, where it is a value of that kind already or its text: to YAML,
-    `on` is a truth, and to Python, True is 1."""
+    """`value` in the field's type, if it has that type already or is text of it: to YAML, `on` is a
+    truth, and to Python, True is 1."""
     if isinstance(value, bool) and kind is not bool:
         raise ConfigError(f"`{field}` must be no truth value, got {value}: quote a word like `on`.")
     if kind is str and not (isinstance(value, str) or (value is None and hint is not str)):
@@ -231,8 +232,9 @@ def _typed(field: str, value: object, kind: Any, hint: Any) -> Value:
 
 
 def _check_values(adapter: str, base: Mapping[str, Any], space: Space) -> None:
-    """Every end and every choice, beside every other one: what the config refuses of a trial, it
-    refuses here. What is not varied stands at the recipe, or where that is outside, at an end."""
+    """Raise for any end or choice that the config refuses, also beside every other one, as it would
+    refuse a trial. Fields that are not varied stand at the recipe, or at an end where the recipe is
+    outside."""
     recipe = _recipe(adapter, base)
     tried = {field: edges(space[field]) for field in space if field not in base}
     start = {
@@ -248,7 +250,7 @@ def _check_values(adapter: str, base: Mapping[str, Any], space: Space) -> None:
 def values_of(
     field: str, spaces: Mapping[str, Space], fixed: Mapping[str, Value]
 ) -> Iterable[Value]:
-    """The values that trials may have of `field`, where it is fixed or the user's to search."""
+    """The values that trials may have for `field`, where it is fixed or the user's to search."""
     if field in fixed:
         return [fixed[field]]
     return itertools.chain(*(edges(space[field]) for space in spaces.values() if field in space))

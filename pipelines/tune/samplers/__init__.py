@@ -1,1 +1,1 @@
-"""Where the next trial looks: which adapter it is of, and with which values."""
+"""Where the next trial looks: its adapter, and its values."""

@@ -1,4 +1,7 @@
-"""What every searcher of ours has in common, for Ray Tune."""
+"""What all our searchers share, for Ray Tune.
+
+Flows in: the word to stop or to pause. Flows out: no further trials.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +40,15 @@ class FromDisk(Searcher):
         self.stopping = True
 
     def pause(self, reason: str) -> None:
-        """The same, until the reason is gone and the same command is given again."""
+        """Hand out no more trials until the reason is gone and the same command is given again."""
         self.paused = self.paused or reason
         self.stop()
 
 
 @contextmanager
 def pausing(searcher: FromDisk) -> Iterator[None]:
-    """What keeps all trials from going on, as a full disk, ends the command, and is booked as no
-    trial's failure."""
+    """A context in which a reason that keeps all trials from going on, as a full disk, ends the
+    command, and is not counted as any trial's failure."""
     try:
         yield
     except Exception as error:  # of Tune's own files, on the same disk

@@ -1,7 +1,7 @@
-"""What a sampler sees of an adapter's trials.
+"""An adapter's trials as a sampler sees them.
 
-Flows in: a study's trials. Flows out: each adapter's, in the sampler's terms: `<adapter>/<field>`
-without the adapter, and every trial that ended as complete, at the best that it reached.
+Flows in: a study's trials. Flows out: each adapter's, in the sampler's terms: fields without the
+adapter's name in front, and every trial that ended as complete, with its best value.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Own:
         return Own({*self.numbers}, {*self.running}, {*self.points}, [*self.seen])
 
     def shown(self) -> list[FrozenTrial]:
-        """What the sampler sees: the best of the trials, and of the others every second, fourth,
-        ... one where they are many."""
+        """The trials that the sampler sees: the best ones, and of the others every second, fourth,
+        ... where they are many."""
         if len(self.seen) <= SHOWN:
             return self.seen
         best = sorted(self.seen, key=lambda one: -sum(one.values or [float("-inf")]))[:TOP]
@@ -71,8 +71,8 @@ class History:
         return History(self.search, self.notes, own)
 
     def _seen(self, trial: FrozenTrial, adapter: str) -> FrozenTrial | None:
-        """A trial as a sampler is to see it: by the best that it reached, however long it ran. As
-        Optuna tells it, one that was stopped early would stand behind all that were not."""
+        """A trial as a sampler is to see it: with its best value, however long it ran. As Optuna
+        tells it, a trial that was stopped early would stand behind all that were not."""
         prefix, space = f"{adapter}/", self.search.searched(adapter)
         params = {
             name.removeprefix(prefix): value

@@ -1,8 +1,8 @@
-"""What an adapter's trials try after the published recipes: points that were good on other data.
+"""The points that an adapter's trials try after the published recipes: good ones on other data.
 
 Flows in: earlier searches, the shipped portfolio. Flows out: `Search.hints`, settled when a study
-begins: a resumed one has what it began with, whatever has become of where that was from. They are
-trials like others, held against the same val, and the journal says of each where it is from.
+begins: a resumed study keeps the hints that it began with, whatever became of their source. They
+are trials like others, held against the same val, and the journal says where each comes from.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from trainables.files import read_json
 
 
 def with_hints(search: Search, folder: Path, shipped: bool, priors: Sequence[Path] = ()) -> Search:
-    """`search` with its hints: those that the study in `folder` began with, or where none did, what
-    was best in `priors`, then the portfolio's points, if they are wanted."""
+    """`search` with its hints. They are those that the study in `folder` began with, or in a new
+    study the best points of `priors`, then the portfolio's points, if they are wanted."""
     if (folder / "study.json").exists():
         return begun(search, read_json(folder / "study.json"))
     earlier = read_priors(priors, search)
@@ -41,7 +41,7 @@ def with_hints(search: Search, folder: Path, shipped: bool, priors: Sequence[Pat
 
 
 def begun(search: Search, about: Mapping[str, Any]) -> Search:
-    """With the hints that `study.json` has; an older one has none."""
+    """`search` with the hints in `study.json`; an older study has none."""
     noted = about.get("hints", {})
     hints = {name: [Start(**one) for one in noted.get(name, [])] for name in search.adapters}
     return dataclasses.replace(search, hints=hints)
@@ -53,8 +53,8 @@ def shipped_points(adapter: str, task: Task) -> list[Start]:
 
 
 def fitting(search: Search, adapter: str, points: Sequence[Start]) -> list[Start]:
-    """Of `points`, those that lie in what is searched, each once and none a recipe; of the others
-    is said why not."""
+    """Those of `points` that lie in what is searched, each once and none a recipe; for each of the
+    others it is said why not."""
     known = [dict(start.values) for start in search.starts(adapter)]
     found, out = [], []  # what is outside, and why
     for point in points:
@@ -76,6 +76,6 @@ def fitting(search: Search, adapter: str, points: Sequence[Start]) -> list[Start
 
 
 def whole(search: Search, adapter: str, values: Mapping[str, Value]) -> dict[str, Value]:
-    """All fields of the trial that a point would be."""
+    """All fields of the trial of a point."""
     own = {"task": search.task, "epochs": search.epochs, **search.fixed}
     return flatten(make_config(adapter, {**values, **own}))

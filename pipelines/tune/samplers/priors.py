@@ -1,11 +1,11 @@
-"""What earlier searches found: `--prior RUN...`, read.
+"""The best points of earlier searches, as `--prior RUN...` names them.
 
-Flows in: folders of studies and arenas, which may lie deeper. Flows out: for an adapter the points
-that were best in each. Nothing is written there.
+Flows in: folders of studies and arenas, which may lie deeper. Flows out: for an adapter the best
+points of each. Nothing is written there.
 
-They are points to try, no more. To show a sampler the earlier trials too, each study's values
-standardised, was tried on recorded surfaces and is worse than not to: regret on val after 16
-trials' worth of epochs was 5.8 points with all of them, 4.2 where they fade, 4.2 without.
+They are points to try, no more. A sampler could also be shown the earlier trials, each study's
+values standardised. On recorded surfaces that is worse: regret on val after 16 trials' worth of
+epochs was 5.8 points with all of them, 4.2 where they fade, 4.2 without.
 """
 
 from __future__ import annotations

@@ -1,19 +1,23 @@
-"""Which adapter the next trial is of: the budget moves to those that may still win.
+"""The adapter of the next trial: the budget moves to those that may still win.
+
+Flows in: the study's trials, and the epochs that are left. Flows out: an adapter; and which are
+out, with the numbers.
 
 A rule of its own, beside the one that draws an adapter's values: sequential halving between
 adapters (Karnin et al. 2013, "Almost optimal exploration in multi-armed bandits"), counted in
 epochs. Every adapter gets its starting points and `LEAST` trials that are allowed to finish. The
 budget is spent in equal parts: the first on all adapters, each next one on the better half of those
-before, the last on one. Which half is better is decided by what they had reached when as much was
-spent on each. Of those that are in, the one on which the least was spent comes next.
+before, the last on one adapter. The better half is that with the higher values when the same number
+of epochs had been spent on each. Among the adapters that are in, the one with the fewest epochs
+spent comes next.
 
-A cut is final. The journal has it, with its numbers, at each trial that is begun after it, and from
-there a resumed search knows it too. An adapter that is out is asked again only where those that are
-in have no configuration left to try.
+A cut is final. The journal has it, with its numbers, at each later trial, and a resumed search
+reads it from there. An adapter that is out is asked again only where the others have no
+configuration left to try.
 
-Of two goals, those are better that have a trial on the front, one that no trial of an adapter that
-is in beats in both goals, when as much was spent on each; none of them is cut. Beyond that the
-metric decides.
+With two goals, an adapter is never cut if it has a trial on the front, that is a trial that no
+other adapter's beats in both goals, when the same number of epochs had been spent on each. Beyond
+that the metric decides.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ Reached = tuple[int, Sequence[float]]  # the adapter's epochs then, the trial's 
 
 @dataclass
 class Runner:
-    """How one adapter stands."""
+    """The trials of one adapter in the race."""
 
     name: str
     starts: int  # points that it begins with
@@ -67,28 +71,28 @@ class Runner:
 
     @property
     def ended(self) -> int:
-        """Epochs of trials that ended: a cut is final, and what runs has reached nothing yet."""
+        """Epochs of trials that ended. (A cut is final, and running trials have no result yet.)"""
         return self.spent - self.running
 
     @property
     def begins(self) -> bool:
-        """Whether a point that it begins with is left."""
+        """Whether a point that the adapter begins with is left."""
         return self.asked < self.starts
 
     def within(self, spent: float = math.inf) -> list[Sequence[float]]:
-        """What the trials of so many epochs reached; of the first trial at the least."""
+        """The values of the trials within so many epochs; of the first trial at the least."""
         first = [goals for _, goals in self.path[:1]]
         return first + [goals for epochs, goals in self.path[1:] if epochs <= spent]
 
     def best(self, spent: float = math.inf) -> float:
-        """The best by the metric that `spent` epochs had brought."""
+        """The best value by the metric within `spent` epochs."""
         return max((goals[0] for goals in self.within(spent)), default=-math.inf)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Why an adapter is out: what it had reached when it and the leader had each spent `spent`
-    epochs. None: no trial had a result."""
+    """Why an adapter is out: its value and the leader's when each had spent `spent` epochs. None:
+    no trial had a result."""
 
     spent: float
     best: float | None
@@ -98,7 +102,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Turn:
-    """Whose turn it is, and on which numbers others are out."""
+    """The adapter whose turn it is, and the numbers on which others are out."""
 
     name: str
     cuts: Mapping[str, Cut]
@@ -111,8 +115,8 @@ def turn(
     tried: Sequence[str] = (),
     before: Mapping[str, Cut] | None = None,
 ) -> Turn:
-    """The adapter of the next trial, with `left` epochs to spend; `tried`: those that have no point
-    left to try, which is not all; `before`: those that are out already."""
+    """The adapter of the next trial, with `left` epochs to spend. `tried`: the adapters without a
+    point left to try, never all of them; `before`: those that are out already."""
     before = before or {}
     fit = [one for one in runners if one.name not in tried]
     first = [one for one in fit if one.asked < max(one.starts, LEAST)]
@@ -128,7 +132,7 @@ def turn(
 def halved(
     runners: Sequence[Runner], left: float, tried: Sequence[str], before: Mapping[str, Cut]
 ) -> dict[str, Cut]:
-    """Those that are out, and why; those of `before` as they are."""
+    """The adapters that are out, and why; those of `before` stay as they are."""
     sizes = [len(runners)]
     while sizes[-1] > 1:
         sizes.append(math.ceil(sizes[-1] / 2))
@@ -159,7 +163,8 @@ def halved(
 
 
 def on_front(runners: Sequence[Runner], spent: float) -> set[str]:
-    """Of two goals, those with a trial that no other beats in both; of one, none."""
+    """With two goals, the adapters with a trial that no other beats in both; with one goal,
+    none."""
     found = [(one.name, goals) for one in runners for goals in one.within(spent)]
     pairs = [(goals[0], goals[1]) for _, goals in found if len(goals) > 1]
     return {found[place][0] for place in front(pairs)}
@@ -170,7 +175,7 @@ def _known(best: float) -> float | None:
 
 
 class Standings:
-    """How the adapters of a search stand, and which of them are out."""
+    """The values of a search's adapters, and which of them are out."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """Where the next trial of a search looks: each adapter learns from its own trials alone.
 
 Flows in: the study, and a trial whose values are to be drawn. Flows out: its adapter, chosen by
-`race.py`, and its values, drawn by one of Optuna's samplers that sees that adapter's trials and no
-other's. Seen together, the best tenth of all trials is the leading adapter's, and every other one
-would be drawn at random for ever.
+`race.py`, and its values, drawn by one of Optuna's samplers that sees this adapter's trials alone.
+If a sampler saw all trials, the best tenth would all be the leading adapter's, and the values of
+every other adapter would be drawn at random for ever.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Shown(InMemoryStorage):
         return [trial for trial in self.shown if states is None or trial.state in states]
 
     def noted(self, study: str, number: int) -> dict[str, Any]:
-        """What a sampler wrote down of the trial that it was asked for."""
+        """The notes that a sampler made on the trial that it was asked for."""
         own = self.get_study_id_from_name(study)
         return self.get_trial(
             self.get_trial_id_from_study_id_trial_number(own, number)
@@ -76,7 +76,7 @@ class LikeWithLike(BaseSampler):
 
     @contextmanager
     def of_shape(self, adapter: str, values: Mapping[str, Value]) -> Iterator[None]:
-        """Trials that are asked for inside are of this adapter, with these values."""
+        """A context in which trials that are asked for have this adapter and these values."""
         self.shape = adapter, values
         try:
             yield
@@ -88,7 +88,7 @@ class LikeWithLike(BaseSampler):
         return self.race.begins(study)
 
     def said(self, number: int) -> dict[str, Any]:
-        """Why trial `number` is what it is, where its values were drawn here."""
+        """Why trial `number` has its adapter and values, where they were drawn here."""
         if self.drawn is None or self.drawn[0] != number:
             return {}
         said: dict[str, Any] = {"origin": self.origin}
@@ -165,7 +165,7 @@ class LikeWithLike(BaseSampler):
         return dict(self.shape[1] if self.shape else {})
 
     def _point(self, adapter: str, tried: int) -> Start | None:
-        """The next point that no sampler draws."""
+        """The next starting point or hint; None: a sampler draws."""
         while (point := self.search.next_point(adapter, tried)) is not None:
             if self._fresh(adapter, point.values):
                 return point
@@ -180,13 +180,13 @@ class LikeWithLike(BaseSampler):
         return untried(space, self._shape, tried, f"{self.search.seed}/{number}")
 
     def _other(self, adapter: str, number: int, values: dict[str, Value]) -> dict[str, Value]:
-        """A point that was not tried instead of `values`, which were, where there is one."""
+        """In the place of `values`, which were tried, a point that was not, if there is one."""
         if adapter in self.budget.tried.points:
             return self._untried(adapter, number) or values
         return turned(adapter, self.search.searched(adapter), values) | self._shape
 
     def left(self) -> bool:
-        """Whether a trial of the shape that is asked for could be another than all before."""
+        """Whether a trial of the shape that is asked for could differ from all before."""
         assert self.shape is not None
         adapter = self.shape[0]
         return adapter not in self.budget.tried.points or self._untried(adapter, 0) is not None
@@ -201,7 +201,8 @@ class LikeWithLike(BaseSampler):
 
 
 class OfOneSpace(BaseSampler):
-    """A sampler that is told what it would else find out by comparing all trials."""
+    """A sampler that is told the space, which it would otherwise find out by comparing all
+    trials."""
 
     def __init__(self, sampler: BaseSampler, space: Space) -> None:
         self.sampler = sampler
@@ -225,7 +226,7 @@ def startup(search: Search) -> int:
 def make_sampler(
     kind: Sampler, seed: int, startup: int, shown: Sequence[FrozenTrial], space: Space
 ) -> BaseSampler:
-    """Optuna's own, for the trials of one adapter, all of whose values are searched together."""
+    """Optuna's sampler for the trials of one adapter, all of whose values are searched together."""
     with quiet():
         if kind == "random":
             return optuna.samplers.RandomSampler(seed=seed)
@@ -249,8 +250,9 @@ def make_sampler(
 
 
 def _numbers(shown: Sequence[FrozenTrial], space: Space) -> list[FrozenTrial] | None:
-    """What a covariance starts from, at the mean of the best tenth: the numbers of all trials that
-    ended. Ten times each: of fewer than ten trials, a tenth is the best one."""
+    """The points from which a covariance starts, at the mean of the best tenth: the numbers of all
+    trials that ended, ten times each, as with fewer than ten trials a tenth would be the best one
+    alone."""
     free = {
         name: one
         for name, one in space.items()
@@ -269,7 +271,7 @@ def _numbers(shown: Sequence[FrozenTrial], space: Space) -> list[FrozenTrial] | 
 
 
 def check_sampler(search: Search) -> None:
-    """Refuse a sampler that cannot do what is asked of it."""
+    """Raise where a sampler cannot do what is asked of it."""
     kind = search.sampler
     if search.retains and kind in ("gp", "cmaes"):
         rule = "must be auto, tpe, random or qmc beside `--retain`, which has two goals"
@@ -285,7 +287,8 @@ def check_sampler(search: Search) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Optuna's words on what is experimental, and used here within its limits."""
+    """A context without Optuna's warnings of experimental features, which are used here within
+    their limits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield

@@ -1,7 +1,9 @@
 """Ask and tell between Ray Tune and the study.
 
-Differs from Ray's `OptunaSearch` where that one loses facts: trials that ASHA stops are told PRUNED
-with all their intermediate values, failures FAIL with their reason, and the value told is the best.
+Flows in: Tune's requests for trials, and their results. Flows out: trials with values, and a study
+that knows how each ended. Unlike Ray's `OptunaSearch` it loses no facts: trials that ASHA stops are
+told PRUNED with all their intermediate values, failures FAIL with their reason, and the value told
+is the best.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class StudySearcher(FromDisk):
     """Ask and tell between Ray Tune and the study."""
 
     def __init__(self, study: optuna.Study, search: Search, folder: Path, fuse: int = 1) -> None:
-        """`fuse`: trials of one shape to train together; 0: as many as a worker found to pay."""
+        """`fuse`: how many trials of one shape train together; 0: as many as a worker measured to
+        be fastest."""
         super().__init__(metric=search.metric, mode="max")
         self.study, self.search, self.folder, self.fuse = study, search, folder, fuse
         self.budget = Budget(search, study)
@@ -108,11 +111,12 @@ class StudySearcher(FromDisk):
         }
 
     def _siblings(self, leader: optuna.Trial) -> list[optuna.Trial]:
-        """Trials of the leader's shape, where training them with it pays.
+        """Further trials of the leader's shape, where training them with it pays.
 
-        What fixes the shape is the leader's; all else is sampled as for any other trial. Starting
-        points come first, and alone. A group is at most an eighth of the search, which must see
-        many shapes; one that was asked for on the command line is as large as asked for.
+        The fields that fix the shape are the leader's; all others are sampled as for any other
+        trial. Starting points come first, and alone. A group is at most an eighth of the search,
+        which must see many shapes; a group whose size was asked for on the command line is as large
+        as asked for.
         """
         adapter = leader.user_attrs["config"]["name"]
         found = Widths(self.folder).of(adapter, asked=self.fuse)
@@ -139,11 +143,12 @@ class StudySearcher(FromDisk):
         return None if self.budget.over() else self.study.ask()
 
     def _resumed(self, number: int) -> optuna.Trial:
-        """A running trial."""
+        """A trial that was running when the search ended."""
         return optuna.Trial(self.study, trial_id(self.study, number))
 
     def _sample(self, trial: optuna.Trial) -> None:
-        """Draw what is not drawn yet: a driver may have been killed between two values."""
+        """Draw the values that are not drawn yet: a driver may have been killed between two
+        values."""
         adapters = self.search.adapters
         adapter = adapters[0]
         if len(adapters) > 1:
@@ -184,7 +189,7 @@ class StudySearcher(FromDisk):
         self._clear(result)
 
     def _clear(self, result: dict[str, Any]) -> None:
-        """Away with the folds of a trial that ended: only what goes on needs them."""
+        """Remove the folds of a trial that ended: only trials that go on need them."""
         for number in members(result) if self.search.folds and not self.paused else ():
             if frozen_trial(self.study, number).state.is_finished():
                 folds = self.folder / "trials" / f"{number:04d}" / FOLDS
@@ -201,7 +206,8 @@ class StudySearcher(FromDisk):
                 self._hear(live, number, own)
 
     def _hear(self, live: dict[int, optuna.Trial], number: int, result: dict[str, Any]) -> None:
-        """What one trial reached; whether it ended is in its state, or in the scheduler's word."""
+        """Note the result of one trial. Whether it ended is in its state, or in the scheduler's
+        word."""
         trial = live[number]
         epoch, state = int(result.get("epoch", 0)), result["state"]
         if epoch and epoch not in frozen_trial(self.study, number).intermediate_values:
@@ -226,8 +232,8 @@ class StudySearcher(FromDisk):
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Where the disk is full or gone, pause: nothing is lost that a resumed search would not
-        find out from the journal and the trials' folders."""
+        """A context that pauses the search where the disk is full or gone. Nothing is lost: a
+        resumed search finds everything in the journal and the trials' folders."""
         try:
             yield
         except (OSError, DataError) as error:
@@ -238,7 +244,8 @@ class StudySearcher(FromDisk):
             self.pause(f"`{self.folder / NAME}` cannot be written to: {lost}")
 
     def _wait(self, trial: optuna.Trial, reason: str) -> None:
-        """Of too little memory: once more when no other trial is left that takes some."""
+        """Queue a trial that had too little memory: it is tried once more when nothing else
+        runs."""
         if "waited" in trial.user_attrs:
             self._fail(trial, f"too little memory, also with no other trial running: {reason}")
             return
@@ -246,7 +253,7 @@ class StudySearcher(FromDisk):
         self._queue(trial.number)
 
     def _queue(self, number: int) -> None:
-        """A trial that was begun is to be handed out again."""
+        """Queue a trial that was begun, to be handed out again."""
         waited = "waited" in frozen_trial(self.study, number).user_attrs
         (self.waiting if waited else self.unfinished).append(number)
 

@@ -1,7 +1,8 @@
-"""Which trials stop early: one set of rungs for each adapter, with a memory.
+"""Which trials stop early: one set of rungs for each adapter, kept in the study.
 
-Adapters learn at different speeds, so a trial is held against trials of its own adapter alone, at
-shares of its own schedule. What other drivers and lost workers reported still counts.
+Flows in: results of trials, from this driver and from earlier ones. Flows out: whether a trial goes
+on. Adapters learn at different speeds, so a trial is held against trials of its own adapter alone,
+at shares of its own schedule.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from trainables.trials.jobs import Job, members
 
 @dataclass(frozen=True)
 class Named:
-    """What the rules look at of a trial."""
+    """The facts of a trial that the rules look at."""
 
     trial_id: str
 
@@ -34,9 +35,10 @@ class EarlyStopping(FIFOScheduler):
 
     `asha`: asynchronous successive halving (Li et al. 2020, arXiv:1810.05934), in several brackets
     asynchronous Hyperband; `median`: the median stopping rule (Golovin et al. 2017); `none`. A
-    trial stands once in each rung, under its number, with what it reached there, however often it
-    was restarted. The first `LEAST` trials of each adapter are never stopped. Of trials that train
-    together each is judged alone: those that are to stop are named in the result, for the searcher.
+    trial stands once in each rung, under its number, with its value there, however often it was
+    restarted. The first `LEAST` trials of each adapter are never stopped. Trials that train
+    together are judged one by one: those that are to stop are named in the result, for the
+    searcher.
     """
 
     def __init__(self, study: optuna.Study, search: Search, budget: Budget) -> None:
@@ -100,8 +102,8 @@ class EarlyStopping(FIFOScheduler):
 
 
 def bracket(number: int, search: Search) -> int:
-    """The bracket of a trial, the same whenever it is asked: as many trials begin in each as a
-    round of Hyperband has (Li et al. 2018, arXiv:1603.06560)."""
+    """The bracket of a trial, the same whenever it is asked for: each bracket gets as many trials
+    as a round of Hyperband gives it (Li et al. 2018, arXiv:1603.06560)."""
     brackets = search.stopping.brackets
     if brackets == 1:
         return 0

@@ -1,7 +1,7 @@
 """The median stopping rule (Golovin et al. 2017, "Google Vizier").
 
-Flows in: what trials reach, each epoch in its turn. Flows out: whether one may go on. The verdicts
-are those of Ray's `MedianStoppingRule`, which averages all trials anew at each result.
+Flows in: the values of trials, each epoch in its turn. Flows out: whether a trial goes on. The
+verdicts equal those of Ray's `MedianStoppingRule`, which averages all trials anew at each result.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LEAST = 3  # other trials that an epoch must have seen
 
 
 class Median(FIFOScheduler):
-    """Stops a trial whose best value is below the median of what the others had reached, each on
-    the average of its epochs from `grace` on."""
+    """Stops a trial whose best value is below the median of the other trials, each by the average
+    of its epochs from `grace` on."""
 
     def __init__(self, metric: str, grace: int) -> None:
         super().__init__()

@@ -1,10 +1,11 @@
-"""Population-based training: who takes whose place, and with which values. Pure functions.
+"""Population-based training: which member takes whose place, and with which values.
 
-Flows in: how the members of a population stand at one epoch, and a seed. Flows out: the exploits.
-PBT (Jaderberg et al. 2017, arXiv:1711.09846) by the rules of Ray Tune's `PopulationBasedTraining`:
-each of the lowest quarter takes the weights and the values of one of the highest, drawn at random,
-and each value is then drawn anew or multiplied by 0.8 or 1.2. PB2 (Parker-Holder et al. 2020,
-arXiv:2002.02518) chooses the values by a Gaussian process of what was gained in each interval.
+Flows in: the values of the members of a population at one epoch, and a seed. Flows out: the
+exploits. All functions are pure. PBT (Jaderberg et al. 2017, arXiv:1711.09846) by the rules of Ray
+Tune's `PopulationBasedTraining`: each of the lowest quarter takes the weights and the values of one
+of the highest, drawn at random, and each value is then drawn anew or multiplied by 0.8 or 1.2. PB2
+(Parker-Holder et al. 2020, arXiv:2002.02518) chooses the values by a Gaussian process of the gain
+in each interval.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Ranges: TypeAlias = Mapping[str, FloatDistribution]
 
 @dataclass(frozen=True)
 class Member:
-    """One of a population, at an epoch that all have reached."""
+    """A member of a population, at an epoch that all have reached."""
 
     number: int
     kind: str  # only members of one adapter can take each other's weights
@@ -50,7 +51,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Gain:
-    """What an interval brought: it began at `before`, and trained until `epoch` with `values`."""
+    """The gain of an interval: it began at `before`, and trained until `epoch` with `values`."""
 
     epoch: int
     before: float
@@ -68,7 +69,7 @@ class Exploit:
 
 
 def changing(config: TrainConfig, fixed: Mapping[str, object], space: Space) -> Ranges:
-    """The fields that a population varies: all that may change, and would be seen to."""
+    """The fields that a population varies: all that may change and have an effect."""
     seen = {
         "optim.lr": True,
         "optim.weight_decay": True,
@@ -100,8 +101,8 @@ def quantiles(members: Sequence[Member]) -> tuple[list[Member], list[Member]]:
 
 
 def exploits(members: Sequence[Member], seed: str, model: bool = False) -> list[Exploit]:
-    """Who goes on as whom; `model` for PB2. The member whose lineage had the best value of all
-    keeps its place, whatever became of it since: its checkpoint may be the result."""
+    """The members that go on as another; `model` for PB2. The member whose lineage had the best
+    value of all keeps its place, even if it is low now: its checkpoint may be the result."""
     draw = random.Random(seed)
     first = max(members, key=lambda m: (m.best, -m.number), default=None)
     found = []
@@ -123,8 +124,8 @@ def exploits(members: Sequence[Member], seed: str, model: bool = False) -> list[
 def explore(
     values: Mapping[str, float | None], ranges: Ranges, draw: random.Random
 ) -> dict[str, float]:
-    """PBT's new values: drawn anew, or moved by a fifth, within their ranges. What cannot be moved,
-    0 and a backbone's own temperature, is drawn anew."""
+    """PBT's new values: drawn anew, or moved by a fifth, within their ranges. Values that cannot be
+    moved, 0 and a backbone's own temperature, are drawn anew."""
     new = {}
     for name, space in ranges.items():
         if draw.random() < RESAMPLE or not values[name]:
@@ -147,8 +148,8 @@ def modelled(
     chosen: Sequence[Mapping[str, float]],
     draw: random.Random,
 ) -> dict[str, float]:
-    """PB2's new values, by Ray's model of what was gained; none before there are gains of the
-    donor's. `chosen` are those of the same epoch."""
+    """PB2's new values, by Ray's model of the gains; empty before the donor has gains. `chosen` are
+    the values of the same epoch."""
     from ray.tune.schedulers.pb2 import _select_config
 
     ranges = donor.ranges
@@ -188,8 +189,9 @@ def modelled(
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Ray's search for the model's maximum draws from NumPy's own stream, which stays as it was.
-    It warns of fits to few gains that are good enough, and of SciPy's flags."""
+    """A context for Ray's search of the model's maximum, which draws from NumPy's global stream:
+    the stream is left as it was. It also hides warnings, about fits to few gains that are good
+    enough and about SciPy's flags."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:

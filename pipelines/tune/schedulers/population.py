@@ -1,12 +1,12 @@
 """Population-based training on the study: generations of members, and copies of their weights.
 
-Flows in: the study, where each member is one trial. Flows out: the same, with what each took over
-from whom in its `exploits`, and `schedule.json`, the lineage of the best.
+Flows in: the study, where each member is one trial. Flows out: the study, with each member's
+exploits in its `exploits`, and `schedule.json`, the lineage of the best.
 
 Generations are synchronous: decisions for an epoch are taken when every member has reached it, from
-what the journal has of it and the seed alone. So the same search ends alike on one worker and on
-eight. No member goes on before a generation's decisions are in the journal and its copies are made,
-and until then both can be made again: a kill in between loses nothing. A member trains alone.
+the journal and the seed alone. So the same search ends alike on one worker and on eight. No member
+goes on before a generation's decisions are in the journal and its copies are made; until then both
+can be made again, so a kill in between loses nothing. A member trains alone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def next_mark(study: optuna.Study, search: Search) -> int:
 def rules(
     study: optuna.Study, search: Search, folder: Path, fuse: int = 1
 ) -> tuple[StudySearcher, FIFOScheduler]:
-    """What asks for the trials of a search, and what stops them."""
+    """The searcher and the scheduler of a search."""
     if search.stopping.population:
         return PopulationSearcher(study, search, folder), Legs(study, search)
     searcher = StudySearcher(study, search, folder, fuse)
@@ -84,7 +84,7 @@ class PopulationSearcher(StudySearcher):
         write_schedule(study, folder)
 
     def _meet_again(self) -> None:
-        """Queue those that are behind the next mark; all of them begun before one trains."""
+        """Queue the members behind the next mark; all of them are begun before one trains."""
         mark = next_mark(self.study, self.search)
         self.unfinished, self.waiting = [], []
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -100,7 +100,7 @@ class PopulationSearcher(StudySearcher):
         return super()._suggest(trial_id)
 
     def _begin(self) -> None:
-        """All members are drawn before one is trained: none depends on what another reached."""
+        """Draw all members before one is trained: none depends on another's result."""
         while not self.budget.over():
             trial = self.study.ask()
             self._sample(trial)
@@ -113,7 +113,7 @@ class PopulationSearcher(StudySearcher):
         return None
 
     def _next_generation(self, running: Sequence[FrozenTrial]) -> None:
-        """What was decided is one line of the journal; all else follows from it."""
+        """Decide, as one line of the journal; all else follows from that line."""
         mark = next_mark(self.study, self.search)
         key = f"exploits at {mark}"
         if key not in self.study.user_attrs:
@@ -146,7 +146,7 @@ class PopulationSearcher(StudySearcher):
     def _gains(
         self, trial: FrozenTrial, path: dict[int, float], mark: int, ranges: Ranges
     ) -> list[Gain]:
-        """Of each interval of a lineage, what it brought."""
+        """The gain of each interval of a lineage."""
         config, step = config_of(trial.user_attrs["config"]), self.search.stopping.interval
         gains = []
         for end in range(2 * step, mark + 1, step):
@@ -156,7 +156,7 @@ class PopulationSearcher(StudySearcher):
         return gains
 
     def _note_exploit(self, one: Exploit, mark: int) -> None:
-        """In the journal: the loser is from here on what its donor is, with values of its own."""
+        """Note in the journal that the loser goes on as its donor, with values of its own."""
         trial, donor = self._resumed(one.number), frozen_trial(self.study, one.donor)
         config = dict(donor.user_attrs["config"])
         ahead = [*read_changes(str(config.get("changes", ""))), Change(mark + 1, one.values)]
@@ -168,7 +168,7 @@ class PopulationSearcher(StudySearcher):
         trial.set_user_attr("config", config)
 
     def _end(self, trial: optuna.Trial, result: dict[str, Any], state: TrialState) -> None:
-        """A leg that ended is no trial that ended: it goes on when all have met."""
+        """Note that a leg ended. The trial has not: it goes on when all have met."""
         if state == TrialState.COMPLETE:
             super()._end(trial, result, state)
 
@@ -180,7 +180,7 @@ class PopulationSearcher(StudySearcher):
 
 
 def lineage(trial: FrozenTrial) -> list[list[int]]:
-    """Whose weights a trial has, and from which epoch on each trained them: `[[member, epoch]]`."""
+    """Who trained a trial's weights, and from which epoch on: `[[member, epoch]]`."""
     own: list[list[int]] = trial.user_attrs.get("lineage", [[trial.number, 1]])
     return own
 
@@ -195,7 +195,7 @@ def reached(study: optuna.Study, trial: FrozenTrial, mark: int) -> dict[int, flo
 
 
 def copy_checkpoint(source: Path, to: Path) -> None:
-    """Checkpoint `source` in the place of `to` and of what it could fall back to."""
+    """Put checkpoint `source` in the place of `to`, and of the one that `to` could fall back to."""
     new, old = to.with_name(to.name + ".new"), to.with_name(to.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
     for path in sorted(source.iterdir()):
@@ -206,7 +206,8 @@ def copy_checkpoint(source: Path, to: Path) -> None:
 
 
 def write_schedule(study: optuna.Study, folder: Path) -> None:
-    """`schedule.json`: what the best trial was trained with, and whose weights it has."""
+    """Write `schedule.json`: the values of the best trial by epoch, and the lineage of its
+    weights."""
     top = best_trial(study)
     if top is None:
         return

@@ -1,1 +1,1 @@
-"""The study's memory: its journal, its best trials, its budget, and which trial is the answer."""
+"""The study's memory: its journal, its best trials, its budget, and the choice among them."""

@@ -1,7 +1,7 @@
 """The best trials of a study, kept up to date as trials end.
 
-Flows in: trials. Flows out: the best of all, and of each adapter, and the front of two goals; in
-words, and as `best.json` while a search runs. What it ends with, `choice.py` decides.
+Flows in: trials. Flows out: the best of all and of each adapter, and the front of two goals; in
+words, and as `best.json` while a search runs. At the end of a search, `choice.py` decides.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Best:
     """The trial with the best val value at any epoch, of all and of each adapter; of equal
     accuracies the likelier one, of other ties the earlier.
 
-    PRUNED trials count: their `best/` was measured like any other. Of two goals, the harmonic mean
-    is compared, both at the epoch that is best by the metric: that of `best/`. Of those there is a
+    PRUNED trials count: their `best/` was measured like any other. With two goals, the harmonic
+    mean is compared, both at the epoch that is best by the metric, that of `best/`. Then there is a
     front too: the complete trials that no other beats in both, the best by the metric first.
     """
 
@@ -58,7 +58,7 @@ def standing_of(trial: FrozenTrial) -> tuple[float, ...]:
 
 
 def best_of(study: optuna.Study, ledger: Ledger[Best] | None = None) -> Best:
-    """By a ledger that is kept, or anew."""
+    """The best, from `ledger`, or found anew."""
     return (ledger or Ledger(Best())).of(study.get_trials(deepcopy=False))
 
 
@@ -68,7 +68,8 @@ def best_trial(study: optuna.Study, adapter: str | None = None) -> FrozenTrial |
 
 
 def over_all(study: optuna.Study, search: Search, folder: Path) -> str:
-    """That all trials which had a result went over a limit, and how near one came; else ""."""
+    """A sentence where all trials with a result went over a limit, and how near one came; else
+    empty."""
     over = [one for one in study.get_trials(deepcopy=False) if OVER in one.user_attrs]
     if not over or not search.limits or best_trial(study) is not None:
         return ""
@@ -88,7 +89,7 @@ def over_all(study: optuna.Study, search: Search, folder: Path) -> str:
 
 
 def shown(trial: FrozenTrial, retains: bool) -> str:
-    """The same as a line of progress says it."""
+    """The value as a line of progress shows it."""
     value, kept = goals(trial)
     if not retains:
         return f"{value:.4f}"
@@ -96,7 +97,7 @@ def shown(trial: FrozenTrial, retains: bool) -> str:
 
 
 def best_so_far(study: optuna.Study, metric: str) -> str:
-    """In words: the best value that any trial reached, running ones included."""
+    """The best value of any trial, running ones included, in words."""
     chosen = best_trial(study) if len(study.directions) > 1 else None
     if chosen is not None:
         name = chosen.user_attrs["config"]["name"]
@@ -119,7 +120,8 @@ def best_so_far(study: optuna.Study, metric: str) -> str:
 def write_best(
     study: optuna.Study, search: Search, folder: Path, ledger: Ledger[Best] | None = None
 ) -> None:
-    """`best.json`: the winner on val, and each adapter's own; of two goals, also the front."""
+    """Write `best.json`: the winner on val, and each adapter's own; with two goals, also the
+    front."""
 
     def entry(trial: FrozenTrial) -> dict[str, Any]:
         return {

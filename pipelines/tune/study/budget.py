@@ -1,4 +1,4 @@
-"""What a search may spend, what it has spent, and when more of it would not pay.
+"""The budget of a search: what it may spend, has spent, and when more would not pay.
 
 Flows in: the study. Flows out: epochs left, for the race between adapters; whether to go on; and
 the same in words. What was spent stands in the journal, so a resumed search goes on counting.
@@ -25,7 +25,7 @@ LEAST = 2  # trials of an adapter that nothing stops
 
 
 def epochs_of(trial: FrozenTrial) -> int:
-    """How many a trial has reported."""
+    """How many epochs a trial has reported."""
     return max(trial.intermediate_values, default=0)
 
 
@@ -35,7 +35,7 @@ def is_recipe(trial: FrozenTrial) -> bool:
 
 @dataclass
 class Spent:
-    """What trials took, and since when none was better."""
+    """The cost of trials, and how many ended since the best one."""
 
     asked: int = 0
     ended: int = 0
@@ -61,18 +61,20 @@ class Spent:
         return dataclasses.replace(self)
 
     def stale(self, adapters: int) -> bool:
-        """Whether the best has stood for the last half of the trials that ended, for `STALE`, and
-        for `LEAST` of each adapter: with many, a better one may have had none of its own yet.
+        """Whether the best has stood for the last half of the trials that ended, for `STALE`
+        trials, and for `LEAST` of each adapter (with many adapters, a better one may have had no
+        trial of its own yet).
 
-        More trials of the same search then have, for as many again, at most the chance of a third
-        to find a better one: where all trials are alike, the best of 3n is among the last n with
-        probability 1/3, and those that are still drawn are better than alike only near the best.
+        If all trials were alike, the best of 3n would be among the last n with probability 1/3. So
+        another n trials would find a better one with at most that chance; new trials are better
+        than alike only near the best.
         """
         return self.since >= max(STALE, LEAST * adapters, self.ended / 2)
 
 
 class Budget:
-    """Trials, epochs of all trials together, minutes: whichever is used up first."""
+    """Trials, epochs of all trials together, and minutes; the first to be used up ends the
+    search."""
 
     def __init__(self, search: Search, study: optuna.Study) -> None:
         self.search, self.study = search, study
@@ -91,7 +93,7 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Of this and of former drivers."""
+        """Seconds of this driver and of earlier ones."""
         return self.before + time.monotonic() - self.started
 
     def note(self, tick: float = 0) -> None:
@@ -102,12 +104,12 @@ class Budget:
 
     @property
     def late(self) -> bool:
-        """No trial may go on."""
+        """Whether no trial may go on."""
         return 0 < 60 * self.search.minutes <= self.seconds
 
     @property
     def trials(self) -> int:
-        """At most: no more than there are points to try. 0: no limit."""
+        """Trials at most: no more than there are points to try. 0: no limit."""
         most, left = self.search.trials, self.tried.left
         if left is None:
             return most
@@ -115,7 +117,7 @@ class Budget:
         return min(most, there) if most else there
 
     def stops(self, trial: FrozenTrial) -> bool:
-        """Whether a trial that reported is to end here: there is no epoch left for it."""
+        """Whether a trial that reported is to end here, as no epoch is left for it."""
         if self.late:
             return True
         if not self.search.epochs_total or is_recipe(trial):
@@ -124,7 +126,7 @@ class Budget:
         return self.search.epochs_total <= spent.epochs + spent.bound
 
     def over(self) -> bool:
-        """No further trial is to be begun."""
+        """Whether no further trial is to be begun."""
         spent = self.spent
         return (
             0 < self.search.trials <= spent.asked
@@ -149,7 +151,7 @@ class Budget:
         return max(0.0, min(found, default=float("inf")))
 
     def share(self) -> float:
-        """Of the budget, what is used up, from 0 to 1."""
+        """The share of the budget that is used up, from 0 to 1."""
         search, spent = self.search, self.spent
         found = [0.0]
         if trials := self.trials:
@@ -161,7 +163,7 @@ class Budget:
         return min(1.0, max(found))
 
     def __str__(self) -> str:
-        """How much of it is used up."""
+        """How much of the budget is used up."""
         search, spent = self.search, self.spent
         trials = self.trials
         words = [f"{spent.ended}/{trials}" if trials else f"{spent.ended}"]

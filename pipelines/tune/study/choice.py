@@ -1,19 +1,19 @@
-"""Which trial is the answer: what a study's trials reached on val flows in, `best.json` flows out.
+"""Which trial is the answer: the trials' values on val flow in, `best.json` flows out.
 
-Forty val images know forty accuracies, and the highest of many trials is mostly luck. So of classes
-the metric has the first word and not the last: of trials that two paired standard errors, over the
-val images, cannot tell from the best, the likeliest is taken, at its best temperature (Guo et al.
-2017, arXiv:1706.04599) under Platt's guard (`calibrated_likelihood`); first within each adapter,
-then between them. Of adapters whose likelihood lies within one paired standard error of the
-highest, the one with the fewest trainable parameters is (Breiman et al. 1984; Hastie et al. 2009,
-7.10). With many images the errors are small and the metric decides alone, as it does where there
-are no classes. What needs no training takes part.
+Forty val images have forty-one possible accuracies, and the highest of many trials is mostly luck.
+So for classes the metric does not decide alone. Among the trials that two paired standard errors,
+over the val images, cannot tell from the best, the likeliest is taken: at its best temperature (Guo
+et al. 2017, arXiv:1706.04599) under Platt's guard (`calibrated_likelihood`), first within each
+adapter, then between them. Among adapters whose likelihood lies within one paired standard error of
+the highest, the one with the fewest trainable parameters is taken (Breiman et al. 1984; Hastie et
+al. 2009, 7.10). With many images the errors are small and the metric decides alone, as it does
+without classes. The baseline, which needs no training, takes part.
 
-Measured before there was that guard, on 24 trials of four heads, 16 shots, drawn 150 times from 49
-of each (EuroSAT and Pets by a small CLIP, the demo's classes): 50.5 % on test, where the highest
-val accuracy gives 49.1.
-With 4 folds over the shots beside val (17 of each; EuroSAT twice, Pets): 42.4 against 41.6 without,
-and 41.7 against 40.1 by the highest accuracy; better on EuroSAT, 0.4 worse on Pets.
+Measured before that guard existed, on 24 trials of four heads, 16 shots, drawn 150 times from 49 of
+each (EuroSAT and Pets by a small CLIP, the demo's classes): 50.5 % on test, where the highest val
+accuracy gives 49.1. With 4 folds over the shots beside val (17 of each; EuroSAT twice, Pets): 42.4
+against 41.6 without, and 41.7 against 40.1 by the highest accuracy; better on EuroSAT, 0.4 worse on
+Pets.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MOST = 64  # trials of an adapter that the resamples choose among
 
 @dataclass(frozen=True)
 class Entrant:
-    """A trial, or what needs no training, and what it reached on val."""
+    """A trial, or the baseline, with its values on val."""
 
     adapter: str
     path: str  # in the study's folder
@@ -62,7 +62,7 @@ class Entrant:
 
     @property
     def order(self) -> tuple[float, ...]:
-        """By the metric alone: what is highest, of equal ones what needs no training."""
+        """The order by the metric alone: highest first, among equals the baseline first."""
         return (*standing(self.value, self.retained), self.likelihood, self.trial is None)
 
     def entry(self, retains: bool) -> dict[str, Any]:
@@ -71,9 +71,9 @@ class Entrant:
 
 
 def write_choice(study: optuna.Study, search: Search, folder: Path, baseline: bool = True) -> str:
-    """`best.json` of a study that ended: the choice, each adapter's own, and how sure the choice
-    is; of two goals, also the front. `baseline`: whether what needs no training takes part. Gives
-    the choice in words; "" where no trial succeeded."""
+    """Write `best.json` of a study that ended: the choice, each adapter's own, and how sure the
+    choice is; with two goals, also the front. `baseline`: whether the baseline takes part. The
+    result is the choice in words; empty where no trial succeeded."""
     trials = _trials(study, folder)
     if not trials:
         return ""
@@ -101,7 +101,8 @@ def write_choice(study: optuna.Study, search: Search, folder: Path, baseline: bo
 
 
 def likeliest(entrants: Sequence[Entrant]) -> Entrant:
-    """Of those that the metric cannot tell from the best, the one with the highest likelihood."""
+    """Among those that the metric cannot tell from the best, the one with the highest
+    likelihood."""
     top = max(entrants, key=lambda one: one.order)
     if top.likely is None:
         return top
@@ -109,7 +110,8 @@ def likeliest(entrants: Sequence[Entrant]) -> Entrant:
 
 
 def simplest(entrants: Sequence[Entrant]) -> Entrant:
-    """Between adapters: as `likeliest`, or a simpler one within one standard error of it."""
+    """The choice between adapters: as `likeliest`, or a simpler adapter within one standard error
+    of it."""
     top = max(entrants, key=lambda one: one.order)
     if top.likely is None:
         return top
@@ -124,8 +126,8 @@ def simplest(entrants: Sequence[Entrant]) -> Entrant:
 def how_sure(
     top: Entrant, rivals: Sequence[Entrant], entrants: Sequence[Entrant]
 ) -> dict[str, Any]:
-    """In which share of resamples of the val images the adapter of `top` is above the next one, and
-    above what needs no training; each adapter's best is chosen anew in each. Ties count half."""
+    """The share of resamples of the val images in which the adapter of `top` is above the next one,
+    and above the baseline; each adapter's best is chosen anew in each. Ties count half."""
     by_likelihood = top.likely is not None
     sized = [one for one in entrants if top.values is not None and _comparable(top, one)]
     others = [one for one in rivals if one.adapter != top.adapter and one in sized]
@@ -203,7 +205,7 @@ def _trial(trial: FrozenTrial, folder: Path) -> Entrant:
 
 
 def _baseline(search: Search, folder: Path) -> Iterable[Entrant]:
-    """What trial 0 measured beside itself; nothing, where it did not come to that."""
+    """The baseline as trial 0 measured it; None where it did not come to that."""
     name = BASELINES[search.task]
     for row in rows_of(folder / name)[-1:]:
         if search.metric in row:
@@ -218,7 +220,8 @@ def _baseline(search: Search, folder: Path) -> Iterable[Entrant]:
 
 
 def _per_image(folder: Path) -> dict[str, Any]:
-    """Of an image with several queries their sum, so scaled that the mean is the metric."""
+    """One value an image: the sum over its queries, scaled so that the mean over images is the
+    metric."""
     kept = val_values(folder)
     if not kept:
         return {}
@@ -244,13 +247,13 @@ def _near(top: Entrant, entrants: Iterable[Entrant]) -> list[Entrant]:
 
 
 def _comparable(top: Entrant, one: Entrant) -> bool:
-    """Whether both know the same of the same images."""
+    """Whether both have values of the same images."""
     own, its = (None if e.values is None else (len(e.values), e.likely is None) for e in (top, one))
     return own is not None and own == its
 
 
 def _error(one: Entrant, other: Entrant, what: str = "likely") -> float:
-    """The standard error of the mean of paired differences, and what rounding adds to it."""
+    """The standard error of the mean of paired differences, plus what rounding adds to it."""
     gaps = getattr(one, what) - getattr(other, what)
     spread = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
     return spread / math.sqrt(len(gaps)) + 1e-9

@@ -2,8 +2,8 @@
 
 Flows in: spaces whose fields are choices, whole numbers or steps, and a study's trials. Flows out:
 points, by number: 0 for the first value of each field, then the last field's second value, ... A
-space with a field of real numbers has no end of points; of it only those are looked at of which a
-part has no effect.
+space with a field of real numbers has no end of points; there only points are compared some of
+whose fields have no effect.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Counted: TypeAlias = frozenset[tuple[str, Value]]
 
 
 def size(space: Space) -> int | None:
-    """How many points there are. None: no end of them."""
+    """How many points there are; None: no end of them."""
     sizes = [_size(one) for one in space.values()]
     return None if None in sizes else math.prod(one for one in sizes if one is not None)
 
@@ -54,8 +54,8 @@ def values_of(space: Space, number: int) -> dict[str, Value]:
 def untried(
     space: Space, shape: Mapping[str, Value], tried: Set[int], seed: str
 ) -> dict[str, Value] | None:
-    """A point of a finite space with the values of `shape` that is none of `tried`: from one drawn
-    at random on, the next. None: there is none."""
+    """A point of a finite space with the values of `shape` that is not in `tried`: the next one
+    from a number drawn at random. None: there is none."""
     own = {name: value for name, value in shape.items() if name in space}
     free = {name: one for name, one in space.items() if name not in own}
     count = size(free) or 1
@@ -68,14 +68,15 @@ def untried(
 
 
 def counted(adapter: str, values: Mapping[str, Value]) -> Counted | None:
-    """Those of an adapter's values that have an effect. None: all have."""
+    """The values of an adapter that have an effect; None: all have."""
     every = IDLE.get(adapter, {}).items()
     idle = {name for field, by in every for name in by.get(values.get(field), ())}
     return frozenset((name, values[name]) for name in values.keys() - idle) if idle else None
 
 
 def turned(adapter: str, space: Space, values: Mapping[str, Value]) -> dict[str, Value]:
-    """`values` with another choice where one leaves others without effect, so that they have."""
+    """`values` with another choice of a field that leaves others without effect, so that they have
+    one."""
     found = dict(values)
     for field, by in IDLE.get(adapter, {}).items():
         one = space.get(field)
@@ -85,8 +86,8 @@ def turned(adapter: str, space: Space, values: Mapping[str, Value]) -> dict[str,
 
 
 class Tried:
-    """Of each adapter with a finite space, the points that its trials had, however they ended; of
-    others those of which a part has no effect (`alike`)."""
+    """For each adapter with a finite space, the points of its trials, however they ended; for other
+    adapters, those points some of whose fields have no effect (`alike`)."""
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class Tried:
 
     @property
     def left(self) -> int | None:
-        """How many points no trial had, of all adapters. None: no end of them."""
+        """How many points no trial had, over all adapters; None: no end of them."""
         rest = self._rest
         return sum(rest.values()) if rest.keys() == {*self.search.adapters} else None
 
@@ -137,7 +138,7 @@ class Tried:
         return {name: sizes[name] - len(points) for name, points in self.points.items()}
 
     def said(self) -> list[str]:
-        """A sentence for each of them."""
+        """A sentence for each adapter without a point left."""
         return [
             f"`{name}` has no configuration left to try: all {len(self.points[name])} were tried."
             for name in self.out

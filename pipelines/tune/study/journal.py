@@ -1,9 +1,9 @@
-"""The journal that a study is kept in, and beside it what tells whether it is as it was written.
+"""The journal that a study is kept in, and a file beside it that protects it.
 
 Flows in: what a study is told. Flows out: Optuna's journal file, `journal.log`, and `journal.sums`,
-which after each write gets a line: how many bytes the journal has, and the hash of them all. A kill
-between the two leaves bytes that no line speaks of yet; whatever else differs is damage, and of a
-damaged journal nothing is believed that lies behind the last line that holds.
+which gets a line after each write: the number of bytes of the journal, and the hash of them all. A
+kill between the two leaves bytes without a line. Any other difference is damage; then nothing
+counts behind the last line of sums that is right.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Altered(DataError):
 
 class Journal(JournalFileBackend):
     """Optuna's journal file, for its only writer: a `batch` costs one fsync, not one for each of
-    the dozens of facts about a trial, and what is there is read once.
+    the dozens of facts about a trial, and the file is read once.
 
-    From a write that fails on, as on a full disk, nothing more is written: on disk the journal ends
-    where it would have, had its writer been killed. `lost` says why.
+    After a write that fails, as on a full disk, nothing more is written: the journal on disk ends
+    as if its writer had been killed. `lost` says why.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +73,7 @@ class Journal(JournalFileBackend):
             self.lost = error
 
     def _enter(self) -> None:
-        """Enter what was appended: by us, and what a dashboard notes."""
+        """Enter what was appended, by us or by a dashboard."""
         with self.path.open("rb") as file:
             file.seek(self.size)
             more = file.read()
@@ -86,7 +86,8 @@ class Journal(JournalFileBackend):
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
-        """Write what is told inside at the end; a batch in a batch is part of it."""
+        """A context whose facts are written together at its end; a batch in a batch is part of
+        it."""
         if self.waiting is not None:
             yield
             return
@@ -110,7 +111,7 @@ class Storage(JournalStorage):
 
 @contextlib.contextmanager
 def readable(path: str | Path) -> Iterator[None]:
-    """Raise `Altered` where Optuna does not know what to make of a line."""
+    """Raise `Altered` where Optuna cannot read a line."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -119,8 +120,8 @@ def readable(path: str | Path) -> Iterator[None]:
 
 
 def intact(path: Path) -> tuple[int, str]:
-    """How many bytes of the journal in `path` may be believed, and what is wrong with the others;
-    empty: nothing. Of an older one, without sums, all lines are believed that are JSON."""
+    """How many bytes of the journal in `path` are as they were written, and what is wrong with the
+    others (empty: nothing). In an older journal without sums, all lines that are JSON count."""
     sums = _sums(path.with_name(SUMS))  # before the journal: it may be growing
     data = path.read_bytes() if path.exists() else b""
     size, digest = sums[-1] if sums else (0, hashlib.sha256().hexdigest())
@@ -153,8 +154,8 @@ def _is_json(line: bytes) -> bool:
 
 
 def check(path: Path) -> int:
-    """How many bytes the whole lines of the journal in `path` are. Raises `Altered` unless it is as
-    it was written."""
+    """The number of bytes in the whole lines of the journal in `path`. Raises `Altered` unless it
+    is as it was written."""
     size, wrong = intact(path)
     if wrong:
         raise Altered(f"{wrong}.")
@@ -168,7 +169,7 @@ def read_trials(path: Path) -> list[FrozenTrial]:
 
 
 def trials_of(path: Path, size: int) -> list[FrozenTrial]:
-    """The trials that the first `size` bytes of the journal in `path` tell of."""
+    """The trials in the first `size` bytes of the journal in `path`."""
     if not size:
         return []
     with readable(path):
@@ -179,7 +180,7 @@ def trials_of(path: Path, size: int) -> list[FrozenTrial]:
 
 
 class Past(BaseJournalBackend):
-    """What a journal said, for those who only read it."""
+    """A journal for those who only read it."""
 
     def __init__(self, data: bytes) -> None:
         self.logs: list[Log] = [json.loads(line) for line in data.splitlines()]
@@ -192,8 +193,8 @@ class Past(BaseJournalBackend):
 
 
 def settle(path: Path) -> None:
-    """Away with what a writer that was killed left: half a line, and its lock. Raises `Altered`
-    where more is wrong."""
+    """Remove the leavings of a killed writer: half a line, and its lock. Raises `Altered` where
+    more is wrong."""
     size = check(path)
     if path.exists() and path.stat().st_size > size:
         os.truncate(path, size)
@@ -202,7 +203,7 @@ def settle(path: Path) -> None:
 
 
 def cut(path: Path, size: int) -> None:
-    """Leave the first `size` bytes of the journal in `path`, and the sums of them."""
+    """Keep the first `size` bytes of the journal in `path`, and their sums."""
     data = path.read_bytes()[:size] if path.exists() else b""
     write_bytes(path, data)
     left = [f"{one} {digest}\n" for one, digest in _sums(path.with_name(SUMS)) if one <= size]

@@ -1,4 +1,5 @@
-"""What a search may be led by, as its flags name it; light, so that `--help` is quick."""
+"""The names of samplers and schedulers, as the flags have them; light, so that `--help` is
+quick."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
-"""The race between adapters, told: what each spent and reached, and when it was dropped.
+"""The race between adapters, told: what each spent, its best, and when it was dropped.
 
-Flows in: trials in the order of their numbers, with what the journal has of each suggestion. Flows
-out: a `Lane` for each adapter, and sentences. Nothing is decided here, see `race.py`.
+Flows in: trials in the order of their numbers, with the journal's note on each turn. Flows out: a
+`Lane` for each adapter, and sentences. Nothing is decided here, see `race.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Step:
 
 @dataclass
 class Stretch:
-    """Trials for which an adapter was out, and on which numbers. To its end comes one where those
+    """Trials for which an adapter was out, and the numbers on which. It ends where the adapters
     that were in had no configuration left to try."""
 
     first: int
@@ -40,7 +40,7 @@ class Stretch:
 
 @dataclass
 class Lane:
-    """One adapter."""
+    """One adapter's trials in the race."""
 
     adapter: str
     trials: int = 0
@@ -53,11 +53,11 @@ class Lane:
 
     @property
     def waits(self) -> Stretch | None:
-        """The stretch that it is in."""
+        """The stretch in which the adapter is out now."""
         return self.stretches[-1] if self.stretches and self.stretches[-1].last is None else None
 
     def run(self, step: Step) -> None:
-        """A trial of its own."""
+        """Note a trial of the adapter."""
         self.trials += 1
         self.spent += step.epochs
         if step.value is None:
@@ -67,7 +67,7 @@ class Lane:
         self.path.append((self.spent, self.best))
 
     def hear(self, step: Step, after: int) -> None:
-        """Whose turn it was, and why not this one's."""
+        """Note whose turn it was, and why not this adapter's."""
         cut, waits = step.race.get("cuts", {}).get(self.adapter), self.waits
         if cut and waits is None:
             self.stretches.append(Stretch(step.number, after, **cut))
@@ -77,7 +77,7 @@ class Lane:
             self.out = step.number
 
     def said(self, show: Show) -> str:
-        """What became of it, in words; empty where nothing did."""
+        """How the adapter ended, in words; empty where it is still in."""
 
         def shown(best: float | None) -> str:
             return "no result" if best is None else show(best)

@@ -1,4 +1,7 @@
-"""What a trial may have at most: `--limit parameters=100000 seconds=30`, read."""
+"""Limits on a trial: `--limit parameters=100000 seconds=30`, read.
+
+Flows in: words. Flows out: the most that a trial may have of each.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ LIMITS = {"parameters": "trainable_parameters", "seconds": "seconds"}  # flag to
 
 
 def read_limits(words: Sequence[str]) -> dict[str, float]:
-    """The limits by what a trial notes."""
+    """The limits, by the name under which a trial notes the value.
+
+    >>> read_limits(["parameters=100000"])
+    {'trainable_parameters': 100000.0}
+    """
     found: dict[str, float] = {}
     for word in words:
         name, equals, text = word.partition("=")

@@ -1,9 +1,9 @@
 """A study that was damaged: what is missing, and how it goes on.
 
 Flows in: a study's folder, before anything else is written to it. Flows out: nothing where it is
-whole. Where journal and trials do not fit each other, an error that says what is missing, or, if
-that was asked for, a study that goes on from what may be believed, with all else kept aside. Where
-a checkpoint of a trial that ended is damaged, the same checkpoint, trained again.
+whole. Where journal and trials do not fit each other: an error that says what is missing, or, if
+that was asked for, a study that goes on from the intact part, with all else kept aside. Where a
+checkpoint of a trial that ended is damaged: the same checkpoint, trained again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ ASIDE = "astray"  # in a study's folder: trials that no journal tells of
 
 
 def check_whole(folder: Path, mend: bool) -> list[str]:
-    """What was mended, in sentences. Raises `Altered` where something is missing, and not asked to
-    be mended."""
+    """What was mended, in sentences. Raises `Altered` where something is missing and mending was
+    not asked for."""
     path = folder / NAME
     size, wrong = journal.intact(path)
     there = sorted(one for one in (folder / "trials").glob("[0-9]*") if one.is_dir())
@@ -69,8 +69,8 @@ def check_whole(folder: Path, mend: bool) -> list[str]:
 def restore(
     study: optuna.Study, search: Search, folder: Path, make: Callable[[], Workbench]
 ) -> Iterator[str]:
-    """Train again what the choice looks at and is not whole, in this process; what is done, in
-    words. A run is a function of its configuration: the same bytes come of it."""
+    """Train again, in this process, damaged runs that the choice looks at; what was done, in words.
+    A run is a function of its configuration, so the same bytes come of it."""
     bench: Workbench | None = None
     ended = [one for one in study.get_trials(deepcopy=False) if "best" in one.user_attrs]
     for trial in ended:
@@ -103,7 +103,7 @@ def _damage(checkpoint: Path) -> str:
 
 
 def _clear(run: Path) -> None:
-    """Away with a run's checkpoints and those of its folds."""
+    """Remove a run's checkpoints and those of its folds."""
     for pattern in ("best*", "last*", FOLDS):
         for path in run.glob(pattern):
             shutil.rmtree(path)

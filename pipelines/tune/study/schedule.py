@@ -1,4 +1,4 @@
-"""A schedule file: what a run began with, what changed at which epoch, and whose weights it had.
+"""A schedule file: the configuration of a run, its changes by epoch, and whose weights it had.
 
 Flows in: the configuration of a run with its changes, and where it was found. Flows out:
 `schedule.json`, and from it the configuration again: trained anew, it ends with the same bytes.

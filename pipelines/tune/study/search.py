@@ -1,7 +1,7 @@
 """What is searched, from which points on, and with which budget.
 
-Flows in: adapters with their spaces, the metric, budgets and limits. Flows out: what is drawn of
-each adapter, the points that its trials begin with, and what a trial that ended is worth.
+Flows in: adapters with their spaces, the metric, budgets and limits. Flows out: the fields that are
+drawn for each adapter, the points that its trials begin with, and the value of a trial that ended.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ UNLIKELY = -10.0  # a log-likelihood, in place of one that is no number or lower
 
 @dataclass(frozen=True)
 class Start:
-    """A point that an adapter's trials begin with, and where it is from."""
+    """A point that an adapter's trials begin with, and its source."""
 
     values: Mapping[str, Value]
     origin: str
@@ -43,10 +43,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Stopping:
-    """When a trial is stopped early: asynchronous successive halving, whose first rung is epoch
-    `grace` and lets one of `eta` on; in `brackets`, whose first rungs lie `eta` times further each;
-    or below the median of the others. Of a population (`pbt`, `pb2`) none is stopped: every
-    `interval` epochs some take the place of others."""
+    """When a trial is stopped early.
+
+    `asha`: asynchronous successive halving, whose first rung is epoch `grace` and lets one of `eta`
+    on; in several `brackets`, each bracket's first rung is `eta` times later. `median`: below the
+    median of the others. In a population (`pbt`, `pb2`) no trial is stopped: every `interval`
+    epochs some take the place of others.
+    """
 
     kind: Literal["asha", "median", "none", "pbt", "pb2"] = "asha"
     eta: int = 3
@@ -60,14 +63,14 @@ class Stopping:
 
 
 def doubt_of(metric: str, images: int) -> float:
-    """The weight of a likelihood beside `metric` on so many val images: two standard errors of an
-    accuracy, at most, and so nearly nothing of many; 0 beside what is no accuracy."""
+    """The weight of a likelihood beside `metric` on so many val images: at most two standard errors
+    of an accuracy, so nearly 0 with many images; 0 beside a metric that is not an accuracy."""
     return 1 / math.sqrt(images) if metric.endswith("accuracy") else 0.0
 
 
 def usual_grace(task: Task, epochs: int) -> int:
-    """The first rung: what few shots reach on few val images after one epoch says little of what
-    they will after nine."""
+    """The first rung. After one epoch, values of few shots on few val images say little of the
+    values after nine."""
     return min(3, epochs) if task == "classification" else 1
 
 
@@ -95,16 +98,16 @@ class Search:
     doubt: float = 0.0  # the weight of the calibrated likelihood beside the metric, for a sampler
 
     def space(self, adapter: str) -> Space:
-        """What is searched of an adapter."""
+        """The space of an adapter."""
         return self.spaces[adapter] if adapter in self.spaces else SPACES[adapter][self.task]
 
     def searched(self, adapter: str) -> Space:
-        """The same without the fields that every trial has alike."""
+        """The space of an adapter without the fields that are fixed for all trials."""
         return {key: one for key, one in self.space(adapter).items() if key not in self.fixed}
 
     @property
     def budget(self) -> str:
-        """In words."""
+        """The budget in words."""
         words = [
             *([f"{self.trials} trials"] if self.trials else []),
             *([f"{self.epochs_total} epochs"] if self.epochs_total else []),
@@ -114,7 +117,8 @@ class Search:
 
     @property
     def size(self) -> int:
-        """How many trials it may come to have, where nobody said; most are stopped early."""
+        """How many trials the search may come to have, where no number was given; most are stopped
+        early."""
         return self.trials or 3 * self.epochs_total // self.epochs or 64
 
     def starts(self, adapter: str) -> list[Start]:
@@ -142,8 +146,8 @@ class Search:
         return any(result.get(name, 0) > most for name, most in self.limits.items())
 
     def standing(self, trial: FrozenTrial) -> list[float]:
-        """What a trial that ended is worth: what it reached in each goal, however long it ran; a
-        whole point less where it went over a limit. Nothing of one that failed."""
+        """The value of a trial that ended, for each goal, however long it ran; a whole point less
+        where it went over a limit. Empty for one that failed."""
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             return []
         best, kept = goals(trial)
@@ -152,9 +156,9 @@ class Search:
         return [best, kept or 0.0] if self.retains else [best]
 
     def heard(self, trial: FrozenTrial) -> list[float]:
-        """What a sampler hears: `standing`, and where the metric is an accuracy, `doubt` times how
-        likely the answers were. Few images know few accuracies: of trials that are equally good on
-        40, the likelier one says where to look."""
+        """The value that a sampler is told: `standing`, and where the metric is an accuracy,
+        `doubt` times the likelihood of the answers. Few images have few distinct accuracies: among
+        trials that are equally good on 40 images, the likelier one says where to look."""
         found = self.standing(trial)
         if found and self.doubt:
             # Below all likelihoods where it is no number, which `max` leaves out in this order.
@@ -162,8 +166,8 @@ class Search:
         return found
 
     def recipes(self, adapter: str) -> list[dict[str, Value]]:
-        """The adapter's published settings for the task that lie in what is searched. Those that
-        differ in nothing that is searched are one."""
+        """The adapter's published settings for the task that lie in what is searched. Settings that
+        do not differ in any searched field count once."""
         searched = sorted(self.space(adapter).keys() - self.fixed.keys())
         every = [one for one in self._published(adapter) if not self.outside(adapter, one)]
         distinct = {tuple(one[key] for key in searched): one for one in every[::-1]}
@@ -181,7 +185,8 @@ class Search:
         return [flatten(make_config(adapter, values)) for values in every]
 
     def outside(self, adapter: str, config: Mapping[str, Value]) -> str:
-        """Which value of a configuration no trial of this search has; empty: there is none."""
+        """Which value of a configuration no trial of this search can have, in words; empty: there
+        is none."""
         space, usual = self.space(adapter), self._published(adapter)[0]
         for name, value in config.items():
             if name in self.fixed or name == "epochs":  # every trial's are the search's
@@ -201,7 +206,7 @@ def about_study(
     retain: Sequence[Path] = (),
     workers_per_trial: int = 1,
 ) -> dict[str, Any]:
-    """What `study.json` says, so that the folder can be reported and exported by itself."""
+    """The contents of `study.json`: with it the folder can be reported and exported by itself."""
     return {
         "format": FORMAT,
         "created": now(),

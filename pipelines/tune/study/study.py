@@ -1,5 +1,7 @@
 """The search's memory: an Optuna study in a journal beside the run.
 
+Flows in: a study's folder. Flows out: the study, and facts about its trials.
+
 The journal is the one truth. Ray Tune's own experiment state is never read back: a restarted search
 asks the journal which trials are finished, goes on with those that were running under their own
 numbers, and then samples new ones. Nothing is run twice, lost, or doubled.
@@ -24,19 +26,19 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 def storage_of(study: optuna.Study) -> Storage:
-    """What a study of `open_study` is kept in, for what Optuna lets no one tell a study."""
+    """The storage of a study of `open_study`, for facts that Optuna lets nobody tell a study."""
     storage = study._storage
     assert isinstance(storage, Storage)
     return storage
 
 
 def batch(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
-    """All that is told to the study inside is written at once."""
+    """A context in which all that the study is told is written at once."""
     return storage_of(study).journal.batch()
 
 
 def trial_id(study: optuna.Study, number: int) -> int:
-    """What the storage calls trial `number`."""
+    """The storage's id of trial `number`."""
     storage = storage_of(study)
     own = storage.get_study_id_from_name(study.study_name)
     return storage.get_trial_id_from_study_id_trial_number(own, number)
@@ -56,7 +58,7 @@ def open_study(folder: Path, retains: bool = False) -> optuna.Study:
 
 
 def adapter_of(trial: FrozenTrial) -> str | None:
-    """None: it has none yet."""
+    """The adapter of a trial; None: it has none yet."""
     if ADAPTER in trial.params:
         return str(trial.params[ADAPTER])
     # Of a single adapter of which nothing is searched, its configuration alone says so.
@@ -74,7 +76,7 @@ def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
 
 
 def goals(trial: FrozenTrial) -> tuple[float, float | None]:
-    """What a trial that ended reached: the metric, and what it retained where that was measured
+    """The values of a trial that ended: the metric, and what it retained where that was measured
     and applies."""
     return float(trial.user_attrs["best"]), trial.user_attrs.get("retained")
 

@@ -1,8 +1,8 @@
 """Sums over a study's trials that read each trial once.
 
 Flows in: all trials of a study in the order of their numbers, again and again. Flows out: the same
-sum that one would find who read them all. A trial that ended never changes, so those before the
-first that has not are summed up for good, and only the few behind it are read anew.
+sum as if all were read each time. A trial that ended never changes, so the trials before the first
+that has not ended are summed up for good, and only those behind it are read anew.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from optuna.trial import FrozenTrial
 
 
 class Sum(Protocol):
-    """What a number of trials come to."""
+    """A sum over a number of trials."""
 
     def add(self, trial: FrozenTrial) -> None: ...
 
     def copy(self) -> Self:
-        """One that goes its own way from here."""
+        """A copy that can be added to by itself."""
         ...
 
 

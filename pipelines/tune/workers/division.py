@@ -1,4 +1,7 @@
-"""How the cluster is divided among trials: each in a Tune worker itself, or in a warm group."""
+"""How the cluster is divided among trials: each in a Tune worker itself, or in a warm group.
+
+Flows in: the flags, and a connected Ray. Flows out: `Workers`.
+"""
 
 from __future__ import annotations
 
@@ -37,17 +40,17 @@ class Workers:
 
     @property
     def each(self) -> str:
-        """What a worker has, in words."""
+        """The resources of a worker, in words."""
         return f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU thread(s)"
 
     @property
     def share(self) -> float:
-        """Of a card's memory, a worker's: several trials may be on one card."""
+        """A worker's share of a card's memory: several trials may be on one card."""
         return self.gpus if 0 < self.gpus < 1 else 1.0
 
     @property
     def resources(self) -> dict[str, float]:
-        """Of a worker."""
+        """The resources of a worker, as Ray takes them."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
     @property
@@ -66,7 +69,7 @@ class Workers:
 
     @contextlib.contextmanager
     def pool(self, settings: TrialSettings) -> Iterator[Callable[[], Runner]]:
-        """What makes a trial's runner; groups are started before and ended after."""
+        """A context with the maker of a trial's runner; groups start before it and end after it."""
         if self.per_trial == 1:
             yield functools.partial(InProcess, settings)
             return

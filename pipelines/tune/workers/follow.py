@@ -1,7 +1,7 @@
 """A run that trains in other processes, followed from the command line that started it.
 
-Flows in: the run's folder, and what waits for its workers. Flows out: a line for each epoch that
-they wrote down, and a stop file where the user wants to stop.
+Flows in: the run's folder, and a function that waits for its workers. Flows out: a line for each
+epoch in the folder, and a stop file where the user wants to stop.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LOOK_EVERY = 0.5  # seconds
 def follow(
     work: Callable[[], T], folder: Path, stop_file: Path, show: Callable[[dict[str, Any]], None]
 ) -> T:
-    """What `work` gives. It has a thread of its own: in the main one Ray Train would take Ctrl-C
-    for itself, and end with nothing said."""
+    """The result of `work`, which gets a thread of its own: in the main one Ray Train would take
+    Ctrl-C for itself, and end without a word."""
     metrics = folder / "metrics.jsonl"
     shown = len(read_jsonl(metrics))
 

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM in a driver of Ray: what trains saves and stops."""
+"""Ctrl-C and SIGTERM in a driver of Ray: all trials save and stop.
+
+Flows in: the signals. Flows out: a stop file, and a line that says where things stand.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Interrupt:
     def __init__(
         self, stop_file: Path, stop: Callable[[], None], standing: Callable[[], str]
     ) -> None:
-        """`stop`: hand out nothing more; `standing`: where things stand, in words."""
+        """`stop`: called to hand out nothing more; `standing`: where things stand, in words."""
         self.stop_file, self.stop, self.standing = stop_file, stop, standing
         self.seen, self.patience = False, PATIENCE.get()
 
@@ -39,7 +42,7 @@ class Interrupt:
         threading.Thread(target=self._deadline, daemon=True).start()
 
     def _deadline(self) -> None:
-        """A step that takes longer than the user should wait is given up; its last save stands."""
+        """Give up a step that takes longer than the user should wait; its last save stands."""
         try:
             say("stopping: waiting for what trains to save ...")
             if self.patience is None:
