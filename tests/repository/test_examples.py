@@ -32,6 +32,28 @@ MODULES = sorted(
 )
 
 
+# What one would call from a program, by module.
+CALLED = {
+    "trainables.adapters.registry": ("make_config", "adapters_for", "build"),
+    "trainables.features.features": ("backbone_of", "open_features"),
+    "trainables.features.few_shot": ("Draw", "read_draw"),
+    "trainables.models.text_plan": ("Prompt", "plan"),
+    "trainables.training.checkpoint": ("load_adapter", "read_config"),
+    "trainables.training.loop": ("Run",),
+    "trainables.training.measure": ("measure",),
+    "trainables.training.predict": ("predict", "score"),
+    "trainables.metrics.calibration": ("Calibration",),
+    "trainables.metrics.captioning": ("score_captions",),
+    "trainables.metrics.classification": ("classification_metrics",),
+    "trainables.metrics.clip_score": ("clip_score", "ref_clip_score"),
+    "trainables.metrics.conformal": ("split_misfit", "adaptive_misfit", "threshold"),
+    "trainables.metrics.retrieval": ("ranks", "retrieval_metrics"),
+    "trainables.statistics.bootstrap": ("Bootstrap", "differing", "holm"),
+    "trainables.statistics.interpretation": ("nearest_words", "ablation"),
+    "search_spaces.notation": ("read", "words", "text_of", "contains"),
+}
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, clip: Path, backbone: Backbone) -> Any:
     folder = tmp_path_factory.mktemp("examples")
@@ -61,3 +83,12 @@ def test_an_adapter_and_its_configuration_have_an_example(name: str) -> None:
     kind = ADAPTERS[name]
     assert ">>> " in (kind.__doc__ or "")
     assert not dataclasses.fields(kind.Config) or ">>> " in (kind.Config.__doc__ or "")
+
+
+@pytest.mark.parametrize("module", CALLED)
+def test_what_one_would_call_has_an_example(module: str) -> None:
+    names = importlib.import_module(module)
+    without = [
+        name for name in CALLED[module] if ">>> " not in (getattr(names, name).__doc__ or "")
+    ]
+    assert without == []
