@@ -1,4 +1,4 @@
-"""The model card of the tiny CLIP: what was measured in, Markdown out."""
+"""The model card of the tiny CLIP: measurements in, Markdown out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
 """Draw a set of short clips: three sizes in; clips, and a table of their captions, out.
 
 One thing moves to a side, up or down, grows, shrinks, or stays as it is. Each path is walked in
-both directions, so what a clip shows on average says nothing of where the thing goes: only the
-order of its frames does. The path leads from a brown box to a blue ball, and the thing hides the
-one it is at: the tiny CLIP hardly sees where things stand, but it sees which are there.
-Most clips are GIFs, some are MP4s and some folders of frames.
+both directions, so the mean of a clip's frames does not tell where the thing goes: only the order
+of the frames does. The path leads from a brown box to a blue ball, and the thing hides the one that
+it is at. (The tiny CLIP hardly sees where things stand, but it sees which are there.) Most clips
+are GIFs, some are MP4s and some folders of frames.
 """
 
 import io
@@ -55,7 +55,7 @@ _TREMBLE = 0.004  # of the hand, as a share of the picture
 
 @dataclass(frozen=True)
 class Film:
-    """A scene with one thing, what it does, and in how many frames."""
+    """A scene with one thing, its motion, and the number of frames."""
 
     scene: Scene
     motion: str
@@ -119,7 +119,8 @@ def drawn(film: Film) -> list[Image.Image]:
 
 
 def _write(folder: Path, name: str, index: int, frames: list[Image.Image]) -> str:
-    """One in ten is an MP4 and one in ten a folder, so that every reader has something to read."""
+    """Write a clip. One in ten is an MP4 and one in ten a folder, so that every reader has
+    something to read."""
     if index % 10 == 8:
         (folder / f"{name}.mp4").write_bytes(_mp4(frames))
         return f"{name}.mp4"
@@ -135,7 +136,7 @@ def _write(folder: Path, name: str, index: int, frames: list[Image.Image]) -> st
 
 
 def _mp4(frames: list[Image.Image]) -> bytes:
-    """By FFmpeg's own MPEG-4, which is in every build of it."""
+    """Write an MP4 by FFmpeg's own MPEG-4, which is in every build of it."""
     import av
 
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Invent scenes: (domain, split, index, seed) in, what stands where out.
+"""Invent scenes: (domain, split, index, seed) in, the things and their places out.
 
-A scene is symbols only. `render.py` turns it into pixels and `words.py` into sentences. Which split
-a scene may appear in is decided by a hash of its composition, so no two splits share even the same
+A scene is symbols only. `render.py` turns it into pixels and `sentences.py` into sentences. A hash
+of its composition decides in which split a scene may appear, so no two splits share even the same
 arrangement of the same things, let alone the same image.
 """
 
@@ -112,7 +112,7 @@ def invent(domain: Domain, split: Split, index: int, seed: int = 0) -> Scene:
 
 
 def invent_one(domain: Domain, split: Split, colour: str, index: int, seed: int = 0) -> Scene:
-    """The same with a single thing of a given colour: what a class of colours is shown by."""
+    """A scene with a single thing of a given colour, for a class of colours."""
     rng = random.Random(f"{domain}/{split}/{colour}/{index}/{seed}")
     while True:
         kind = replace(_kind(rng), colour=colour)
@@ -145,7 +145,8 @@ def _kind(rng: random.Random) -> Kind:
 
 
 def _kinds(count: int, rng: random.Random) -> list[Kind]:
-    """Mostly all different; now and then the same kind several times, so that counting matters."""
+    """The kinds of the things: mostly all different; now and then the same kind several times, so
+    that counting matters."""
     kinds = [_kind(rng) for _ in range(count)]
     if count > 1 and rng.random() < 0.25:
         repeats = rng.randint(2, count)

@@ -1,9 +1,10 @@
 """Train a tiny language model from scratch: sentences in, a Hugging Face folder out.
 
 `python -m pipelines.demo.train_lm --out DIR` reads the sentences of the demo's train split, in the
-words of both domains and of its clips, learns a byte-level BPE and a GPT-2 of a million parameters
-on them. It never sees a picture: it is to the demo what GPT-2 is to real captions. With `--shards`
-the sentences are the train captions there, for where no real language model can be had.
+words of both domains and of its clips, and learns a byte-level BPE and a GPT-2 of a million
+parameters on them. The model never sees a picture: it is for the demo's captions what GPT-2 is for
+real ones. With `--shards` the sentences are the train captions there, for places where no real
+language model can be had.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def of_shards(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def of_the_demo(recipe: Recipe) -> tuple[list[str], list[str]]:
-    """What is said about train scenes and clips, and about val's."""
+    """The sentences about train scenes and clips, and about val's."""
     found = []
     shares: dict[Split, float] = {"train": 1.0, "val": 0.05}
     for split, share in shares.items():

@@ -58,7 +58,7 @@ class Adapter(nn.Module, Generic[C]):
     # from them too.
     VARIANTS: ClassVar[Mapping[Task, Sequence[Mapping[str, Value]]]] = {}
     NEEDS: ClassVar[Needs] = "embeddings"  # what of the frozen CLIP it goes through
-    FUSES: ClassVar[bool] = True  # whether several may be trained as one (`fused.py`)
+    FUSES: ClassVar[bool] = True  # whether several may be trained as one (`stacked.py`)
 
     def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
         super().__init__()
