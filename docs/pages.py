@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
+import importlib.util
 import inspect
+import itertools
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,6 +23,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import cliptune
 from search_spaces.notation import text_of
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
@@ -32,6 +37,7 @@ PAGES = {
     "recipes/README.md": "recipes.md",
     "CHANGELOG.md": "changelog.md",
 }
+NOTEBOOKS = {"docs/example.ipynb": "example.md"}
 PICTURES = {"benchmarks/searchers.svg": "searchers.svg"}
 TASKS: dict[str, str] = {
     "retrieval": "images and captions",
@@ -52,6 +58,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     texts = {page: (ROOT / path).read_text() for path, page in PAGES.items()}
     texts |= {f"adapters/{name}.md": adapter_page(name) for name in ADAPTERS}
+    texts |= {page: notebook_page(ROOT / path) for path, page in NOTEBOOKS.items()}
+    texts["api.md"] = api_page()
     for page, text in texts.items():
         files.append(File.generated(config, page, content=text))
     for path, place in PICTURES.items():
@@ -78,12 +86,101 @@ def _link(found: re.Match[str], folder: Path, here: str) -> str:
     if "://" in target or not path:
         return found[0]
     at = Path(os.path.normpath(folder / path)).as_posix()
-    inside = PAGES | PICTURES
+    inside = PAGES | PICTURES | NOTEBOOKS
     if at in inside or at.startswith("docs/"):
         place = inside.get(at, at.removeprefix("docs/"))
         path = Path(os.path.relpath(place, Path(here).parent)).as_posix()
         return f"{picture}[{words}]({path}{'#' if anchor else ''}{anchor})"
     return words if (ROOT / at).exists() else found[0]
+
+
+def notebook_page(path: Path) -> str:
+    """The words, code and outputs of an executed notebook, as Markdown."""
+    lines: list[str] = []
+    for cell in json.loads(path.read_text())["cells"]:
+        text = "".join(cell["source"])
+        lines += [text, ""] if cell["cell_type"] == "markdown" else ["```python", text, "```", ""]
+        for output in cell.get("outputs", ()):
+            lines += [*_shown(output), ""]
+    return "\n".join(lines)
+
+
+def _shown(output: dict[str, Any]) -> Iterator[str]:
+    """A cell's output: a table or a picture as it is, else its text."""
+    data = output.get("data", {})
+    if "text/html" in data:
+        html = "".join(data["text/html"])
+        yield re.sub(r"<style.*?</style>| border=\"1\" class=\"dataframe\"", "", html, flags=re.S)
+    elif "image/png" in data:
+        yield f'<img alt="" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
+    else:
+        said = output["text"] if output["output_type"] == "stream" else data["text/plain"]
+        yield f"```text\n{''.join(said).rstrip()}\n```"
+
+
+def api_page() -> str:
+    """Every name that `cliptune` has, with the flags of what is a stage."""
+    lines = ["# Reference", "", inspect.getdoc(cliptune) or "", ""]
+    for name in sorted(cliptune.__all__, key=_place):
+        one = getattr(cliptune, name)
+        lines += [f"## cliptune.{name}", ""]
+        if inspect.isclass(one):
+            lines += [_said(one), ""]
+            if not issubclass(one, Exception):
+                lines += _members(one)
+        else:
+            lines += [_signature(name, one), "", _said(one), "", *_flags(name)]
+    return "\n".join(lines)
+
+
+def _place(name: str) -> tuple[bool, bool]:
+    """Functions first, errors last."""
+    one = getattr(cliptune, name)
+    return inspect.isclass(one), inspect.isclass(one) and issubclass(one, Exception)
+
+
+def _members(kind: type[Any]) -> Iterator[str]:
+    """The fields of a dataclass, its properties and its methods."""
+    said = _comments(kind)
+    for field in dataclasses.fields(kind):
+        yield f"- `{field.name}: {field.type}` {said.get(field.name, '')}"
+    for name, one in vars(kind).items():
+        if isinstance(one, property):
+            yield f"- `{name}` {' '.join((inspect.getdoc(one) or '').split())}"
+    yield ""
+    for name, one in vars(kind).items():
+        if name[0] != "_" and inspect.isfunction(one):
+            yield from (f"### {kind.__name__}.{name}", "", _signature(name, one), "", _said(one))
+            yield ""
+
+
+def _signature(name: str, function: Any) -> str:
+    """As it stands in the source, a parameter a line."""
+    shape = inspect.signature(function)
+    lines: list[str] = []
+    for one in shape.parameters.values():
+        if one.name == "self":
+            continue
+        if one.kind is one.KEYWORD_ONLY and "    *," not in lines:
+            lines.append("    *,")
+        default = "" if one.default is one.empty else f" = {one.default!r}"
+        lines.append(f"    {one.name}: {one.annotation}{default},")
+    given = "\n".join(lines)
+    return f"```python\n{name}(\n{given}\n) -> {shape.return_annotation}\n```"
+
+
+def _flags(stage: str) -> Iterator[str]:
+    """What the command says of each of its flags."""
+    if importlib.util.find_spec(f"pipelines.{stage}") is None:
+        return
+    args = importlib.import_module(f"pipelines.{stage}.__main__").Args
+    body = ast.parse(inspect.getsource(args)).body[0].body  # type: ignore[attr-defined]
+    yield from ("| keyword | |", "|---|---|")
+    for field, words in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr):
+            text = " ".join(ast.literal_eval(words.value).split())
+            yield f"| `{ast.unparse(field.target)}` | {_cell(text)} |"
+    yield ""
 
 
 def adapter_page(name: str) -> str:
@@ -112,8 +209,8 @@ def adapter_page(name: str) -> str:
     return "\n".join(lines)
 
 
-def _said(kind: type[Any]) -> str:
-    """The docstring of a class, its examples as code."""
+def _said(kind: Any) -> str:
+    """The docstring of a class or a function, its examples as code."""
     words, mark, examples = (inspect.getdoc(kind) or "").partition("\n>>> ")
     return f"{words}\n```pycon{mark}{examples}\n```" if mark else words
 

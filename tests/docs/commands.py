@@ -49,8 +49,9 @@ def pages() -> list[str]:
     return [written.get(place, f"docs/{place}") for place in places]
 
 
-def _places(entry: str | list[str]) -> list[str]:
-    return [entry] if isinstance(entry, str) else entry
+def _places(entry: str | list[str | dict[str, str]]) -> list[str]:
+    """The pages of an entry; those that it names are made when the site is built."""
+    return [one for one in ([entry] if isinstance(entry, str) else entry) if isinstance(one, str)]
 
 
 def blocks(text: str) -> list[Block]:
