@@ -1,9 +1,9 @@
 """A JSON object of long arrays, or one long array, one element at a time.
 
 COCO's caption files and Karpathy's take over 1 GiB as Python objects; read like this, only one
-element and one block of text are in memory. `ijson`, whose C backend is twice as fast, is
-not used: it reads half a surrogate pair as "?", and a number of 5,000 digits ends the process
-(`findings/ijson-long-number.sh`).
+element and one block of text are in memory. `ijson`, whose C backend is twice as fast, is not used:
+it replaces some characters without a word, knows no limit on an element, and its parser may end the
+process where `json` raises an error.
 """
 
 from __future__ import annotations
