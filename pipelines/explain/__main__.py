@@ -131,7 +131,7 @@ def _one(args: Args, subject: Subject, backbone: Backbone) -> tuple[dict[str, An
         "embeddings": compare(embed(zero_shot, val), embed(adapter, val), val, own, methods),
         "prompt": None,
     }
-    if adapter.prompt_vectors is None:
+    if adapter.prompt is None:
         return entry, None
     entry["prompt"], learned = _learned(args, subject, adapter, val)
     return entry, learned
@@ -144,8 +144,8 @@ def _learned(
     from pipelines.explain.learned_words import Learned, ablate, words
     from trainables.config import to_json
 
-    assert adapter.prompt_vectors is not None
-    vectors = adapter.prompt_vectors.detach().clone()
+    assert adapter.prompt is not None
+    vectors = adapter.prompt.vectors.detach().clone()
     say(f"    {vectors[..., 0].numel()} vectors beside {args.draws:,} random ones ...")
     names = adapter.classes.names if vectors.dim() == 3 and adapter.classes else ()
     found = {

@@ -54,8 +54,8 @@ def ablate(
     prompt is changed by it."""
     from tqdm import tqdm
 
-    vectors = adapter.prompt_vectors
-    assert vectors is not None
+    assert adapter.prompt is not None
+    vectors = adapter.prompt.vectors
     with tqdm(total=2 * vectors.shape[-2] + 1, desc=label, unit="prompt", leave=False) as bar:
 
         def measure(prompt: Tensor) -> float:

@@ -22,6 +22,7 @@ from trainables.data.batches import Batch, Predictions, Tokens
 from trainables.hardware import full
 from trainables.losses.losses import Objective
 from trainables.models.backbone import Backbone
+from trainables.models.text_plan import Prompt
 from trainables.models.text_tower import embed_text
 
 if TYPE_CHECKING:
@@ -130,9 +131,9 @@ class Adapter(nn.Module, Generic[C]):
         return 0
 
     @property
-    def prompt_vectors(self) -> Tensor | None:
-        """The learned vectors in the place of words, as the text tower reads them: (M, d), or
-        (C, M, d) with vectors for each class. None: the method has no such vectors."""
+    def prompt(self) -> Prompt | None:
+        """The vectors that the text tower reads among the words of every caption: learned, of the
+        text tower's width. None: the method has none."""
         return None
 
     def set_prompt(self, vectors: Tensor) -> None:
@@ -141,9 +142,13 @@ class Adapter(nn.Module, Generic[C]):
         raise NotImplementedError(f"{type(self).__name__} has no prompt vectors.")
 
     def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        """Captions to the joint space, not normalised: (M, e); by default by the frozen tower.
-        `text_embeds` (M, e) are the frozen tower's outputs, given where `frozen_text` is true."""
-        return embed_text(self.backbone, tokens) if text_embeds is None else text_embeds
+        """Captions to the joint space, not normalised: (M, e); by default by the frozen tower, with
+        the `prompt` if there is one. `text_embeds` (M, e) are the frozen tower's outputs without
+        it, given where `frozen_text` is true."""
+        prompt = self.prompt
+        if prompt is None and text_embeds is not None:
+            return text_embeds
+        return embed_text(self.backbone, tokens, prompt)
 
     def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Images to the joint space, not normalised: (B, e). By default the frozen tower's."""

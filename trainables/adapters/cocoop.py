@@ -24,7 +24,6 @@ from trainables.config import Task, TrainConfig, Value
 from trainables.data.batches import Tokens
 from trainables.models.backbone import Backbone
 from trainables.models.text_plan import Prompt
-from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,12 @@ class CoCoop(Adapter[CoCoopConfig]):
         return "{}."
 
     @property
-    def prompt_vectors(self) -> Tensor | None:
-        return self.vectors
+    def prompt(self) -> Prompt | None:
+        """The context as it is learned, moved by no image."""
+        return Prompt(self.vectors)
 
     def set_prompt(self, vectors: Tensor) -> None:
         self.vectors = nn.Parameter(vectors)
-
-    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        """With the context as it is learned, moved by no image."""
-        del text_embeds
-        return embed_text(self.backbone, tokens, Prompt(self.vectors))
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
         del text_embeds

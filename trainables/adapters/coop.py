@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import COOP_OPTIM, check_context, context
 from trainables.config import Task, TrainConfig, Value
-from trainables.data.batches import Tokens
 from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.models.text_plan import Place, Prompt
-from trainables.models.text_tower import embed_text
 
 PLACES: dict[str, Place] = {"end": "after_sos", "middle": "around_name", "front": "after_name"}
 
@@ -94,13 +92,8 @@ class Coop(Adapter[CoopConfig]):
         return "{}."
 
     @property
-    def prompt_vectors(self) -> Tensor | None:
-        return self.vectors
+    def prompt(self) -> Prompt | None:
+        return Prompt(self.vectors, PLACES[self.config.class_position])
 
     def set_prompt(self, vectors: Tensor) -> None:
         self.vectors = nn.Parameter(vectors)
-
-    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        del text_embeds
-        prompt = Prompt(self.vectors, PLACES[self.config.class_position])
-        return embed_text(self.backbone, tokens, prompt)

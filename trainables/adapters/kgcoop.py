@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from trainables.adapters.base import Adapter, Needs, product
 from trainables.adapters.shared import COOP_OPTIM, check_context, context
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data.batches import Batch, Tokens
+from trainables.data.batches import Batch
 from trainables.models.backbone import Backbone
 from trainables.models.text_plan import Prompt
-from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,11 @@ class KgCoop(Adapter[KgCoopConfig]):
         return "{}."
 
     @property
-    def prompt_vectors(self) -> Tensor | None:
-        return self.vectors
+    def prompt(self) -> Prompt | None:
+        return Prompt(self.vectors)
 
     def set_prompt(self, vectors: Tensor) -> None:
         self.vectors = nn.Parameter(vectors)
-
-    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        del text_embeds
-        return embed_text(self.backbone, tokens, Prompt(self.vectors))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.text_embeds is not None

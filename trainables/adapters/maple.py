@@ -21,11 +21,9 @@ from trainables.adapters.shared import (
     words_behind,
 )
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data.batches import Tokens
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import upper
 from trainables.models.text_plan import Prompt
-from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)
@@ -93,18 +91,13 @@ class Maple(Adapter[MapleConfig]):
         return words_behind(self.config.n_ctx)
 
     @property
-    def prompt_vectors(self) -> Tensor | None:
-        return self.vectors[0]
+    def prompt(self) -> Prompt | None:
+        return Prompt(self.vectors[0], deep=self.vectors[1:])
 
     def set_prompt(self, vectors: Tensor) -> None:
         """The image tower reads what the maps make of the new vectors."""
         check_length(vectors, self.config.n_ctx, len(self.vectors) - 1)
         self.vectors = nn.Parameter(torch.cat([vectors[None], self.vectors[1:]]))
-
-    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        del text_embeds
-        prompt = Prompt(self.vectors[0], deep=self.vectors[1:])
-        return embed_text(self.backbone, tokens, prompt)
 
     def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
         del image_embeds

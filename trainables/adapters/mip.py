@@ -19,7 +19,6 @@ from trainables.config import Task, TrainConfig, Value, check
 from trainables.data.batches import Tokens
 from trainables.models.backbone import Backbone
 from trainables.models.text_plan import Prompt
-from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)
@@ -101,16 +100,12 @@ class Mip(Adapter[MipConfig]):
         return "{}."
 
     @property
-    def prompt_vectors(self) -> Tensor | None:
-        return self.vectors / self.divisor
+    def prompt(self) -> Prompt | None:
+        """The context as it is learned, moved by no image."""
+        return Prompt(self.vectors / self.divisor)
 
     def set_prompt(self, vectors: Tensor) -> None:
         self.vectors = nn.Parameter(vectors * self.divisor)
-
-    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        """With the context as it is learned, moved by no image."""
-        del text_embeds
-        return embed_text(self.backbone, tokens, Prompt(self.vectors / self.divisor))
 
     def classifier(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Classifier:
         meta = self.meta

@@ -22,13 +22,12 @@ from trainables.adapters.shared import (
     words_behind,
 )
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data.batches import Batch, Tokens
+from trainables.data.batches import Batch
 from trainables.features.classes import ENSEMBLE
 from trainables.features.split import SplitFeatures
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import upper
 from trainables.models.text_plan import Prompt
-from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)
@@ -123,17 +122,13 @@ class PromptSrc(Adapter[PromptSrcConfig]):
         return ENSEMBLE
 
     @property
-    def prompt_vectors(self) -> Tensor | None:
-        return self.text_mean[0]
+    def prompt(self) -> Prompt | None:
+        vectors = self.text if self.training else self.text_mean
+        return Prompt(vectors[0], deep=vectors[1:])
 
     def set_prompt(self, vectors: Tensor) -> None:
         check_length(vectors, self.config.n_ctx, len(self.text) - 1)
         self.text_mean = torch.cat([vectors[None], self.text_mean[1:]])
-
-    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        del text_embeds
-        vectors = self.text if self.training else self.text_mean
-        return embed_text(self.backbone, tokens, Prompt(vectors[0], deep=vectors[1:]))
 
     def embed_images(self, image_embeds: Tensor, hidden: Tensor | None = None) -> Tensor:
         del image_embeds

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from trainables.adapters.base import Adapter, Needs
 from trainables.adapters.shared import check_context, check_length, context
 from trainables.config import Task, TrainConfig, Value, check
-from trainables.data.batches import Tokens
 from trainables.models.backbone import Backbone
 from trainables.models.text_plan import Prompt
-from trainables.models.text_tower import embed_text
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,9 @@ class SoftPrompt(Adapter[SoftPromptConfig]):
         return self.config.n_ctx
 
     @property
-    def prompt_vectors(self) -> Tensor | None:
-        return self.vectors
+    def prompt(self) -> Prompt | None:
+        return Prompt(self.vectors, self.config.place, self.deep)
 
     def set_prompt(self, vectors: Tensor) -> None:
         check_length(vectors, self.config.n_ctx, self.config.depth)
         self.vectors = nn.Parameter(vectors)
-
-    def embed_text(self, tokens: Tokens, text_embeds: Tensor | None = None) -> Tensor:
-        del text_embeds
-        return embed_text(self.backbone, tokens, Prompt(self.vectors, self.config.place, self.deep))

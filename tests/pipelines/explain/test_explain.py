@@ -351,7 +351,7 @@ def test_sentences_count_what_is_nearer_than_chance() -> None:
 def test_a_prompt_that_is_set_is_what_the_tower_sees(name: str, backbone: Backbone) -> None:
     """For each adapter that has one, whatever it does to its vectors before."""
     adapter = build(make_config(name), backbone).eval()
-    vectors = adapter.prompt_vectors
+    vectors = adapter.prompt and adapter.prompt.vectors
     heads = ("tip_adapter", "linear_probe", "kernel_ridge", "gda", "lp_plus", "ss_text", "prolip")
     towers = ("lora", "two_stage", "singular_values")
     if name in (*towers, "projection", "clip_adapter", *heads, *adapters_for("captioning")):
@@ -374,8 +374,8 @@ def test_a_prompt_that_is_set_is_what_the_tower_sees(name: str, backbone: Backbo
             prompt = Prompt(other, deep=deep) if len(other) else None
             plain = embed_text(backbone, tokens, prompt)
             torch.testing.assert_close(adapter.embed_text(tokens), plain, rtol=1e-5, atol=1e-5)
-            assert adapter.prompt_vectors is not None
-            torch.testing.assert_close(adapter.prompt_vectors, other)
+            assert adapter.prompt is not None
+            torch.testing.assert_close(adapter.prompt.vectors, other)
 
 
 def test_a_second_call_has_nothing_to_do_until_something_changes(
