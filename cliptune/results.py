@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cliptune.values import PathLike
+from cliptune.values import PathLike, in_words, path_of
 from pipelines.pages.checked import Estimate
 from trainables.errors import DataError
 from trainables.files import read_hashed, read_json, read_jsonl
@@ -29,15 +29,17 @@ class Shards:
     quarantine: pd.DataFrame  # a row a record that is not in the shards, with its id and reason
 
     @classmethod
+    @in_words()
     def read(cls, path: PathLike) -> Shards:
         import pandas as pd
 
         from trainables.data.shards import ShardSet
 
-        folder = Path(path)
+        folder = path_of("path", path)
         splits = ShardSet.open(folder).splits
         frame = pd.DataFrame.from_dict(splits, orient="index")[["images", "captions"]]
-        return cls(folder, frame, pd.DataFrame(read_jsonl(folder / "quarantine.jsonl")))
+        bad = pd.DataFrame(read_jsonl(folder / "quarantine.jsonl"), columns=["id", "reason"])
+        return cls(folder, frame, bad)
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,13 @@ class Study:
     words: str  # how the best was chosen, in a sentence
 
     @classmethod
+    @in_words()
     def read(cls, path: PathLike) -> Study:
         import pandas as pd
 
         from pipelines.report.study import read_study
 
-        folder = Path(path)
+        folder = path_of("path", path)
         if not (folder / "study.json").is_file():
             raise DataError(f"`{folder}` holds no study: study.json is not there.")
         study = read_study(folder)
@@ -84,7 +87,9 @@ class Study:
             one.number: {name: getattr(one, name) for name in plain} | dict(one.params)
             for one in study.trials
         }
-        frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("trial")
+        names = dict.fromkeys([*plain, *(name for row in rows.values() for name in row)])
+        frame = pd.DataFrame(list(rows.values()), list(rows), list(names)).rename_axis("trial")
+        frame = frame.astype({"value": float, "seconds": float, "trainable_parameters": "Int64"})
         choice = study.choice
         best = None
         if choice:
@@ -104,13 +109,14 @@ class Run:
     history: pd.DataFrame  # by epoch: train/loss, val/..., seconds
 
     @classmethod
+    @in_words()
     def read(cls, path: PathLike) -> Run:
         import pandas as pd
 
         from pipelines.runs.contestants import read_about
         from trainables.training.rows import rows_of
 
-        folder = Path(path)
+        folder = path_of("path", path)
         _, about = read_about(folder)
         frame = pd.DataFrame(rows_of(folder)).set_index("epoch")
         metric = str(about["metric"]) if about.get("val", True) else ""
@@ -149,6 +155,7 @@ class Result:
         return sign(*row.tolist()) > 0  # of the baseline itself there are none
 
     @classmethod
+    @in_words()
     def read(cls, run: PathLike, draw: PathLike | None = None) -> Result:
         """The result in the folder `run`; with a `draw` of other classes, that of its part."""
         import pandas as pd
@@ -156,8 +163,8 @@ class Result:
         from pipelines.report.result import read_result
         from trainables.features.few_shot import read_draw
 
-        part = f"-{read_draw(Path(draw)).part}" if draw is not None else ""
-        path = Path(run) / f"result{part}.json"
+        part = "" if draw is None else f"-{read_draw(path_of('draw', draw)).part}"
+        path = path_of("run", run) / f"result{part}.json"
         found = read_result(path)
         if found is None:
             raise DataError(f"`{path}` is not there: test is sealed until `evaluate` opens it.")
@@ -196,19 +203,20 @@ class Arena:
     table: pd.DataFrame
 
     @classmethod
+    @in_words()
     def read(cls, path: PathLike) -> Arena:
         import pandas as pd
 
         from pipelines.arena.cells import FORMAT
         from pipelines.arena.statistics import standings
 
-        file = Path(path) / "arena.json"
+        folder = path_of("path", path)
         rows = [
             asdict(table.block)
             | {name: getattr(row, name) for name in ("adapter", "accuracy", "key")}
             | {"spread": row.spread.get(row.key or ""), "seeds": len(row.seeds)}
             | {"seconds": row.seconds, "parameters": row.parameters}
-            for table in standings(read_hashed(file, FORMAT))
+            for table in standings(read_hashed(folder / "arena.json", FORMAT))
             for row in table.rows
         ]
-        return cls(Path(path), pd.DataFrame(rows))
+        return cls(folder, pd.DataFrame(rows))

@@ -54,7 +54,7 @@ def draw(
     shots: int = 16,
     seed: int = 1,
     part: Literal["all", "base", "new"] = "all",
-    words: str = "default",
+    words: PathLike = "default",
     index: PathLike | None = None,
     missing: Literal["error", "drop"] = "error",
     fewer: bool = False,

@@ -6,12 +6,11 @@ of unit length) and pandas frames. The commands `search`, `classify` and `captio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from cliptune.values import PathLike, Words
+from cliptune.values import PathLike, Words, flags_of, in_words, path_of, value_of
 from trainables.config import Task
 from trainables.errors import ConfigError, DataError
 
@@ -40,8 +39,14 @@ def load(
     """
     from pipelines.use.model import Source, open_model
 
-    source = Source(None if run is None else Path(run), str(backbone), revision)
-    return Tuned(source.run, open_model(source, "retrieval", "classification", "captioning"))
+    source = Source(
+        None if run is None else path_of("run", run),
+        value_of("backbone", str, backbone),
+        value_of("revision", str | None, revision),
+    )
+    with in_words():
+        model = open_model(source, "retrieval", "classification", "captioning")
+    return Tuned(source.run and source.run.absolute(), model)  # wherever one goes from here
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +86,15 @@ class Tuned:
         """
         import numpy as np
 
-        from cliptune.images import Strict, as_paths, files
+        from cliptune.images import Bad, as_paths, files
         from pipelines.use.embedding import embed_files
         from trainables.training.predict import embed_images
 
-        adapter = self.model.adapter
-        with as_paths(images) as (paths, _):
+        adapter, bad = self.model.adapter, Bad()
+        with as_paths(images, self._width, bad) as (paths, _):
             parts = [
                 embed_images(adapter, data).cpu().numpy()
-                for _, data in embed_files(adapter, files(paths, Strict()), Strict(), "embed")
+                for _, data in embed_files(adapter, files(paths, bad), bad, "embed")
             ]
         return np.concatenate(parts)
 
@@ -110,7 +115,7 @@ class Tuned:
         self,
         images: Images,
         *,
-        classes: Sequence[str] = (),
+        classes: Words = (),
         template: str = "",
         top: int = 3,
         confidence: float | None = None,
@@ -130,21 +135,29 @@ class Tuned:
         """
         import pandas as pd
 
-        from cliptune.images import as_paths, faults_for, files
+        from cliptune.images import as_paths, bad_for, files
         from pipelines.classify.answers import calibration_of, choices, classify
 
-        among, faults = choices(self.model, classes, template), faults_for(on_error)
-        how = (calibration_of(self.model, not classes, confidence, sets), confidence, sets)
-        with as_paths(images) as (paths, name):
-            found = classify(self.model, files(paths, faults), among, top, faults, *how)
+        flags = flags_of(
+            "classify",
+            {"images": (), "classes": classes, "template": template, "top": top}
+            | {"confidence": confidence, "sets": sets},
+        )
+        among, bad = choices(self.model, flags.classes, flags.template), bad_for(on_error)
+        asked = (flags.confidence, flags.sets)
+        calibration = calibration_of(self.model, not flags.classes, *asked)
+        with as_paths(images, self._width, bad) as (paths, name):
+            given = files(paths, bad)
+            found = classify(self.model, given, among, flags.top, bad, calibration, *asked)
+        word, more = "probability" if calibration else "softmax", ["set", "none"]
         rows = [
-            {"image": name(row["path"]), "rank": rank, "class": one.pop("name")}
-            | one  # its probability, or softmax
-            | {key: row[key] for key in ("set", "none") if key in row}
+            {"image": name(row["path"]), "rank": rank, "class": one["name"], word: one[word]}
+            | {key: row[key] for key in more if key in row}
             for row in found
             for rank, one in enumerate(row["classes"], 1)
         ]
-        return pd.DataFrame(rows)
+        columns = ["image", "rank", "class", word, *more * (flags.confidence is not None)]
+        return pd.DataFrame(rows, columns=columns)
 
     def caption(
         self, images: Images, *, seconds: float = 5.0, on_error: OnError = "raise"
@@ -158,13 +171,18 @@ class Tuned:
         """
         import pandas as pd
 
-        from cliptune.images import as_paths, faults_for
+        from cliptune.images import as_paths, bad_for
         from pipelines.use.captions import caption_files
 
         self._check("captioning")
-        with as_paths(images) as (paths, name):
-            rows = caption_files(self.model, paths, seconds, faults_for(on_error))
-        return pd.DataFrame([{"image": name(row.pop("path"))} | row for row in rows])
+        flags = flags_of("caption", {"files": (), "run": self.run, "seconds": seconds})
+        bad = bad_for(on_error)
+        with as_paths(images, self._width, bad) as (paths, name):
+            rows = caption_files(self.model, paths, flags.seconds, bad)
+            if not rows and not bad.reasons:
+                raise DataError(f"`images` holds no image or clip: `{paths[0]}`.")
+        found = [{"image": name(row.pop("path"))} | row for row in rows]
+        return pd.DataFrame(found, columns=None if found else ["image", "caption"])
 
     def search(
         self, queries: Words, images: Images, *, top: int = 12, on_error: OnError = "raise"
@@ -178,27 +196,41 @@ class Tuned:
         """
         import pandas as pd
 
-        from cliptune.images import as_paths, faults_for
+        from cliptune.images import Noted, as_paths, bad_for
         from pipelines.search.nearest import nearest
         from pipelines.use.files import find
+        from pipelines.use.given import is_given
         from pipelines.use.queries import embed_words
 
         self._check("retrieval")
-        words, faults = _texts(queries, "queries"), faults_for(on_error)
-        with as_paths(images) as (paths, name):
+        words, bad = _texts(queries, "queries"), bad_for(on_error)
+        flags = flags_of("search", {"queries": words, "images": ".", "top": top})
+        columns = ["query", "rank", "image", "cosine"]
+        with as_paths(images, self._width, bad) as (paths, name):
             home = self.run / "index" if self.run and name is str else None
             asked = embed_words(self.model.adapter, words)
-            if not (among := find(paths, faults)):
+            if not (among := find(paths, bad)):
+                if bad.reasons:
+                    return pd.DataFrame(columns=columns)
                 raise DataError(f"`images` holds no image: `{paths[0]}`.")
-            found = nearest(self.model, among, words, asked, top, home)
-        for path, reason in (found.index.bad if found.index else {}).items():
-            faults.add(path, reason)
+            if len(among) > 1 and (vectors := [path for path in among if is_given(path)]):
+                raise ConfigError(
+                    f"`images` must be images or one file of embeddings, got `{vectors[0]}` among "
+                    f"{len(among):,} files."
+                )
+            found = nearest(self.model, among, words, asked, flags.top, home, Noted())
+            for path, reason in (found.index.bad if found.index else {}).items():
+                bad.add(path, reason)
         rows = [
             {"query": query.text, "rank": rank, "image": name(match.path), "cosine": match.cosine}
             for query in found.queries
             for rank, match in enumerate(query.matches, 1)
         ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=columns)
+
+    @property
+    def _width(self) -> int:
+        return self.model.backbone.embed_dim
 
     def _check(self, task: Task) -> None:
         from pipelines.use.model import check_task
@@ -206,8 +238,8 @@ class Tuned:
         check_task(self.run or Path(self.name), self.task, (task,))
 
 
-def _texts(given: Words, name: str) -> list[str]:
-    texts = [given] if isinstance(given, str) else list(given)
-    if not texts or not all(isinstance(one, str) and one.strip() for one in texts):
-        raise ConfigError(f"`{name}` must be texts with words in them, got {given!r:.80}.")
+def _texts(given: Words, name: str) -> tuple[str, ...]:
+    texts: tuple[str, ...] = value_of(name, tuple[str, ...], given)
+    if not texts or not all(one.strip() for one in texts):
+        raise ConfigError(f"`{name}` must be texts with words in them, got {list(texts)!r:.80}.")
     return texts

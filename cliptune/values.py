@@ -7,36 +7,63 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
+from pipelines.door import expected, sentence
 from pipelines.workspace import none_left_empty
 from trainables.errors import CliptuneError, ConfigError
 
 PathLike: TypeAlias = str | os.PathLike[str]
-Paths: TypeAlias = PathLike | Sequence[PathLike]
-Words: TypeAlias = str | Sequence[str]
+Paths: TypeAlias = PathLike | Iterable[PathLike]
+Words: TypeAlias = str | Iterable[str]
 Pairs: TypeAlias = Mapping[str, Any] | Words  # {"optim.lr": 1e-3}, or "optim.lr=1e-3" in words
 
+PAIRS = {"columns", "data", "limit", "search", "set", "words"}  # flags of words with `=`
 NAMES: dict[Any, str] = {
     **{bool: "True or False", int: "a whole number", float: "a number"},
     **{str: "a text", Path: "a path", NoneType: "None"},
 }
 
 
+@contextmanager
+def in_words() -> Iterator[None]:
+    """What the machine says of a file, of its memory or of Ray, as a `CliptuneError`."""
+    try:
+        yield
+    except CliptuneError:
+        raise
+    except Exception as error:
+        if not expected(error):
+            raise
+        raise CliptuneError(sentence(error)) from error
+
+
 def run_stage(stage: str, given: Mapping[str, Any]) -> Any:
     """Run a stage with the flags `given`; what it returns. A command that it runs in turn and that
     fails has said why."""
+    args = flags_of(stage, given)
     module = importlib.import_module(f"pipelines.{stage}.__main__")
-    kinds = get_type_hints(module.Args)
-    args = module.Args(**{name: value_of(name, kinds[name], one) for name, one in given.items()})
     try:
-        with none_left_empty(getattr(args, "out", None) or Path()):
+        with in_words(), none_left_empty(getattr(args, "out", None) or Path()):
             return module.run(args)
     except SystemExit as end:
         raise CliptuneError(f"`{stage}` ended with code {end.code}; it says why above.") from None
+
+
+def flags_of(stage: str, given: Mapping[str, Any]) -> Any:
+    """The `Args` of a stage, which check their own ranges."""
+    args = importlib.import_module(f"pipelines.{stage}.__main__").Args
+    kinds = get_type_hints(args)
+    return args(**{name: value_of(name, kinds[name], one) for name, one in given.items()})
+
+
+def path_of(name: str, given: Any) -> Path:
+    """`given` as a path."""
+    return Path(value_of(name, Path, given))
 
 
 def value_of(name: str, kind: Any, given: Any) -> Any:
@@ -48,21 +75,30 @@ def value_of(name: str, kind: Any, given: Any) -> Any:
     >>> value_of("out", Path, "runs/mine")
     PosixPath('runs/mine')
     """
+    given = _plain(given)
     if get_origin(kind) is not tuple:
         return _one(name, kind, given)
-    if isinstance(given, Mapping):
-        given = [f"{key}={_word(value)}" for key, value in given.items()]
-    elif isinstance(given, str | os.PathLike) or not isinstance(given, Iterable):
+    if isinstance(given, Mapping) and name in PAIRS:
+        given = [f"{key}={_word(name, value)}" for key, value in given.items()]
+    elif isinstance(given, str | bytes | os.PathLike | Mapping) or not isinstance(given, Iterable):
         given = [given]
-    return tuple(_one(name, get_args(kind)[0], value) for value in given)
+    return tuple(_one(name, get_args(kind)[0], _plain(value)) for value in given)
 
 
-def _word(value: Any) -> str:
+def _plain(given: Any) -> Any:
+    """A single number of NumPy's or torch's as Python's own."""
+    return given.item() if getattr(given, "shape", None) == () else given
+
+
+def _word(name: str, given: Any) -> str:
     """As it is typed behind `=`."""
+    value = _plain(given)
+    if isinstance(value, Mapping):
+        raise ConfigError(f"`{name}` must be a flat mapping, got {value!r:.80} as a value.")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return ",".join(map(_word, value))
+        return ",".join(_word(name, one) for one in value)
     return "none" if value is None else str(value)
 
 
@@ -70,18 +106,19 @@ def _one(name: str, kind: Any, given: Any) -> Any:
     rules: list[str] = []
     for one in [kind] if get_origin(kind) is Literal else get_args(kind) or [kind]:
         if get_origin(one) is Literal:
-            if given in get_args(one):
+            if isinstance(given, str) and given in get_args(one):
                 return given
             rules += [repr(choice) for choice in get_args(one)]
             continue
         rules.append(NAMES[one])
         if one is Path and isinstance(given, str | os.PathLike):
-            return Path(given)
-        if one is float and isinstance(given, int | float) and not isinstance(given, bool):
+            if (text := os.fspath(given)) and isinstance(text, str) and "\0" not in text:
+                return Path(given)
+        elif one is float and isinstance(given, int | float) and not isinstance(given, bool):
             return float(given)
-        if one is str and isinstance(given, os.PathLike):
+        elif one is str and isinstance(given, os.PathLike):
             return os.fspath(given)
-        if isinstance(given, one) and (one is bool or not isinstance(given, bool)):
+        elif isinstance(given, one) and (one is bool or not isinstance(given, bool)):
             return given
     rule = " or ".join(filter(None, [", ".join(rules[:-1]), rules[-1]]))
-    raise ConfigError(f"`{name}` must be {rule}, got {given!r}.")
+    raise ConfigError(f"`{name}` must be {rule}, got {given!r:.80}.")

@@ -70,7 +70,7 @@ def run(args: Args) -> None:
     model = None if source is None else open_model(source, "retrieval")
     texts, asked = _queries(args, model)
     home = args.index or (args.run / "index" if args.run else None)
-    found = nearest(model, paths, texts, asked, args.top, home)
+    found = nearest(model, paths, texts, asked, args.top, home, Faults())
     if found.index and not found.index.paths:
         raise DataError(f"`{args.images}`: none of its {len(paths):,} images can be read.")
     page = args.out

@@ -59,21 +59,24 @@ class Indexed:
     kept: Path | None  # where the embeddings are for the next time
 
 
-def index_files(model: Model, paths: Sequence[Path], home: Path | None) -> Indexed:
-    """The embeddings of `paths`; what is new is embedded, and kept in `home` if there is one."""
+def index_files(model: Model, paths: Sequence[Path], home: Path | None, faults: Faults) -> Indexed:
+    """The embeddings of `paths`; what is new is embedded, and kept in `home` if there is one. To
+    `faults`, of which there are none yet, goes what is new and bad."""
     if home is None:
-        return _fill(model, paths, Entries(), None)
+        return _fill(model, paths, Entries(), None, faults)
     folder = home / model.identity
     with alone(folder / "index.lock") as locked:
         if not locked:
             print(f"warning: `{folder}` cannot be written: nothing is kept", file=sys.stderr)
-        return _fill(model, paths, _load(folder), folder if locked else None)
+        return _fill(model, paths, _load(folder), folder if locked else None, faults)
 
 
-def _fill(model: Model, paths: Sequence[Path], known: Entries, folder: Path | None) -> Indexed:
+def _fill(
+    model: Model, paths: Sequence[Path], known: Entries, folder: Path | None, faults: Faults
+) -> Indexed:
     stamps = {path: _stamp(path) for path in paths}
     fresh = [path for path, stamp in stamps.items() if not known.has(_key(path), stamp)]
-    faults, new, saved = Faults(), 0, time.monotonic()
+    new, saved = 0, time.monotonic()
     for names, data in embed_files(model.adapter, fresh, faults, "index", PART):
         embeds = embed_images(model.adapter, data).cpu()
         for path, embed in zip(names, embeds, strict=True):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipelines.search.index import Indexed, index_files
 from pipelines.search.ranking import Query, embedded, rank
+from pipelines.use.files import Faults
 from pipelines.use.given import is_given
 from pipelines.use.model import Model
 
@@ -33,6 +34,7 @@ def nearest(
     asked: Tensor,
     top: int,
     home: Path | None,
+    faults: Faults,
 ) -> Found:
     """The `top` nearest of the images at `paths` to each of Q queries (Q, e), called `texts`. Files
     are embedded once and kept in `home`; of finished embeddings, whose path stands alone, nothing
@@ -40,5 +42,5 @@ def nearest(
     if model is None or is_given(paths[0]):
         blocks = embedded(model, paths[0], asked.shape[1])
         return Found(*rank(blocks, texts, asked, top), None)
-    index = index_files(model, paths, home)
+    index = index_files(model, paths, home, faults)
     return Found(*rank([(index.paths, index.embeds)], texts, asked, top), index)

@@ -96,13 +96,14 @@ class Vectors:
             row = 0
             try:
                 for chunk in part.open():
-                    _check_rows(part.path, row, chunk)
+                    check_rows(part.path, row, chunk)
                     row += len(chunk)
             except DAMAGED as error:
                 raise DataError(f"`{part.path}`, from row {row} on: {error}") from error
 
 
-def _check_rows(path: Path, first: int, chunk: Array) -> None:
+def check_rows(path: Path, first: int, chunk: Array) -> None:
+    """Raise where a row of `chunk` is no direction; they are called from `first` on."""
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.square(chunk.astype(np.float32)).sum(1)
         bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))

@@ -7,6 +7,8 @@ import doctest
 import importlib
 import inspect
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +18,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import cliptune
 from cliptune import results, stages, tuned, values
+from pipelines.report import study
 from tests import ROOT
 from tests.things import in_this_process
 
@@ -111,6 +115,12 @@ def test_the_package_is_the_command_too(desk: Path) -> None:
         ({"gpus": "all"}, "`gpus` must be a number or 'auto', got 'all'."),
         ({"adapter": "cop"}, "Did you mean `coop`?"),
         ({"set": {"optim.rate": 1}}, "`optim.rate`"),
+        ({"set": {"optim": {"lr": 1}}}, "`set` must be a flat mapping, got {'lr': 1} as a value."),
+        ({"sampler": np.ones(2)}, "'cmaes' or 'qmc', got array([1., 1.])."),
+        ({"seed": b"3"}, "`seed` must be a whole number, got b'3'."),
+        ({"adapter": {"lora": 8}}, "`adapter` must be a text, got {'lora': 8}."),
+        ({"retain": [""]}, "`retain` must be a path, got ''."),
+        ({"space": "a\0b"}, "`space` must be a path or None, got 'a\\x00b'."),
     ],
 )
 def test_a_wrong_value_is_named(given: dict[str, Any], said: str, desk: Path) -> None:
@@ -120,10 +130,37 @@ def test_a_wrong_value_is_named(given: dict[str, Any], said: str, desk: Path) ->
     assert not Path("runs/none").exists()
 
 
+def test_a_mapping_is_for_words_with_an_equals_sign() -> None:
+    takes = [inspect.signature(getattr(cliptune, name)).parameters for name in STAGES]
+    pairs = {one.name for all in takes for one in all.values() if one.annotation == "Pairs"}
+    assert pairs | {"words"} == values.PAIRS  # `words` of `draw` are one text
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "wanted"),
+    [
+        (int, np.int64(3), 3),
+        (float, np.float32(0.5), 0.5),
+        (bool, np.bool_(True), True),
+        (int | None, torch.tensor(3), 3),
+        (tuple[int, ...], np.array([1, 2]), (1, 2)),
+        (tuple[int, ...], np.array(4), (4,)),
+        (tuple[str, ...], pd.Series(["a", "b"]), ("a", "b")),
+    ],
+)
+def test_numbers_may_be_those_of_numpy_and_torch(kind: Any, given: Any, wanted: Any) -> None:
+    found = values.value_of("x", kind, given)
+    assert found == wanted
+    assert type(found) is type(wanted)
+
+
 def test_a_mapping_is_typed_as_on_the_command_line() -> None:
     given = {"batch_size": [32, 64], "adapter.paper": True, "adapter.lm": None, "lr": 1e-4}
-    found = values.value_of("search", tuple[str, ...], given)
-    assert found == ("batch_size=32,64", "adapter.paper=true", "adapter.lm=none", "lr=0.0001")
+    found = values.value_of("search", tuple[str, ...], given | {"x": np.bool_(True)})
+    assert found == (
+        *("batch_size=32,64", "adapter.paper=true", "adapter.lm=none", "lr=0.0001"),
+        "x=true",
+    )
 
 
 def test_a_stage_goes_on_with_what_the_command_began(
@@ -147,6 +184,30 @@ def test_a_command_that_fails_within_a_stage_is_an_error(
     monkeypatch.setattr("pipelines.report.__main__.run", fail)
     with pytest.raises(cliptune.CliptuneError, match="`report` ended with code 2"):
         cliptune.report("runs/mine")
+
+
+def test_a_trial_that_runs_has_the_types_of_one_that_ended(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = {"adapter": "lora", "trials": 1, "epochs": 1, "set": {"batch_size": 16}}
+    ended = cliptune.tune("features", out="runs/looked-at", **tried).trials
+    read = study.read_study
+
+    def running(folder: Path) -> study.Study:
+        found = read(folder)
+        nothing = dict.fromkeys(("value", "seconds", "trainable_parameters"))
+        trials = [dataclasses.replace(found.trials[0], state="running", **nothing)]
+        return dataclasses.replace(found, trials=trials)
+
+    monkeypatch.setattr(study, "read_study", running)
+    runs = cliptune.Study.read("runs/looked-at").trials
+    assert runs.dtypes.to_dict() == ended.dtypes.to_dict()
+    assert np.isnan(runs.loc[0, "value"])
+    monkeypatch.setattr(
+        study, "read_study", lambda folder: dataclasses.replace(read(folder), trials=[])
+    )
+    none = cliptune.Study.read("runs/looked-at").trials
+    assert none.columns[:3].tolist() == ["adapter", "state", "value"]
 
 
 def test_a_result_says_what_its_file_says(desk: Path) -> None:
@@ -184,6 +245,15 @@ def test_to_beat_the_baseline_is_to_be_sure_of_it(
 def test_a_folder_without_it_is_named(read: Callable[[str], object], desk: Path) -> None:
     with pytest.raises(cliptune.DataError, match="photos"):
         read("photos")
+    with pytest.raises(cliptune.ConfigError, match="must be a path, got None"):
+        read(None)  # type: ignore[arg-type]
+
+
+def test_what_the_machine_says_is_a_sentence_too(desk: Path) -> None:
+    with pytest.raises(cliptune.CliptuneError, match=r"arena.json` is a file, where a folder is"):
+        cliptune.Arena.read("captions.csv")
+    with pytest.raises(cliptune.CliptuneError, match=r"captions.csv/runs` is a file, where a"):
+        cliptune.train("features", "captions.csv/runs", adapter="lora")
 
 
 # A trained adapter in use
@@ -206,12 +276,12 @@ def test_images_may_be_files_pictures_and_embeddings(desk: Path) -> None:
     np.testing.assert_allclose(mine.embed_images(embeds), found, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "1", "I"])
 def test_a_picture_of_any_mode_is_the_file_that_it_is_of(
     mode: str, desk: Path, tmp_path: Path
 ) -> None:
     picture = Image.open("photos/5.jpg").convert(mode)
-    suffix = "tiff" if mode == "CMYK" else "png"
+    suffix = "tiff" if mode in ("PA", "CMYK", "I") else "png"
     picture.save(tmp_path / f"it.{suffix}")
     bare = cliptune.load(backbone="clip")
     np.testing.assert_array_equal(
@@ -229,6 +299,45 @@ def test_a_picture_that_lies_on_its_side_is_put_upright(desk: Path, tmp_path: Pa
         bare.embed_images(Image.open(tmp_path / "side.png")),
         bare.embed_images(tmp_path / "side.png"),
     )
+
+
+def test_a_picture_keeps_its_depth_and_what_is_clear_in_it(desk: Path) -> None:
+    bare = cliptune.load(backbone="clip")
+    with pytest.raises(cliptune.DataError, match=r"`images\[0\]`: floating-point samples"):
+        bare.embed_images(Image.new("F", (9, 9)))
+    ramp = np.arange(0, 65536, 41, dtype=np.uint16)[:1536].reshape(32, 48)
+    shallow = bare.embed_images(Image.fromarray((ramp / 257).round().astype(np.uint8)))
+    for mode, dtype in (("I;16", "<u2"), ("I;16B", ">u2"), ("I", "=i4")):
+        deep = Image.frombytes(mode, (48, 32), ramp.astype(dtype).tobytes())
+        np.testing.assert_allclose(bare.embed_images(deep), shallow, atol=1e-3)
+    white = bare.embed_images(Image.new("RGB", (9, 9), "white"))
+    for mode in ("LA", "RGBA"):
+        clear = Image.new(mode, (9, 9))  # all of it
+        for same in (clear, clear.convert({"LA": "La", "RGBA": "RGBa"}[mode])):
+            np.testing.assert_array_equal(bare.embed_images(same), white)
+
+
+def test_a_picture_that_cannot_be_read_is_named_by_its_place(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few, closed = cliptune.load("runs/few"), Image.open("photos/0.jpg")
+    closed.close()
+    pictures = [Image.open("photos/1.jpg"), closed]
+    with pytest.raises(cliptune.DataError, match=r"`images\[1\]`: Operation on closed image"):
+        few.classify(pictures)
+    assert few.classify(pictures, on_error="skip", top=1)["image"].tolist() == [0]
+    assert "`images[1]`" in capsys.readouterr().err
+    with pytest.raises(cliptune.DataError, match=r"`images\[0\]`: 70.0 megapixels"):
+        few.classify([Image.new("L", (7000, 10000))])
+
+
+def test_what_was_loaded_stays_where_it_was(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = cliptune.load("runs/mine")
+    monkeypatch.chdir(tmp_path)
+    assert len(mine.search("a red dog", desk / "photos", top=2)) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_nearest_is_found(desk: Path) -> None:
@@ -282,9 +391,38 @@ def test_a_bad_image_ends_the_call_or_is_left_out(
         mine.search("a red dog", ["photos/0.jpg", bad])
     rest = few.classify(["photos/0.jpg", bad], on_error="skip", top=1)
     assert rest["image"].tolist() == ["photos/0.jpg"]
-    rest = mine.search("a red dog", ["photos/0.jpg", bad], on_error="skip")
-    assert rest["image"].tolist() == ["photos/0.jpg"]
-    assert "bad.jpg`: not an image" in capsys.readouterr().err
+    capsys.readouterr()
+    for _ in range(2):  # found bad, then known to be
+        rest = mine.search("a red dog", ["photos/0.jpg", bad], on_error="skip")
+        assert rest["image"].tolist() == ["photos/0.jpg"]
+        assert capsys.readouterr().err.count("bad.jpg`: not an image") == 1
+
+
+def test_where_no_image_can_be_read_the_columns_are_there(desk: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    mine, few, words = map(cliptune.load, ("runs/mine", "runs/few", "runs/words"))
+    for images in (tmp_path / "bad.jpg", "nowhere.jpg"):
+        frames = [
+            (mine.search("a dog", images, on_error="skip"), ["query", "rank", "image", "cosine"]),
+            (words.caption(images, on_error="skip"), ["image", "caption"]),
+            (
+                few.classify(images, confidence=0.6, on_error="skip"),
+                ["image", "rank", "class", "probability", "set", "none"],
+            ),
+        ]
+        for frame, columns in frames:
+            assert frame.empty
+            assert frame.columns.tolist() == columns
+    (tmp_path / "empty").mkdir()
+    for call in (mine.embed_images, few.classify, words.caption):
+        with pytest.raises(cliptune.DataError, match="holds no image"):
+            call(tmp_path / "empty")
+    with pytest.raises(cliptune.DataError, match="holds no image"):
+        mine.search("a dog", tmp_path / "empty")
+    odd = tmp_path / os.fsdecode(b"\xff.jpg")
+    shutil.copy("photos/0.jpg", odd)
+    with pytest.raises(cliptune.DataError, match="its name is not UTF-8"):
+        few.classify(odd)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +433,14 @@ def test_a_bad_image_ends_the_call_or_is_left_out(
         (["photos/0.jpg", 3], "got int, str."),
         (np.zeros((4, 4, 3), np.uint8), "a picture's pixels go in as `PIL.Image.fromarray`."),
         (np.zeros((2, 7), np.float32), "must have vectors of width 16, got 7."),
-        (np.zeros((2, 16), np.float32), "zero"),
+        (np.zeros((2, 16), np.float32), "`images`, row 0: the vector is zero."),
+        (np.ma.masked_less(np.eye(16), 0.5), "`images`, row 0: the vector has NaN."),
+        (np.zeros((0, 16)), "must be finished embeddings"),
+        (None, "got NoneType."),
+        (3, "got int."),
+        ("", "`images` must be a path, got ''."),
+        (["photos/0.jpg", "a\0b"], "`images` must be a path, got 'a\\x00b'."),
+        ("a" * 300, "has a longer name than the file system takes"),
         ("nowhere.jpg", "nowhere.jpg"),
     ],
 )
@@ -316,10 +461,58 @@ def test_a_run_is_asked_for_what_it_can_do(desk: Path) -> None:
         mine.classify("photos/0.jpg")
     with pytest.raises(cliptune.ConfigError, match="`texts` must be texts with words in them"):
         mine.embed_text([])
+    with pytest.raises(cliptune.ConfigError, match="`texts` must be a text, got None"):
+        mine.embed_text(None)  # type: ignore[arg-type]
     with pytest.raises(cliptune.ConfigError, match="`on_error` must be 'raise' or 'skip'"):
         few.classify("photos/0.jpg", on_error="ignore")  # type: ignore[arg-type]
     with pytest.raises(cliptune.ConfigError, match="`--run` or `--backbone` must name the model"):
         cliptune.load()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"top": 0}, "`--top` must be at least 1, got 0."),
+        ({"top": "3"}, "`top` must be a whole number, got '3'."),
+        ({"confidence": "0.9"}, "`confidence` must be a number or None, got '0.9'."),
+        ({"sets": "most"}, "`sets` must be 'split', 'adaptive' or 'class-wise', got 'most'."),
+        ({"classes": "cat"}, "`--classes` must name at least 2 classes, got 1."),
+        ({"classes": {0: "cat", 1: "dog"}}, "`classes` must be a text, got {0: 'cat', 1: 'dog'}."),
+        ({"classes": ["cat", 1]}, "`classes` must be a text, got 1."),
+        ({"template": None}, "`template` must be a text, got None."),
+    ],
+)
+def test_a_wrong_value_is_named_in_use_too(given: dict[str, Any], said: str, desk: Path) -> None:
+    with pytest.raises(cliptune.ConfigError) as error:
+        cliptune.load(backbone="clip").classify("photos/0.jpg", **given)
+    assert str(error.value) == said
+
+
+def test_search_and_caption_check_their_values_too(desk: Path) -> None:
+    mine, words = cliptune.load("runs/mine"), cliptune.load("runs/words")
+    with pytest.raises(cliptune.ConfigError, match="`--top` must be at least 1, got 0"):
+        mine.search("a dog", "photos", top=0)
+    with pytest.raises(cliptune.ConfigError, match=r"`--seconds` must be at least 0.5, got 0"):
+        words.caption("photos/0.jpg", seconds=0)
+    np.save("vectors.npy", mine.embed_images("photos/0.jpg"))
+    for images in (["photos/0.jpg", "vectors.npy"], ["vectors.npy", "photos/0.jpg"]):
+        with pytest.raises(
+            cliptune.ConfigError, match=r"one file of embeddings, got `vectors.npy`"
+        ):
+            mine.search("a dog", images)
+    with pytest.raises(cliptune.ConfigError, match="`backbone` must be a text, got None"):
+        cliptune.load(backbone=None)  # type: ignore[arg-type]
+
+
+def test_paths_may_be_a_column_or_a_generator(desk: Path) -> None:
+    bare, names = cliptune.load(backbone="clip"), ["photos/0.jpg", "photos/1.jpg"]
+    wanted = bare.embed_images(names)
+    found = [pd.Series(names), np.array(names), np.array(names, object), map(Path, names)]
+    for images in found:
+        np.testing.assert_array_equal(bare.embed_images(images), wanted)  # type: ignore[arg-type]
+    with_words = [pd.Series(["a", "b"]), np.array(["a", "b"]), iter("ab")]
+    shares = [bare.classify(names, classes=one)["softmax"].tolist() for one in with_words]
+    assert shares[0] == shares[1] == shares[2]
 
 
 def test_captions_are_those_of_the_command(desk: Path) -> None:
