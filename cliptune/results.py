@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cliptune.values import PathLike, in_words, path_of
 from pipelines.pages.checked import Estimate
 from trainables.errors import DataError
-from trainables.files import read_hashed, read_json, read_jsonl
+from trainables.files import read_hashed, read_json, read_jsonl, understood
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ class Study:
     metric: str
     baseline: float | None  # what zero-shot, or the nearest caption, reached on val
     best: Best | None  # None while no trial has ended
-    trials: pd.DataFrame  # by number: adapter, state, value, epochs, ... and the values searched
+    trials: pd.DataFrame  # by number: adapter, state, value, ... (`retained`), the values searched
     words: str  # how the best was chosen, in a sentence
 
     @classmethod
@@ -82,7 +82,8 @@ class Study:
         if not (folder / "study.json").is_file():
             raise DataError(f"`{folder}` holds no study: study.json is not there.")
         study = read_study(folder)
-        plain = ("adapter", "state", "value", "epochs", "seconds", "trainable_parameters", "reason")
+        plain = ["adapter", "state", "value", "epochs", "seconds", "trainable_parameters", "reason"]
+        plain += ["retained"] * study.retains
         rows = {
             one.number: {name: getattr(one, name) for name in plain} | dict(one.params)
             for one in study.trials
@@ -93,8 +94,9 @@ class Study:
         choice = study.choice
         best = None
         if choice:
-            config = read_json(folder / choice["path"] / "config.json") if choice["path"] else {}
-            best = Best(choice["adapter"], choice["trial"], choice["value"], config)
+            with understood(folder / "best.json"):
+                place, found = choice["path"], (choice["adapter"], choice["trial"], choice["value"])
+            best = Best(*found, read_json(folder / place / "config.json") if place else {})
         words = str(choice.get("chosen", {}).get("words", ""))
         return cls(folder, study.metric, study.baseline, best, frame, words)
 
@@ -117,9 +119,12 @@ class Run:
         from trainables.training.rows import rows_of
 
         folder = path_of("path", path)
-        _, about = read_about(folder)
-        frame = pd.DataFrame(rows_of(folder)).set_index("epoch")
-        metric = str(about["metric"]) if about.get("val", True) else ""
+        if (folder / "study.json").is_file():
+            raise DataError(f"`{folder}` holds a study, not one run: `Study.read` reads it.")
+        file, about = read_about(folder)
+        frame = pd.DataFrame(rows_of(folder) or {"epoch": []}).set_index("epoch")
+        with understood(file):
+            metric = str(about["metric"]) if about.get("val", True) else ""
         return cls(folder, read_json(folder / "config.json"), metric, frame)
 
 
@@ -165,6 +170,8 @@ class Result:
 
         part = "" if draw is None else f"-{read_draw(path_of('draw', draw)).part}"
         path = path_of("run", run) / f"result{part}.json"
+        if path.with_name("arena.json").is_file():
+            raise DataError(f"`{path.parent}` holds an arena, not a run: `Arena.read` reads it.")
         found = read_result(path)
         if found is None:
             raise DataError(f"`{path}` is not there: test is sealed until `evaluate` opens it.")
@@ -219,4 +226,4 @@ class Arena:
             for table in standings(read_hashed(folder / "arena.json", FORMAT))
             for row in table.rows
         ]
-        return cls(folder, pd.DataFrame(rows))
+        return cls(folder, pd.DataFrame(rows).astype({"spread": float}))

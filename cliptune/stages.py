@@ -1,8 +1,9 @@
 """The stages of cliptune as functions: a keyword is the flag of the same name.
 
 Flows in: paths and values. Flows out: folders on disk, as the commands write them, and what is in
-them as Python has it. A second call with the same values does no work and returns the same; one
-that was killed goes on. `cliptune STAGE --help` says what each flag means.
+them as Python has it. A second call with the same values does no work and returns the same (but
+`export` wants a new folder); one that was killed goes on. `cliptune STAGE --help` says what each
+flag means.
 """
 
 from __future__ import annotations
@@ -244,7 +245,7 @@ def report(run: PathLike) -> Path:
 
 
 def export(run: PathLike, out: PathLike, *, merged: bool = False) -> Path:
-    """Hand the best adapter of a run over, in a form that other libraries load.
+    """Hand the best adapter of a run over in `out`, a new folder, as other libraries load it.
 
     >>> cliptune.export("runs/few", "handed-over")
     PosixPath('handed-over')

@@ -24,6 +24,8 @@ from trainables.features.manifest import towers_of
 def plan_of(args: Args) -> Plan:
     """The plan that the flags ask for. Raises for everything that can be wrong with them."""
     data, words = _pairs("--data", args.data), _pairs("--words", args.words)
+    if not data:
+        raise CliptuneError("`--data` must name shards or a store as NAME=PATH, got none.")
     if unknown_names := words.keys() - data.keys():
         raise CliptuneError(f"`--words` names `{min(unknown_names)}`, which `--data` does not.")
     store = _store(args, list(data.values()))

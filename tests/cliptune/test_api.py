@@ -210,6 +210,55 @@ def test_a_trial_that_runs_has_the_types_of_one_that_ended(
     assert none.columns[:3].tolist() == ["adapter", "state", "value"]
 
 
+def test_two_goals_are_two_columns(desk: Path) -> None:
+    half = {"shots": 2, "words": "things.json"}
+    base, new = (
+        cliptune.draw("things", part=part, out=f"{part}.json", **half)  # type: ignore[arg-type]
+        for part in ("base", "new")
+    )
+    goals = {"draw": base, "retain": new, "folds": 0, "adapter": "coop"}
+    found = cliptune.tune("labelled", out="runs/goals", trials=1, epochs=1, **goals)  # type: ignore[arg-type]
+    assert found.trials.columns[:8].tolist()[-1] == "retained"
+    assert 0 <= found.trials.loc[0, "retained"] <= 1
+    with pytest.raises(cliptune.DataError, match=r"runs/goals` holds a study, not one run: `Study"):
+        cliptune.Run.read("runs/goals")
+
+
+def test_an_altered_file_is_named(desk: Path, tmp_path: Path) -> None:
+    for name, file, read in (
+        ("mine", "run.json", cliptune.Run.read),
+        ("search", "best.json", cliptune.Study.read),
+    ):
+        shutil.copytree(f"runs/{name}", tmp_path / name)
+        (tmp_path / name / file).write_text('{"adapter": "lora"}')
+        with pytest.raises(cliptune.DataError, match=f"{file}` lacks the field"):
+            read(tmp_path / name)
+
+
+def test_a_run_before_its_first_epoch_has_no_history(desk: Path, tmp_path: Path) -> None:
+    later = shutil.ignore_patterns("metrics.*", "last*", "best*")
+    shutil.copytree("runs/mine", tmp_path / "begun", ignore=later)
+    history = cliptune.Run.read(tmp_path / "begun").history
+    assert history.empty
+    assert history.index.name == "epoch"
+
+
+def test_an_arena_is_no_run_and_needs_data(desk: Path) -> None:
+    few = {"trials": 1, "shots": 2, "seed": 1, "adapter": ["zero_shot", "gda"], "protocol": "all"}
+    with pytest.raises(cliptune.CliptuneError, match=r"`--data` must name .* got none"):
+        cliptune.arena({}, backbone="clip", out="runs/no-arena", **few)
+    made = cliptune.arena(
+        {"things": "things"},
+        backbone="clip",
+        out="runs/an-arena",
+        words="things=things.json",
+        **few,
+    )
+    assert made.table["spread"].dtype == float  # of one seed there is none
+    with pytest.raises(cliptune.DataError, match=r"runs/an-arena` holds an arena, not a run"):
+        cliptune.Result.read("runs/an-arena")
+
+
 def test_a_result_says_what_its_file_says(desk: Path) -> None:
     result = cliptune.Result.read("runs/mine")
     raw = json.loads((desk / "runs/mine/result.json").read_text())
