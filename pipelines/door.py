@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from pipelines.signals import heard
 from trainables.errors import CliptuneError
 
 # What the machine says, by its number: what it means, and what helps.
@@ -79,11 +80,12 @@ def leave(error: BaseException) -> NoReturn:
 
 def leave_interrupted() -> NoReturn:
     """End a command that was interrupted. The processes of its Ray end now; Ray's own end at the
-    exit of Python may take longer than the user should wait."""
+    exit of Python may take longer than the user should wait. A second interrupt does not wait."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         sys.exit(130)
-    ray.shutdown()
+    with heard(lambda *_: os._exit(130)):
+        ray.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(130)

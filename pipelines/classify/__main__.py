@@ -54,10 +54,11 @@ def run(args: Args) -> None:
         raise ConfigError(
             "`cliptune classify` takes image files, got none: they come before `--classes`."
         )
-    from pipelines.classify.answers import calibration_of, choices, classify
+    from pipelines.classify.answers import calibration_of, check_template, choices, classify
     from pipelines.use.files import Faults, find
     from pipelines.use.model import Source, open_model
 
+    check_template(args.classes, args.template)
     source, faults = Source(args.run, args.backbone, args.revision), Faults()
     model = open_model(source, "classification", "retrieval")
     classes = choices(model, args.classes, args.template)

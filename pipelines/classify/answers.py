@@ -25,11 +25,15 @@ UNLIKE = "its best score is below that of every val image"
 UNLIKELY = "no class is likely enough"
 
 
+def check_template(names: Sequence[str], template: str) -> None:
+    if template and not names:
+        raise ConfigError("`--template` is for `--classes`: a run's own classes have their words.")
+
+
 def choices(model: Model, names: Sequence[str] = (), template: str = "") -> Classes:
     """The classes to choose among, which the adapter must be able to tell apart; without `names`
     those that it was trained on."""
-    if template and not names:
-        raise ConfigError("`--template` is for `--classes`: a run's own classes have their words.")
+    check_template(names, template)
     own = model.classes
     if not names:
         if own is None:

@@ -183,6 +183,25 @@ def test_a_reader_of_all_that_leaves_does_not_end_the_work_either(tmp_path: Path
     assert (tmp_path / "code").read_text() == "2\n"
 
 
+def test_who_is_interrupted_twice_leaves_at_once(tmp_path: Path) -> None:
+    """A second Ctrl-C while Ray ends."""
+    (tmp_path / "ray.py").write_text(
+        "import signal\n"
+        "def is_initialized(): return True\n"
+        "def shutdown(): signal.raise_signal(signal.SIGINT)\n"
+    )
+    work = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import ray\n"
+        "from pipelines import cli\n"
+        "def run(stage, words): raise KeyboardInterrupt('all is saved.')\n"
+        "cli._run = run\n"
+        "cli.stage_main('space')\n"
+    )
+    found = piped(work, f'{sys.executable} -c "$WORK"')
+    assert (found.returncode, found.stderr) == (130, "interrupted: all is saved.\n")
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

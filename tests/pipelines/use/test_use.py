@@ -405,7 +405,7 @@ def test_the_page_and_the_index_lie_in_the_run(
             "`--classes` must be words, got an empty one",
         ),
         (
-            ("classify", "x.jpg", "--run", "{home}/coop", "--template", "a {{}}"),
+            ("classify", "x.jpg", "--run", "{home}/none", "--template", "a {{}}"),  # told first
             "`--template` is for `--classes`",
         ),
         (
