@@ -244,11 +244,23 @@ def report(run: PathLike) -> Path:
     return Path(run_stage("report", {"run": run}))
 
 
-def export(run: PathLike, out: PathLike, *, merged: bool = False) -> Path:
-    """Hand the best adapter of a run over in `out`, a new folder, as other libraries load it.
+def export(
+    run: PathLike | None = None,
+    out: PathLike | None = None,
+    *,
+    merged: bool = False,
+    to: Literal["", "peft", "transformers", "onnx", "safetensors", "numpy"] = "",
+    numbers: Literal["fp32", "fp16", "int8"] = "fp32",
+    raw: bool = False,
+    check: PathLike | None = None,
+) -> Path:
+    """Hand the best adapter of a run over in `out`, a new folder, as other libraries load it. With
+    `to` it is run there and compared; `check`, alone, compares what lies in a folder again.
 
-    >>> cliptune.export("runs/few", "handed-over")
+    >>> cliptune.export("runs/few", "handed-over", to="numpy")
+    PosixPath('handed-over')
+    >>> cliptune.export(check="handed-over")
     PosixPath('handed-over')
     """
-    run_stage("export", {"run": run, "out": out, "merged": merged})
-    return Path(out)
+    run_stage("export", locals())
+    return Path(out if check is None and out is not None else check or "")

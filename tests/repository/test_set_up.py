@@ -47,7 +47,9 @@ def undeclared(folders: Iterable[str], declared: set[str]) -> dict[str, str]:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     own = named(PROJECT["dependencies"])
-    extra = named(EXTRAS["cmaes"] + EXTRAS["umap"] + EXTRAS["spice"] + EXTRAS["lance"])
+    extra = named(
+        EXTRAS["cmaes"] + EXTRAS["umap"] + EXTRAS["spice"] + EXTRAS["lance"] + EXTRAS["onnx"]
+    )
     assert undeclared(("pipelines", "trainables", "search_spaces", "benchmarks"), own | extra) == {}
     assert undeclared(("docs", "tests"), own | named(EXTRAS["dev"])) == {}
     assert undeclared(("trainables",), own - {"torch"}).keys() == {"torch"}

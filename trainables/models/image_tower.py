@@ -57,8 +57,13 @@ def lower(backbone: Backbone, pixels: Tensor, block: int) -> Tensor:
     """uint8 (B, 3, R, R) to the states before block `block`: (B, S, w), S with CLIP's CLS."""
     if len(pixels) == 0:
         raise DataError("a batch must hold at least 1 image, got 0.")
+    return states(backbone, backbone.preprocess.normalise(pixels.to(backbone.device)), block)
+
+
+def states(backbone: Backbone, values: Tensor, block: int) -> Tensor:
+    """`lower` of normalised pixels (B, 3, R, R)."""
     model = backbone.model.vision_model
-    hidden: Tensor = model.embeddings(backbone.preprocess.normalise(pixels.to(backbone.device)))
+    hidden: Tensor = model.embeddings(values)
     if backbone.kind == "clip":
         hidden = model.pre_layrnorm(hidden)
     for one in model.encoder.layers[: _checked(backbone, block)]:
@@ -108,7 +113,7 @@ def _before_block_0(backbone: Backbone, block: int, prompts: Tensor) -> Tensor:
 
 def _behind(hidden: Tensor, vectors: Tensor) -> Tensor:
     """`vectors` (P, w) behind the rows of every image: (B, S, w) to (B, S + P, w)."""
-    return torch.cat([hidden, vectors.expand(len(hidden), -1, -1)], 1)
+    return torch.cat([hidden, vectors.expand(hidden.shape[0], -1, -1)], 1)
 
 
 def _first_row(block: Any, hidden: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from trainables.training.predict import in_use
 SCORES = "scores.pt2"
 
 
-def write_scores(adapter: Adapter[Any], folder: Path) -> list[Path]:
-    """Write the program and the names. If the adapter changes the image tower, the program wants
-    the embeddings of the changed tower."""
+def scores_of(adapter: Adapter[Any]) -> Scores:
+    """The adapter's logits of its own classes. If it changes the image tower, they are of the
+    embeddings of the changed tower."""
     assert adapter.classes is not None
     classes, backbone = adapter.classes, adapter.backbone
     frozen = classes.text_embeds(backbone, adapter.frozen_words) if adapter.frozen_text else None
@@ -34,10 +34,18 @@ def write_scores(adapter: Adapter[Any], folder: Path) -> list[Path]:
             classifier = adapter.classifier(words, frozen)
         else:  # the images come through what `Adapter.export` wrote
             classifier = cosine(adapter.class_texts(words, frozen))
+    return Scores(classifier, adapter.tau)
+
+
+def write_scores(adapter: Adapter[Any], folder: Path) -> list[Path]:
+    """Write the program and the names."""
+    assert adapter.classes is not None
+    classes, backbone = adapter.classes, adapter.backbone
     images = torch.zeros(2, backbone.embed_dim, device=backbone.device)
+    scores = scores_of(adapter)
     with torch.no_grad():
         program = torch.export.export(
-            Scores(classifier, adapter.tau),
+            scores,
             (images,),
             dynamic_shapes={"image_embeds": {0: torch.export.Dim("images")}},
         )

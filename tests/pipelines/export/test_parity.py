@@ -1,0 +1,276 @@
+"""What is handed over computes what the adapter computes: run in its own runtime, on val."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPModel
+
+import cliptune
+from pipelines.cli import stage_main
+from pipelines.export import onnx_files
+from tests.pipelines.train.test_train import fails
+from tests.things import things
+from tests.tiny import tiny_shards
+from trainables.models.backbone import Backbone
+from trainables.models.padded import PaddedText, padded
+from trainables.models.text_plan import Place, Prompt
+from trainables.models.text_tower import embed_text
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning", "ignore::DeprecationWarning"
+)
+RETRIEVAL: dict[str, dict[str, Any]] = {
+    "soft_prompt": {"adapter.n_ctx": 4},
+    "soft_prompt deep": {"adapter.n_ctx": 4, "adapter.depth": 1, "adapter.place": "before_eot"},
+    "lora": {"optim.lr": 1e-2},
+    "projection": {},
+}
+CLASSES: dict[str, dict[str, Any]] = {
+    "coop": {"adapter.n_ctx": 4},
+    "coop middle": {"adapter.n_ctx": 4, "adapter.class_position": "middle"},
+    "maple": {},
+    "lora both": {"optim.lr": 1e-2},
+    "lora vision": {"adapter.tower": "vision", "optim.lr": 1e-2},
+    "kernel_ridge": {},
+    "linear_probe": {"epochs": 3},
+    "tip_adapter": {},
+    "cocoop": {},
+}
+# What a plain model of transformers shows of others, and the padded tower of places, is not shown
+# again: an export takes seconds.
+ONNX = ["soft_prompt", "soft_prompt deep", "lora", "projection"]
+ONNX += ["coop", "maple", "lora both", "kernel_ridge", "tip_adapter"]
+MERGED = ["soft_prompt", "lora", "coop", "lora both", "lora vision"]
+LINEAR = ["coop", "coop middle", "linear_probe"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
+    """A run of each, on captions or on four classes."""
+    home = tmp_path_factory.mktemp("parity")
+    tiny_shards(home / "shards")
+    things(home / "things")
+    store = cliptune.encode(home / "shards", backbone=clip, out=home / "captions")
+    labelled = cliptune.encode(home / "things", backbone=clip, out=home / "labelled", pixels=True)
+    draw = cliptune.draw(home / "things", shots=2, out=home / "draw.json")
+    for name, own in RETRIEVAL.items():
+        fields = {"epochs": 2, "batch_size": 8, "precision": "fp32"} | own
+        cliptune.train(store, home / name, adapter=name.split()[0], set=fields)
+    for name, own in CLASSES.items():
+        fields = {"precision": "fp32"} | own
+        if name not in ("kernel_ridge", "linear_probe"):
+            fields = {"epochs": 1} | fields
+        cliptune.train(labelled, home / name, adapter=name.split()[0], draw=draw, set=fields)
+    return home
+
+
+def export(home: Path, name: str, out: Path, **how: Any) -> dict[str, Any]:
+    """What parity.json says."""
+    cliptune.export(home / name, out, **how)
+    found: dict[str, Any] = json.loads((out / "parity.json").read_text())
+    assert max(found["greatest"].values()) <= found["tolerance"]
+    assert found["here"] == found["there"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def programs(home: Path) -> Path:
+    """Folders of ONNX, made when a test first asks for one."""
+    return home / "onnx"
+
+
+def onnx(home: Path, programs: Path, name: str) -> Path:
+    if not (programs / name).is_dir():
+        export(home, name, programs / name, to="onnx")
+    return programs / name
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_onnx_computes_what_the_adapter_does(name: str, home: Path, programs: Path) -> None:
+    out = onnx(home, programs, name)
+    found = json.loads((out / "parity.json").read_text())
+    wanted = {"images", "texts"} if name in RETRIEVAL else {"scores"}
+    assert wanted <= found["greatest"].keys()
+    assert found["tolerance"] == 1e-4
+    assert (out / "visual/model.onnx").is_file()
+    assert cliptune.export(check=out) == out
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_a_plain_model_of_transformers_does_too(name: str, home: Path, tmp_path: Path) -> None:
+    found = export(home, name, tmp_path / "out", to="transformers")
+    assert found["greatest"].keys() == {"images", "texts"}
+
+
+def test_a_prompt_is_in_the_tokenizer(home: Path, tmp_path: Path) -> None:
+    """Whoever loads the folder types words alone."""
+    export(home, "soft_prompt", tmp_path / "out", to="transformers")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model: Any = CLIPModel.from_pretrained(tmp_path / "out").eval()
+    texts = ["a red dog", "a blue cat on a table " * 30]
+    ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids[0])[1:5] == [f"<|prompt_{n}|>" for n in range(4)]
+    with torch.no_grad():
+        found = F.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=-1)
+    wanted = torch.from_numpy(cliptune.load(home / "soft_prompt").embed_text(texts))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lora", "lora both"])
+def test_peft_has_a_lora_as_it_is(name: str, home: Path, tmp_path: Path) -> None:
+    assert export(home, name, tmp_path / "out", to="peft")["greatest"].keys() == {"images", "texts"}
+
+
+@pytest.mark.parametrize("to", ["safetensors", "numpy"])
+@pytest.mark.parametrize("name", LINEAR)
+def test_class_weights_are_for_cached_embeddings(
+    name: str, to: str, home: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert export(home, name, out, to=to)["greatest"].keys() == {"scores"}
+    weight = (
+        load_file(out / "class_weights.safetensors")["weight"].numpy()
+        if to == "safetensors"
+        else np.lib.format.open_memmap(out / "weight.npy", mode="r")
+    )
+    assert weight.shape == (4, 16)
+
+
+@pytest.mark.parametrize(("numbers", "smaller"), [("fp16", 0.8), ("int8", 0.9)])
+def test_smaller_numbers_say_how_far_off_they_are(
+    numbers: str, smaller: float, home: Path, programs: Path, tmp_path: Path
+) -> None:
+    whole = onnx(home, programs, "soft_prompt")
+    cliptune.export(home / "soft_prompt", tmp_path / "out", to="onnx", numbers=numbers)
+    found = json.loads((tmp_path / "out/parity.json").read_text())
+    assert 1e-6 < max(found["greatest"].values()) <= found["tolerance"]
+    sizes = [(one / "textual/model.onnx").stat().st_size for one in (tmp_path / "out", whole)]
+    assert sizes[0] < smaller * sizes[1]
+
+
+def test_pixels_may_be_normalised_inside(home: Path, tmp_path: Path) -> None:
+    export(home, "tip_adapter", tmp_path / "out", to="onnx", raw=True)
+    session = onnxruntime.InferenceSession(tmp_path / "out/visual/model.onnx")
+    assert session.get_inputs()[0].type == "tensor(uint8)"
+    about = json.loads((tmp_path / "out/visual/preprocessor_config.json").read_text())
+    assert about["do_normalize"] is False
+
+
+def test_texts_are_cut_and_padded_by_what_lies_beside(home: Path, programs: Path) -> None:
+    out = onnx(home, programs, "soft_prompt")
+    words = Tokenizer.from_file(str(out / "textual/tokenizer.json"))
+    texts = ["a red dog", "a blue cat on a table " * 30]
+    ids = np.array([one.ids for one in words.encode_batch(texts)])
+    assert ids.shape == (2, 73)
+    session = onnxruntime.InferenceSession(out / "textual/model.onnx")
+    found = session.run(None, {"input_ids": ids})[0]
+    wanted = cliptune.load(home / "soft_prompt").embed_text(texts)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "said"),
+    [
+        ("cocoop", "onnx", "makes a prompt of every image"),
+        ("cocoop", "transformers", "fits into no plain CLIPModel"),
+        ("soft_prompt deep", "transformers", "in front of the first block alone"),
+        ("projection", "peft", "`--to peft` needs a LoRA adapter, got `projection`"),
+        ("soft_prompt", "numpy", "was trained on captions"),
+        ("kernel_ridge", "safetensors", "is not linear in an image's embedding"),
+        ("maple", "numpy", "changes the image tower"),
+    ],
+)
+def test_what_a_form_cannot_say_is_told(
+    name: str, to: str, said: str, home: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(cliptune.ConfigError, match=re.escape(said)):
+        cliptune.export(home / name, tmp_path / "out", to=to)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_is_too_far_off_is_not_handed_over(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(onnx_files.TOLERANCE, "fp32", 0.0)
+    with pytest.raises(cliptune.DataError, match="nothing was handed over"):
+        cliptune.export(home / "kernel_ridge", tmp_path / "out", to="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_altered_is_found(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    export(home, "linear_probe", out, to="numpy")
+    weight = np.array(np.lib.format.open_memmap(out / "weight.npy", mode="r"))
+    np.save(out / "weight.npy", weight + 0.01)
+    said = fails(capsys, "export", "--check", str(out))
+    assert "computes something else here than where it was exported" in said
+    (out / "parity.safetensors").write_bytes(b"other")
+    assert "was altered" in fails(capsys, "export", "--check", str(out))
+    assert "parity.json" in fails(capsys, "export", "--check", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "x"], "`--run` must be given"),
+        (["--run", "x"], "`--out` must be given"),
+        (["--run", "x", "--out", "y", "--raw"], "are of `--to onnx`"),
+        (["--run", "x", "--out", "y", "--merged", "--to", "onnx"], "give one of them"),
+        (["--check", "x", "--run", "y"], "`--check` stands alone"),
+    ],
+)
+def test_flags_that_do_not_go_together(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in fails(capsys, "export", *words)
+
+
+def test_a_runtime_that_is_missing_or_too_old_is_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(onnx_files.NEEDED, "onnxruntime", (99, 0))
+    with pytest.raises(cliptune.ConfigError, match=r"`onnxruntime` 99.0 or newer, got 1\."):
+        cliptune.export(home / "lora", tmp_path / "out", to="onnx")
+    monkeypatch.setitem(onnx_files.NEEDED, "no-such-runtime", (1, 0))
+    monkeypatch.setitem(onnx_files.NEEDED, "onnxruntime", (1, 0))
+    with pytest.raises(cliptune.ConfigError, match=r"`no-such-runtime` 1\.0 or newer, got none"):
+        cliptune.export(home / "lora", tmp_path / "out", to="onnx")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("place", ["after_sos", "before_eot", "front", "after_name", "around_name"])
+def test_the_padded_tower_is_the_packed_one(place: Place, deep: bool, backbone: Backbone) -> None:
+    torch.manual_seed(0)
+    texts = ["dog.", "a red ball.", "a photo of a white house near the sea."]
+    layers = torch.randn(1, 4, backbone.text_width) if deep else None
+    prompt = Prompt(torch.randn(4, backbone.text_width), place, layers)
+    ids, cut = padded(backbone, texts, 4)
+    assert (ids.shape, cut) == ((3, backbone.context_length - 4), 0)
+    with torch.no_grad():
+        wanted = embed_text(backbone, backbone.tokenize(texts)[0], prompt)
+        torch.testing.assert_close(PaddedText(backbone, prompt)(ids), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_says_how_far_off_it_is(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    words = ["--run", str(home / "linear_probe"), "--out", out, "--to", "safetensors"]
+    stage_main("export", words)
+    said = capsys.readouterr().out
+    assert re.search(r"scores  greatest difference \d.*, tolerance 0.0001", said)
+    assert re.search(r"accuracy on 8 val images: ([01]\.\d{4}) here, \1 there", said)
+    assert f"cliptune export --check {out}" in said
