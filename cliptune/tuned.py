@@ -162,8 +162,8 @@ class Tuned:
     def caption(
         self, images: Images, *, seconds: float = 5.0, on_error: OnError = "raise"
     ) -> pd.DataFrame:
-        """A caption for each image: `image` and `caption`; of clips one for each `seconds`, with
-        `start` and `end`.
+        """A caption for each image, of a file that is given twice once: `image` and `caption`; of
+        clips one for each `seconds`, with `start` and `end`.
 
         >>> speaker = cliptune.load("runs/words")
         >>> list(speaker.caption("photos/0.jpg").columns)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
@@ -27,6 +27,7 @@ NAMES: dict[Any, str] = {
     **{bool: "True or False", int: "a whole number", float: "a number"},
     **{str: "a text", Path: "a path", NoneType: "None"},
 }
+MAKE: dict[Any, Callable[[Any], Any]] = {Path: Path, str: os.fspath, float: float}
 
 
 @contextmanager
@@ -111,14 +112,20 @@ def _one(name: str, kind: Any, given: Any) -> Any:
             rules += [repr(choice) for choice in get_args(one)]
             continue
         rules.append(NAMES[one])
-        if one is Path and isinstance(given, str | os.PathLike):
-            if (text := os.fspath(given)) and isinstance(text, str) and "\0" not in text:
-                return Path(given)
-        elif one is float and isinstance(given, int | float) and not isinstance(given, bool):
-            return float(given)
-        elif one is str and isinstance(given, os.PathLike):
-            return os.fspath(given)
-        elif isinstance(given, one) and (one is bool or not isinstance(given, bool)):
-            return given
-    rule = " or ".join(filter(None, [", ".join(rules[:-1]), rules[-1]]))
-    raise ConfigError(f"`{name}` must be {rule}, got {given!r:.80}.")
+        if _fits(one, given):
+            return MAKE[one](given) if one in MAKE else given
+    rule, got = " or ".join(filter(None, [", ".join(rules[:-1]), rules[-1]])), repr(given)
+    raise ConfigError(f"`{name}` must be {rule}, got {' '.join(got.split()):.80}.")
+
+
+def _fits(kind: Any, given: Any) -> bool:
+    if isinstance(given, bool):
+        return kind is bool
+    if kind not in (str, Path):
+        return isinstance(given, int | float if kind is float else kind)
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(text, str):
+        return False
+    if kind is Path:
+        return text != "" and "\0" not in text
+    return text.encode(errors="ignore").decode() == text  # no bytes of a name that is not UTF-8

@@ -120,6 +120,7 @@ def test_the_package_is_the_command_too(desk: Path) -> None:
         ({"seed": b"3"}, "`seed` must be a whole number, got b'3'."),
         ({"adapter": {"lora": 8}}, "`adapter` must be a text, got {'lora': 8}."),
         ({"retain": [""]}, "`retain` must be a path, got ''."),
+        ({"draw": pd.Series(["a", "b"])}, "`draw` must be a path or None, got 0 a 1 b dtype: str."),
         ({"space": "a\0b"}, "`space` must be a path or None, got 'a\\x00b'."),
     ],
 )
@@ -528,6 +529,7 @@ def test_a_run_is_asked_for_what_it_can_do(desk: Path) -> None:
         ({"classes": "cat"}, "`--classes` must name at least 2 classes, got 1."),
         ({"classes": {0: "cat", 1: "dog"}}, "`classes` must be a text, got {0: 'cat', 1: 'dog'}."),
         ({"classes": ["cat", 1]}, "`classes` must be a text, got 1."),
+        ({"classes": ["cat", "\udcff"]}, "`classes` must be a text, got '\\udcff'."),
         ({"template": None}, "`template` must be a text, got None."),
     ],
 )
