@@ -24,6 +24,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import cliptune
+from cliptune import images, tuned, values
+from pipelines.tune.study import kinds
 from search_spaces.notation import text_of
 from search_spaces.registry import SPACES
 from trainables.adapters.registry import ADAPTERS, BASELINES, make_config
@@ -130,7 +132,18 @@ def api_page() -> str:
                 lines += _members(one)
         else:
             lines += [_signature(name, one), "", _said(one), "", *_flags(name)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_types()])
+
+
+def _types() -> Iterator[str]:
+    """What the types have that signatures only name."""
+    yield from ("## Types", "", "| name | stands for | |", "|---|---|---|")
+    for module in (values, images, tuned, kinds):
+        for line in inspect.getsource(module).splitlines():
+            if found := re.match(r" *(\w+)(?:: TypeAlias)? = (.*?)(?:  # (.*))?$", line):
+                name, kind, note = found.groups()
+                if ": TypeAlias" in line or kind.startswith("Literal["):
+                    yield f"| `{name}` | `{_cell(kind)}` | {_cell(note or '')} |"
 
 
 def _place(name: str) -> tuple[bool, bool]:

@@ -12,7 +12,8 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from docs.pages import LINK, PAGES, adapter_page
+import cliptune
+from docs.pages import LINK, PAGES, adapter_page, api_page
 from search_spaces.registry import SPACES
 from tests.docs.commands import pages
 from trainables.adapters.registry import ADAPTERS
@@ -57,6 +58,16 @@ def test_an_example_is_shown_as_code(site: Path) -> None:
     assert "\n\n```pycon\n>>> CoopConfig(" in adapter_page("coop")
     page = (site / "adapters" / "coop.html").read_text()
     assert "<code" in page[: page.index("CoopConfig(n_ctx=4")].rpartition("<p>")[2]
+
+
+def test_the_reference_says_what_its_types_stand_for() -> None:
+    text = api_page()
+    given = re.findall(r"^    \w+: (.+?)(?: = .*)?,$", text, re.MULTILINE)
+    named = {word for kind in given for word in re.findall(r"(?<!')\b[A-Z]\w+", kind)}
+    python = {"Any", "Iterable", "Literal", "None", "Sequence"}
+    assert {"Pairs", "Images", "Sampler"} <= named
+    told = re.findall(r"^\| `(\w+)` \| `", text, re.MULTILINE)
+    assert sorted(named - python - {*told, *cliptune.__all__}) == []
 
 
 def test_nothing_is_fetched_when_it_is_read(site: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,14 @@ def test_a_room_imports_those_before_it() -> None:
         if by_module[name] > place
     ]
     assert found == []
+
+
+def test_the_map_of_the_rooms_has_all_of_them() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    drawn = set(re.findall(r"(\w+)/", text.partition("## The rooms")[2].split("```")[1]))
+    assert sorted({room.rpartition(".")[2] for room in ROOMS} - drawn) == []
+    for package in PACKAGES:
+        assert f"| `{package}/` |" in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_no_imports_in_circles() -> None:
