@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from trainables.errors import CliptuneError
@@ -98,6 +98,26 @@ def connect(dashboard: bool = False) -> None:
             "run the same command again."
         ) from error
     _hold_on({ray.get_runtime_context().gcs_address: GONE_HERE_AFTER} | _raylet())
+
+
+@contextlib.contextmanager
+def places_freed() -> Iterator[None]:
+    """Where the block is interrupted, the places in the cluster that this process took in it are
+    free again. Tune frees its own at its end and at errors, of which an interrupt is none; who
+    catches it and goes on would wait for them."""
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    before = placement_group_table().keys()
+    try:
+        yield
+    except KeyboardInterrupt:
+        own = ray.get_runtime_context().get_job_id()  # a place's id ends in that of its job
+        for place in placement_group_table().keys() - before:
+            if place.endswith(own):
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(place))))
+        raise
 
 
 def _raylet() -> dict[str, float]:

@@ -140,7 +140,7 @@ def _check_words(plan: Plan, folder: Path) -> None:
 
 def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
     """Tune the cells that are left; whether it was interrupted."""
-    from pipelines.cluster import connect, quiet_tune
+    from pipelines.cluster import connect, places_freed, quiet_tune
 
     quiet_tune()
     from ray import tune
@@ -177,7 +177,7 @@ def _tune(args: Args, plan: Plan, folder: Path, todo: list[Any]) -> bool:
             verbose=0,
         ),
     )
-    with interrupt.listening(), pausing(queue):
+    with interrupt.listening(), places_freed(), pausing(queue):
         tuner.fit()
     arena.stop_file.unlink(missing_ok=True)
     return interrupt.seen

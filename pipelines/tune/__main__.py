@@ -147,7 +147,7 @@ def _settings(args: Args, search: Search, folder: Path) -> TrialSettings:
 
 def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool:
     """Run what is left of the search; whether it was interrupted."""
-    from pipelines.cluster import connect, quiet_tune
+    from pipelines.cluster import connect, places_freed, quiet_tune
 
     quiet_tune()
     from ray import tune
@@ -199,7 +199,7 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
                 verbose=0,
             ),
         )
-        with interrupt.listening(), pausing(searcher):
+        with interrupt.listening(), places_freed(), pausing(searcher):
             tuner.fit()
     settings.stop_file.unlink(missing_ok=True)
     return interrupt.seen

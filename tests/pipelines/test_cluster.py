@@ -106,3 +106,34 @@ def test_a_command_whose_ray_was_killed_says_so(which: str) -> None:
     _, error = process.communicate(timeout=600)
     assert process.returncode == 2, error
     assert f"error: the Ray of this machine at `{address}` is gone." in error
+
+
+INTERRUPTED = """
+from pipelines.cluster import connect, places_freed
+connect()
+import ray
+from ray.util import placement_group, placement_group_table
+before = placement_group([{"CPU": 0.1}])
+try:
+    with places_freed():
+        ray.get(placement_group([{"CPU": 0.1}]).ready())
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+found = placement_group_table()
+left = [name for name, one in found.items() if one["state"] != "REMOVED"]
+print(len(found), left == [before.id.hex()])
+"""
+
+
+@pytest.mark.slow
+def test_what_was_interrupted_holds_no_place() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "2 True\n", done.stderr
