@@ -143,7 +143,7 @@ def _types() -> Iterator[str]:
             if found := re.match(r" *(\w+)(?:: TypeAlias)? = (.*?)(?:  # (.*))?$", line):
                 name, kind, note = found.groups()
                 if ": TypeAlias" in line or kind.startswith("Literal["):
-                    yield f"| `{name}` | `{_cell(kind)}` | {_cell(note or '')} |"
+                    yield f"| `{name}` | {_cell(f'`{kind}`')} | {_cell(note or '')} |"
 
 
 def _place(name: str) -> tuple[bool, bool]:
@@ -237,9 +237,9 @@ def _fields(config: type[Any]) -> Iterator[str]:
     said = _comments(config)
     for field in fields:
         default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-        kind = _cell(re.sub(r"Literal\[(.*?)\]", r"\1", str(field.type)))
+        kind = re.sub(r"Literal\[(.*?)\]", r"\1", str(field.type))
         note = _cell(said.get(field.name, ""))
-        yield f"| `adapter.{field.name}` | `{kind}` | {default} | {note} |"
+        yield f"| `adapter.{field.name}` | {_cell(f'`{kind}`')} | {default} | {note} |"
 
 
 def _comments(config: type[Any]) -> dict[str, str]:
@@ -266,8 +266,9 @@ def _table(head: str, rows: Any) -> Iterator[str]:
     yield from (f"| {head} |", "|---|---|")
     for field, value in every:
         shown = value if isinstance(value, str) else repr(value)
-        yield f"| `{field}` | `{_cell(shown)}` |"
+        yield f"| `{field}` | {_cell(f'`{shown}`')} |"
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    """In code a bar ends no cell, and what would escape it is shown."""
+    return re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or "\\|", text)

@@ -70,6 +70,13 @@ def test_the_reference_says_what_its_types_stand_for() -> None:
     assert sorted(named - python - {*told, *cliptune.__all__}) == []
 
 
+def test_a_bar_in_a_table_stands_as_it_is(site: Path) -> None:
+    pages = {path.name: path.read_text() for path in site.rglob("*.html")}
+    assert [name for name, text in pages.items() if "\\|" in text] == []
+    assert "<code>str | os.PathLike[str]</code>" in pages["api.html"]
+    assert "{}|a photo of {}|a picture of {}" in pages["zero_shot.html"]
+
+
 def test_nothing_is_fetched_when_it_is_read(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > len(ADAPTERS) + len(PAGES)
