@@ -249,7 +249,7 @@ def export(
     out: PathLike | None = None,
     *,
     merged: bool = False,
-    to: Literal["", "peft", "transformers", "onnx", "safetensors", "numpy"] = "",
+    to: Literal["", "peft", "transformers", "open_clip", "onnx", "safetensors", "numpy"] = "",
     numbers: Literal["fp32", "fp16", "int8"] = "fp32",
     raw: bool = False,
     check: PathLike | None = None,

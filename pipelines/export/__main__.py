@@ -19,7 +19,7 @@ from trainables.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from pipelines.runs.contestants import Contest, Contestant
 
-To = Literal["", "peft", "transformers", "onnx", "safetensors", "numpy"]
+To = Literal["", "peft", "transformers", "open_clip", "onnx", "safetensors", "numpy"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Args:
     merged: bool = False
     """LoRA only: a plain CLIPModel with the updates added to its weights."""
     to: To = ""
-    """peft: a LoRA in PEFT's format. transformers: a LoRA merged into a CLIPModel. onnx: both
+    """peft: a LoRA in PEFT's format. transformers: a LoRA, or a prompt, in a plain CLIPModel.
+    open_clip: a LoRA in its layout. onnx: both
     towers with prompts and heads inside. safetensors, numpy: class weights for cached embeddings.
     Each is run beside the adapter before it is handed over. Default: the adapter's own form, not
     run."""

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.export import arrays, merged, onnx_files
+from pipelines.export import arrays, merged, onnx_files, to_open_clip
 from pipelines.export.sample import Answers, Sample
 from trainables.adapters.base import Adapter
 
@@ -38,6 +38,9 @@ def target_of(to: str, numbers: onnx_files.Numbers = "fp32", raw: bool = False) 
             "safetensors": 'safetensors.torch.load_file("{}/class_weights.safetensors")',
         }[to]
         return Target(partial(arrays.write, kind=to), arrays.answer, arrays.TOLERANCE, loading)
+    if to == "open_clip":
+        loading = 'open_clip.create_model_and_transforms("local-dir:{}")'
+        return Target(to_open_clip.write, to_open_clip.answer, to_open_clip.TOLERANCE, loading)
     if to == "transformers":
         loading = 'CLIPModel.from_pretrained("{}")'
         return Target(merged.write_merged, merged.answer, merged.TOLERANCE, loading)

@@ -19,7 +19,7 @@ OURS = ("cliptune", "pipelines", "trainables", "search_spaces", "benchmarks", "d
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Whose a package is that may not be installed.
-OWNERS = {"lance": ["pylance"]}
+OWNERS = {"lance": ["pylance"], "open_clip": ["open-clip-torch"]}
 
 
 def named(requirements: Iterable[str]) -> set[str]:
@@ -48,7 +48,12 @@ def undeclared(folders: Iterable[str], declared: set[str]) -> dict[str, str]:
 def test_every_package_that_is_imported_is_declared() -> None:
     own = named(PROJECT["dependencies"])
     extra = named(
-        EXTRAS["cmaes"] + EXTRAS["umap"] + EXTRAS["spice"] + EXTRAS["lance"] + EXTRAS["onnx"]
+        EXTRAS["cmaes"]
+        + EXTRAS["umap"]
+        + EXTRAS["spice"]
+        + EXTRAS["lance"]
+        + EXTRAS["onnx"]
+        + EXTRAS["open-clip"]
     )
     assert undeclared(("pipelines", "trainables", "search_spaces", "benchmarks"), own | extra) == {}
     assert undeclared(("docs", "tests"), own | named(EXTRAS["dev"])) == {}

@@ -179,8 +179,11 @@ class Lora(Adapter[LoraConfig]):
 
     def merge(self, folder: Path) -> list[Path]:
         """Write a plain model, the updates added to its weights, and what prepares its inputs."""
-        merged: Any = copy.deepcopy(self._hidden[0]).merge_and_unload()
-        return write_model(folder, self.backbone, merged)
+        return write_model(folder, self.backbone, self.merged())
+
+    def merged(self) -> Any:
+        """A plain model with the updates in its weights."""
+        return copy.deepcopy(self._hidden[0]).merge_and_unload()
 
 
 def target_modules(config: LoraConfig, model_config: Any) -> str:

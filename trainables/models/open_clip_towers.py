@@ -156,7 +156,7 @@ def _text_tensors(layers: int, of: Mapping[str, Tensor], prefix: str) -> dict[st
     }
 
 
-_OWN_BLOCK = {
+OWN_BLOCK = {
     "in": "attn.in_proj_",
     "self_attn.out_proj": "attn.out_proj",
     "layer_norm1": "ln_1",
@@ -179,7 +179,7 @@ def _blocks(
     layers: int,
     of: Mapping[str, Tensor],
     source: str,
-    names: Mapping[str, str] = _OWN_BLOCK,
+    names: Mapping[str, str] = OWN_BLOCK,
 ) -> dict[str, Tensor]:
     """All blocks of a tower, q, k and v apart."""
     found: dict[str, Tensor] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from transformers import AutoTokenizer, CLIPModel
 
 import cliptune
 from pipelines.cli import stage_main
-from pipelines.export import onnx_files
+from pipelines.export import onnx_files, to_open_clip
+from pipelines.export.sample import Answers, Sample
 from tests.pipelines.train.test_train import fails
 from tests.things import things
 from tests.tiny import tiny_shards
 from trainables.models.backbone import Backbone
+from trainables.models.image_tower import embed_images
+from trainables.models.load import load_backbone
 from trainables.models.padded import PaddedText, padded
 from trainables.models.text_plan import Place, Prompt
 from trainables.models.text_tower import embed_text
@@ -132,6 +136,41 @@ def test_peft_has_a_lora_as_it_is(name: str, home: Path, tmp_path: Path) -> None
     assert export(home, name, tmp_path / "out", to="peft")["greatest"].keys() == {"images", "texts"}
 
 
+@pytest.mark.parametrize("name", ["lora", "lora both"])
+def test_open_clips_layout_holds_the_merged_weights(
+    name: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read by our own reader of it; open_clip itself answers in the next test."""
+
+    def answer(folder: Path, sample: Sample, about: Any) -> Answers:
+        backbone = load_backbone(str(folder))
+        tokens = backbone.tokenize(sample.texts)[0]
+        assert sample.pixels is not None
+        with torch.no_grad():
+            images = embed_images(backbone, sample.pixels)
+            texts = embed_text(backbone, tokens)
+        return {"images": F.normalize(images, dim=-1), "texts": F.normalize(texts, dim=-1)}
+
+    monkeypatch.setattr(to_open_clip, "answer", answer)
+    found = export(home, name, tmp_path / "out", to="open_clip")
+    assert found["greatest"].keys() == {"images", "texts"}
+
+
+def test_open_clip_itself_computes_it(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("open_clip", reason="open_clip_torch is not installed")
+    found = export(home, "lora both", tmp_path / "out", to="open_clip")
+    assert found["greatest"].keys() == {"images", "texts"}
+
+
+def test_without_open_clip_it_is_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(cliptune.ConfigError, match="`pip install open_clip_torch`"):
+        cliptune.export(home / "lora", tmp_path / "out", to="open_clip")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("to", ["safetensors", "numpy"])
 @pytest.mark.parametrize("name", LINEAR)
 def test_class_weights_are_for_cached_embeddings(
@@ -185,6 +224,7 @@ def test_texts_are_cut_and_padded_by_what_lies_beside(home: Path, programs: Path
         ("cocoop", "onnx", "makes a prompt of every image"),
         ("cocoop", "transformers", "fits into no plain CLIPModel"),
         ("soft_prompt deep", "transformers", "in front of the first block alone"),
+        ("soft_prompt", "open_clip", "needs a LoRA of a CLIP"),
         ("projection", "peft", "`--to peft` needs a LoRA adapter, got `projection`"),
         ("soft_prompt", "numpy", "was trained on captions"),
         ("kernel_ridge", "safetensors", "is not linear in an image's embedding"),
