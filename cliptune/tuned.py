@@ -6,7 +6,7 @@ of unit length) and pandas frames. The commands `search`, `classify` and `captio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -60,7 +60,7 @@ class Tuned:
     """
 
     run: Path | None
-    model: Model
+    model: Model = field(repr=False)
 
     @property
     def name(self) -> str:

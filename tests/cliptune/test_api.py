@@ -311,6 +311,7 @@ def test_what_the_machine_says_is_a_sentence_too(desk: Path) -> None:
 
 def test_images_may_be_files_pictures_and_embeddings(desk: Path) -> None:
     mine, bare = cliptune.load("runs/mine"), cliptune.load(backbone="clip")
+    assert len(repr(mine)) < 200
     names = ["photos/3.jpg", "photos/1.jpg", "photos/3.jpg"]
     found = mine.embed_images(names)
     assert found.shape == (3, 16)
