@@ -39,4 +39,4 @@ def heard(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
         yield
     finally:
         for one, old in before.items():
-            signal.signal(one, old)
+            signal.signal(one, signal.SIG_DFL if old is None else old)  # None: set outside Python
