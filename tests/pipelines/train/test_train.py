@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import CLIPModel
 
+import cliptune
 from pipelines.cli import main, stage_main
 from tests import ROOT
 from tests.one_process import watching
@@ -103,7 +104,8 @@ def test_an_adapter_without_a_foreign_format_says_how_to_load_it(
 ) -> None:
     train(features, tmp_path / "run")
     said = fails(capsys, "export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "x"))
-    assert "load_adapter" in said
+    assert f'`cliptune.load("{tmp_path / "run"}")` loads it' in said
+    assert cliptune.load(tmp_path / "run").name == "soft_prompt"
     assert not (tmp_path / "x").exists()
 
 
