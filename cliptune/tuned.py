@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     Embeddings: TypeAlias = npt.NDArray[np.float32]
 
 
+TASKS: tuple[Task, ...] = ("retrieval", "classification", "captioning")
+
+
 def load(
     run: PathLike | None = None, *, backbone: PathLike = "", revision: str | None = None
 ) -> Tuned:
-    """The best adapter of `run`, a study or a training run, on its frozen CLIP. Instead of a run,
+    """The best adapter of `run`, a study or a training run, on its frozen CLIP; or what `cliptune
+    push` put on the Hub as `user/name`, at the commit `revision` or as it is now. Instead of a run,
     `backbone` is a CLIP as it is: a folder, or a Hub id with its commit `revision`.
 
     Raises `DataError` where the run, its features or its backbone are gone or were altered.
@@ -37,15 +41,17 @@ def load(
     >>> tuned.name, tuned.task
     ('soft_prompt', 'retrieval')
     """
+    from pipelines.runs.package import HUB_ID, fetched
     from pipelines.use.model import Source, open_model
 
-    source = Source(
-        None if run is None else path_of("run", run),
-        value_of("backbone", str, backbone),
-        value_of("revision", str | None, revision),
-    )
+    place = None if run is None else path_of("run", run)
+    commit = value_of("revision", str | None, revision)
     with in_words():
-        model = open_model(source, "retrieval", "classification", "captioning")
+        if place is not None and not place.exists() and HUB_ID.fullmatch(str(run)):
+            with fetched(str(run), commit) as folder:
+                return Tuned(None, open_model(Source(folder), *TASKS))
+        source = Source(place, value_of("backbone", str, backbone), commit)
+        model = open_model(source, *TASKS)
     return Tuned(source.run and source.run.absolute(), model)  # wherever one goes from here
 
 

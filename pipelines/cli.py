@@ -41,6 +41,7 @@ STAGES = {
     "classify": "put images of yours into classes",
     "caption": "write captions for images and short videos of yours",
     "relink": "tell a run where its features lie now, after they were moved",
+    "push": "the best adapter on the Hugging Face Hub, with a model card",
     "export": "the best adapter as PEFT or transformers load it, or merged into a plain CLIPModel",
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 from pipelines.console import word
 from pipelines.evaluate.calibration import calibrate_rest
 from pipelines.runs.contestants import Contestant, read_contest
+from pipelines.runs.package import is_package, read_package
 from trainables.adapters.base import Adapter
 from trainables.config import Task
 from trainables.errors import ConfigError
@@ -26,6 +27,7 @@ from trainables.media.preprocess import decoder_versions
 from trainables.models.backbone import Backbone
 from trainables.models.cleaning import versions
 from trainables.models.load import load_backbone
+from trainables.training.integrity import digest
 
 # For each task, what its adapters do and the command that lets them.
 USES = {
@@ -94,7 +96,9 @@ def open_model(source: Source, *tasks: str) -> Model:
         task: Task = "classification" if tasks[0] == "classification" else "retrieval"
         zero_shot = Contestant("zero_shot")
         adapter = zero_shot.load(backbone, task)
-        return Model("zero-shot", adapter, _identity(zero_shot, adapter), None)
+        return Model("zero-shot", adapter, _identity(zero_shot.identity(), adapter), None)
+    if is_package(source.run):
+        return _of_package(source.run, tasks)
     contest = read_contest(source.run, only_best=True)
     best = next(one for one in contest.contestants if one.selected)
     check_task(source.run, contest.task, tasks)
@@ -104,9 +108,22 @@ def open_model(source: Source, *tasks: str) -> Model:
     return Model(
         name=best.name,
         adapter=adapter,
-        identity=_identity(best, adapter),
+        identity=_identity(best.identity(), adapter),
         classes=adapter.classes or (contest.draw.classes if contest.draw else None),
         seen=frames_of(contest.features),
+    )
+
+
+def _of_package(folder: Path, tasks: tuple[str, ...]) -> Model:
+    package = read_package(folder)
+    check_task(folder, package.task, tasks)
+    adapter = package.load()
+    return Model(
+        name=package.name,
+        adapter=adapter,
+        identity=_identity(digest(folder / "adapter"), adapter),
+        classes=adapter.classes,
+        seen=package.frames,
     )
 
 
@@ -121,9 +138,9 @@ def check_task(run: Path, task: str, wanted: tuple[str, ...]) -> None:
     )
 
 
-def _identity(one: Contestant, adapter: Adapter[Any]) -> str:
+def _identity(checkpoint: str, adapter: Adapter[Any]) -> str:
     backbone = adapter.backbone
-    parts = [one.identity(), backbone.fingerprint, asdict(backbone.preprocess), decoder_versions()]
+    parts = [checkpoint, backbone.fingerprint, asdict(backbone.preprocess), decoder_versions()]
     parts += [cleaning] if (cleaning := versions(backbone.cleaning)) else []
     computed = {backbone.precision, resolved(adapter.train_config.precision, backbone.device)}
     parts += [sorted(computed)] if "bf16" in computed else []

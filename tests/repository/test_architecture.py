@@ -32,6 +32,7 @@ ROOMS = (
         "pipelines.explain",
         "pipelines.reproduce",
         "pipelines.relink",
+        "pipelines.push",
         "pipelines.export",
         "pipelines.use",
     ),

@@ -1,0 +1,1 @@
+"""Putting an adapter where others find it, with a card that says what it is worth."""
