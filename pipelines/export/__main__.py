@@ -32,10 +32,9 @@ class Args:
     """LoRA only: a plain CLIPModel with the updates added to its weights."""
     to: To = ""
     """peft: a LoRA in PEFT's format. transformers: a LoRA, or a prompt, in a plain CLIPModel.
-    open_clip: a LoRA in its layout. onnx: both
-    towers with prompts and heads inside. safetensors, numpy: class weights for cached embeddings.
-    Each is run beside the adapter before it is handed over. Default: the adapter's own form, not
-    run."""
+    open_clip: a LoRA in its layout. onnx: both towers with prompts and heads inside. safetensors,
+    numpy: class weights for cached embeddings. Each is run beside the adapter before it is handed
+    over. Default: the adapter's own form, not run."""
     numbers: Literal["fp32", "fp16", "int8"] = "fp32"
     """Of onnx: what its weights are. int8: of matrices, activations dynamically."""
     raw: bool = False
@@ -62,7 +61,7 @@ def run(args: Args) -> None:
     if args.out.exists():
         raise DataError(f"`{args.out}` exists already: give another `--out`.")
     contest = read_contest(args.run, only_best=True)
-    best = next(one for one in contest.contestants if one.selected)
+    best = contest.best
     if best.folder is None:
         raise ConfigError(
             f"`{args.run}` has nothing to export: on val no adapter beat `{best.name}`, the "
@@ -84,9 +83,9 @@ def _proved(args: Args, out: Path, contest: Contest, best: Contestant) -> None:
     backbone = backbone_of(contest.features)
     adapter: Any = best.load(backbone)
     target = target_of(args.to, args.numbers, args.raw)
+    sample = sample_of(contest, adapter, backbone)
     with workspace(out) as folder:
         wrote = target.write(adapter, folder)
-        sample = sample_of(contest, adapter, backbone)
         expected = answers_of(adapter, sample)
         about: dict[str, Any] = {
             "to": args.to,
@@ -120,7 +119,7 @@ def _check(args: Args, folder: Path) -> None:
     from pipelines.export.parity import compare, read_parity, verdict
     from pipelines.export.targets import target_of
 
-    if args.run or args.out or args.to or args.merged:
+    if args != Args(check=folder):
         raise ConfigError("`--check` stands alone: the folder says what it is.")
     about, sample, expected = read_parity(folder)
     target = target_of(about["to"], about["numbers"], about["raw"])

@@ -15,14 +15,12 @@ from numpy.lib.format import open_memmap
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from pipelines.export.sample import Answers, Sample
+from pipelines.export.sample import EXACT, Answers, Sample
 from trainables.adapters.base import Adapter
 from trainables.errors import ConfigError
 from trainables.files import write_json
 from trainables.training.exported import scores_of
 from trainables.training.predict import in_use
-
-TOLERANCE = 1e-4
 
 
 def write(adapter: Adapter[Any], folder: Path, kind: str) -> list[Path]:
@@ -41,7 +39,7 @@ def write(adapter: Adapter[Any], folder: Path, kind: str) -> list[Path]:
         weight, bias = ((ahead - behind) / 2).T, ((ahead + behind) / 2).mean(0)
         other = F.normalize(axes + axes.roll(1, 0) / 2, dim=-1)
         off = (scores(other) - (other @ weight.T + bias)).abs().max() / adapter.tau
-    if off > TOLERANCE:
+    if off > EXACT:
         raise ConfigError(
             f"`{name}` is not linear in an image's embedding (off by {off:.2g}): no class weights "
             "say what it does. `--to onnx`, or no `--to`, has it as a program."

@@ -26,8 +26,6 @@ from trainables.adapters.shared import write_model
 from trainables.errors import ConfigError
 from trainables.models.backbone import Backbone
 
-TOLERANCE = 1e-4
-
 
 def write_merged(adapter: Adapter[Any], folder: Path) -> list[Path]:
     merge: Any = getattr(adapter, "merge", None)

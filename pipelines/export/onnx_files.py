@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.export.parity import normalised
-from pipelines.export.sample import Answers, Sample
+from pipelines.export.sample import EXACT, Answers, Sample
 from trainables.adapters.base import Adapter
 from trainables.adapters.shared import processor_config
-from trainables.data.batches import Tokens
 from trainables.errors import ConfigError
 from trainables.files import write_json
 from trainables.models.padded import Images, PaddedText
@@ -33,10 +32,7 @@ from trainables.training.predict import in_use
 OPSET = 20
 NEEDED = {"onnx": (1, 20), "onnxruntime": (1, 20), "onnxscript": (0, 5)}  # the oldest with opset 20
 Numbers = Literal["fp32", "fp16", "int8"]
-TOLERANCE: dict[str, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.2}
-
-
-NONE = Tokens(torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+TOLERANCE: dict[str, float] = {"fp32": EXACT, "fp16": 1e-2, "int8": 0.2}
 
 
 class Unit(nn.Module):
@@ -123,8 +119,10 @@ def _visual(adapter: Adapter[Any], raw: bool) -> tuple[nn.Module, Tensor, str, s
 
 
 def _textual(adapter: Adapter[Any]) -> tuple[nn.Module, Tensor, str, str]:
+    nothing = adapter.backbone.tokenize([])[0]
+
     def change(frozen: Tensor) -> Tensor:
-        return adapter.embed_text(NONE, frozen)
+        return adapter.embed_text(nothing, frozen)
 
     own = change if adapter.frozen_text and adapter.prompt is None else None
     tower = PaddedText(adapter.backbone, adapter.prompt, own)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pipelines.runs.contestants import Contest
 from trainables.adapters.base import Adapter
-from trainables.data.shards import ShardSet, captions_of
+from trainables.data.shards import CAPTION_COLUMNS, ShardSet, captions_of
 from trainables.data.store import read_manifest
 from trainables.errors import DataError
 from trainables.features.features import open_features
@@ -31,6 +31,7 @@ from trainables.training.exported import scores_of
 from trainables.training.predict import in_use
 
 SIZE = 64
+EXACT = 1e-4  # as far as fp32 may be off
 Answers = dict[str, Tensor]
 
 
@@ -51,7 +52,12 @@ def sample_of(contest: Contest, adapter: Adapter[Any], backbone: Backbone) -> Sa
         data = measured(data, contest.draw, ())
     shards = ShardSet.open(read_manifest(contest.features)["shards"])
     ids = data.ids[:SIZE]
-    rows = {row["id"]: row for row in shards.rows("val") if row["id"] in set(ids)}
+    wanted, rows = set(ids), {}
+    for row in shards.rows("val", [*CAPTION_COLUMNS, *["image"] * (not shards.embedded)]):
+        if row["id"] in wanted:
+            rows[row["id"]] = row
+        if len(rows) == len(wanted):
+            break
     if missing := [id_ for id_ in ids if id_ not in rows]:
         raise DataError(f"`{shards.folder}`: val has no image `{missing[0]}` any more.")
     pixels = None

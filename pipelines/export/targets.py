@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.export import arrays, merged, onnx_files, to_open_clip
-from pipelines.export.sample import Answers, Sample
+from pipelines.export.sample import EXACT, Answers, Sample
 from trainables.adapters.base import Adapter
 
 
@@ -30,19 +30,19 @@ class Target:
 def target_of(to: str, numbers: onnx_files.Numbers = "fp32", raw: bool = False) -> Target:
     if to == "onnx":
         write = partial(onnx_files.write, numbers=numbers, raw=raw)
-        loading = 'onnxruntime.InferenceSession("{}/visual/model.onnx")'
+        loading = 'onnxruntime.InferenceSession("{}/.../model.onnx")'
         return Target(write, onnx_files.answer, onnx_files.TOLERANCE[numbers], loading)
     if to in ("safetensors", "numpy"):
         loading = {
             "numpy": 'numpy.load("{}/weight.npy")',
             "safetensors": 'safetensors.torch.load_file("{}/class_weights.safetensors")',
         }[to]
-        return Target(partial(arrays.write, kind=to), arrays.answer, arrays.TOLERANCE, loading)
+        return Target(partial(arrays.write, kind=to), arrays.answer, EXACT, loading)
     if to == "open_clip":
         loading = 'open_clip.create_model_and_transforms("local-dir:{}")'
-        return Target(to_open_clip.write, to_open_clip.answer, to_open_clip.TOLERANCE, loading)
+        return Target(to_open_clip.write, to_open_clip.answer, EXACT, loading)
     if to == "transformers":
         loading = 'CLIPModel.from_pretrained("{}")'
-        return Target(merged.write_merged, merged.answer, merged.TOLERANCE, loading)
+        return Target(merged.write_merged, merged.answer, EXACT, loading)
     loading = 'PeftModel.from_pretrained(CLIPModel.from_pretrained(...), "{}")'
-    return Target(merged.write_peft, merged.answer, merged.TOLERANCE, loading)
+    return Target(merged.write_peft, merged.answer, EXACT, loading)

@@ -23,7 +23,6 @@ from trainables.models.backbone import Backbone
 from trainables.models.open_clip import CONFIG, WEIGHTS
 from trainables.models.open_clip_towers import OWN_BLOCK
 
-TOLERANCE = 1e-4
 ACTS = ("quick_gelu", "gelu")
 
 

@@ -72,27 +72,28 @@ def _write(args: Args, folder: Path) -> None:
     from trainables.training.checkpoint import read_config
 
     contest = read_contest(args.run, only_best=True)
-    best = next(one for one in contest.contestants if one.selected)
+    best = contest.best
     backbone = backbone_of(contest.features)
     base, revision = _base(args, backbone)
     write_package(contest, best, backbone, base, revision, folder)
     assert best.folder is not None
     config: dict[str, Any] = to_json(read_config(best.folder))
-    classes = contest.draw.classes if contest.draw else None
-    about = About(args.repo, args.license, base, revision, config, classes)
+    about = About(args.repo, args.license, base, revision, config)
     text = card(about, contest, best, read_result(args.run / "result.json"))
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _base(args: Args, backbone: Backbone) -> tuple[str, str | None]:
     """Where others find the frozen model."""
+    from trainables.models.model_folder import COMMIT
+
     if backbone.kind == "embeddings":
         raise ConfigError(
             f"`{args.run}` was trained on finished embeddings, whose texts stand in no model: "
             "`cliptune export` hands its scores over."
         )
     if args.base:
-        if not re.fullmatch(r"[0-9a-f]{40}", args.base_revision):
+        if not COMMIT.fullmatch(args.base_revision):
             raise ConfigError(
                 f"`--base-revision` must be a commit of `{args.base}`, 40 hex digits, got "
                 f"{args.base_revision or 'none'}."

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.pages.checked import Estimate
+from pipelines.pages.layout import cell
 from pipelines.report.result import Result, Row
 from pipelines.runs.baselines import WORDS
 from pipelines.runs.contestants import Contest, Contestant
-from trainables.features.classes import Classes
 from trainables.statistics.bootstrap import sign
 
 DOES = {
@@ -44,7 +44,6 @@ class About:
     base: str
     revision: str | None
     config: dict[str, Any]
-    classes: Classes | None
 
 
 def card(about: About, contest: Contest, best: Contestant, result: Result | None) -> str:
@@ -107,7 +106,7 @@ def _measured(result: Result | None, row: Row | None) -> Iterator[str]:
     yield from ("", f"| | {key} | difference to {than} |", "|---|---|---|")
     for one in filter(None, (result.baseline, row)):
         gap = one.gains.get(key)
-        yield f"| {_cell(one.name)} | {_value(one.metrics[key])} | {_gap(gap) if gap else ''} |"
+        yield f"| {cell(one.name)} | {_value(one.metrics[key])} | {_gap(gap) if gap else ''} |"
     yield ""
     if gap := row.gains.get(key):
         shown = {1: "It beats", -1: "It is worse than", 0: "It is not shown to beat"}
@@ -126,11 +125,10 @@ def _trained(about: About, contest: Contest, result: Result | None) -> Iterator[
     yield from ("## How it was trained", "")
     if result is not None:
         yield f"- Data: shards with the hash `{str(result.data['digest'])[:16]}`."
-    if about.classes is not None:
-        names = ", ".join(map(_cell, about.classes.names[:10]))
-        more = f" and {len(about.classes) - 10} more" * (len(about.classes) > 10)
-        yield f"- Classes: {names}{more}."
     if contest.draw is not None:
+        every = contest.draw.names
+        more = f" and {len(every) - 10} more" * (len(every) > 10)
+        yield f"- Classes: {', '.join(map(cell, every[:10]))}{more}."
         yield f"- {contest.draw.shots} images a class, seed {contest.draw.seed}."
     yield f"- Chosen on val, by `{contest.metric}`; test was sealed until it was chosen."
     if about.revision:
@@ -158,8 +156,3 @@ def _value(one: Estimate) -> str:
 def _gap(one: Estimate) -> str:
     p = f", p = {one.p:.4f}" if one.p is not None else ""
     return f"{one.value:+.4f} [{one.low:+.4f}, {one.high:+.4f}]{p}"
-
-
-def _cell(text: str) -> str:
-    """Text as Markdown shows it in a table."""
-    return "".join(f"\\{c}" if c in r"\|`*_[]<>#" else c for c in " ".join(text.split()))

@@ -94,6 +94,11 @@ class Contest:
     with_val: bool = True
 
     @property
+    def best(self) -> Contestant:
+        """The one chosen on val among all of the run."""
+        return next(one for one in self.contestants if one.selected)
+
+    @property
     def measured(self) -> Draw | None:
         """The classes to measure on test; None: captions."""
         return self.others or self.draw

@@ -65,7 +65,7 @@ def write_package(
     base: str,
     revision: str | None,
     folder: Path,
-) -> list[Path]:
+) -> None:
     """`base` and `revision`: where others find the frozen model."""
     if best.folder is None:
         raise ConfigError(
@@ -92,7 +92,6 @@ def write_package(
         "frames": {"count": frames.count, "rule": frames.rule},
     }
     write_hashed(folder / NAME, value)
-    return [folder / NAME, folder / "adapter"]
 
 
 def is_package(folder: Path) -> bool:

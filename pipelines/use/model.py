@@ -100,7 +100,7 @@ def open_model(source: Source, *tasks: str) -> Model:
     if is_package(source.run):
         return _of_package(source.run, tasks)
     contest = read_contest(source.run, only_best=True)
-    best = next(one for one in contest.contestants if one.selected)
+    best = contest.best
     check_task(source.run, contest.task, tasks)
     backbone = backbone_of(contest.features, default_device())
     (adapter,) = replace(contest, contestants=[best]).load(backbone)

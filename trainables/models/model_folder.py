@@ -29,6 +29,7 @@ FILES = (  # what a model's outputs depend on, and all that is fetched from the 
     *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
 )
 OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")  # instead of the first three
+COMMIT = re.compile(r"[0-9a-f]{40}")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 
@@ -41,7 +42,7 @@ def locate(name: str, revision: str | None, flag: str = "--revision") -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ConfigError(f"`{name}` is neither a directory nor a Hub id such as `owner/model`.")
-    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+    if revision is None or not COMMIT.fullmatch(revision):
         raise ConfigError(
             f"`{name}` is not a directory here; as a Hub id it needs `{flag}` with a commit's "
             "40 hex digits (in the model page's history), because a branch or a tag can move, "

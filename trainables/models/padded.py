@@ -9,7 +9,6 @@ injected modules (PEFT's) take part.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from trainables.errors import ConfigError
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import states, upper
 from trainables.models.text_plan import Prompt
+from trainables.models.text_tower import through
 
 # Of adapted images: the frozen tower's (B, e) and states before a block (B, S, w), to (B, e).
 Change = Callable[[Tensor, Tensor | None], Tensor]
@@ -27,9 +27,9 @@ Change = Callable[[Tensor, Tensor | None], Tensor]
 class PaddedText(nn.Module):
     """CLIP's text tower with a prompt inside. N is the tower's L positions without the prompt's P.
 
+    >>> tokens = backbone.tokenize(["a dog", "a red ball"])[0]
     >>> tower = PaddedText(backbone)
-    >>> ids, _ = padded(backbone, ["a dog", "a red ball"])
-    >>> tower(ids).shape  # (B, e)
+    >>> tower(tokens.pad(backbone.pad_token, tower.room)).shape  # (B, e)
     torch.Size([2, 16])
     """
 
@@ -69,7 +69,7 @@ class PaddedText(nn.Module):
             if 1 <= number <= len(self.deep):
                 again = F.embedding(vector.clamp(min=0), self.deep[number - 1])
                 hidden = torch.where((vector >= 0)[..., None], again, hidden)
-            hidden = self._block(block, hidden)
+            hidden = through(block, hidden, self._attend)
         ends = lengths - 1 + len(self.vectors)
         rows = hidden.gather(1, ends[..., None].expand(-1, -1, hidden.shape[-1]))[:, 0]
         embeds: Tensor = self.projection(self.text.final_layer_norm(rows))
@@ -106,34 +106,12 @@ class PaddedText(nn.Module):
             start = torch.where(number < len(self.vectors) // 2, start, behind)
         return start + number
 
-    def _block(self, block: Any, hidden: Tensor) -> Tensor:
-        normed, own = block.layer_norm1(hidden), block.self_attn
-
-        def split(states: Tensor) -> Tensor:  # (B, heads, L, d / heads)
-            return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        mixed = F.scaled_dot_product_attention(
-            split(own.q_proj(normed)),
-            split(own.k_proj(normed)),
-            split(own.v_proj(normed)),
-            is_causal=True,
-        )
-        hidden = hidden + own.out_proj(mixed.transpose(1, 2).flatten(2))
-        changed: Tensor = hidden + block.mlp(block.layer_norm2(hidden))
-        return changed
-
-
-def padded(backbone: Backbone, texts: list[str], added: int = 0) -> tuple[Tensor, int]:
-    """Texts as ids (B, L - `added`), padded behind their EOT, and how many had to be cut."""
-    from trainables.models.text_plan import fit
-
-    tokens, cut = backbone.tokenize(texts)
-    tokens, more = fit(backbone, tokens, added)
-    rows = tokens.ids.split(tokens.lengths.tolist())
-    ids = torch.full((len(rows), backbone.context_length - added), backbone.pad_token)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = row
-    return ids, cut + more
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Each position to itself and those before it: (B, L, d) each."""
+        q, k, v = (
+            one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in (queries, keys, values)
+        )  # (B, heads, L, d / heads)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
 class Images(nn.Module):

@@ -15,6 +15,7 @@ as trained; for SigLIP the nodes are all positions of all captions.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from trainables.data.batches import Tokens
 from trainables.errors import ConfigError, DataError
 from trainables.models.backbone import Backbone
 from trainables.models.dual import embed_captions
-from trainables.models.text_attention import Attention
 from trainables.models.text_plan import Form, Layout, Prompt, check, plan
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values
 
 
 def embed_text(
@@ -72,16 +74,17 @@ def _embed(backbone: Backbone, layout: Layout, prompt: Prompt | None) -> Tensor:
                 again = F.embedding(slot.clamp(min=0), deep[number - 1])  # (T, d)
                 hidden = torch.where((slot >= 0)[:, None], again, hidden)
             if block is not final:
-                hidden = _block(block, hidden, every)
-        hidden = _block(final, hidden, last, layout.ends)  # (U, d)
+                hidden = through(block, hidden, every)
+        hidden = through(final, hidden, last, layout.ends)  # (U, d)
     hidden = model.final_layer_norm(hidden)
     clip = backbone.kind == "clip"
     embeds: Tensor = backbone.model.text_projection(hidden) if clip else model.head(hidden)
     return embeds
 
 
-def _block(block: Any, hidden: Tensor, attention: Attention, rows: Tensor | None = None) -> Tensor:
-    """A transformer block on packed nodes (T, d), evaluated for `rows` alone if given."""
+def through(block: Any, hidden: Tensor, attention: Attend, rows: Tensor | None = None) -> Tensor:
+    """A transformer block on packed nodes (T, d), or padded ones, evaluated for `rows` alone if
+    given."""
     normed, projections = block.layer_norm1(hidden), block.self_attn
     queries = normed if rows is None else F.embedding(rows, normed)
     hidden = hidden if rows is None else F.embedding(rows, hidden)

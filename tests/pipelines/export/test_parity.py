@@ -27,7 +27,7 @@ from tests.tiny import tiny_shards
 from trainables.models.backbone import Backbone
 from trainables.models.image_tower import embed_images
 from trainables.models.load import load_backbone
-from trainables.models.padded import PaddedText, padded
+from trainables.models.padded import PaddedText
 from trainables.models.text_plan import Place, Prompt
 from trainables.models.text_tower import embed_text
 
@@ -270,6 +270,7 @@ def test_a_folder_that_was_altered_is_found(
         (["--run", "x", "--out", "y", "--raw"], "are of `--to onnx`"),
         (["--run", "x", "--out", "y", "--merged", "--to", "onnx"], "give one of them"),
         (["--check", "x", "--run", "y"], "`--check` stands alone"),
+        (["--check", "x", "--raw"], "`--check` stands alone"),
     ],
 )
 def test_flags_that_do_not_go_together(
@@ -297,10 +298,11 @@ def test_the_padded_tower_is_the_packed_one(place: Place, deep: bool, backbone: 
     texts = ["dog.", "a red ball.", "a photo of a white house near the sea."]
     layers = torch.randn(1, 4, backbone.text_width) if deep else None
     prompt = Prompt(torch.randn(4, backbone.text_width), place, layers)
-    ids, cut = padded(backbone, texts, 4)
-    assert (ids.shape, cut) == ((3, backbone.context_length - 4), 0)
+    tokens = backbone.tokenize(texts)[0]
+    ids = tokens.pad(backbone.pad_token, backbone.context_length - 4)
+    assert ids.shape == (3, backbone.context_length - 4)
     with torch.no_grad():
-        wanted = embed_text(backbone, backbone.tokenize(texts)[0], prompt)
+        wanted = embed_text(backbone, tokens, prompt)
         torch.testing.assert_close(PaddedText(backbone, prompt)(ids), wanted, rtol=1e-4, atol=1e-5)
 
 

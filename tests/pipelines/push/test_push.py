@@ -16,7 +16,7 @@ import yaml
 import cliptune
 import trainables.models.load
 from pipelines.cli import stage_main
-from pipelines.push.card import _cell
+from pipelines.pages.layout import cell
 from pipelines.runs.package import NAME
 from tests.hub import TOKEN, Hub, hub
 from tests.pipelines.train.test_train import fails
@@ -126,8 +126,8 @@ def test_the_card_claims_nothing_that_was_not_measured(home: Path, there: Hub) -
     assert "- Classes: ball, boat, cat, tree." in text
 
 
-def test_names_of_classes_are_text(home: Path) -> None:
-    assert _cell("a | <b> [c](d)\n# e") == r"a \| \<b\> \[c\](d) \# e"
+def test_names_of_classes_are_text() -> None:
+    assert cell("a | <b> [c](d)\n# e") == r"a \| &lt;b> \[c\](d) \# e"
 
 
 def test_a_folder_of_it_is_enough(home: Path, there: Hub, tmp_path: Path) -> None:
