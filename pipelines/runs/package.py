@@ -28,7 +28,6 @@ from trainables.hardware import default_device, of_store
 from trainables.models.backbone import Backbone
 from trainables.models.load import load_backbone
 from trainables.training.checkpoint import load_adapter, read_config
-from trainables.training.integrity import verify
 from trainables.training.selection import METRICS
 
 NAME, FORMAT = "cliptune.json", "cliptune-package-1"
@@ -71,7 +70,7 @@ def write_package(
         raise ConfigError(
             f"nothing was learned: on val no adapter beat `{best.name}`, the backbone as it is."
         )
-    verify(best.folder / "best")
+    best.load(backbone)  # what cannot be used is not handed on
     config = to_json(read_config(best.folder))
     if (speaker := Path(str(config.get("adapter.lm") or "-"))).is_dir():
         raise ConfigError(

@@ -27,6 +27,7 @@ from tests.things import in_this_process, picture, things
 from trainables.files import read_json, sha256_file, sha256_json, write_hashed, write_json
 
 FEW = ("--set", "epochs=1", "batch_size=4", "precision=fp32")
+BASE = ("--base", "openai/clip-vit-base-patch32", "--base-revision", "0" * 40)
 World = dict[str, Path]
 
 
@@ -64,6 +65,7 @@ def readers(kind: str, world: World, own: Path, new: Path) -> list[tuple[object,
     run: list[tuple[object, ...]] = [
         ("evaluate", "--run", own, "--bootstrap", 100),
         ("export", "--run", own, "--out", new),
+        ("push", "--run", own, "--out", new, "--repo", "a/b", "--license", "mit", *BASE),
         ("sweep", "--run", own, "--shares", 0.5),
         ("explain", "--run", own, "--draws", 1),
     ]
@@ -273,6 +275,10 @@ def test_no_reader_takes_such_an_adapter_and_test_stays_closed(
         (("tune", "--features", "{store}", "--out", "{draw}"), "{draw}"),
         (("encode", "--shards", "{shards}", "--backbone", "{clip}", "--out", "{draw}"), "{draw}"),
         (("export", "--run", "{words}", "--out", "{draw}"), "exists already"),
+        (
+            ("push", "--run", "{words}", "--out", "{draw}", "--repo", "a/b", "--license", "mit"),
+            "exists already",
+        ),
         (("tune", "--features", "{store}", "--concurrent", -1), "`--concurrent`"),
         (("tune", "--features", "{store}", "--epochs", 10**20), "`--epochs`"),
         (("search", "-x", "--images", "{images}", "--run", "{words}"), "as in `-- -x`"),
@@ -340,6 +346,7 @@ MAKERS: dict[str, tuple[object, ...]] = {
     "explain": ("--run", "{words}", "--draws", 1),
     "search": ("cat", "--images", "{images}", "--run", "{words}", "--index", "{index}"),
     "export": ("--run", "{classes}"),
+    "push": ("--run", "{words}", "--repo", "somebody/words", "--license", "mit", *BASE),
     "demo": ("--adapter", "loar"),
 }
 
