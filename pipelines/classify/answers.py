@@ -18,6 +18,7 @@ from pipelines.use.model import Model
 from pipelines.use.queries import classes_of
 from trainables.errors import ConfigError
 from trainables.features.classes import Classes
+from trainables.features.split import SplitFeatures
 from trainables.metrics.calibration import Calibration, Kind
 from trainables.training.predict import score
 
@@ -83,22 +84,36 @@ def classify(
 ) -> list[dict[str, Any]]:
     """Each good image with its `top` likeliest classes and, at a confidence, its set."""
     rows: list[dict[str, Any]] = []
+    for names, data in embed_files(model.adapter, paths, faults, "classify"):
+        found = classified(model, data, classes, top, calibration, confidence, kind)
+        rows += [{"path": str(path)} | row for path, row in zip(names, found, strict=True)]
+    return rows
+
+
+def classified(
+    model: Model,
+    data: SplitFeatures,
+    classes: Classes,
+    top: int,
+    calibration: Calibration | None = None,
+    confidence: float | None = None,
+    kind: Kind = "split",
+) -> list[dict[str, Any]]:
+    """The same for images that are embedded."""
     word = "probability" if calibration else "softmax"
     scale = calibration.scale if calibration else model.adapter.tau
-    for names, data in embed_files(model.adapter, paths, faults, "classify"):
-        scores = score(model.adapter, data, classes)  # (N, C)
-        shares, labels = (scale * scores).softmax(-1).sort(dim=-1, descending=True, stable=True)
-        found = [
-            {"path": str(path), "classes": [{"name": classes.names[n], word: p} for n, p in best]}
-            for path, best in zip(names, _pairs(labels, shares, top), strict=True)
-        ]
-        if calibration is not None and confidence is not None:
-            sets = calibration.sets(scores, confidence, kind).gather(1, labels)
-            unlike = calibration.unlike_val(scores, confidence, kind).tolist()
-            for row, label, inside, strange in zip(found, labels, sets, unlike, strict=True):
-                own = [classes.names[n] for n in label[inside].tolist()]
-                row |= {"set": own, "none": UNLIKE if strange else "" if own else UNLIKELY}
-        rows += found
+    scores = score(model.adapter, data, classes)  # (N, C)
+    shares, labels = (scale * scores).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    rows: list[dict[str, Any]] = [
+        {"classes": [{"name": classes.names[n], word: p} for n, p in best]}
+        for best in _pairs(labels, shares, top)
+    ]
+    if calibration is not None and confidence is not None:
+        sets = calibration.sets(scores, confidence, kind).gather(1, labels)
+        unlike = calibration.unlike_val(scores, confidence, kind).tolist()
+        for row, label, inside, strange in zip(rows, labels, sets, unlike, strict=True):
+            own = [classes.names[n] for n in label[inside].tolist()]
+            row |= {"set": own, "none": UNLIKE if strange else "" if own else UNLIKELY}
     return rows
 
 

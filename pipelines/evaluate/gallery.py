@@ -123,10 +123,15 @@ def thumbnail(data: bytes, side: int = SIDE) -> str:
     return _small(decode(data), side)
 
 
-def _small(pixels: Tensor, side: int = SIDE) -> str:
-    """uint8 (3, H, W) as a data URI."""
+def jpeg(pixels: Tensor, side: int) -> bytes:
+    """uint8 (3, H, W) as a small JPEG."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     picture.thumbnail((side, side))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def _small(pixels: Tensor, side: int = SIDE) -> str:
+    """The same as a data URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(pixels, side)).decode()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +44,12 @@ class Package:
     backbone: dict[str, Any]  # name, revision, fingerprint, precision, and whether texts are mended
     frames: Frames
 
-    def load(self) -> Adapter[Any]:
-        """The adapter in eval mode on its frozen model, which is fetched where it is not here."""
+    def load(self, load: Callable[..., Backbone] = load_backbone) -> Adapter[Any]:
+        """The adapter in eval mode on its frozen model, which is fetched where it is not here, by
+        `load` where it may be there already."""
         of, device = self.backbone, default_device()
         precision = of_store("fp32" if of["precision"] == "fp32" else "auto", device)
-        backbone = load_backbone(of["name"], of["revision"], device, precision, of["mended"])
+        backbone = load(of["name"], of["revision"], device, precision, of["mended"])
         if backbone.fingerprint != of["fingerprint"]:
             raise DataError(
                 f"`{of['name']}` has other files than the model that `{self.folder}` was trained "

@@ -64,7 +64,7 @@ def index_files(model: Model, paths: Sequence[Path], home: Path | None, faults: 
     `faults`, of which there are none yet, goes what is new and bad."""
     if home is None:
         return _fill(model, paths, Entries(), None, faults)
-    folder = home / model.identity
+    folder = home / model.sees
     with alone(folder / "index.lock") as locked:
         if not locked:
             print(f"warning: `{folder}` cannot be written: nothing is kept", file=sys.stderr)

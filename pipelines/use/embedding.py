@@ -46,7 +46,7 @@ def _seen(
         names = [path for some, _, _ in part for path in some]
         embeds = torch.cat([embeds for _, embeds, _ in part])  # (N, e)
         pixels = [pixels for _, _, pixels in part if pixels is not None]
-        yield names, _features(adapter, names, embeds, torch.cat(pixels) if pixels else None)
+        yield names, features_of(adapter, names, embeds, torch.cat(pixels) if pixels else None)
 
 
 def _given(
@@ -69,7 +69,7 @@ def embed_given(
             "embeddings have passed: give images."
         )
     for names, embeds in rows_of(path, adapter.backbone.embed_dim, doing, size):
-        yield names, _features(adapter, names, embeds, None)
+        yield names, features_of(adapter, names, embeds, None)
 
 
 def _embedded(
@@ -85,9 +85,11 @@ def _embedded(
             yield [path for path, _ in good], embeds, pixels if keep else None
 
 
-def _features(
-    adapter: Adapter[Any], names: list[Path], embeds: Tensor, pixels: Tensor | None
+def features_of(
+    adapter: Adapter[Any], names: Sequence[Path], embeds: Tensor, pixels: Tensor | None
 ) -> SplitFeatures:
+    """Images by the tower's outputs (N, e) and, for a method that changes the tower, their pixels
+    (N, 3, R, R), as adapters take them."""
     backbone = adapter.backbone
     return SplitFeatures(
         ids=[str(path) for path in names],

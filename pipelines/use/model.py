@@ -6,9 +6,12 @@ command asks for. For a run of another task that is refused before any weight is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipelines.console import word
 from pipelines.evaluate.calibration import calibrate_rest
@@ -28,7 +31,9 @@ from trainables.models.backbone import Backbone
 from trainables.models.cleaning import versions
 from trainables.models.load import load_backbone
 from trainables.training.integrity import digest
+from trainables.training.predict import in_use
 
+BARE = "zero_shot"  # the baseline's name
 # For each task, what its adapters do and the command that lets them.
 USES = {
     "retrieval": ("finds images by words", "cliptune search 'WORDS' --images DIR --run {}"),
@@ -79,6 +84,7 @@ class Model:
     name: str
     adapter: Adapter[Any]
     identity: str  # another one when any number that it gives can differ
+    sees: str  # the same of what it makes of images: adapters that leave them alone share it
     classes: Classes | None  # that it was trained on
     seen: Frames = STILLS  # how its run saw clips
 
@@ -87,44 +93,59 @@ class Model:
         return self.adapter.backbone
 
 
-def open_model(source: Source, *tasks: str) -> Model:
-    """The model, of one of `tasks`; the first is what a bare backbone is taken for."""
+def open_model(source: Source, *tasks: str, load: Callable[..., Backbone] = load_backbone) -> Model:
+    """The model, of one of `tasks`; the first is what a bare backbone is taken for. `load` is for
+    who has the backbone maybe already."""
     if source.run is None:
         device = default_device()
         how = (device, of_store("auto", device))
-        backbone = load_backbone(source.backbone, source.revision, *how)
-        task: Task = "classification" if tasks[0] == "classification" else "retrieval"
-        zero_shot = Contestant("zero_shot")
-        adapter = zero_shot.load(backbone, task)
-        return Model("zero-shot", adapter, _identity(zero_shot.identity(), adapter), None)
+        backbone = load(source.backbone, source.revision, *how)
+        return zero_shot(
+            backbone, "classification" if tasks[0] == "classification" else "retrieval"
+        )
     if is_package(source.run):
-        return _of_package(source.run, tasks)
+        return _of_package(source.run, tasks, load)
     contest = read_contest(source.run, only_best=True)
     best = contest.best
     check_task(source.run, contest.task, tasks)
-    backbone = backbone_of(contest.features, default_device())
+    backbone = backbone_of(contest.features, default_device(), load)
     (adapter,) = replace(contest, contestants=[best]).load(backbone)
     calibrate_rest(contest, [adapter], needed=False)
-    return Model(
-        name=best.name,
-        adapter=adapter,
-        identity=_identity(best.identity(), adapter),
-        classes=adapter.classes or (contest.draw.classes if contest.draw else None),
-        seen=frames_of(contest.features),
-    )
+    classes = adapter.classes or (contest.draw.classes if contest.draw else None)
+    return _model(best.name, adapter, best.identity(), classes, frames_of(contest.features))
 
 
-def _of_package(folder: Path, tasks: tuple[str, ...]) -> Model:
+def zero_shot(backbone: Backbone, task: Task) -> Model:
+    """The backbone as it is."""
+    bare = Contestant(BARE)
+    return _model("zero-shot", bare.load(backbone, task), bare.identity(), None)
+
+
+def _of_package(folder: Path, tasks: tuple[str, ...], load: Callable[..., Backbone]) -> Model:
     package = read_package(folder)
     check_task(folder, package.task, tasks)
-    adapter = package.load()
-    return Model(
-        name=package.name,
-        adapter=adapter,
-        identity=_identity(digest(folder / "adapter"), adapter),
-        classes=adapter.classes,
-        seen=package.frames,
-    )
+    adapter = package.load(load)
+    checkpoint = digest(folder / "adapter")
+    return _model(package.name, adapter, checkpoint, adapter.classes, package.frames)
+
+
+def _model(
+    name: str,
+    adapter: Adapter[Any],
+    checkpoint: str,
+    classes: Classes | None,
+    seen: Frames = STILLS,
+) -> Model:
+    sees = BARE if _leaves_images(adapter) else checkpoint
+    own = (_identity(checkpoint, adapter), _identity(sees, adapter))
+    return Model(name, adapter, *own, classes, seen)
+
+
+def _leaves_images(adapter: Adapter[Any]) -> bool:
+    """Whether images become what they become without it: it hands back what it is given."""
+    given = torch.zeros(1, adapter.backbone.embed_dim, device=adapter.backbone.device)
+    with in_use(adapter):
+        return adapter.image_block is None and adapter.embed_images(given) is given
 
 
 def check_task(run: Path, task: str, wanted: tuple[str, ...]) -> None:

@@ -34,9 +34,12 @@ from trainables.models.load import load_backbone
 Row = Mapping[str, Any]
 
 
-def backbone_of(folder: Path, device: str = "cpu") -> Backbone:
+def backbone_of(
+    folder: Path, device: str = "cpu", load: Callable[..., Backbone] = load_backbone
+) -> Backbone:
     """The backbone that a store was made with, in the store's precision; texts are mended where the
-    store's were. Raises where its weights have changed since.
+    store's were. Raises where its weights have changed since. `load` is for who has it maybe
+    already.
 
     >>> backbone_of(features).embed_dim
     16
@@ -47,7 +50,7 @@ def backbone_of(folder: Path, device: str = "cpu") -> Backbone:
             check_file(folder, manifest, name)
     made_with, cleaned = manifest["backbone"], "cleaning" in manifest
     how = (device, precision_of(folder), cleaned)
-    backbone = load_backbone(made_with["name"], made_with["revision"], *how)
+    backbone = load(made_with["name"], made_with["revision"], *how)
     if backbone.fingerprint != made_with["fingerprint"]:
         raise DataError(
             f"`{made_with['name']}` has other weights than those of `{folder}`: fingerprint "

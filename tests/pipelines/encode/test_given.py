@@ -576,7 +576,7 @@ def test_rows_of_a_file_are_classified(folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "new.npy", vectors(6, 9)[:3])  # the texts themselves
     np.save(tmp_path / "wide.npy", np.ones((2, 3), np.float32))
     faults = Faults()
-    model = Model("zero-shot", adapter, "", classes)
+    model = Model("zero-shot", adapter, "", "", classes)
     rows = classify(model, [tmp_path / "new.npy", tmp_path / "wide.npy"], classes, 1, faults)
     assert [row["path"] for row in rows] == [f"{tmp_path / 'new.npy'}:{n}" for n in range(3)]
     assert [row["classes"][0]["name"] for row in rows] == list(NAMES)

@@ -758,7 +758,7 @@ def clips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def captioner(backbone: Backbone, frames: int, rule: Rule = "uniform") -> Model:
     adapter: Any = Captioner(backbone)
-    return Model("stand-in", adapter, "key", None, Frames(frames, rule))
+    return Model("stand-in", adapter, "key", "key", None, Frames(frames, rule))
 
 
 def grey(backbone: Backbone, *levels: int) -> list[float]:
