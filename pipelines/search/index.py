@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pipelines.search.exact import Top, top
 from pipelines.use.embedding import embed_files
 from pipelines.use.files import Faults
 from pipelines.use.model import Model
@@ -57,6 +58,16 @@ class Indexed:
     new: int  # files embedded just now
     bad: dict[Path, str]  # files without an embedding, and why
     kept: Path | None  # where the embeddings are for the next time
+
+    def top(self, asked: Tensor, k: int, mask: Tensor | None = None) -> Top:
+        """The `k` images nearest to each query, exactly: cosines (Q, k) float32, greatest first,
+        and their rows (Q, k) int64, which number `paths`. Of equal cosines the lower row is first.
+
+        `asked` (Q, e) is float32, of unit length; `mask` (N,) bool leaves only the rows that it is
+        true for. Where fewer than `k` are left, the answer is as narrow as they are many. Nothing
+        is changed, so threads may ask at once.
+        """
+        return top(self.embeds, asked, k, mask)
 
 
 def index_files(model: Model, paths: Sequence[Path], home: Path | None, faults: Faults) -> Indexed:

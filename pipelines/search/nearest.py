@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipelines.search.index import Indexed, index_files
-from pipelines.search.ranking import Query, embedded, rank
+from pipelines.search.ranking import Query, embedded, matched, rank
 from pipelines.use.files import Faults
 from pipelines.use.given import is_given
 from pipelines.use.model import Model
@@ -43,4 +43,4 @@ def nearest(
         blocks = embedded(model, paths[0], asked.shape[1])
         return Found(*rank(blocks, texts, asked, top), None)
     index = index_files(model, paths, home, faults)
-    return Found(*rank([(index.paths, index.embeds)], texts, asked, top), index)
+    return Found(matched(index.paths, index.top(asked, top), texts), len(index.paths), index)

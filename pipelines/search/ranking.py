@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipelines.search import exact
 from pipelines.use.embedding import PART, embed_given
 from pipelines.use.given import rows_of
 from pipelines.use.model import Model
@@ -46,12 +47,21 @@ def rank(
     queries, searched = [Query(text, []) for text in texts], 0
     for paths, embeds in blocks:
         searched += len(paths)
-        for query, column in zip(queries, (embeds @ asked.T).unbind(1), strict=True):
-            order = column.argsort(descending=True, stable=True)[:top].tolist()
-            query.matches.extend(Match(paths[n], float(column[n])) for n in order)
+        found = matched(paths, exact.top(embeds, asked, top), texts)
+        for query, more in zip(queries, found, strict=True):
+            query.matches.extend(more.matches)
             query.matches.sort(key=lambda match: match.cosine, reverse=True)
             del query.matches[top:]
     return queries, searched
+
+
+def matched(paths: Sequence[Path], found: exact.Top, texts: Sequence[str]) -> list[Query]:
+    """The answer to each query, from its cosines and rows, which number `paths`."""
+    queries = []
+    for text, cosines, rows in zip(texts, *found, strict=True):
+        pairs = zip(rows.tolist(), cosines.tolist(), strict=True)
+        queries.append(Query(text, [Match(paths[row], cosine) for row, cosine in pairs]))
+    return queries
 
 
 def embedded(model: Model | None, path: Path, width: int) -> Iterator[Block]:
