@@ -14,6 +14,7 @@ from typing import Literal
 
 from cliptune.results import Arena, Result, Run, Shards, Study
 from cliptune.values import Pairs, PathLike, Paths, Words, run_stage
+from pipelines.records.kinds import Log
 from pipelines.tune.study.kinds import Sampler, Scheduler
 
 
@@ -138,6 +139,7 @@ def tune(
     prior: Paths = (),
     mend: bool = False,
     folds: int | None = None,
+    log: Log | Sequence[Log] = (),
 ) -> Study:
     """Search adapters and their hyperparameters on train and val. The test split stays sealed.
 

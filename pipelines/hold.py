@@ -14,7 +14,7 @@ from pathlib import Path
 from trainables.errors import DataError
 from trainables.files import now, read_json, write_json
 
-LEFT = {".lock", "holder.json", "ray", "trials"}  # of a command that ended early
+LEFT = {".lock", "holder.json", "ray", "records", "trials"}  # of a command that ended early
 # What is read or appended to in the folder of a run or a search, outermost first; of an arena also.
 OF_A_RUN = (
     "*.json",
@@ -22,6 +22,8 @@ OF_A_RUN = (
     "*.log",
     "*.sums",
     ".lock",
+    "records",
+    "records/*.json",
     "trials",
     "trials/*",
     "trials/*/*.json*",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from trainables.files import read_json, write_hashed
 if TYPE_CHECKING:
     import optuna
 
+    from pipelines.records.mirror import Mirror
     from pipelines.tune.study.search import Search
     from trainables.trials.workbench import TrialSettings
 
@@ -40,7 +43,9 @@ def run(args: Args) -> None:
 
 
 def _search(args: Args, search: Search, folder: Path) -> None:
+    from pipelines.records.keeper import FOLDER
     from pipelines.tune.closing import closing
+    from pipelines.tune.recording import recording
     from pipelines.tune.study.best import best_trial, over_all
     from pipelines.tune.study.budget import Budget
     from pipelines.tune.study.choice import write_choice
@@ -63,20 +68,25 @@ def _search(args: Args, search: Search, folder: Path) -> None:
             why = over_all(study, search, folder) or f"no trial of `{folder}` succeeded"
             raise CliptuneError(f"{why}: give another `--out`.")
         _over(folder, study)
+        if args.log:  # of what they lack
+            with recording(args.log, study, folder):
+                pass
         nothing_to_do(folder / "best.json", then)
         return
     try:
-        interrupted = _tune(args, search, folder, study)
+        with recording(args.log, study, folder) as mirrors:
+            interrupted = _tune(args, search, folder, study, mirrors)
+            for line in closing(study, search):
+                say(line)
+            chosen = write_choice(study, search, folder)
+            if interrupted:
+                raise KeyboardInterrupt("what runs is saved; the same command goes on from here.")
     except BaseException:
         if not study.get_trials(deepcopy=False):  # nothing began: other flags may have the folder
             for name in ("study.json", NAME, SUMS):
                 (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
         raise
-    for line in closing(study, search):
-        say(line)
-    chosen = write_choice(study, search, folder)
-    if interrupted:
-        raise KeyboardInterrupt("what runs is saved; the same command goes on from here.")
     if best_trial(study) is None:
         none = f"no trial of `{folder}` succeeded; their reasons are listed above"
         raise CliptuneError(f"{over_all(study, search, folder) or none}.")
@@ -85,7 +95,7 @@ def _search(args: Args, search: Search, folder: Path) -> None:
     made = [folder / "schedule.json"] if search.stopping.population else []
     done([folder / "best.json", *made, folder / NAME, folder / "trials"], then)
     say(
-        f"look:  tensorboard --logdir {word(args.out / 'ray')}   or   "
+        f"look:  tensorboard --logdir {word(args.out / FOLDER)}   or   "
         f"optuna-dashboard {word(args.out / NAME)}"
     )
 
@@ -145,14 +155,18 @@ def _settings(args: Args, search: Search, folder: Path) -> TrialSettings:
     )
 
 
-def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool:
+def _tune(
+    args: Args, search: Search, folder: Path, study: optuna.Study, mirrors: list[Mirror]
+) -> bool:
     """Run what is left of the search; whether it was interrupted."""
     from pipelines.cluster import connect, places_freed, quiet_tune
 
     quiet_tune()
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # TensorBoard is one of `mirrors`
     from ray import tune
+    from ray.tune.logger import JsonLoggerCallback
 
-    from pipelines.tune.callbacks import Losses, Progress
+    from pipelines.tune.callbacks import Losses, Progress, Recording
     from pipelines.tune.samplers.from_disk import pausing
     from pipelines.tune.samplers.searcher import widest
     from pipelines.tune.schedulers.population import rules
@@ -195,7 +209,11 @@ def _tune(args: Args, search: Search, folder: Path, study: optuna.Study) -> bool
                 storage_path=str(folder / "ray"),
                 # A run keeps its own checkpoints, in the study's folder, whole and verified.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[Losses(searcher), Progress(study, search, searcher.budget)],
+                callbacks=[
+                    *(Losses(searcher), Progress(study, search, searcher.budget)),
+                    *(Recording(study, folder, mirror) for mirror in mirrors),
+                    JsonLoggerCallback(),  # what Tune reads at the end
+                ],
                 verbose=0,
             ),
         )

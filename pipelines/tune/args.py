@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pipelines.capacity import Gpus
 from pipelines.ranges import MANY, Range, Wait, check_ranges
+from pipelines.records.kinds import Log
 from pipelines.tune.study.kinds import Sampler, Scheduler
 
 
@@ -93,6 +94,10 @@ class Args:
     """Choose by so many folds over the shots of the draw, beside val: in each a run is trained
     without a part of the shots and measured on it, so an epoch takes as many times longer. Default:
     4 where several adapters are compared on fewer than 200 val images, else 0."""
+    log: tuple[Log, ...] = ()
+    """Where to record the study too, each trial as a run in it: MLflow or Weights & Biases, as
+    `MLFLOW_TRACKING_URI`, `WANDB_PROJECT` and their like say; without them in the study's folder.
+    TensorBoard's files are always written."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

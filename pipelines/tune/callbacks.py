@@ -1,7 +1,7 @@
 """What the driver does when a trial of Tune ends: a lost one is tried again, the rest is told.
 
 Flows in: results and exceptions of trials. Flows out: trials handed out again, and a line for each
-that ended.
+that ended; and what record keepers are told.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 
 from pipelines.console import say
+from pipelines.records.mirror import Mirror
+from pipelines.tune.recording import seen
 from pipelines.tune.samplers.searcher import StudySearcher
 from pipelines.tune.study.best import Best, best_of, shown
 from pipelines.tune.study.budget import TICK, Budget
@@ -140,3 +142,36 @@ class Progress(Callback):
             f"about {left:.0f} s left {reason}",
             flush=True,
         )
+
+
+class Recording(Callback):
+    """Tells a record keeper of each trial of which something changed. One keeper, one callback."""
+
+    def __init__(self, study: optuna.Study, folder: Path, mirror: Mirror) -> None:
+        self.study, self.folder, self.mirror = study, folder, mirror
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_start(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
+    ) -> None:
+        del iteration, trials, info
+        self._tell(trial)
+
+    on_trial_complete = on_trial_error = on_trial_start
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[RayTrial],
+        trial: RayTrial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        del iteration, trials, result, info
+        self._tell(trial)
+
+    def _tell(self, trial: RayTrial) -> None:
+        for job in Job(**trial.config).all:
+            self.mirror.hear(seen(frozen_trial(self.study, job.number), self.folder))

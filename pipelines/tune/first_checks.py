@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipelines.capacity import check_gpus
+from pipelines.records.kinds import check_log
 from pipelines.tune.study.limits import read_limits
 from search_spaces.registry import SPACES
 from trainables.errors import CliptuneError, ConfigError, unknown
@@ -26,6 +27,7 @@ def check_first(args: Args) -> None:
         raise CliptuneError(f"`--adapter` must name each adapter once, got {list(args.adapter)}.")
     check_gpus(args.gpus, args.workers_per_trial, "workers-per-trial")
     read_limits(args.limit)
+    check_log(args.log)
     _check_scheduler(args)
     if args.folds:
         _check_folds(args)

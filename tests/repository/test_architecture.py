@@ -24,7 +24,7 @@ ROOMS = (
     *("trainables.losses", "trainables.statistics", "trainables.metrics", "trainables.features"),
     *("trainables.adapters", "trainables.training", "trainables.trials"),
     *("pipelines", "pipelines.sources", "pipelines.pages", "pipelines.shards", "pipelines.draw"),
-    *("pipelines.encode", "pipelines.runs"),
+    *("pipelines.encode", "pipelines.runs", "pipelines.records"),
     *("pipelines.tune.study", "pipelines.tune.workers", "pipelines.tune.samplers"),
     *("pipelines.tune.schedulers", "pipelines.tune", "pipelines.space", "pipelines.train"),
     *("pipelines.arena", "pipelines.evaluate", "pipelines.report", "pipelines.sweep"),

@@ -19,7 +19,10 @@ OURS = ("cliptune", "pipelines", "trainables", "search_spaces", "benchmarks", "d
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Whose a package is that may not be installed.
-OWNERS = {"lance": ["pylance"], "open_clip": ["open-clip-torch"]}
+OWNERS = {
+    **{"lance": ["pylance"], "open_clip": ["open-clip-torch"]},
+    **{"mlflow": ["mlflow-skinny"], "wandb": ["wandb"]},
+}
 
 
 def named(requirements: Iterable[str]) -> set[str]:
@@ -54,6 +57,8 @@ def test_every_package_that_is_imported_is_declared() -> None:
         + EXTRAS["lance"]
         + EXTRAS["onnx"]
         + EXTRAS["open-clip"]
+        + EXTRAS["mlflow"]
+        + EXTRAS["wandb"]
     )
     assert undeclared(("pipelines", "trainables", "search_spaces", "benchmarks"), own | extra) == {}
     assert undeclared(("docs", "tests"), own | named(EXTRAS["dev"])) == {}

@@ -18,7 +18,18 @@ from trainables.files import sha256_file
 Result = dict[str, Any]
 # Of a moment, or for a resumed command alone.
 LEFT_OUT = {
-    *(NAME, SUMS, "holder.json", "ray", "folds", "lazy", "widths.json", "astray-1", "pruned"),
+    *(
+        NAME,
+        SUMS,
+        "holder.json",
+        "ray",
+        "records",
+        "folds",
+        "lazy",
+        "widths.json",
+        "astray-1",
+        "pruned",
+    ),
     *(f"{split}.progress.jsonl" for split in ("train", "val")),
 }
 TEXT = {".md", ".html", ".csv", ".txt"}

@@ -143,8 +143,11 @@ WORKS = (
 )
 
 
-def search_here(workers: int, args: Any, search: Any, folder: Path, study: Any) -> bool:
-    """`tune._tune` without Ray."""
+def search_here(
+    workers: int, args: Any, search: Any, folder: Path, study: Any, mirrors: Any
+) -> bool:
+    """`tune._tune` without Ray, and without callbacks: `mirrors` are told at the end."""
+    del mirrors
     settings = replace(pipelines.tune.__main__._settings(args, search, folder), threads=1)
     settings.stop_file.unlink(missing_ok=True)
     driver = Driver(search, settings, 1, workers, study)

@@ -122,7 +122,9 @@ def test_a_search_fails_its_own_trials_alone_and_prunes_and_says_what_to_do_next
     assert (out / best["path"] / "best" / "adapter.safetensors").is_file()
     assert (out / "zero_shot" / "metrics.jsonl").is_file()
     assert "cliptune evaluate --run" in done.stdout
-    assert list((out / "ray").rglob("events.out.tfevents*"))  # TensorBoard
+    shown = {path.parent.name[:4] for path in (out / "records").rglob("events.out.tfevents*")}
+    assert shown == {f"{trial.number:04d}" for trial in found}  # TensorBoard
+    assert not list((out / "ray").rglob("events.out.tfevents*"))
 
     before = (out / "journal.log").read_bytes()
     code, said, _ = here(capsys, features, out, 6, *diverging)
