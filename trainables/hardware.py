@@ -26,6 +26,8 @@ BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 # Only a CPU's matrix unit is faster in bf16: with AVX-512's alone, steps of captioners and prompts
 # were measured 1.2 to 1.9 times as long as in fp32, whatever the model's size.
 MATRIX_FLAG = "amx_bf16"
+# What multiplies int8 and adds in 32 bits, in one instruction.
+INT8_FLAGS = {"amx_int8", "avx512_vnni", "avx_vnni"}
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -57,6 +59,11 @@ def bf16_pays(device: torch.device | str) -> bool:
     """Whether bf16 autocast is faster than fp32 on `device`."""
     slow = torch.device(device).type == "cpu" and MATRIX_FLAG not in _cpu_flags(CPUINFO)
     return has_bf16(device) and not slow
+
+
+def has_int8() -> bool:
+    """Whether the CPU has instructions for products of int8."""
+    return bool(INT8_FLAGS & _cpu_flags(CPUINFO))
 
 
 @functools.cache

@@ -1,52 +1,41 @@
 """The index of a search: embeddings of image files, kept so that each file is embedded once.
 
-Flows in: a model and the files of a folder. Flows out: their embeddings (N, e). The index of one
-model holds files of any number of folders; a file whose size or time of change is another one is
-embedded again. `files.json`, written last, names the file of embeddings and its hash, so a killed
-run leaves the index before it or the one after it.
+Flows in: a model and the files of a folder. Flows out: their embeddings, mapped, to be searched.
+The index of one model holds files of any number of folders; a file whose size or time of change is
+another one is embedded again, and its row before that is dead. When more are dead than alive, the
+living are copied into an index of their own.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipelines.search.exact import Top, top
+from pipelines.search.codes import BLOCK
+from pipelines.search.exact import Rows, Top, top
+from pipelines.search.kept import Kept
+from pipelines.search.names import Entry, Stamp, table_of
+from pipelines.search.older import MANIFEST, read_older
 from pipelines.use.embedding import embed_files
 from pipelines.use.files import Faults
 from pipelines.use.model import Model
 from trainables.data.made_once import alone
 from trainables.errors import DataError
-from trainables.files import read_json, sha256_bytes, sha256_file, sha256_json, write_bytes
 from trainables.training.predict import embed_images
 
-FORMAT = "cliptune-index-1"
 PART = 256  # images embedded between two looks at the clock
-SAVE_EVERY = 30.0  # seconds; the whole index is written each time
-Stamp: TypeAlias = tuple[int, int]  # size in bytes, mtime in ns: what tells that a file changed
-
-
-@dataclass
-class Entries:
-    """What the index knows, by absolute path."""
-
-    embeds: dict[str, tuple[Stamp, Tensor]] = field(default_factory=dict)  # (e,) each, unit length
-    bad: dict[str, tuple[Stamp, str]] = field(default_factory=dict)  # why they have no embedding
-
-    def has(self, name: str, stamp: Stamp) -> bool:
-        """Whether the file is known as it is now."""
-        known = self.embeds.get(name) or self.bad.get(name)
-        return known is not None and known[0] == stamp
+SAVE_EVERY = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -54,7 +43,8 @@ class Indexed:
     """The images of one folder."""
 
     paths: list[Path]  # N
-    embeds: Tensor  # (N, e) float32, of unit length
+    rows: Rows  # of the whole index, mapped
+    places: Tensor | None  # (N,) int64, the row of each path; None: all rows, in their order
     new: int  # files embedded just now
     bad: dict[Path, str]  # files without an embedding, and why
     kept: Path | None  # where the embeddings are for the next time
@@ -67,48 +57,117 @@ class Indexed:
         true for. Where fewer than `k` are left, the answer is as narrow as they are many. Nothing
         is changed, so threads may ask at once.
         """
-        return top(self.embeds, asked, k, mask)
+        if self.places is None:
+            return top(self.rows, asked, k, mask)
+        among, order = self._lying
+        if mask is not None:
+            among = among.clone()
+            among[self.places] = mask
+        return top(self.rows, asked, k, among, order)
+
+    @cached_property
+    def _lying(self) -> tuple[Tensor, Tensor]:
+        """For each row of the index, whether it is one of `paths`, and which."""
+        assert self.places is not None
+        among = torch.zeros(len(self.rows.values), dtype=torch.bool)
+        order = torch.zeros(len(self.rows.values), dtype=torch.int64)
+        among[self.places] = True
+        order[self.places] = torch.arange(len(self.paths))
+        return among, order
 
 
 def index_files(model: Model, paths: Sequence[Path], home: Path | None, faults: Faults) -> Indexed:
-    """The embeddings of `paths`; what is new is embedded, and kept in `home` if there is one. To
-    `faults`, of which there are none yet, goes what is new and bad."""
-    if home is None:
-        return _fill(model, paths, Entries(), None, faults)
-    folder = home / model.sees
-    with alone(folder / "index.lock") as locked:
-        if not locked:
-            print(f"warning: `{folder}` cannot be written: nothing is kept", file=sys.stderr)
-        return _fill(model, paths, _load(folder), folder if locked else None, faults)
+    """The embeddings of `paths`, each file once; what is new is embedded, and kept in `home` if
+    there is one. To `faults`, of which there are none yet, goes what is new and bad."""
+    width = model.backbone.embed_dim
+    files = {_key(path): path for path in reversed(paths)}
+    stamps = {name: _stamp(files[name]) for name in reversed(files)}
+    with ExitStack() as stack:
+        folder, locked = None if home is None else home / model.sees, False
+        if folder is not None:
+            locked = stack.enter_context(alone(folder / "index.lock"))
+            if not locked:
+                print(f"warning: `{folder}` cannot be written: nothing is kept", file=sys.stderr)
+        kept = None if folder is None else _opened(folder, width, locked)
+        if not locked and (kept is None or _fresh(kept, stamps)):  # mapped, it outlives its folder
+            aside = Kept.new(Path(stack.enter_context(TemporaryDirectory())), width)
+            if kept is not None:
+                aside.copy(kept.rows().values, kept.names)
+            kept = aside
+        assert kept is not None
+        new = _fill(model, files, stamps, kept, faults)
+        if locked and kept.said.rows > 2 * kept.names.living + BLOCK:
+            before, kept = kept, Kept.new(kept.folder, width)
+            kept.copy(before.rows().values, before.names)
+        return _answer(files, list(stamps), kept, new, folder if locked else None)
+
+
+def _opened(folder: Path, width: int, locked: bool) -> Kept | None:
+    """The index in `folder`, also of the format before; an empty one where a byte is not as it was
+    written. Who may not write gets none where there is nothing to read."""
+    try:
+        kept = Kept.open(folder, width)
+        if kept is not None:
+            if kept.checked and locked:
+                kept.write()
+            return kept
+        older = read_older(folder)
+    except DataError:
+        print(f"warning: the index in `{folder}` is damaged: it is made anew", file=sys.stderr)
+        older = None
+    if not locked:
+        return None
+    kept = Kept.new(folder, width)
+    if older is not None:
+        kept.copy(*older)
+        (folder / MANIFEST).unlink()
+    return kept
+
+
+def _fresh(kept: Kept, stamps: dict[str, Stamp]) -> list[str]:
+    """The names of files that are not known as they are now."""
+    same = kept.names.unchanged(kept.names.places(list(stamps)), list(stamps.values()))
+    return [name for name, known in zip(stamps, same, strict=True) if not known]
 
 
 def _fill(
-    model: Model, paths: Sequence[Path], known: Entries, folder: Path | None, faults: Faults
-) -> Indexed:
-    stamps = {path: _stamp(path) for path in paths}
-    fresh = [path for path, stamp in stamps.items() if not known.has(_key(path), stamp)]
+    model: Model, files: dict[str, Path], stamps: dict[str, Stamp], kept: Kept, faults: Faults
+) -> int:
+    """Embed what is new, and say how many files that were."""
+    fresh = [files[name] for name in _fresh(kept, stamps)]
+    entries: list[Entry] = []
     new, saved = 0, time.monotonic()
-    for names, data in embed_files(model.adapter, fresh, faults, "index", PART):
-        embeds = embed_images(model.adapter, data).cpu()
-        for path, embed in zip(names, embeds, strict=True):
-            known.bad.pop(_key(path), None)
-            known.embeds[_key(path)] = stamps[path], embed
-        new += len(names)
+    for paths, data in embed_files(model.adapter, fresh, faults, "index", PART):
+        names = [_key(path) for path in paths]
+        entries += [(n, stamps[n], row, None) for row, n in enumerate(names, kept.said.rows)]
+        kept.add(embed_images(model.adapter, data).cpu())
+        new += len(paths)
         if time.monotonic() - saved > SAVE_EVERY:
-            _save(folder, known)
-            saved = time.monotonic()
-    for path, reason in faults.reasons.items():
-        known.embeds.pop(_key(path), None)
-        known.bad[_key(path)] = stamps[path], reason
-    if fresh:
-        _save(folder, known)
-    good = [path for path in paths if _key(path) in known.embeds]
-    found = [known.embeds[_key(path)][1] for path in good]
+            kept.commit(table_of(entries))
+            entries, saved = [], time.monotonic()
+    bad = {_key(path): reason for path, reason in faults.reasons.items()}
+    entries += [(name, stamps[name], -1, reason) for name, reason in bad.items()]
+    if entries:
+        kept.commit(table_of(entries))
+    return new
+
+
+def _answer(
+    files: dict[str, Path], names: list[str], kept: Kept, new: int, folder: Path | None
+) -> Indexed:
+    places = kept.names.places(names)
+    found = kept.names.column("row")[places] if len(kept.names.table) else places
+    rows = np.where(places < 0, -1, found)
+    poor = np.flatnonzero((rows < 0) & (places >= 0))
+    reasons = kept.names.reasons(places[poor])
+    living = rows[rows >= 0]
+    whole = np.array_equal(living, np.arange(kept.said.rows))
     return Indexed(
-        paths=good,
-        embeds=torch.stack(found) if found else torch.zeros(0, model.backbone.embed_dim),
+        paths=[files[name] for name, row in zip(names, rows, strict=True) if row >= 0],
+        rows=kept.rows(),
+        places=None if whole else torch.from_numpy(living),
         new=new,
-        bad={path: known.bad[_key(path)][1] for path in paths if _key(path) in known.bad},
+        bad={files[names[at]]: why for at, why in zip(poor, reasons, strict=True)},
         kept=folder,
     )
 
@@ -123,50 +182,3 @@ def _stamp(path: Path) -> Stamp:
     except OSError:  # gone since the folder was listed: reading it will say so
         return 0, 0
     return found.st_size, found.st_mtime_ns
-
-
-def _load(folder: Path) -> Entries:
-    """What is kept in `folder`; nothing where a byte is not as it was written."""
-    if not (folder / "files.json").is_file():
-        return Entries()
-    try:
-        value = read_json(folder / "files.json")
-        own = value.pop("sha256", None) if isinstance(value, dict) else None
-    except DataError:
-        own = None
-    if own is None or own != sha256_json(value) or value.get("format") != FORMAT:
-        return _start_anew(folder)
-    path = folder / f"embeds-{value['embeds']}.safetensors"
-    if not path.is_file() or sha256_file(path) != value["embeds"]:
-        return _start_anew(folder)
-    rows = load_file(path)["embeds"].unbind()
-    good = zip(value["files"], rows, strict=True)
-    return Entries(
-        {name: ((size, changed), row) for (name, size, changed), row in good},
-        {name: ((size, changed), reason) for name, size, changed, reason in value["bad"]},
-    )
-
-
-def _start_anew(folder: Path) -> Entries:
-    print(f"warning: the index in `{folder}` is damaged: it is made anew", file=sys.stderr)
-    return Entries()
-
-
-def _save(folder: Path | None, known: Entries) -> None:
-    if folder is None:
-        return
-    rows = [row for _, row in known.embeds.values()]
-    data = save({"embeds": torch.stack(rows) if rows else torch.zeros(0, 0)})
-    value = {
-        "format": FORMAT,
-        "embeds": sha256_bytes(data),
-        "files": [[name, *stamp] for name, (stamp, _) in known.embeds.items()],
-        "bad": [[name, *stamp, reason] for name, (stamp, reason) in known.bad.items()],
-    }
-    path = folder / f"embeds-{value['embeds']}.safetensors"
-    write_bytes(path, data, durable=False)
-    text = json.dumps(value | {"sha256": sha256_json(value)})
-    write_bytes(folder / "files.json", text.encode(), durable=False)
-    for old in folder.glob("embeds-*.safetensors"):
-        if old != path:
-            old.unlink()

@@ -47,7 +47,7 @@ def rank(
     queries, searched = [Query(text, []) for text in texts], 0
     for paths, embeds in blocks:
         searched += len(paths)
-        found = matched(paths, exact.top(embeds, asked, top), texts)
+        found = matched(paths, exact.top(exact.Rows.of(embeds), asked, top), texts)
         for query, more in zip(queries, found, strict=True):
             query.matches.extend(more.matches)
             query.matches.sort(key=lambda match: match.cosine, reverse=True)

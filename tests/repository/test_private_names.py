@@ -21,6 +21,7 @@ from ray.tune.utils.util import flatten_dict
 from pipelines.tune.schedulers.pbt import _seeded
 from pipelines.tune.study.study import batch, open_study, storage_of, trial_id
 from tests.repository.test_architecture import imports, sources
+from trainables.hardware import has_int8
 from trainables.trials.jobs import members
 from trainables.trials.vmap_rules import is_batchedtensor
 
@@ -90,11 +91,23 @@ def chooses_what_gained_most(_: Path) -> None:
     assert 0.8 < found[0] <= 1.0
 
 
+def multiplies_int8(_: Path) -> None:
+    """`codes`: sums of products of int8, exact in int32, also where it is told to put them."""
+    rows = torch.full((16, 24), 127, dtype=torch.int8)
+    rows[::2, 3:] = -127
+    columns = rows[1:9].T.contiguous()
+    out = torch.empty(16, 8, dtype=torch.int32)
+    torch._int_mm(rows, columns, out=out)
+    right = torch.equal(out.long(), rows.long() @ columns.long())
+    assert right or not has_int8()  # older CPUs: `fits` sees that
+
+
 NAMES: dict[str, Callable[[Path], None]] = {
     "torch._C._functorch.is_batchedtensor": knows_what_vmap_batches,
     "_fused_adamw_": is_the_step_of_adamw,
     "_foreach_add_": adds_to_each,
     "ray.tune.schedulers.pb2._select_config": chooses_what_gained_most,
+    "_int_mm": multiplies_int8,
     "_storage": is_what_a_study_is_kept_in,
 }
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.classify.answers import UNLIKE, UNLIKELY
 from pipelines.cli import stage_main
-from pipelines.search import index
+from pipelines.search import index, older
+from pipelines.search.kept import Kept
 from pipelines.train import __main__ as train
 from pipelines.use import captions, embedding, files
 from pipelines.use import model as using
@@ -39,7 +42,7 @@ from trainables.features.classes import Classes
 from trainables.features.few_shot import Draw, Member, write_draw
 from trainables.features.frames import Frames
 from trainables.features.split import SplitFeatures
-from trainables.files import read_json, sha256_json, write_hashed, write_json
+from trainables.files import read_json, sha256_bytes, sha256_json, write_hashed, write_json
 from trainables.media.clips import Rule
 from trainables.media.image_headers import BadImage
 from trainables.media.images import decode
@@ -203,7 +206,7 @@ def test_an_index_holds_several_folders(
     assert as_json(capsys, "search", "red", *flags, "--images", images / "deeper")["new"] == 0
 
 
-@pytest.mark.parametrize("name", ["files.json", "embeds-*.safetensors"])
+@pytest.mark.parametrize("name", ["index.json", "rows-*.bin", "names-*.arrow"])
 def test_a_damaged_index_is_made_anew(
     home: Path, images: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,8 +220,79 @@ def test_a_damaged_index_is_made_anew(
     out, err = printed(capsys, *words, "--json")
     assert json.loads(out) == first
     assert f"warning: the index in `{path.parent}` is damaged: it is made anew" in err
-    assert len(list(path.parent.glob("embeds-*"))) == 1
+    assert len(list(path.parent.glob("rows-*"))) == 1
     assert as_json(capsys, *words)["new"] == 0
+
+
+def write_older(folder: Path) -> None:
+    """The index in `folder` as the first format had it."""
+    kept = Kept.open(folder, 16)
+    assert kept is not None
+    table = kept.names.table.sort_by("row").to_pylist()
+    data = save({"embeds": kept.rows().values})
+    value = {
+        "format": older.FORMAT,
+        "embeds": sha256_bytes(data),
+        "files": [[e["name"], e["size"], e["changed"]] for e in table if e["row"] >= 0],
+        "bad": [[*list(e.values())[:3], e["reason"]] for e in table if e["row"] < 0],
+    }
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / f"embeds-{value['embeds']}.safetensors").write_bytes(data)
+    text = json.dumps(value | {"sha256": sha256_json(value)})
+    (folder / older.MANIFEST).write_text(text)
+
+
+def test_an_index_of_the_format_before_is_taken_over(
+    home: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "empty.png").touch()
+    words = ("search", "red", "--run", home / "soft", "--images", images)
+    words = (*words, "--index", images.parent / "index")
+    first = as_json(capsys, *words)
+    folder = next(path for path in (images.parent / "index").iterdir())
+    write_older(folder)
+    assert as_json(capsys, *words) == first | {"new": 0}
+    assert not (folder / older.MANIFEST).exists()
+    assert not list(folder.glob("embeds-*"))
+    write_older(folder)
+    embeds = next(folder.glob("embeds-*"))
+    embeds.write_bytes(embeds.read_bytes()[:-1])
+    out, err = printed(capsys, *words, "--json")
+    assert json.loads(out) == first
+    assert f"warning: the index in `{folder}` is damaged: it is made anew" in err
+
+
+def test_an_index_that_others_own_is_read(
+    home: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("search", "red", "--run", home / "soft", "--images", images)
+    words = (*words, "--index", images.parent / "index")
+    first = as_json(capsys, *words)
+    (images / "added.jpg").write_bytes(picture(51))
+    monkeypatch.setattr(index, "alone", lambda lock: nullcontext(False))
+    out, err = printed(capsys, *words, "--json")
+    assert "cannot be written: nothing is kept" in err
+    assert json.loads(out)["new"] == 1
+    assert json.loads(out)["images"] == PICTURES + 1
+    (images / "added.jpg").unlink()
+    assert as_json(capsys, *words) == first | {"new": 0}
+
+
+def test_an_index_of_dead_rows_is_copied_without_them(
+    home: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("search", "red", "--run", home / "soft", "--images", images)
+    words = (*words, "--index", images.parent / "index")
+    first = as_json(capsys, *words)
+    monkeypatch.setattr(index, "BLOCK", 1)
+    for time in (1, 2):
+        for path in files_of(images):
+            os.utime(path, ns=(time, time))
+        assert as_json(capsys, *words) == first
+    rows = next((images.parent / "index").glob("*/rows-*.bin"))
+    assert (rows.name, rows.stat().st_size) == ("rows-2.bin", PICTURES * 16 * 4)
+    assert as_json(capsys, *words) == first | {"new": 0}
 
 
 def test_an_interrupted_index_goes_on(
