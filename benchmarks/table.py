@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import embeddings, heads
+from benchmarks import embeddings, heads, index
 from benchmarks.gpu import sheet
 from benchmarks.harness import Limit, Result, Row
 from benchmarks.searchers import costs, populations
@@ -142,6 +142,7 @@ class Table:
             "",
             *costs.section(self.folder),
             *embeddings.section(self.folder),
+            *index.section(self.folder),
             *heads.section(self.folder),
             *sheet.section(self.folder),
             "",
