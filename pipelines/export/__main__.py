@@ -76,14 +76,13 @@ def run(args: Args) -> None:
 def _proved(args: Args, out: Path, contest: Contest, best: Contestant) -> None:
     """Written, run beside the adapter, and only then handed over."""
     from pipelines.export.parity import compare, verdict, write_parity
-    from pipelines.export.sample import answers_of, sample_of
+    from pipelines.export.sample import adapter_of, answers_of, sample_of
     from pipelines.export.targets import target_of
-    from trainables.features.features import backbone_of
 
-    backbone = backbone_of(contest.features)
-    adapter: Any = best.load(backbone)
+    adapter: Any = adapter_of(contest, best)
+    backbone = adapter.backbone
     target = target_of(args.to, args.numbers, args.raw)
-    sample = sample_of(contest, adapter, backbone)
+    sample = sample_of(contest, adapter)
     with workspace(out) as folder:
         wrote = target.write(adapter, folder)
         expected = answers_of(adapter, sample)
@@ -134,10 +133,10 @@ def _check(args: Args, folder: Path) -> None:
 
 def _as_it_is(args: Args, run: Path, out: Path, contest: Contest, best: Contestant) -> None:
     """In the adapter's own form."""
-    from trainables.features.features import backbone_of
+    from pipelines.export.sample import adapter_of
     from trainables.training.exported import loading, write_scores
 
-    adapter: Any = best.load(backbone_of(contest.features))
+    adapter: Any = adapter_of(contest, best)
     if args.merged:
         if not hasattr(adapter, "merge"):
             raise ConfigError(f"`--merged` needs a LoRA adapter, got `{best.name}`.")

@@ -7,7 +7,7 @@ Flows in: a run and its adapter. Flows out: a `Sample`, and the answers (`images
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.runs.contestants import Contest
+from pipelines.runs.contestants import Contest, Contestant
 from trainables.adapters.base import Adapter
 from trainables.data.shards import CAPTION_COLUMNS, ShardSet, captions_of
 from trainables.data.store import read_manifest
 from trainables.errors import DataError
-from trainables.features.features import open_features
+from trainables.features.features import backbone_of, open_features
 from trainables.features.few_shot import measured
 from trainables.media.images import decode
-from trainables.models.backbone import Backbone
 from trainables.models.cleaning import clean
-from trainables.models.image_tower import lower
+from trainables.models.image_tower import frozen_embeds, lower
 from trainables.models.text_plan import fit
 from trainables.training.exported import scores_of
 from trainables.training.predict import in_use
@@ -45,9 +44,17 @@ class Sample:
     right: Tensor
 
 
-def sample_of(contest: Contest, adapter: Adapter[Any], backbone: Backbone) -> Sample:
-    """Of the run's val, which must still be there; `backbone` is the frozen one."""
-    data = open_features(contest.features, "val", backbone)
+def adapter_of(contest: Contest, best: Contestant) -> Adapter[Any]:
+    """The adapter and its frozen model in fp32, whatever the run and its store were computed in:
+    what is handed over has fp32 weights, and runs where nobody knows of autocast."""
+    backbone = replace(backbone_of(contest.features), precision="fp32")
+    return best.load(backbone, precision="fp32")
+
+
+def sample_of(contest: Contest, adapter: Adapter[Any]) -> Sample:
+    """Of the run's val, which must still be there. What the frozen tower makes of its images is
+    computed anew where there are pixels: a store may hold it in bf16, or of more than one frame."""
+    backbone, data = adapter.backbone, open_features(contest.features, "val")
     if contest.draw is not None:
         data = measured(data, contest.draw, ())
     shards = ShardSet.open(read_manifest(contest.features)["shards"])
@@ -65,6 +72,8 @@ def sample_of(contest: Contest, adapter: Adapter[Any], backbone: Backbone) -> Sa
         squares = [backbone.preprocess.apply(decode(rows[id_]["image"])) for id_ in ids]
         pixels = torch.stack(squares)
     embeds = data.embeds(torch.arange(len(ids)))
+    if pixels is not None:
+        embeds = frozen_embeds(backbone, pixels)
     if adapter.classes is not None and data.labels is not None:
         template = adapter.class_words or adapter.classes.template
         names = list(islice(adapter.classes.names, SIZE))

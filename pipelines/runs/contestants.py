@@ -22,6 +22,7 @@ from trainables.features.features import open_features
 from trainables.features.few_shot import Draw, check_draw, read_draw
 from trainables.features.split import SplitFeatures
 from trainables.files import read_json, understood
+from trainables.hardware import Resolved
 from trainables.models.backbone import Backbone
 from trainables.training.checkpoint import load_adapter, read_config
 from trainables.training.integrity import digest, verify
@@ -51,14 +52,18 @@ class Contestant:
     selected: bool = False  # chosen on val among all of the run
 
     def load(
-        self, backbone: Backbone, task: Task = "retrieval", train: SplitFeatures | None = None
+        self,
+        backbone: Backbone,
+        task: Task = "retrieval",
+        train: SplitFeatures | None = None,
+        precision: Resolved | None = None,
     ) -> Adapter[Any]:
         """The adapter of this row. `train`: the images from which a baseline of captioning takes
-        its words."""
+        its words; `precision`: of a checkpoint, another than that of its training."""
         if self.folder is None:
             config = replace(baseline(task), precision=backbone.precision)  # frozen, as the store
             return build(config, backbone, train).to(backbone.device).eval()
-        return load_adapter(self.folder / "best", backbone)
+        return load_adapter(self.folder / "best", backbone, precision)
 
     def identity(self) -> str:
         """Changes when the checkpoint's bytes do."""

@@ -37,7 +37,7 @@ from trainables.files import (
     write_hashed,
     write_json,
 )
-from trainables.hardware import resolved
+from trainables.hardware import Resolved, resolved
 from trainables.metrics.calibration import Calibration
 from trainables.models.backbone import Backbone
 from trainables.training.integrity import verify
@@ -184,10 +184,12 @@ def read_config(folder: Path) -> TrainConfig:
             raise ConfigError(f"`{path}`: {error}") from None
 
 
-def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
+def load_adapter(
+    folder: Path, backbone: Backbone, precision: Resolved | None = None
+) -> Adapter[Any]:
     """The trained adapter in `folder`, verified, in eval mode, on a backbone of equal weights. It
-    computes in the precision in which it was trained and chosen, even where `auto` would choose
-    another here.
+    computes in `precision`, by default that in which it was trained and chosen, even where `auto`
+    would choose another here.
 
     >>> adapter = load_adapter(checkpoint, backbone)
     >>> adapter.train_config.name, adapter.classes.names
@@ -204,7 +206,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter[Any]:
                 f"with {backbone.fingerprint[:12]}."
             )
         here = resolved(config.precision, backbone.device)
-        if (computed := manifest.get("precision", here)) != here:
+        if (computed := precision or manifest.get("precision", here)) != here:
             config = replace(config, precision=computed)
     adapter = build(config, backbone)
     now = in_epoch(config, config.epochs)  # those of the changes that are in it have begun

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 import cliptune
 from pipelines.cli import stage_main
-from pipelines.export import onnx_files, to_open_clip
+from pipelines.export import onnx_files, targets, to_open_clip
 from pipelines.export.sample import Answers, Sample
 from tests.pipelines.train.test_train import fails
 from tests.things import things
@@ -109,6 +109,23 @@ def test_onnx_computes_what_the_adapter_does(name: str, home: Path, programs: Pa
     assert found["tolerance"] == 1e-4
     assert (out / "visual/model.onnx").is_file()
     assert cliptune.export(check=out) == out
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"), [("lora both", ("onnx", "transformers")), ("coop", ("numpy",))]
+)
+def test_a_run_in_bf16_is_handed_over_in_fp32(
+    name: str, forms: tuple[str, ...], home: Path, clip: Path, tmp_path: Path, bf16_cpu: None
+) -> None:
+    """As a GPU, or a CPU with AMX, trains it by default; the store is in bf16 too."""
+    run, how = tmp_path / name, {"pixels": True, "precision": "bf16"}
+    store = cliptune.encode(home / "things", backbone=clip, out=tmp_path / "store", **how)
+    fields = CLASSES[name] | {"epochs": 1}
+    cliptune.train(store, run, adapter=name[:4], draw=home / "draw.json", set=fields)
+    assert json.loads((run / "best/manifest.json").read_text())["precision"] == "bf16"
+    assert json.loads((store / "manifest.json").read_text())["precision"] == "bf16"
+    for to in forms:
+        export(tmp_path, name, tmp_path / to, to=to)
 
 
 @pytest.mark.parametrize("name", MERGED)
@@ -242,9 +259,9 @@ def test_what_a_form_cannot_say_is_told(
 def test_one_that_is_too_far_off_is_not_handed_over(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(onnx_files.TOLERANCE, "fp32", 0.0)
+    monkeypatch.setattr(targets, "EXACT", -1.0)
     with pytest.raises(cliptune.DataError, match="nothing was handed over"):
-        cliptune.export(home / "kernel_ridge", tmp_path / "out", to="onnx")
+        cliptune.export(home / "linear_probe", tmp_path / "out", to="numpy")
     assert list(tmp_path.iterdir()) == []
 
 
