@@ -25,6 +25,7 @@ from mkdocs.structure.pages import Page
 
 import cliptune
 from cliptune import images, tuned, values
+from pipelines.records import kinds as keepers
 from pipelines.tune.study import kinds
 from search_spaces.notation import text_of
 from search_spaces.registry import SPACES
@@ -138,7 +139,7 @@ def api_page() -> str:
 def _types() -> Iterator[str]:
     """What the types have that signatures only name."""
     yield from ("## Types", "", "| name | stands for | |", "|---|---|---|")
-    for module in (values, images, tuned, kinds):
+    for module in (values, images, tuned, kinds, keepers):
         for line in inspect.getsource(module).splitlines():
             if found := re.match(r" *(\w+)(?:: TypeAlias)? = (.*?)(?:  # (.*))?$", line):
                 name, kind, note = found.groups()

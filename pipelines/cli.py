@@ -40,6 +40,7 @@ STAGES = {
     "search": "images in a folder of yours, found by words: found.html",
     "classify": "put images of yours into classes",
     "caption": "write captions for images and short videos of yours",
+    "serve": "search, classify and caption over HTTP, and a page to compare adapters",
     "relink": "tell a run where its features lie now, after they were moved",
     "push": "the best adapter on the Hugging Face Hub, with a model card",
     "export": "the best adapter as PEFT or transformers load it, or merged into a plain CLIPModel",

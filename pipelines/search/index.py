@@ -65,6 +65,11 @@ class Indexed:
             among[self.places] = mask
         return top(self.rows, asked, k, among, order)
 
+    def embeds(self, numbers: Tensor) -> Tensor:
+        """The embeddings (n, e) of the `paths` with these numbers (n,)."""
+        places = numbers if self.places is None else self.places[numbers]
+        return self.rows.values[places]
+
     @cached_property
     def _lying(self) -> tuple[Tensor, Tensor]:
         """For each row of the index, whether it is one of `paths`, and which."""

@@ -136,9 +136,12 @@ def _model(
     classes: Classes | None,
     seen: Frames = STILLS,
 ) -> Model:
-    sees = BARE if _leaves_images(adapter) else checkpoint
-    own = (_identity(checkpoint, adapter), _identity(sees, adapter))
-    return Model(name, adapter, *own, classes, seen)
+    frozen = adapter.backbone
+    both = (frozen.precision, resolved(adapter.train_config.precision, frozen.device))
+    identity = sees = _identity(checkpoint, frozen, *both)
+    if _leaves_images(adapter):
+        sees = _identity(BARE, frozen, frozen.precision)
+    return Model(name, adapter, identity, sees, classes, seen)
 
 
 def _leaves_images(adapter: Adapter[Any]) -> bool:
@@ -159,10 +162,9 @@ def check_task(run: Path, task: str, wanted: tuple[str, ...]) -> None:
     )
 
 
-def _identity(checkpoint: str, adapter: Adapter[Any]) -> str:
-    backbone = adapter.backbone
+def _identity(checkpoint: str, backbone: Backbone, *precisions: str) -> str:
+    """`precisions`: those that it is computed in."""
     parts = [checkpoint, backbone.fingerprint, asdict(backbone.preprocess), decoder_versions()]
     parts += [cleaning] if (cleaning := versions(backbone.cleaning)) else []
-    computed = {backbone.precision, resolved(adapter.train_config.precision, backbone.device)}
-    parts += [sorted(computed)] if "bf16" in computed else []
+    parts += [sorted({*precisions})] if "bf16" in precisions else []
     return sha256_json(parts)[:16]

@@ -36,7 +36,8 @@ ROOMS = (
         "pipelines.export",
         "pipelines.use",
     ),
-    *("pipelines.search", "pipelines.classify", "pipelines.caption", "pipelines.demo", "cliptune"),
+    *("pipelines.search", "pipelines.classify", "pipelines.caption", "pipelines.serve"),
+    *("pipelines.demo", "cliptune"),
 )
 HEAVY = ("torch", "ray", "transformers", "pyarrow", "peft", "optuna", "datasets", "matplotlib")
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "ray.cloudpickle")

@@ -59,6 +59,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
         + EXTRAS["open-clip"]
         + EXTRAS["mlflow"]
         + EXTRAS["wandb"]
+        + EXTRAS["serve"]
     )
     assert undeclared(("pipelines", "trainables", "search_spaces", "benchmarks"), own | extra) == {}
     assert undeclared(("docs", "tests"), own | named(EXTRAS["dev"])) == {}

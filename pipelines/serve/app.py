@@ -1,0 +1,230 @@
+"""The REST interface, described by `/openapi.json`, and the page at `/`.
+
+Flows in: a function that answers an `Ask`, and the gallery. Flows out: a FastAPI app. Images are
+sent as they are, as the whole body; whatever fails is `{"error": "one sentence"}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException as StarletteError
+
+from pipelines.evaluate.gallery import jpeg
+from pipelines.serve.asks import Answer, Ask, Refused
+from pipelines.serve.gallery import Gallery
+from pipelines.serve.guard import COOKIE, same
+from pipelines.serve.shelf import ZERO_SHOT
+from trainables.media.image_headers import BadImage
+from trainables.media.images import decode
+from trainables.metrics.calibration import Kind
+
+PAGE = Path(__file__).parent / "page"
+SIDES = (256, 1024)  # of a picture's longest side, pixels
+KEPT = 2_000  # small pictures, about 15 KB each
+WHOLE = {
+    "requestBody": {
+        "required": True,
+        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+Text = Annotated[str, Field(min_length=1, max_length=10_000)]
+Top = Annotated[int, Field(ge=1, le=1_000)]
+Named = Annotated[str, Query(description="The adapter, by its name in `/v1/adapters`.")]
+
+
+class Body(BaseModel):
+    """A request's JSON, in which an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Texts(Body):
+    adapter: str = ZERO_SHOT
+    texts: Annotated[list[Text], Field(min_length=1, max_length=256)]
+
+
+class Search(Body):
+    adapter: str = ZERO_SHOT
+    text: Text | None = None
+    image: str | None = Field(None, description="Instead of a text, the name of an image here.")
+    top: Top = 12
+    where: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Only images with these fields: a value, a list of them, or from and to.",
+    )
+
+
+class Token(Body):
+    token: str
+
+
+class Routes:
+    """The interface over `answer`, `about` and `reload`, which the engine gives."""
+
+    def __init__(
+        self,
+        answer: Callable[[Ask], Awaitable[Answer | Refused]],
+        about: Callable[[], Awaitable[Answer]],
+        reload: Callable[[], Awaitable[Answer | Refused]],
+        gallery: Gallery,
+        token: str = "",
+    ) -> None:
+        self.answer, self.about, self.reload = answer, about, reload
+        self.gallery, self.token = gallery, token
+        self.picture = lru_cache(KEPT)(self._picture)
+
+    async def _asked(self, ask: Ask) -> Answer:
+        return told(await self.answer(ask))
+
+    async def adapters(self) -> Answer:
+        """What is served: adapters, and the fields that `where` takes."""
+        return await self.about()
+
+    async def again(self) -> Answer:
+        """Read the runs again: new ones, those that were trained on, without those that are gone.
+        Until it is done the old ones answer."""
+        return told(await self.reload())
+
+    async def embed_text(self, body: Texts) -> Answer:
+        """Texts as vectors of unit length."""
+        return await self._asked(Ask("embed", body.adapter, tuple(body.texts)))
+
+    async def embed_image(self, request: Request, adapter: Named = ZERO_SHOT) -> Answer:
+        """An image as a vector of unit length."""
+        return await self._asked(Ask("embed", adapter, image=await sent(request)))
+
+    async def search(self, body: Search) -> Answer:
+        """The images nearest to words, or to an image that is served; best first."""
+        if (body.text is None) == (body.image is None):
+            raise HTTPException(400, "`text` or `image` must be given, one of them.")
+        texts = () if body.text is None else (body.text,)
+        like, top, where = body.image or "", body.top, body.where
+        return await self._asked(
+            Ask("search", body.adapter, texts, like=like, top=top, where=where)
+        )
+
+    async def search_image(
+        self, request: Request, adapter: Named = ZERO_SHOT, top: Top = 12, where: str = "{}"
+    ) -> Answer:
+        """The images nearest to an image that is sent. `where` is JSON."""
+        try:
+            only = json.loads(where)
+        except ValueError:
+            only = None
+        if not isinstance(only, dict):
+            raise HTTPException(400, f"`where` must be a JSON object, got {where[:60]}.")
+        return await self._asked(
+            Ask("search", adapter, image=await sent(request), top=top, where=only)
+        )
+
+    async def classify(
+        self,
+        request: Request,
+        adapter: Named,
+        top: Top = 3,
+        classes: Annotated[list[str], Query(max_length=1_000)] = [],  # noqa: B006
+        template: str = "",
+        confidence: float | None = None,
+        sets: Kind = "split",
+    ) -> Answer:
+        """The likeliest classes of an image and, at a `confidence`, the set that may be right."""
+        return await self._asked(
+            Ask(
+                "classify",
+                adapter,
+                image=await sent(request),
+                top=top,
+                classes=tuple(classes),
+                template=template,
+                confidence=confidence,
+                sets=sets,
+            )
+        )
+
+    async def caption(self, request: Request, adapter: Named) -> Answer:
+        """A caption for an image."""
+        return await self._asked(Ask("caption", adapter, image=await sent(request)))
+
+    async def image(self, name: str, side: int = SIDES[0]) -> Response:
+        """An image that is served, as a JPEG of at most `side` pixels."""
+        if side not in SIDES:
+            raise HTTPException(400, f"`side` must be one of {SIDES}, got {side}.")
+        try:
+            data = await asyncio.to_thread(self.picture, name, side)
+        except KeyError:
+            raise HTTPException(404, f"no image is called `{name[:200]}`.") from None
+        except BadImage as error:
+            raise HTTPException(404, f"`{name[:200]}`: {error}") from None
+        return Response(data, media_type="image/jpeg", headers={"cache-control": "private"})
+
+    def _picture(self, name: str, side: int) -> bytes:
+        return jpeg(decode(self.gallery.read(name)), side)
+
+    async def session(self, body: Token) -> Response:
+        """Give the page's browser the token, in a cookie that no script can read."""
+        if not same(body.token, self.token):
+            raise HTTPException(401, "that is not the token.")
+        answer = JSONResponse({})
+        answer.set_cookie(COOKIE, body.token, httponly=True, samesite="strict")
+        return answer
+
+
+def app_of(routes: Routes) -> FastAPI:
+    """The app of `routes`, whose names and words are those of `/openapi.json`."""
+    app = FastAPI(title="cliptune", version="1", docs_url=None, redoc_url=None)
+    app.get("/v1/adapters")(routes.adapters)
+    app.post("/v1/adapters/reload")(routes.again)
+    app.post("/v1/embed/text")(routes.embed_text)
+    app.post("/v1/embed/image", openapi_extra=WHOLE)(routes.embed_image)
+    app.post("/v1/search")(routes.search)
+    app.post("/v1/search/image", openapi_extra=WHOLE)(routes.search_image)
+    app.post("/v1/classify", openapi_extra=WHOLE)(routes.classify)
+    app.post("/v1/caption", openapi_extra=WHOLE)(routes.caption)
+    app.get("/v1/images/{name:path}", response_class=Response)(routes.image)
+    app.post("/v1/session")(routes.session)
+    for path, name in (("/", "page.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
+        app.get(path, include_in_schema=False)(_file(name))
+    app.exception_handler(StarletteError)(_failed)
+    app.exception_handler(RequestValidationError)(_invalid)
+    return app
+
+
+def told(found: Answer | Refused) -> Answer:
+    if isinstance(found, Refused):
+        raise HTTPException(found.status, found.error)
+    return found
+
+
+async def sent(request: Request) -> bytes:
+    """The image, which is the whole body."""
+    body = await request.body()
+    if not body:
+        raise HTTPException(400, "the body must be the bytes of an image, got none.")
+    return body
+
+
+def _file(name: str) -> Callable[[], Awaitable[FileResponse]]:
+    async def answer() -> FileResponse:
+        return FileResponse(PAGE / name)
+
+    return answer
+
+
+async def _failed(_: Request, error: StarletteError) -> JSONResponse:
+    return JSONResponse({"error": str(error.detail)}, error.status_code)
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    where = ".".join(str(one) for one in first["loc"][1:]) or str(first["loc"][0])
+    return JSONResponse({"error": f"`{where}`: {first['msg']}, got {first['input']!r:.80}."}, 400)
