@@ -23,7 +23,7 @@ from trainables.hardware import has_int8
 BLOCK = 8192  # rows with one set of steps
 TOP = 127  # largest code
 FINER = 2 * TOP  # steps of the second level in one of the first
-IN_CACHE = 256  # blocks times columns whose products are looked at together, 8 MiB
+SCALED = 128  # blocks for which queries are written at once
 COLUMNS = 4  # fewer are multiplied no faster, two of them slower
 ROUNDING = 2.0**-22  # of a product put together of two sums, four times what it can be
 
@@ -57,19 +57,21 @@ def at_most(codes: Codes, asked: Tensor, wanted: Tensor, out: Tensor) -> None:
     """Put into `out` (Q, B * BLOCK) upper bounds of the cosines of Q queries (Q, e); those of
     blocks that are not `wanted` (B,) become -inf."""
     out.fill_(-torch.inf)
-    together = max(1, IN_CACHE // max(2 * len(asked), COLUMNS))
-    for some in wanted.nonzero()[:, 0].split(together):
-        levels, scale, error = _levels(asked, codes.steps[some], codes.misfit[some])
-        products = torch.empty(len(some), BLOCK, levels.shape[2], dtype=torch.int32)
+    by_block, many = out.view(len(asked), -1, BLOCK), len(asked)
+    products = torch.empty(BLOCK, max(2 * many, COLUMNS), dtype=torch.int32)  # stays in the cache
+    for some in wanted.nonzero()[:, 0].split(SCALED):
+        levels, unit, error = _levels(asked, codes.steps[some], codes.misfit[some])
         for place, block in enumerate(some.tolist()):
-            torch._int_mm(codes.values[block], levels[place], out=products[place])
-        bounds = torch.baddbmm(error[:, :, None], scale, products.float().mT)  # (b, Q, BLOCK)
-        out.view(len(asked), -1, BLOCK)[:, some] = bounds.transpose(0, 1)
+            torch._int_mm(codes.values[block], levels[place], out=products)
+            coarse, fine = products[:, :many].float(), products[:, many : 2 * many].float()
+            bounds = torch.addcmul(error[place], coarse, unit[place])
+            bounds.addcmul_(fine, unit[place] / FINER)  # (BLOCK, Q)
+            by_block[:, block] = bounds.T
 
 
 def _levels(asked: Tensor, steps: Tensor, misfit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries as int8 columns (b, e, c) for each of b blocks, how these are added up (b, Q, c), and
-    how far off (b, Q) that is at most."""
+    """Queries as int8 columns (b, e, c) for each of b blocks, two levels each, the unit (b, Q) of
+    the first, and how far off (b, Q) they are at most."""
     weights = asked.double() * steps.double()[:, None]  # (b, Q, e)
     unit = weights.abs().amax(2, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny) / TOP
     coarse = (weights / unit).round_()
@@ -79,10 +81,7 @@ def _levels(asked: Tensor, steps: Tensor, misfit: Tensor) -> tuple[Tensor, Tenso
     error += (coarse.abs() * unit).sum(2) * TOP * ROUNDING
     empty = max(0, COLUMNS - 2 * len(asked))
     columns = F.pad(torch.cat([coarse, fine], 1).to(torch.int8), (0, 0, 0, empty)).mT.contiguous()
-    scale = (
-        torch.cat([unit, unit / FINER], 2)[..., None] * torch.eye(len(asked))[:, None]
-    )  # b Q 2 Q
-    return columns, F.pad(scale.flatten(2), (0, empty)).float(), error.float() * (1 + 1e-6)
+    return columns, unit[..., 0].float(), error.float() * (1 + 1e-6)
 
 
 @functools.cache

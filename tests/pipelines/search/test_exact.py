@@ -67,7 +67,7 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     monkeypatch.setattr(exact, "FEW", 0)
     for module in (codes, exact):
         monkeypatch.setattr(module, "BLOCK", 32)
-    monkeypatch.setattr(codes, "IN_CACHE", 12)  # one block at a time, or a few
+    monkeypatch.setattr(codes, "SCALED", 3)
     return bool(request.param == "int8")
 
 
