@@ -30,7 +30,7 @@ test-slow: $(READY)
 # Kills, flips and cuts at random, of a seed that is new each day and printed.
 test-soak: $(READY)
 	rm -rf $(VENV)/soak
-	$(BIN)/python -m tests.soak --minutes 3 --out $(VENV)/soak
+	$(BIN)/python -m tests.soak --minutes 2 --out $(VENV)/soak
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(READY)

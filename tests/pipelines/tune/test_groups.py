@@ -68,7 +68,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
 
 
 TASKS: dict[Task, dict[str, Any]] = {
-    "retrieval": {"name": "soft_prompt", "batch_size": 4},
     "classification": {"name": "coop", "batch_size": 4},
     "captioning": {"name": "prefix_captioner", "batch_size": 8, "adapter.max_tokens": 4},
 }

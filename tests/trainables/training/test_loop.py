@@ -122,7 +122,6 @@ def victim(folder: Path, clip: Path, features: Path, writes: int) -> None:
     finish(run)
 
 
-@pytest.mark.slow
 def test_sigkill_between_any_two_writes_changes_nothing(
     tmp_path: Path, clip: Path, features: Path
 ) -> None:
