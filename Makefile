@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo docs test test-quick test-slow test-soak bench clean
+.PHONY: demo docs types test test-quick test-slow test-soak bench clean
 
 demo: $(READY)
 	$(BIN)/cliptune demo
@@ -14,11 +14,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(MAKE) docs
-	$(MAKE) --jobs=2 --keep-going test-slow test-quick test-soak
+	$(MAKE) --jobs=2 --keep-going test-slow types docs test-quick test-soak
 
-# Tests that start a Ray cluster or kill processes wait more than they work, and no two clusters may
+# Tests that start a Ray cluster wait more than they work, and no two clusters may
 # run at once: they run one after another beside all the others, and say what came of it at the end.
 test-quick test-slow test-soak: export OMP_NUM_THREADS := 1
 test-quick: $(READY)
@@ -31,6 +29,9 @@ test-slow: $(READY)
 test-soak: $(READY)
 	rm -rf $(VENV)/soak
 	$(BIN)/python -m tests.soak --minutes 2 --out $(VENV)/soak
+
+types: $(READY)
+	$(BIN)/mypy
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(READY)
