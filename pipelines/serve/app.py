@@ -7,20 +7,21 @@ sent as they are, as the whole body; whatever fails is `{"error": "one sentence"
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
+import reprlib
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteError
 
 from pipelines.evaluate.gallery import jpeg
-from pipelines.serve.asks import Answer, Ask, Refused
+from pipelines.serve.asks import FAULT, Answer, Ask, Refused
+from pipelines.serve.bodies import WHERE, Failure, Named, Search, Texts, Token, Top
 from pipelines.serve.gallery import Gallery
 from pipelines.serve.guard import COOKIE, same
 from pipelines.serve.shelf import ZERO_SHOT
@@ -29,6 +30,11 @@ from trainables.media.images import decode
 from trainables.metrics.calibration import Kind
 
 PAGE = Path(__file__).parent / "page"
+PARTS = (
+    ("/", "page.html", "text/html"),
+    ("/page.js", "page.js", "text/javascript"),
+    ("/page.css", "page.css", "text/css"),
+)
 SIDES = (256, 1024)  # of a picture's longest side, pixels
 KEPT = 2_000  # small pictures, about 15 KB each
 WHOLE = {
@@ -37,35 +43,6 @@ WHOLE = {
         "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-Text = Annotated[str, Field(min_length=1, max_length=10_000)]
-Top = Annotated[int, Field(ge=1, le=1_000)]
-Named = Annotated[str, Query(description="The adapter, by its name in `/v1/adapters`.")]
-
-
-class Body(BaseModel):
-    """A request's JSON, in which an unknown field is an error."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Texts(Body):
-    adapter: str = ZERO_SHOT
-    texts: Annotated[list[Text], Field(min_length=1, max_length=256)]
-
-
-class Search(Body):
-    adapter: str = ZERO_SHOT
-    text: Text | None = None
-    image: str | None = Field(None, description="Instead of a text, the name of an image here.")
-    top: Top = 12
-    where: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Only images with these fields: a value, a list of them, or from and to.",
-    )
-
-
-class Token(Body):
-    token: str
 
 
 class Routes:
@@ -81,7 +58,7 @@ class Routes:
     ) -> None:
         self.answer, self.about, self.reload = answer, about, reload
         self.gallery, self.token = gallery, token
-        self.picture = lru_cache(KEPT)(self._picture)
+        self.small = lru_cache(KEPT)(self.picture)
 
     async def _asked(self, ask: Ask) -> Answer:
         return told(await self.answer(ask))
@@ -114,15 +91,18 @@ class Routes:
         )
 
     async def search_image(
-        self, request: Request, adapter: Named = ZERO_SHOT, top: Top = 12, where: str = "{}"
+        self,
+        request: Request,
+        adapter: Named = ZERO_SHOT,
+        top: Top = 12,
+        where: str = "{}",
     ) -> Answer:
         """The images nearest to an image that is sent. `where` is JSON."""
         try:
-            only = json.loads(where)
-        except ValueError:
-            only = None
-        if not isinstance(only, dict):
-            raise HTTPException(400, f"`where` must be a JSON object, got {where[:60]}.")
+            only = WHERE.validate_json(where)
+        except ValidationError as error:
+            at = {"loc": ("query", "where")}
+            raise RequestValidationError([one | at for one in error.errors()]) from None
         return await self._asked(
             Ask("search", adapter, image=await sent(request), top=top, where=only)
         )
@@ -160,14 +140,15 @@ class Routes:
         if side not in SIDES:
             raise HTTPException(400, f"`side` must be one of {SIDES}, got {side}.")
         try:
-            data = await asyncio.to_thread(self.picture, name, side)
+            draw = self.small if side == SIDES[0] else self.picture
+            data = await asyncio.to_thread(draw, name, side)
         except KeyError:
             raise HTTPException(404, f"no image is called `{name[:200]}`.") from None
         except BadImage as error:
             raise HTTPException(404, f"`{name[:200]}`: {error}") from None
         return Response(data, media_type="image/jpeg", headers={"cache-control": "private"})
 
-    def _picture(self, name: str, side: int) -> bytes:
+    def picture(self, name: str, side: int) -> bytes:
         return jpeg(decode(self.gallery.read(name)), side)
 
     async def session(self, body: Token) -> Response:
@@ -181,7 +162,8 @@ class Routes:
 
 def app_of(routes: Routes) -> FastAPI:
     """The app of `routes`, whose names and words are those of `/openapi.json`."""
-    app = FastAPI(title="cliptune", version="1", docs_url=None, redoc_url=None)
+    failure: dict[int | str, dict[str, Any]] = {"4XX": {"model": Failure, "description": "Refused"}}
+    app = FastAPI(title="cliptune", version="1", docs_url=None, redoc_url=None, responses=failure)
     app.get("/v1/adapters")(routes.adapters)
     app.post("/v1/adapters/reload")(routes.again)
     app.post("/v1/embed/text")(routes.embed_text)
@@ -192,10 +174,11 @@ def app_of(routes: Routes) -> FastAPI:
     app.post("/v1/caption", openapi_extra=WHOLE)(routes.caption)
     app.get("/v1/images/{name:path}", response_class=Response)(routes.image)
     app.post("/v1/session")(routes.session)
-    for path, name in (("/", "page.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
-        app.get(path, include_in_schema=False)(_file(name))
+    for path, name, kind in PARTS:
+        app.get(path, include_in_schema=False)(_part(name, kind))
     app.exception_handler(StarletteError)(_failed)
     app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(Exception)(_broken)
     return app
 
 
@@ -213,18 +196,31 @@ async def sent(request: Request) -> bytes:
     return body
 
 
-def _file(name: str) -> Callable[[], Awaitable[FileResponse]]:
-    async def answer() -> FileResponse:
-        return FileResponse(PAGE / name)
+def _part(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
+    data = (PAGE / name).read_bytes()
+
+    async def answer() -> Response:
+        return Response(data, media_type=kind)
 
     return answer
 
 
 async def _failed(_: Request, error: StarletteError) -> JSONResponse:
-    return JSONResponse({"error": str(error.detail)}, error.status_code)
+    return failed(str(error.detail), error.status_code, error.headers)
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     where = ".".join(str(one) for one in first["loc"][1:]) or str(first["loc"][0])
-    return JSONResponse({"error": f"`{where}`: {first['msg']}, got {first['input']!r:.80}."}, 400)
+    rule = first["msg"].removeprefix("Value error, ")
+    return failed(f"`{where}`: {rule}, got {reprlib.repr(first['input'])}.", 400)
+
+
+async def _broken(_: Request, __: Exception) -> JSONResponse:
+    return failed(FAULT, 500)
+
+
+def failed(error: str, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """What a client sent may be no text, and is told back: half a character is escaped."""
+    said = error.encode(errors="backslashreplace").decode()
+    return JSONResponse({"error": said}, status, headers)

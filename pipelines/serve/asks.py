@@ -12,6 +12,7 @@ from trainables.metrics.calibration import Kind
 
 What: TypeAlias = Literal["embed", "search", "classify", "caption"]
 Answer: TypeAlias = dict[str, Any]  # of JSON
+FAULT = "the server has a fault; its log says which."
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.serve.asks import Answer, Ask, Refused
+from pipelines.serve.asks import FAULT, Answer, Ask, Refused
 from pipelines.serve.gallery import Gallery, Photos, Stored
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ class Plan:
         assert self.store is not None
         return Stored(self.store)
 
+    def outside(self, said: str) -> str:
+        """A sentence as other machines may hear it: without the folders of this one."""
+        for run in self.runs:
+            said = said.replace(f"`{run.parent}/", "`")
+        return re.sub("`/[^`]*/", "`", said)
+
 
 class Adapters:
     """The models, in one process."""
@@ -69,7 +76,7 @@ class Adapters:
             return self.engine.answer(asks)
         except Exception:  # a fault of ours: whoever asks next is answered again
             traceback.print_exc(file=sys.stderr)
-            return [Refused("the server has a fault; its log says which.", 500) for _ in asks]
+            return [Refused(FAULT, 500) for _ in asks]
 
     async def about(self) -> Answer:
         from pipelines.serve import fields
@@ -88,7 +95,7 @@ class Adapters:
             try:
                 self.engine.shelf = await asyncio.to_thread(self._shelf)
             except CliptuneError as error:
-                return Refused(f"nothing has changed: {error}", 409)
+                return Refused(f"nothing has changed: {self.plan.outside(str(error))}", 409)
         return await self.about()
 
 

@@ -111,7 +111,8 @@ class Engine:
         try:
             return how[wishes[0].ask.what](wishes)
         except CliptuneError as error:
-            return [Refused(str(error)) for _ in wishes]
+            said = str(error).replace("`--", "`")  # flags of the command are fields here
+            return [Refused(said) for _ in wishes]
 
     def _embed(self, wishes: list[Wish]) -> list[Answer]:
         return [{"embeddings": rows.tolist()} for rows in self._vectors(wishes)]

@@ -7,6 +7,7 @@ table of N rows, and a mask (N,).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,13 @@ def about(table: pa.Table) -> list[dict[str, Any]]:
 
 def row(table: pa.Table, number: int) -> dict[str, Any]:
     """What is known of one image, as JSON has it."""
-    plain = (str, int, float, bool, type(None))
-    values = table.slice(number, 1).to_pylist()[0].items()
-    return {name: one if isinstance(one, plain) else str(one) for name, one in values}
+    return {name: _json(one) for name, one in table.slice(number, 1).to_pylist()[0].items()}
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def mask(table: pa.Table, where: dict[str, Any]) -> Tensor | None:
@@ -103,7 +108,9 @@ def _matches(column: pa.ChunkedArray, name: str, wanted: Any) -> Any:
     try:
         if isinstance(wanted, dict):
             if not wanted or wanted.keys() - BOUNDS.keys():
-                raise ConfigError(f"`where`: `{name}` must have `from` and `to`, got {wanted}.")
+                raise ConfigError(
+                    f"`where`: `{name}` must have `from` and `to`, got {str(wanted)[:60]}."
+                )
             found = [BOUNDS[key](column, _as(column, one)) for key, one in wanted.items()]
         else:
             values = wanted if isinstance(wanted, list) else [wanted]

@@ -7,6 +7,7 @@ file, so no request can reach outside of it.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -70,7 +71,8 @@ class Photos(Gallery):
         super().__init__(folder, names, fields_of(folder, names))
 
     def _inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.root)
+        real = os.path.realpath(path)  # resolve() does not end where links are a circle
+        return Path(real).is_relative_to(self.root)
 
     def read(self, name: str) -> bytes:
         path = self.place / self.names[self.row_of[name]]

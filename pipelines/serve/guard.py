@@ -98,9 +98,13 @@ class Guard:
             key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]
         }
         host, origin = headers.get("host", ""), headers.get("origin", "")
-        if not self.token and (urlsplit(f"//{host}").hostname or "") not in LOCAL:
+        try:
+            name, page = urlsplit(f"//{host}").hostname or "", urlsplit(origin).netloc
+        except ValueError:
+            raise Stop(400, "`Host` and `Origin` must be addresses.") from None
+        if not self.token and name not in LOCAL:
             raise Stop(421, f"this server answers to localhost, got the host `{host[:100]}`.")
-        if scope["method"] != "GET" and origin and urlsplit(origin).netloc != host:
+        if scope["method"] != "GET" and origin and page != host:
             raise Stop(403, f"requests from `{origin[:100]}` are not taken: another origin.")
         if self.token and scope["path"] not in OPEN and not same(_offered(headers), self.token):
             raise Stop(401, "a token is needed: `Authorization: Bearer TOKEN`.")
@@ -116,7 +120,7 @@ class Guard:
 
 def same(one: str, other: str) -> bool:
     """In a time that does not tell where they differ."""
-    return hmac.compare_digest(one.encode(), other.encode())
+    return hmac.compare_digest(one.encode(errors="surrogatepass"), other.encode())
 
 
 def _offered(headers: dict[str, str]) -> str:

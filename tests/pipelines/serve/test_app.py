@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import httpx2
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 
 from pipelines.serve import fields
 from pipelines.serve.app import Routes, app_of
-from pipelines.serve.asks import Answer, Ask, Refused
+from pipelines.serve.asks import FAULT, Answer, Ask, Refused
 from pipelines.serve.engine import Engine
 from pipelines.serve.guard import COOKIE, Guard, Limits
 from tests.pipelines.serve.conftest import PHOTOS, name_of
@@ -23,6 +24,14 @@ from tests.tiny import caption, picture
 
 JSON = {"content-type": "application/json"}
 TOKEN = "a-token-of-the-tests"
+DEEP = '{"a":' * 3_000 + "1" + "}" * 3_000
+LISTS = '{"text": "a", "where": {"year": ' + "[" * 900 + "]" * 900 + "}}"
+HALF = {  # of a character, which no UTF-8 has
+    "where": r'{"text": "a", "where": {"town": "\ud800", "\ud800": 1}}',
+    "adapter": r'{"text": "a", "adapter": "\ud800"}',
+    "image": r'{"image": "\ud800"}',
+    "token": r'{"token": "\ud800"}',
+}
 
 
 def served(engine: Engine, token: str = "", limits: Limits | None = None) -> Guard:
@@ -113,6 +122,32 @@ def test_pictures_are_small_and_without_what_the_original_knows(engine: Engine) 
     assert answer.headers["cache-control"] == "private"
 
 
+def test_only_small_pictures_are_kept(engine: Engine) -> None:
+    async def none(*_: object) -> Any:
+        raise AssertionError
+
+    routes = Routes(none, none, none, engine.gallery)
+    for side in (256, 256, 1024):
+        assert ask(Guard(app_of(routes)), "GET", f"/v1/images/{name_of(1)}?side={side}").content
+    kept = routes.small.cache_info()
+    assert (kept.hits, kept.currsize) == (1, 1)
+
+
+def test_a_fault_of_ours_is_a_sentence_too(engine: Engine) -> None:
+    async def broken(*_: object) -> Any:
+        raise RuntimeError("gone")
+
+    async def go() -> Any:
+        app = Guard(app_of(Routes(broken, broken, broken, engine.gallery)))
+        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)  # type: ignore[arg-type]
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/v1/adapters")
+
+    answer = asyncio.run(go())
+    assert error(answer, 500) == FAULT
+    assert answer.headers["x-frame-options"] == "DENY"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "how", "status", "sentence"),
     [
@@ -131,11 +166,35 @@ def test_pictures_are_small_and_without_what_the_original_knows(engine: Engine) 
         ("POST", "/v1/embed/text", {"json": {"texts": ["x" * 10_001]}}, 400, "at most 10000"),
         ("POST", "/v1/search/image", {"content": b""}, 400, "must be the bytes of an image"),
         ("POST", "/v1/search/image", {"content": b"PK\3\4 a ZIP"}, 415, "not an image"),
-        ("POST", "/v1/search/image?where=[]", {"content": b"x"}, 400, "a JSON object, got []"),
+        ("POST", "/v1/search/image?where=[]", {"content": b"x"}, 400, "`where`: Input should be"),
+        ("POST", f"/v1/search/image?where={DEEP}", {"content": b"x"}, 400, "`where`: "),
+        (
+            "POST",
+            "/v1/search",
+            {"content": LISTS, "headers": JSON},
+            400,
+            "`where`: a field has a value",
+        ),
+        ("POST", "/v1/search", {"content": HALF["where"], "headers": JSON}, 400, r"\ud800"),
+        ("POST", "/v1/search", {"content": HALF["adapter"], "headers": JSON}, 400, r"\ud800"),
+        ("POST", "/v1/search", {"content": HALF["image"], "headers": JSON}, 400, r"\ud800"),
+        ("POST", "/v1/session", {"content": HALF["token"], "headers": JSON}, 401, "not the token"),
+        ("POST", "/v1/search", {"json": {"image": ""}}, 400, "`image`: String should have"),
+        (
+            "POST",
+            "/v1/search",
+            {"json": {"text": "a", "where": {"x": [1] * 1_001}}},
+            400,
+            "at most",
+        ),
+        ("POST", "/v1/search", {"json": {"text": "a", "adapter": "x" * 256}}, 400, "at most 255"),
         ("POST", "/v1/classify?adapter=few&sets=all", {"content": b"x"}, 400, "`sets`: Input"),
+        ("POST", "/v1/classify?adapter=soft", {"content": picture(1)}, 400, "`classes` must name"),
         ("POST", "/v1/adapters/reload", {}, 409, "nothing has changed"),
         ("POST", "/v1/search", {"headers": {"origin": "http://evil.example"}}, 403, "origin"),
         ("GET", "/", {"host": "evil.example"}, 421, "the host `evil.example`"),
+        ("GET", "/", {"headers": {"host": "[::1"}}, 400, "`Host` and `Origin` must be"),
+        ("POST", "/v1/search", {"headers": {"origin": "http://["}}, 400, "must be addresses"),
         ("POST", "/v1/search", {"content": b"x" * 1_100_000}, 413, "at most 1 MiB"),
     ],
 )
@@ -154,8 +213,9 @@ def test_an_image_of_many_pixels_is_refused_by_its_header(engine: Engine) -> Non
     Image.new("L", (8, 8)).save(buffer, "PNG")
     data = bytearray(buffer.getvalue())
     data[16:24] = (20_000).to_bytes(4, "big") + (15_000).to_bytes(4, "big")
+    data[29:33] = crc32(data[12:29]).to_bytes(4, "big")
     answer = ask(served(engine), "POST", "/v1/search/image", content=bytes(data))
-    assert "cannot be taken" in error(answer, 415)
+    assert "300.0 megapixels is above the limit of 64" in error(answer, 415)
 
 
 def test_a_page_without_foreign_scripts(engine: Engine) -> None:
@@ -167,7 +227,9 @@ def test_a_page_without_foreign_scripts(engine: Engine) -> None:
     assert "http" not in page.text.replace("http-equiv", "")
     for name in ("page.js", "page.css"):
         assert f'"/{name}"' in page.text
-        assert ask(app, "GET", f"/{name}").status_code == 200
+        part = ask(app, "GET", f"/{name}", headers={"range": "bytes=nothing"})
+        assert part.status_code == 200
+    assert ask(app, "DELETE", "/page.js").headers["allow"] == "GET"
 
 
 def test_a_token_is_asked_for(engine: Engine) -> None:
@@ -229,7 +291,11 @@ def test_the_interface_is_described(engine: Engine) -> None:
     }
     for path in ("/v1/classify", "/v1/caption", "/v1/search/image", "/v1/embed/image"):
         assert "image/*" in paths[path]["post"]["requestBody"]["content"]
-    assert all(one["description"] for ways in paths.values() for one in ways.values())
+    for ways in paths.values():
+        for one in ways.values():
+            assert one["description"]
+            assert "Failure" in str(one["responses"]["4XX"])
+            assert "422" not in one["responses"]
 
 
 def test_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

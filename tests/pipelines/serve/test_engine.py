@@ -11,7 +11,9 @@ import torch
 
 import cliptune
 from pipelines.cli import stage_main
+from pipelines.serve import fields
 from pipelines.serve.asks import Ask, Refused
+from pipelines.serve.deploy import Plan
 from pipelines.serve.engine import Engine
 from pipelines.serve.gallery import Photos, Stored
 from pipelines.serve.shelf import load_shelf, loads_once
@@ -165,7 +167,7 @@ def test_filters(where: dict[str, Any], left: Any, engine: Engine) -> None:
         (Ask("search", "sofd", ("x",)), "Did you mean `soft`?"),
         (Ask("search", "few", ("x",)), "`few` is an adapter of classification; one of retrieval"),
         (Ask("caption", "soft", image=picture(1)), "writes captions: `words`."),
-        (Ask("classify", "soft", image=picture(1)), "`--classes` must name"),
+        (Ask("classify", "soft", image=picture(1)), "`classes` must name"),
         (Ask("classify", "words", image=picture(1)), "`words` is an adapter of captioning"),
         (Ask("search", "soft", image=b"words"), "the image cannot be taken: not an image"),
         (Ask("search", "soft", like="../x"), "no image is called `../x`."),
@@ -243,6 +245,7 @@ def test_links_and_paths_out_of_the_folder(own: Path) -> None:
     outside = own / "secret.jpg"
     outside.write_bytes(picture(1))
     (own / "photos/link.jpg").symlink_to(outside)
+    (own / "photos/circle.jpg").symlink_to(own / "photos/circle.jpg")
     gallery = Photos(own / "photos")
     assert "link.jpg" not in gallery.names
     for name in ("link.jpg", "../secret.jpg", str(outside), "a/../../secret.jpg", "metadata.csv"):
@@ -292,6 +295,17 @@ def test_metadata_of_other_kinds(own: Path) -> None:
     said.to_parquet(own / "photos/metadata.parquet", index=False)
     found = Photos(own / "photos").fields.to_pandas()
     assert found.astype(object).equals(table.astype(object))
+    said.assign(year=float("nan")).to_parquet(own / "photos/metadata.parquet", index=False)
+    told = fields.row(Photos(own / "photos").fields, 0)
+    assert json.dumps(told, allow_nan=False) == (
+        '{"folder": "a", "year": null, "town": "Rome", "wet": true}'
+    )
+
+
+def test_a_refusal_tells_no_folder_of_the_machine(own: Path) -> None:
+    plan = Plan((own / "runs",), None, own, own, "0.0.0.0", 8000)
+    said = plan.outside(f"`{own}/runs/few/run.json`: `/else/where/x` is gone, `a/b` and `/` not.")
+    assert said == "`runs/few/run.json`: `x` is gone, `a/b` and `/` not."
 
 
 def test_runs_on_other_frozen_models_are_refused(own: Path, tmp_path: Path) -> None:
