@@ -253,7 +253,7 @@ def export(
     merged: bool = False,
     to: Literal["", "peft", "transformers", "open_clip", "onnx", "safetensors", "numpy"] = "",
     numbers: Literal["fp32", "fp16", "int8"] = "fp32",
-    raw: bool = False,
+    takes: Literal["pixels", "squares", "pictures"] = "pixels",
     check: PathLike | None = None,
 ) -> Path:
     """Hand the best adapter of a run over in `out`, a new folder, as other libraries load it. With

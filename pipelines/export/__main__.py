@@ -37,8 +37,9 @@ class Args:
     over. Default: the adapter's own form, not run."""
     numbers: Literal["fp32", "fp16", "int8"] = "fp32"
     """Of onnx: what its weights are. int8: of matrices, activations dynamically."""
-    raw: bool = False
-    """Of onnx: the image tower takes uint8 pixels, and normalises them inside."""
+    takes: Literal["pixels", "squares", "pictures"] = "pixels"
+    """Of onnx: what the image tower takes. pixels: as the processor gives them, float32. squares:
+    uint8 of its own size, normalised inside. pictures: uint8 RGB (B, H, W, 3) of any size."""
     check: Path | None = None
     """Instead: run what `--to` wrote into this folder again, on this machine."""
 
@@ -54,8 +55,8 @@ def run(args: Args) -> None:
     assert args.out is not None
     if args.to and args.merged:
         raise ConfigError("`--merged` is `--to transformers`: give one of them.")
-    if args.to != "onnx" and (args.numbers != "fp32" or args.raw):
-        raise ConfigError("`--numbers` and `--raw` are of `--to onnx`.")
+    if args.to != "onnx" and (args.numbers, args.takes) != ("fp32", "pixels"):
+        raise ConfigError("`--numbers` and `--takes` are of `--to onnx`.")
     from pipelines.runs.contestants import read_contest
 
     if args.out.exists():
@@ -75,36 +76,39 @@ def run(args: Args) -> None:
 
 def _proved(args: Args, out: Path, contest: Contest, best: Contestant) -> None:
     """Written, run beside the adapter, and only then handed over."""
+    from pipelines.export.installed import check_installed
     from pipelines.export.parity import compare, verdict, write_parity
     from pipelines.export.sample import adapter_of, answers_of, sample_of
     from pipelines.export.targets import target_of
 
     adapter: Any = adapter_of(contest, best)
     backbone = adapter.backbone
-    target = target_of(args.to, args.numbers, args.raw)
+    target = target_of(args.to, args.numbers, args.takes)
     sample = sample_of(contest, adapter)
     with workspace(out) as folder:
-        wrote = target.write(adapter, folder)
+        wrote = target.write(adapter, folder, sample)
+        check_installed(args.to)
         expected = answers_of(adapter, sample)
         about: dict[str, Any] = {
             "to": args.to,
             "numbers": args.numbers,
-            "raw": args.raw,
+            "takes": args.takes,
             "tolerance": target.tolerance,
             "tau": adapter.tau,
+            "sharpness": adapter.calibration.scale if adapter.calibration else None,
             "adapter": best.name,
             "backbone": {"name": backbone.name, "revision": backbone.revision},
             "mean": list(backbone.preprocess.mean),
             "std": list(backbone.preprocess.std),
             "images": len(sample.right),
         }
-        found = compare(expected, target.answer(folder, sample, about), sample.right, adapter.tau)
+        found = compare(about, sample, expected, target.answer(folder, sample, about))
         lines, equal = verdict(about, found)
         for line in lines:
             say(line)
         if not equal:
             raise DataError(
-                f"`--to {args.to}` is further from `{best.name}` than {about['tolerance']:g}: "
+                f"`--to {args.to}` is further from `{best.name}` than its tolerance: "
                 "nothing was handed over."
             )
         wrote = [*wrote, *write_parity(folder, about | found, sample, expected)]
@@ -115,15 +119,17 @@ def _proved(args: Args, out: Path, contest: Contest, best: Contestant) -> None:
 
 
 def _check(args: Args, folder: Path) -> None:
+    from pipelines.export.installed import check_installed
     from pipelines.export.parity import compare, read_parity, verdict
     from pipelines.export.targets import target_of
 
     if args != Args(check=folder):
         raise ConfigError("`--check` stands alone: the folder says what it is.")
     about, sample, expected = read_parity(folder)
-    target = target_of(about["to"], about["numbers"], about["raw"])
+    target = target_of(about["to"], about["numbers"], about["takes"])
+    check_installed(about["to"])
     answers = target.answer(folder, sample, about)
-    lines, equal = verdict(about, compare(expected, answers, sample.right, about["tau"]))
+    lines, equal = verdict(about, compare(about, sample, expected, answers))
     for line in lines:
         say(line)
     if not equal:

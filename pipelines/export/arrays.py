@@ -15,6 +15,7 @@ from numpy.lib.format import open_memmap
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from pipelines.export.refusals import instead
 from pipelines.export.sample import EXACT, Answers, Sample
 from trainables.adapters.base import Adapter
 from trainables.errors import ConfigError
@@ -23,26 +24,28 @@ from trainables.training.exported import scores_of
 from trainables.training.predict import in_use
 
 
-def write(adapter: Adapter[Any], folder: Path, kind: str) -> list[Path]:
+def write(adapter: Adapter[Any], folder: Path, sample: Sample, kind: str) -> list[Path]:
     name = adapter.train_config.name
     if adapter.classes is None:
-        raise ConfigError(f"`{name}` was trained on captions: class weights are of classes.")
+        raise ConfigError(
+            f"`{name}` was trained on captions: class weights are of classes. {instead(adapter)}"
+        )
     if adapter.image_block is not None:
         raise ConfigError(
             f"`{name}` changes the image tower: cached embeddings are of the CLIP as it was. "
-            "`--to onnx` has the changed tower."
+            + instead(adapter)
         )
     with in_use(adapter):
         scores = scores_of(adapter)
         axes = torch.eye(adapter.backbone.embed_dim, device=adapter.backbone.device)
         ahead, behind = scores(axes), scores(-axes)  # (e, C)
         weight, bias = ((ahead - behind) / 2).T, ((ahead + behind) / 2).mean(0)
-        other = F.normalize(axes + axes.roll(1, 0) / 2, dim=-1)
+        other = F.normalize(sample.image_embeds.to(axes), dim=-1)
         off = (scores(other) - (other @ weight.T + bias)).abs().max() / adapter.tau
     if off > EXACT:
         raise ConfigError(
             f"`{name}` is not linear in an image's embedding (off by {off:.2g}): no class weights "
-            "say what it does. `--to onnx`, or no `--to`, has it as a program."
+            f"say what it does. {instead(adapter)}"
         )
     arrays = {"weight": weight.float().cpu().contiguous(), "bias": bias.float().cpu().contiguous()}
     write_json(folder / "classes.json", adapter.classes.to_json())

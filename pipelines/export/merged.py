@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.export.parity import normalised
+from pipelines.export.refusals import instead
 from pipelines.export.sample import Answers, Sample
 from trainables.adapters.base import Adapter
 from trainables.adapters.shared import write_model
@@ -27,19 +28,20 @@ from trainables.errors import ConfigError
 from trainables.models.backbone import Backbone
 
 
-def write_merged(adapter: Adapter[Any], folder: Path) -> list[Path]:
+def write_merged(adapter: Adapter[Any], folder: Path, sample: Sample) -> list[Path]:
+    del sample
     merge: Any = getattr(adapter, "merge", None)
     if merge is not None:
         wrote: list[Path] = merge(folder)
         return wrote
     prompt = adapter.prompt
-    plain = type(adapter).classifier is Adapter.classifier and adapter.image_block is None
+    plain = not adapter.moves_prompt and adapter.image_block is None
     first = prompt is not None and prompt.place == "after_sos" and prompt.deep is None
-    if prompt is None or not (plain and first and prompt.vectors.dim() == 2):
+    if prompt is None or not (plain and first and prompt.shared):
         raise ConfigError(
             f"`{adapter.train_config.name}` fits into no plain CLIPModel: a LoRA does, and one "
             "prompt for all texts, between start and words, in front of the first block alone. "
-            "`--to onnx` has others as programs."
+            + instead(adapter)
         )
     return _write_prompted(adapter.backbone, prompt.vectors.detach(), folder)
 
@@ -71,9 +73,13 @@ def _write_prompted(backbone: Backbone, vectors: Tensor, folder: Path) -> list[P
     return write_model(folder, replace(backbone, tokenizer=tokenizer), model)
 
 
-def write_peft(adapter: Adapter[Any], folder: Path) -> list[Path]:
+def write_peft(adapter: Adapter[Any], folder: Path, sample: Sample) -> list[Path]:
+    del sample
     if not hasattr(adapter, "merge"):
-        raise ConfigError(f"`--to peft` needs a LoRA adapter, got `{adapter.train_config.name}`.")
+        raise ConfigError(
+            f"`--to peft` needs a LoRA adapter, got `{adapter.train_config.name}`. "
+            + instead(adapter)
+        )
     return adapter.export(folder)
 
 

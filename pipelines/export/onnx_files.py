@@ -2,16 +2,18 @@
 inside, in the layout that photo servers read.
 
 Flows in: a trained adapter. Flows out: programs of opset 20 for any batch, with what prepares their
-inputs beside them: `pixel_values` (B, 3, R, R) float32 normalised, or with `raw` uint8; `input_ids`
-(B, N) int64 from `textual/tokenizer.json`, which cuts and pads; `image_embeds` (B, e). Texts come
-out of unit length, and images too where no scores are made of them; scores are logits (B, C).
+inputs beside them: `pixel_values` (B, 3, R, R) float32 normalised, or as `takes` says uint8 squares
+of that shape, or uint8 `pictures` (B, H, W, 3) of any size; `input_ids` (B, N) int64 from
+`textual/tokenizer.json`, which cuts and pads; `image_embeds` (B, e). Texts come out of unit length,
+and images too where no scores are made of them; scores are logits (B, C), with `probabilities`
+where val calibrated them.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.export.parity import normalised
-from pipelines.export.sample import EXACT, Answers, Sample
+from pipelines.export.installed import check_installed
+from pipelines.export.pictures import put_in_front
+from pipelines.export.refusals import instead, no_program
+from pipelines.export.sample import EXACT, Sample
 from trainables.adapters.base import Adapter
 from trainables.adapters.shared import processor_config
 from trainables.errors import ConfigError
@@ -30,9 +34,10 @@ from trainables.training.exported import scores_of
 from trainables.training.predict import in_use
 
 OPSET = 20
-NEEDED = {"onnx": (1, 20), "onnxruntime": (1, 20), "onnxscript": (0, 5)}  # the oldest with opset 20
 Numbers = Literal["fp32", "fp16", "int8"]
+Takes = Literal["pixels", "squares", "pictures"]
 TOLERANCE: dict[str, float] = {"fp32": EXACT, "fp16": 1e-2, "int8": 0.2}
+PREPARED = 1e-3  # where a pixel may be a level off
 
 
 class Unit(nn.Module):
@@ -46,67 +51,80 @@ class Unit(nn.Module):
         return F.normalize(self.inner(given).float(), dim=-1)
 
 
-def write(adapter: Adapter[Any], folder: Path, numbers: Numbers, raw: bool) -> list[Path]:
+class Calibrated(nn.Module):
+    """Logits (B, C), and the probabilities (B, C) that val calibrated them to be."""
+
+    def __init__(self, inner: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, scale
+
+    def forward(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.inner(given)
+        return scores, (self.scale * scores).softmax(1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A program before it is one, with an example and the names of what goes in and out."""
+
+    module: nn.Module
+    example: Tensor
+    given: str
+    gives: tuple[str, ...]
+
+
+def tolerance(numbers: Numbers, takes: Takes) -> float:
+    return max(TOLERANCE[numbers], PREPARED if takes == "pictures" else 0.0)
+
+
+def write(
+    adapter: Adapter[Any], folder: Path, sample: Sample, numbers: Numbers, takes: Takes
+) -> list[Path]:
+    del sample
     backbone = adapter.backbone
-    check_installed()
-    refuse(adapter)
-    parts: dict[str, Callable[[], tuple[nn.Module, Tensor, str, str]]] = {}
+    refuse(adapter, takes)
+    check_installed("onnx")
+    parts: dict[str, Callable[[], Part]] = {}
     if backbone.kind != "embeddings":
-        parts["visual"] = lambda: _visual(adapter, raw)
+        parts["visual"] = lambda: _visual(adapter, takes)
     if _has_words(adapter):
         parts["textual"] = lambda: _textual(adapter)
     if adapter.classes is not None:
-        images = torch.zeros(2, backbone.embed_dim, device=backbone.device)
-        parts["scores"] = lambda: (scores_of(adapter), images, "image_embeds", "scores")
+        parts["scores"] = lambda: _scores(adapter)
     wrote: list[Path] = []
     for name, make in parts.items():
         with in_use(adapter):
-            program, example, given, gives = make()
-            wrote.append(_program(program.eval(), example, given, gives, folder / name, numbers))
-        wrote += _beside(name, adapter, folder / name, raw)
+            wrote.append(_program(make(), folder / name, numbers))
+        wrote += _beside(name, adapter, folder / name, takes)
+    if takes == "pictures":
+        put_in_front(folder / "visual" / "model.onnx", backbone.preprocess)
     return wrote
 
 
-def check_installed() -> None:
-    """Raise `ConfigError` where a package that ONNX needs is not there, or is too old."""
-    for name, oldest in NEEDED.items():
-        try:
-            have = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            have = ""
-        if not have or tuple(map(int, have.split(".")[:2])) < oldest:
-            wanted = ".".join(map(str, oldest))
-            raise ConfigError(
-                f"ONNX needs `{name}` {wanted} or newer, got {have or 'none'}: "
-                "`pip install 'cliptune[onnx]'`."
-            )
-
-
-def refuse(adapter: Adapter[Any]) -> None:
+def refuse(adapter: Adapter[Any], takes: Takes) -> None:
     """Raise `ConfigError` for what no fixed program can say."""
     name = adapter.train_config.name
-    if adapter.train_config.task == "captioning":
+    if adapter.backbone.kind == "embeddings" and takes != "pixels":
         raise ConfigError(
-            f"`{name}` speaks captions, word by word: `--to onnx` has no form for it."
+            f"`--takes {takes}` is of an image tower: this run's embeddings were given finished."
         )
-    if adapter.prompt is not None and type(adapter).classifier is not Adapter.classifier:
-        raise ConfigError(
-            f"`{name}` makes a prompt of every image, which no text tower of ONNX holds: export an "
-            "adapter whose prompt is one, such as coop."
-        )
+    if why := no_program(adapter):
+        raise ConfigError(f"`--to onnx` has no form for `{name}`: it {why}. {instead(adapter)}")
 
 
 def _has_words(adapter: Adapter[Any]) -> bool:
     """Whether texts that it was not trained on can be compared with what the image tower gives."""
+    if adapter.prompt is not None and not adapter.prompt.shared:
+        return False  # a prompt for each class
     if adapter.backbone.kind != "clip" or adapter.classes is None:
         return adapter.backbone.kind == "clip"
     inside = adapter.image_block is not None or type(adapter).embed_images is Adapter.embed_images
     return adapter.open_classes and inside and adapter.needs(adapter.train_config) != "embeddings"
 
 
-def _visual(adapter: Adapter[Any], raw: bool) -> tuple[nn.Module, Tensor, str, str]:
+def _visual(adapter: Adapter[Any], takes: Takes) -> Part:
     backbone = adapter.backbone
-    size = backbone.preprocess.size
+    size, raw = backbone.preprocess.size, takes != "pixels"
     kind = torch.uint8 if raw else torch.float32
     example = torch.zeros(2, 3, size, size, dtype=kind, device=backbone.device)
     change = adapter.embed_images
@@ -115,10 +133,10 @@ def _visual(adapter: Adapter[Any], raw: bool) -> tuple[nn.Module, Tensor, str, s
     else:  # the scores take the rows as they are, and change them where no tower was changed
         own = None if adapter.image_block is None else change
         inner = Images(backbone, own, adapter.image_block, raw)
-    return inner, example, "pixel_values", "image_embeds"
+    return Part(inner, example, "pixel_values", ("image_embeds",))
 
 
-def _textual(adapter: Adapter[Any]) -> tuple[nn.Module, Tensor, str, str]:
+def _textual(adapter: Adapter[Any]) -> Part:
     nothing = adapter.backbone.tokenize([])[0]
 
     def change(frozen: Tensor) -> Tensor:
@@ -127,44 +145,52 @@ def _textual(adapter: Adapter[Any]) -> tuple[nn.Module, Tensor, str, str]:
     own = change if adapter.frozen_text and adapter.prompt is None else None
     tower = PaddedText(adapter.backbone, adapter.prompt, own)
     ids = torch.full((2, tower.room), adapter.backbone.end_token, device=adapter.backbone.device)
-    return Unit(tower), ids, "input_ids", "text_embeds"
+    return Part(Unit(tower), ids, "input_ids", ("text_embeds",))
 
 
-def _program(
-    program: nn.Module, example: Tensor, given: str, gives: str, folder: Path, numbers: Numbers
-) -> Path:
+def _scores(adapter: Adapter[Any]) -> Part:
+    backbone, scores = adapter.backbone, scores_of(adapter)
+    images = torch.zeros(2, backbone.embed_dim, device=backbone.device)
+    if adapter.calibration is None:
+        return Part(scores, images, "image_embeds", ("scores",))
+    whole = Calibrated(scores, adapter.calibration.scale / adapter.tau)
+    return Part(whole, images, "image_embeds", ("scores", "probabilities"))
+
+
+def _program(part: Part, folder: Path, numbers: Numbers) -> Path:
     folder.mkdir(parents=True)
     path = folder / "model.onnx"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's own, of its own
         exported = torch.export.export(
-            program, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+            part.module.eval(), (part.example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
         made: Any = torch.onnx.export(
             exported,
             (),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[given],
-            output_names=[gives],
+            input_names=[part.given],
+            output_names=[*part.gives],
             verbose=False,
         )
         made.save(path, external_data=False)
     if numbers == "fp16":
-        _halved(path)
+        halved(path)
     elif numbers == "int8":
-        _quantised(path)
+        quantised(path)
     return path
 
 
-def _halved(path: Path) -> None:
+def halved(path: Path) -> None:
+    """All numbers inside as fp16."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
 
 
-def _quantised(path: Path) -> None:
+def quantised(path: Path) -> None:
     """Weights of matrices as int8, activations as they come: dynamic."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -173,13 +199,15 @@ def _quantised(path: Path) -> None:
     made.replace(path)
 
 
-def _beside(name: str, adapter: Adapter[Any], folder: Path, raw: bool) -> list[Path]:
+def _beside(name: str, adapter: Adapter[Any], folder: Path, takes: Takes) -> list[Path]:
     """What prepares the inputs, and names the outputs."""
     backbone = adapter.backbone
     if name == "visual":
         path = folder / "preprocessor_config.json"
         about = processor_config(backbone)
-        write_json(path, about | ({"do_rescale": False, "do_normalize": False} if raw else {}))
+        inside = ["rescale", "normalize"] if takes != "pixels" else []
+        inside += ["resize", "center_crop"] if takes == "pictures" else []
+        write_json(path, about | {f"do_{step}": False for step in inside})
     elif name == "textual":
         path = folder / "tokenizer.json"
         tokenizer = backbone.tokenizer.backend_tokenizer
@@ -196,36 +224,3 @@ def _beside(name: str, adapter: Adapter[Any], folder: Path, raw: bool) -> list[P
             path, adapter.classes.to_json() | {"probability": f"softmax({scale:g} * scores)"}
         )
     return [path]
-
-
-def answer(folder: Path, sample: Sample, about: dict[str, Any]) -> Answers:
-    """By onnxruntime alone, with `tokenizers` for texts."""
-    from tokenizers import Tokenizer
-
-    check_installed()
-    found: Answers = {}
-    embeds = sample.image_embeds.float()
-    if (folder / "visual").is_dir():
-        given = sample.pixels if about["raw"] else normalised(sample, about)
-        assert given is not None
-        embeds = _run(folder / "visual", given)
-        if not (folder / "scores").is_dir():
-            found["images"] = embeds
-    if (folder / "textual").is_dir():
-        words = Tokenizer.from_file(str(folder / "textual" / "tokenizer.json"))
-        ids = [one.ids for one in words.encode_batch(sample.texts)]
-        found["texts"] = _run(folder / "textual", torch.tensor(ids))
-    if (folder / "scores").is_dir():
-        found["scores"] = _run(folder / "scores", embeds)
-    return found
-
-
-def _run(folder: Path, given: Tensor) -> Tensor:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(
-        folder / "model.onnx", providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-    parts = [session.run(None, {name: one.numpy()})[0] for one in given.split(16)]
-    return torch.cat([torch.from_numpy(one).float() for one in parts])

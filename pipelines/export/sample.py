@@ -42,6 +42,7 @@ class Sample:
     pixels: Tensor | None  # (n, 3, R, R) uint8; finished embeddings have none
     texts: list[str]
     right: Tensor
+    pictures: list[bytes]  # the images' files, where there are pixels
 
 
 def adapter_of(contest: Contest, best: Contestant) -> Adapter[Any]:
@@ -67,10 +68,10 @@ def sample_of(contest: Contest, adapter: Adapter[Any]) -> Sample:
             break
     if missing := [id_ for id_ in ids if id_ not in rows]:
         raise DataError(f"`{shards.folder}`: val has no image `{missing[0]}` any more.")
-    pixels = None
+    pixels, pictures = None, []
     if not shards.embedded:
-        squares = [backbone.preprocess.apply(decode(rows[id_]["image"])) for id_ in ids]
-        pixels = torch.stack(squares)
+        pictures = [rows[id_]["image"] for id_ in ids]
+        pixels = torch.stack([backbone.preprocess.apply(decode(one)) for one in pictures])
     embeds = data.embeds(torch.arange(len(ids)))
     if pixels is not None:
         embeds = frozen_embeds(backbone, pixels)
@@ -78,9 +79,10 @@ def sample_of(contest: Contest, adapter: Adapter[Any]) -> Sample:
         template = adapter.class_words or adapter.classes.template
         names = list(islice(adapter.classes.names, SIZE))
         texts = [template.replace("{}", name) for name in names]
-        return Sample(embeds, pixels, _clean(adapter, texts), data.labels[: len(ids)])
-    texts = [captions_of(rows[id_])[0] for id_ in ids]
-    return Sample(embeds, pixels, _clean(adapter, texts), torch.arange(len(ids)))
+        right = data.labels[: len(ids)]
+    else:
+        texts, right = [captions_of(rows[id_])[0] for id_ in ids], torch.arange(len(ids))
+    return Sample(embeds, pixels, _clean(adapter, texts), right, pictures)
 
 
 def _clean(adapter: Adapter[Any], texts: Sequence[str]) -> list[str]:
@@ -97,11 +99,15 @@ def answers_of(adapter: Adapter[Any], sample: Sample) -> Answers:
             hidden = lower(backbone, sample.pixels, block)
         images = adapter.embed_images(embeds, hidden)
         found = {"images": F.normalize(images.float(), dim=-1)}
-        if backbone.kind != "embeddings":
+        if backbone.kind != "embeddings" and (adapter.prompt is None or adapter.prompt.shared):
             tokens = fit(backbone, backbone.tokenize(sample.texts)[0], adapter.added_tokens)[0]
             found["texts"] = F.normalize(adapter.embed_text(tokens).float(), dim=-1)
         if adapter.classes is not None:
-            found["scores"] = scores_of(adapter)(images if block is not None else embeds)
+            scores = scores_of(adapter)(images if block is not None else embeds)
+            found["scores"] = scores
+            if adapter.calibration is not None:
+                likely = adapter.calibration.probabilities(scores / adapter.tau)
+                found["probabilities"] = likely
     return {name: one.float().cpu() for name, one in found.items()}
 
 

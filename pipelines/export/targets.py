@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.export import arrays, merged, onnx_files, to_open_clip
+from pipelines.export import arrays, merged, onnx_files, onnx_run, to_open_clip
 from pipelines.export.sample import EXACT, Answers, Sample
 from trainables.adapters.base import Adapter
 
@@ -21,17 +21,20 @@ class Target:
     """`write` raises `ConfigError` where the form cannot say what the adapter does; `answer` runs
     what was written, without cliptune's adapter."""
 
-    write: Callable[[Adapter[Any], Path], list[Path]]
+    write: Callable[[Adapter[Any], Path, Sample], list[Path]]
     answer: Callable[[Path, Sample, dict[str, Any]], Answers]
     tolerance: float
     loading: str
 
 
-def target_of(to: str, numbers: onnx_files.Numbers = "fp32", raw: bool = False) -> Target:
+def target_of(
+    to: str, numbers: onnx_files.Numbers = "fp32", takes: onnx_files.Takes = "pixels"
+) -> Target:
     if to == "onnx":
-        write = partial(onnx_files.write, numbers=numbers, raw=raw)
+        write = partial(onnx_files.write, numbers=numbers, takes=takes)
         loading = 'onnxruntime.InferenceSession("{}/.../model.onnx")'
-        return Target(write, onnx_files.answer, onnx_files.TOLERANCE[numbers], loading)
+        tolerance = onnx_files.tolerance(numbers, takes)
+        return Target(write, onnx_run.answer, tolerance, loading)
     if to in ("safetensors", "numpy"):
         loading = {
             "numpy": 'numpy.load("{}/weight.npy")',

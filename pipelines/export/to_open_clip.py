@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.export.parity import normalised
+from pipelines.export.refusals import instead
 from pipelines.export.sample import Answers, Sample
 from trainables.adapters.base import Adapter
 from trainables.errors import ConfigError
@@ -26,12 +27,13 @@ from trainables.models.open_clip_towers import OWN_BLOCK
 ACTS = ("quick_gelu", "gelu")
 
 
-def write(adapter: Adapter[Any], folder: Path) -> list[Path]:
+def write(adapter: Adapter[Any], folder: Path, sample: Sample) -> list[Path]:
+    del sample
     merged: Any = getattr(adapter, "merged", None)
     if merged is None or adapter.backbone.kind != "clip":
         raise ConfigError(
             f"`--to open_clip` needs a LoRA of a CLIP, got `{adapter.train_config.name}` of a "
-            f"{adapter.backbone.kind} model: its tokenizer knows no prompts."
+            f"{adapter.backbone.kind} model: its tokenizer knows no prompts. " + instead(adapter)
         )
     model = merged()
     write_json(folder / CONFIG, _config(adapter.backbone, model.config))
@@ -111,12 +113,8 @@ def _tensors(model: Any) -> dict[str, Tensor]:
 
 def answer(folder: Path, sample: Sample, about: dict[str, Any]) -> Answers:
     """By open_clip."""
-    try:
-        import open_clip
-    except ImportError:
-        raise ConfigError(
-            "`--to open_clip` is checked by open_clip: `pip install open_clip_torch`."
-        ) from None
+    import open_clip
+
     name = f"local-dir:{folder}"
     model = open_clip.create_model_and_transforms(name)[0].eval()
     ids = open_clip.get_tokenizer(name)(sample.texts)

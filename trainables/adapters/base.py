@@ -136,6 +136,11 @@ class Adapter(nn.Module, Generic[C]):
         text tower's width. None: the method has none."""
         return None
 
+    @property
+    def moves_prompt(self) -> bool:
+        """Whether every image has a prompt of its own, made of `prompt`."""
+        return False
+
     def set_prompt(self, vectors: Tensor) -> None:
         """Let the text tower read `vectors` in the place of the learned ones; M may differ, and may
         be 0."""

@@ -84,6 +84,10 @@ class CoCoop(Adapter[CoCoopConfig]):
         """The context as it is learned, moved by no image."""
         return Prompt(self.vectors)
 
+    @property
+    def moves_prompt(self) -> bool:
+        return True
+
     def set_prompt(self, vectors: Tensor) -> None:
         self.vectors = nn.Parameter(vectors)
 

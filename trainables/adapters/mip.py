@@ -104,6 +104,10 @@ class Mip(Adapter[MipConfig]):
         """The context as it is learned, moved by no image."""
         return Prompt(self.vectors / self.divisor)
 
+    @property
+    def moves_prompt(self) -> bool:
+        return self.meta is not None
+
     def set_prompt(self, vectors: Tensor) -> None:
         self.vectors = nn.Parameter(vectors * self.divisor)
 

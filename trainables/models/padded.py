@@ -47,7 +47,7 @@ class PaddedText(nn.Module):
                 f"`{backbone.name}`: the text tower must be CLIP's, which reads a text up to its "
                 f"end, got that of a {backbone.kind} model."
             )
-        if prompt is not None and (prompt.vectors.dim() == 3 or prompt.of is not None):
+        if prompt is not None and not prompt.shared:
             raise ConfigError(
                 "a prompt for each class fits no text tower: it is for those classes."
             )

@@ -51,6 +51,11 @@ class Prompt:
     def length(self) -> int:
         return self.vectors.shape[-2]
 
+    @property
+    def shared(self) -> bool:
+        """Whether all captions get the same vectors."""
+        return self.vectors.dim() == 2 and self.of is None
+
     def owners(self, captions: int) -> Tensor:
         """Which of the K prompts each caption gets: (N,)."""
         if self.of is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-import sys
+import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from transformers import AutoTokenizer, CLIPModel
 
 import cliptune
 from pipelines.cli import stage_main
-from pipelines.export import onnx_files, targets, to_open_clip
+from pipelines.export import onnx_files, onnx_run, targets, to_open_clip
+from pipelines.export.installed import NEEDED
+from pipelines.export.parity import compare, read_parity
 from pipelines.export.sample import Answers, Sample
 from tests.pipelines.train.test_train import fails
 from tests.things import things
@@ -51,10 +55,10 @@ CLASSES: dict[str, dict[str, Any]] = {
     "tip_adapter": {},
     "cocoop": {},
 }
-# What a plain model of transformers shows of others, and the padded tower of places, is not shown
-# again: an export takes seconds.
-ONNX = ["soft_prompt", "soft_prompt deep", "lora", "projection"]
-ONNX += ["coop", "maple", "lora both", "kernel_ridge", "tip_adapter"]
+# A program takes seconds, so each way through the towers becomes one once: LoRA in the test of
+# bf16, a cache of images in that of pictures. What programs are made of is compared for every
+# adapter in test_pairs.py.
+ONNX = ["soft_prompt", "soft_prompt deep", "projection", "maple", "kernel_ridge"]
 MERGED = ["soft_prompt", "lora", "coop", "lora both", "lora vision"]
 LINEAR = ["coop", "coop middle", "linear_probe"]
 
@@ -169,6 +173,7 @@ def test_open_clips_layout_holds_the_merged_weights(
         return {"images": F.normalize(images, dim=-1), "texts": F.normalize(texts, dim=-1)}
 
     monkeypatch.setattr(to_open_clip, "answer", answer)
+    monkeypatch.delitem(NEEDED, "open_clip")
     found = export(home, name, tmp_path / "out", to="open_clip")
     assert found["greatest"].keys() == {"images", "texts"}
 
@@ -177,15 +182,6 @@ def test_open_clip_itself_computes_it(home: Path, tmp_path: Path) -> None:
     pytest.importorskip("open_clip", reason="open_clip_torch is not installed")
     found = export(home, "lora both", tmp_path / "out", to="open_clip")
     assert found["greatest"].keys() == {"images", "texts"}
-
-
-def test_without_open_clip_it_is_named(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(cliptune.ConfigError, match="`pip install open_clip_torch`"):
-        cliptune.export(home / "lora", tmp_path / "out", to="open_clip")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("to", ["safetensors", "numpy"])
@@ -203,24 +199,33 @@ def test_class_weights_are_for_cached_embeddings(
     assert weight.shape == (4, 16)
 
 
-@pytest.mark.parametrize(("numbers", "smaller"), [("fp16", 0.8), ("int8", 0.9)])
-def test_smaller_numbers_say_how_far_off_they_are(
-    numbers: str, smaller: float, home: Path, programs: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("numbers", "made", "smaller"),
+    [("fp16", onnx_files.halved, 0.8), ("int8", onnx_files.quantised, 0.9)],
+)
+def test_smaller_numbers_stay_within_their_tolerance(
+    numbers: str, made: Any, smaller: float, home: Path, programs: Path, tmp_path: Path
 ) -> None:
-    whole = onnx(home, programs, "soft_prompt")
-    cliptune.export(home / "soft_prompt", tmp_path / "out", to="onnx", numbers=numbers)
-    found = json.loads((tmp_path / "out/parity.json").read_text())
-    assert 1e-6 < max(found["greatest"].values()) <= found["tolerance"]
-    sizes = [(one / "textual/model.onnx").stat().st_size for one in (tmp_path / "out", whole)]
+    whole, out = onnx(home, programs, "soft_prompt"), tmp_path / "out"
+    shutil.copytree(whole, out)
+    for path in out.glob("*/model.onnx"):
+        made(path)
+    about, sample, expected = read_parity(out)
+    found = compare(about, sample, expected, onnx_run.answer(out, sample, about))
+    assert 1e-6 < max(found["greatest"].values()) <= onnx_files.TOLERANCE[numbers]
+    sizes = [(one / "textual/model.onnx").stat().st_size for one in (out, whole)]
     assert sizes[0] < smaller * sizes[1]
 
 
-def test_pixels_may_be_normalised_inside(home: Path, tmp_path: Path) -> None:
-    export(home, "tip_adapter", tmp_path / "out", to="onnx", raw=True)
-    session = onnxruntime.InferenceSession(tmp_path / "out/visual/model.onnx")
-    assert session.get_inputs()[0].type == "tensor(uint8)"
-    about = json.loads((tmp_path / "out/visual/preprocessor_config.json").read_text())
-    assert about["do_normalize"] is False
+def test_a_picture_may_be_prepared_inside(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = export(home, "tip_adapter", out, to="onnx", takes="pictures")
+    assert found["greatest"].keys() == {"squares", "scores", "probabilities"}
+    (given,) = onnxruntime.InferenceSession(out / "visual/model.onnx").get_inputs()
+    assert (given.type, given.shape) == ("tensor(uint8)", ["batch", "height", "width", 3])
+    about = json.loads((out / "visual/preprocessor_config.json").read_text())
+    assert about["do_resize"] is about["do_normalize"] is False
+    assert cliptune.export(check=out) == out
 
 
 def test_texts_are_cut_and_padded_by_what_lies_beside(home: Path, programs: Path) -> None:
@@ -284,10 +289,10 @@ def test_a_folder_that_was_altered_is_found(
     [
         (["--out", "x"], "`--run` must be given"),
         (["--run", "x"], "`--out` must be given"),
-        (["--run", "x", "--out", "y", "--raw"], "are of `--to onnx`"),
+        (["--run", "x", "--out", "y", "--takes", "squares"], "are of `--to onnx`"),
         (["--run", "x", "--out", "y", "--merged", "--to", "onnx"], "give one of them"),
         (["--check", "x", "--run", "y"], "`--check` stands alone"),
-        (["--check", "x", "--raw"], "`--check` stands alone"),
+        (["--check", "x", "--takes", "squares"], "`--check` stands alone"),
     ],
 )
 def test_flags_that_do_not_go_together(
@@ -296,16 +301,40 @@ def test_flags_that_do_not_go_together(
     assert said in fails(capsys, "export", *words)
 
 
+@pytest.mark.parametrize(("to", "extra"), [("onnx", "cliptune[onnx]"), ("peft", "cliptune")])
+@pytest.mark.parametrize(
+    ("need", "said"),
+    [
+        ({"torch": (99, 1)}, "`torch` 99.1 or newer, got 2."),
+        ({"no-such": (3,)}, "`no-such` 3 or newer, got none: `pip install -U "),
+    ],
+)
 def test_a_runtime_that_is_missing_or_too_old_is_named(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    need: dict[str, tuple[int, ...]],
+    said: str,
+    to: str,
+    extra: str,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(onnx_files.NEEDED, "onnxruntime", (99, 0))
-    with pytest.raises(cliptune.ConfigError, match=r"`onnxruntime` 99.0 or newer, got 1\."):
-        cliptune.export(home / "lora", tmp_path / "out", to="onnx")
-    monkeypatch.setitem(onnx_files.NEEDED, "no-such-runtime", (1, 0))
-    monkeypatch.setitem(onnx_files.NEEDED, "onnxruntime", (1, 0))
-    with pytest.raises(cliptune.ConfigError, match=r"`no-such-runtime` 1\.0 or newer, got none"):
-        cliptune.export(home / "lora", tmp_path / "out", to="onnx")
+    if to == "peft":
+        cliptune.export(home / "lora", tmp_path / "made", to=to)
+    monkeypatch.setitem(NEEDED, to, need)
+    asked = [{"run": home / "lora", "out": tmp_path / "out", "to": to}]
+    asked += [{"check": tmp_path / "made"}] if to == "peft" else []
+    for words in asked:
+        with pytest.raises(cliptune.ConfigError, match=re.escape(said)) as told:
+            cliptune.export(**words)
+        assert f"`pip install -U '{extra}'`" in str(told.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_needed_is_what_the_package_declares() -> None:
+    about = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    lines = [*about["dependencies"], *itertools.chain(*about["optional-dependencies"].values())]
+    for name, oldest in itertools.chain(*(one.items() for one in NEEDED.values())):
+        assert [x for x in lines if x.startswith(f"{name}>={'.'.join(map(str, oldest))}")], name
 
 
 @pytest.mark.parametrize("deep", [False, True])
