@@ -78,6 +78,7 @@ def _proved(args: Args, out: Path, contest: Contest, best: Contestant) -> None:
     """Written, run beside the adapter, and only then handed over."""
     from pipelines.export.installed import check_installed
     from pipelines.export.parity import compare, verdict, write_parity
+    from pipelines.export.readme import readme
     from pipelines.export.sample import adapter_of, answers_of, sample_of
     from pipelines.export.targets import target_of
 
@@ -112,6 +113,9 @@ def _proved(args: Args, out: Path, contest: Contest, best: Contestant) -> None:
                 "nothing was handed over."
             )
         wrote = [*wrote, *write_parity(folder, about | found, sample, expected)]
+        text = readme(folder, about | {"texts": sample.texts}, backbone.embed_dim)
+        (folder / "README.md").write_text(text)
+        wrote.append(folder / "README.md")
     done(
         _in_place(wrote, folder, out),
         f"{target.loading.format(out)}; anywhere: cliptune export --check {word(out)}",
