@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import sys
 import traceback
@@ -22,6 +23,7 @@ from pipelines.serve.gallery import Gallery, Photos, Stored
 if TYPE_CHECKING:
     from pipelines.serve.shelf import Shelf
 
+APP = "cliptune"  # in Ray Serve
 TOGETHER = 32  # requests in one batch
 AT_ONCE = 4_096  # requests that may be waiting, slow ones among them
 
@@ -134,10 +136,14 @@ def start(plan: Plan) -> None:
 
     adapters = serve.deployment(Batched, name="adapters", max_ongoing_requests=AT_ONCE)
     front = serve.deployment(serve.ingress()(Front), name="front", max_ongoing_requests=AT_ONCE)
-    serve.run(front.bind(plan, adapters.bind(plan)), name="cliptune", logging_config=quiet)
+    serve.run(front.bind(plan, adapters.bind(plan)), name=APP, logging_config=quiet)
 
 
 def stop() -> None:
+    """End the server. What else a cluster serves goes on; the Ray of this machine is ours."""
+    import ray
     from ray import serve
 
-    serve.shutdown()
+    if "RAY_ADDRESS" in os.environ and APP in serve.status().applications:
+        serve.delete(APP)
+    ray.shutdown()

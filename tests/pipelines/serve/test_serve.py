@@ -98,6 +98,7 @@ def test_a_browser_many_clients_and_a_kill(own: Path) -> None:
         assert asked(port, "/v1/search", query) == first
         program.send_signal(signal.SIGINT)
         assert program.wait(60) == 0
+    assert "(raylet)" not in (own / "errors.txt").read_text()
     assert times(own / "index") == kept
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5)
