@@ -6,6 +6,7 @@ const TOP = 24;
 let subject = null; // { text } | { image: name } | { file }
 let latest = 0; // answers to earlier questions are dropped
 let open = null; // the match in the dialog
+let entering = null; // while the token is asked for, by whichever calls need it
 
 function make(tag, text = "", attributes = {}) {
   const node = document.createElement(tag);
@@ -27,7 +28,8 @@ async function call(path, options = {}) {
     throw new Error("the server does not answer: is it still running?");
   }
   if (answer.status === 401 && path !== "/v1/session") {
-    await enter();
+    entering ??= enter().finally(() => entering = null);
+    await entering;
     return call(path, options);
   }
   const value = await answer.json();
@@ -44,11 +46,10 @@ function enter() { // resolved once the server has taken the token
     door.onclose = async () => {
       try {
         await call("/v1/session", json({ token: $("token").value }));
-        $("token").value = "";
-        say("");
+        $("token").value = $("wrong").textContent = "";
         resolve();
       } catch (error) {
-        say(error.message, true);
+        $("wrong").textContent = error.message;
         door.showModal();
       }
     };
@@ -191,7 +192,7 @@ document.addEventListener("keydown", (event) => {
   } else if (!typing && event.key === "m") {
     if ($("large").open) like(open.name);
     else if (document.activeElement.closest(".grid")) like(document.activeElement.title);
-  } else if (!typing && event.key === "s" && $("second").value) {
+  } else if (!typing && event.key === "s" && $("second").value && !$("large").open) {
     [$("first").value, $("second").value] = [$("second").value, $("first").value];
     search();
   }

@@ -20,6 +20,7 @@ from pipelines.serve.asks import FAULT, Answer, Ask, Refused
 from pipelines.serve.engine import Engine
 from pipelines.serve.guard import COOKIE, Guard, Limits
 from tests.pipelines.serve.conftest import PHOTOS, name_of
+from tests.pipelines.serve.test_serve import free_port
 from tests.tiny import caption, picture
 
 JSON = {"content-type": "application/json"}
@@ -309,7 +310,7 @@ def test_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--run", "x", *both[:2], "--token", "short"], "must be 16 or more"),
         (["--run", "x", *both[:2], "--port", "0"], "`--port` must be"),
         (["--run", "x", *both[:2], "--host", "203.0.113.7", "--token", TOKEN], "must be free on"),
-        (["--run", str(tmp_path), *both[:2]], "holds no image"),
+        (["--run", str(tmp_path), *both[:2], "--port", str(free_port())], "holds no image"),
     ):
         with pytest.raises(SystemExit) as stop:
             stage_main("serve", words)
