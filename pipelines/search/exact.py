@@ -54,7 +54,7 @@ def top(
     for some in asked.split(TOGETHER) if len(asked) else ():
         if left <= max(k, FEW):
             chosen = torch.arange(left) if mask is None else mask.nonzero()[:, 0]
-            found += [_best(rows.values, query, chosen, k, order) for query in some]
+            found += [best(rows.values, query, chosen, k, order) for query in some]
         else:
             bounds = _bounds(rows, some, mask)
             found += [_top(rows.values, *o, k, order) for o in zip(some, bounds, strict=True)]
@@ -80,11 +80,11 @@ def _bounds(rows: Rows, asked: Tensor, mask: Tensor | None) -> Tensor:
 def _top(values: Tensor, query: Tensor, bounds: Tensor, k: int, order: Tensor | None) -> Top:
     """One query's, by bounds (N,) of its cosines."""
     floor = float(_score(values, query, bounds.topk(k).indices).min())
-    return _best(values, query, (bounds >= floor).nonzero()[:, 0], k, order)
+    return best(values, query, (bounds >= floor).nonzero()[:, 0], k, order)
 
 
-def _best(values: Tensor, query: Tensor, chosen: Tensor, k: int, order: Tensor | None) -> Top:
-    """The best of the `chosen` (C,) rows, which ascend."""
+def best(values: Tensor, query: Tensor, chosen: Tensor, k: int, order: Tensor | None) -> Top:
+    """The best of the `chosen` (C,) rows, which ascend, scored exactly."""
     numbers = chosen
     if order is not None:
         numbers, by = order[chosen].sort()

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipelines.search.codes import BLOCK
 from pipelines.search.exact import Rows, Top, top
+from pipelines.search.graph import Graph, graph_of
 from pipelines.search.kept import Kept
 from pipelines.search.names import Entry, Stamp, table_of
 from pipelines.search.older import MANIFEST, read_older
@@ -48,18 +49,23 @@ class Indexed:
     new: int  # files embedded just now
     bad: dict[Path, str]  # files without an embedding, and why
     kept: Path | None  # where the embeddings are for the next time
+    graph: Graph | None = None  # over all rows; with it, a search without a mask is approximate
 
     def top(self, asked: Tensor, k: int, mask: Tensor | None = None) -> Top:
-        """The `k` images nearest to each query, exactly: cosines (Q, k) float32, greatest first,
-        and their rows (Q, k) int64, which number `paths`. Of equal cosines the lower row is first.
+        """The `k` images nearest to each query: cosines (Q, k) float32, greatest first, and their
+        rows (Q, k) int64, which number `paths`. Of equal cosines the lower row is first. Exactly,
+        but for what a graph misses where there is one and no `mask`.
 
         `asked` (Q, e) is float32, of unit length; `mask` (N,) bool leaves only the rows that it is
         true for. Where fewer than `k` are left, the answer is as narrow as they are many. Nothing
         is changed, so threads may ask at once.
         """
+        graph = self.graph if mask is None else None
         if self.places is None:
-            return top(self.rows, asked, k, mask)
+            return (graph.top if graph else top)(self.rows, asked, k, mask)
         among, order = self._lying
+        if graph and 2 * len(self.places) > len(among):  # else it finds mostly other rows
+            return graph.top(self.rows, asked, k, among, order)
         if mask is not None:
             among = among.clone()
             among[self.places] = mask
@@ -81,9 +87,16 @@ class Indexed:
         return among, order
 
 
-def index_files(model: Model, paths: Sequence[Path], home: Path | None, faults: Faults) -> Indexed:
+def index_files(
+    model: Model,
+    paths: Sequence[Path],
+    home: Path | None,
+    faults: Faults,
+    approximate: bool = False,
+) -> Indexed:
     """The embeddings of `paths`, each file once; what is new is embedded, and kept in `home` if
-    there is one. To `faults`, of which there are none yet, goes what is new and bad."""
+    there is one. To `faults`, of which there are none yet, goes what is new and bad. With
+    `approximate`, a graph is kept beside what is large."""
     width = model.backbone.embed_dim
     files = {_key(path): path for path in reversed(paths)}
     stamps = {name: _stamp(files[name]) for name in reversed(files)}
@@ -104,7 +117,10 @@ def index_files(model: Model, paths: Sequence[Path], home: Path | None, faults: 
         if locked and kept.said.rows > 2 * kept.names.living + BLOCK:
             before, kept = kept, Kept.new(kept.folder, width)
             kept.copy(before.rows().values, before.names)
-        return _answer(files, list(stamps), kept, new, folder if locked else None)
+        found = _answer(files, list(stamps), kept, new, folder if locked else None)
+        if folder is None or not approximate:
+            return found
+        return replace(found, graph=graph_of(folder, found.rows, kept.known_by, None, locked))
 
 
 def _opened(folder: Path, width: int, locked: bool) -> Kept | None:

@@ -87,7 +87,7 @@ class Kept:
             if said.width != width or said.rows < 0 or said.rows // BLOCK != len(said.blocks):
                 raise DataError(f"`{path}` is of another model.")
             kept = Kept(folder, said, Names())
-            if any(_stamp(folder / name) != stamp for name, stamp in said.stamps.items()):
+            if any(stamp(folder / name) != known for name, known in said.stamps.items()):
                 kept.verify()
             kept.names = read_parts([folder / name for name, _ in reversed(said.parts)])
         return kept
@@ -128,11 +128,17 @@ class Kept:
                 codes = [
                     getattr(rows.codes, name)[number] for name in ("values", "steps", "misfit")
                 ]
-            if len(values) and _hash(values, *(codes or ())) != wanted:
+            if len(values) and hash_of(values, *(codes or ())) != wanted:
                 raise DataError(
                     f"rows from {number * BLOCK:,} on of `{self.files[0]}` were altered."
                 )
         self.said.stamps, self.checked = self._stamps(), True
+
+    def known_by(self, rows: int) -> str:
+        """A value that differs wherever one of the first `rows` does."""
+        whole = rows // BLOCK
+        rest = self.rows().values[whole * BLOCK : rows]
+        return sha256_json([self.said.width, rows, self.said.blocks[:whole], hash_of(rest)])
 
     def add(self, values: Tensor) -> None:
         """Rows (n, e) float32 to the end; `commit` makes them last."""
@@ -151,14 +157,14 @@ class Kept:
             undo = torch.cat([steps, torch.tensor([misfit])])
             _append(self.files[1], codes)
             _append(self.files[2], undo)
-            self.said.blocks.append(_hash(block, codes, steps, undo[-1]))
+            self.said.blocks.append(hash_of(block, codes, steps, undo[-1]))
 
     def commit(self, table: Table) -> None:
         """Make what was added last, with the entries of its files."""
         for path in self.files:
             _append(path, torch.zeros(0), durable=True)
         if self._tail is not None:
-            self.said.tail = _hash(self._tail)
+            self.said.tail = hash_of(self._tail)
         self.names = self.names.plus(table)
         old = [name for name, _ in self.said.parts]
         if len(old) >= PARTS:
@@ -193,7 +199,7 @@ class Kept:
 
     def _stamps(self) -> dict[str, list[int]]:
         paths = [*self.files, *(self.folder / name for name, _ in self.said.parts)]
-        return {path.name: _stamp(path) for path in paths}
+        return {path.name: stamp(path) for path in paths}
 
     def _sizes(self) -> tuple[int, int, int]:
         """Of the files of vectors, bytes."""
@@ -214,7 +220,7 @@ def _mapped(path: Path, kind: Any, shape: tuple[int, ...]) -> Tensor:
         raise DataError(f"`{path}` is not there, or was cut: {error!s:.200}.") from error
 
 
-def _stamp(path: Path) -> list[int]:
+def stamp(path: Path) -> list[int]:
     """A value that differs after any change or copy; of no file, nothing."""
     try:
         found = path.stat()
@@ -223,7 +229,7 @@ def _stamp(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
-def _hash(*tensors: Tensor) -> str:
+def hash_of(*tensors: Tensor) -> str:
     digest = sha256()
     for tensor in tensors:
         digest.update(tensor.reshape(-1).numpy().data)

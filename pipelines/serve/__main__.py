@@ -47,6 +47,9 @@ class Args:
     token: str = ""
     """What every request must show: `Authorization: Bearer TOKEN`; the page asks for it. Out of the
     shell's history: `--token=$(cat FILE)`."""
+    approximate: bool = False
+    """Search large indexes without filters by a graph, which may miss images; how many is measured
+    and printed."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -90,15 +93,17 @@ def _check(args: Args) -> None:
         )
     if args.token and not re.fullmatch(r"[\w.~+/=-]{16,}", args.token, re.ASCII):
         raise ConfigError("`--token` must be 16 or more of letters, digits and -._~+/=.")
-    _check_extra()
+    _check_extra(args.approximate)
     _check_free(args.host, args.port)
 
 
-def _check_extra() -> None:
+def _check_extra(approximate: bool) -> None:
     from importlib.util import find_spec
 
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise ConfigError("`cliptune serve` needs Ray Serve: pip install 'cliptune[serve]'.")
+    if approximate and find_spec("usearch") is None:
+        raise ConfigError("`--approximate` needs usearch: pip install 'cliptune[approximate]'.")
 
 
 def _check_free(host: str, port: int) -> None:
@@ -134,17 +139,23 @@ def _plan(args: Args) -> Plan:
 
     runs = tuple(Path(os.path.abspath(path)) for path in args.run)  # noqa: PTH100
     home = whole(args.index) or runs[0] / "index"
-    return Plan(runs, whole(args.images), whole(args.store), home, args.host, args.port, args.token)
+    where = whole(args.images), whole(args.store), home, args.host, args.port
+    return Plan(runs, *where, args.token, args.approximate)
 
 
 def _prepare(plan: Plan) -> None:
     """Everything that can be wrong is found here, and the index is made, with its progress."""
+    from pipelines.search.graph import LEAST
     from pipelines.serve.shelf import load_shelf, loads_once
 
     gallery = plan.gallery()
-    shelf = load_shelf(plan.runs, gallery, plan.home, loads_once())
+    shelf = load_shelf(plan.runs, gallery, plan.home, loads_once(), plan.approximate)
     for one in shelf.adapters.values():
         found = "" if one.index is None else f", {len(one.index.paths):,} images"
+        if one.index is not None and plan.approximate:
+            graph = one.index.graph
+            few = f"exact: under {LEAST:,} rows, or no place to keep a graph"
+            found += f"; approximate: {graph.told()}" if graph else f"; {few}"
         say(f"{word(one.name)}: {one.model.name}, {one.task}{found}")
 
 

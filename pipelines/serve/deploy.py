@@ -39,6 +39,7 @@ class Plan:
     host: str
     port: int
     token: str = ""
+    approximate: bool = False
 
     def gallery(self) -> Gallery:
         if self.images is not None:
@@ -68,7 +69,8 @@ class Adapters:
     def _shelf(self) -> Shelf:
         from pipelines.serve.shelf import load_shelf
 
-        return load_shelf(self.plan.runs, self.gallery, self.plan.home, self.load)
+        plan = self.plan
+        return load_shelf(plan.runs, self.gallery, plan.home, self.load, plan.approximate)
 
     async def answer(self, asks: list[Ask]) -> list[Answer | Refused]:
         return await asyncio.to_thread(self._answer, asks)

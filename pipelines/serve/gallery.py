@@ -11,6 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -20,14 +21,19 @@ import torch
 from torch import Tensor
 
 from pipelines.search.exact import Rows
+from pipelines.search.graph import drawn, graph_of
 from pipelines.search.index import Indexed, index_files
+from pipelines.search.kept import hash_of
 from pipelines.serve.fields import fields_of
 from pipelines.use.files import Faults, find_images
 from pipelines.use.model import Model
+from pipelines.use.queries import adapt_texts, embed_words
+from trainables.data.made_once import alone
 from trainables.data.shards import POOL, ShardSet
 from trainables.data.store import find_store, read_manifest
 from trainables.errors import DataError
 from trainables.features.features import open_features
+from trainables.features.split import SplitFeatures
 from trainables.media.image_headers import BadImage, read_file
 from trainables.models.backbone import Backbone
 from trainables.training.predict import embed_images
@@ -48,9 +54,11 @@ class Gallery(ABC):
         `KeyError` where none is called so."""
 
     @abstractmethod
-    def embedded(self, model: Model, frozen: Backbone, home: Path) -> tuple[Indexed, Tensor]:
+    def embedded(
+        self, model: Model, frozen: Backbone, home: Path, approximate: bool
+    ) -> tuple[Indexed, Tensor]:
         """The images as `model` sees them, which adapts `frozen`, and of each the row of its name
-        (n,). What takes long is kept in `home`."""
+        (n,). What takes long is kept in `home`; with `approximate`, a graph of what is large."""
 
 
 class Photos(Gallery):
@@ -80,9 +88,12 @@ class Photos(Gallery):
             raise BadImage("a link out of the folder")
         return read_file(path)
 
-    def embedded(self, model: Model, frozen: Backbone, home: Path) -> tuple[Indexed, Tensor]:
+    def embedded(
+        self, model: Model, frozen: Backbone, home: Path, approximate: bool
+    ) -> tuple[Indexed, Tensor]:
         del frozen
-        index = index_files(model, [self.place / name for name in self.names], home, Faults())
+        paths = [self.place / name for name in self.names]
+        index = index_files(model, paths, home, Faults(), approximate)
         rows = [self.row_of[path.relative_to(self.place).as_posix()] for path in index.paths]
         return index, torch.tensor(rows, dtype=torch.int64)
 
@@ -131,8 +142,9 @@ class Stored(Gallery):
             column = shard.read_row_group(group, columns=["image"])["image"]
         return column[row - self.starts[place]].as_py()
 
-    def embedded(self, model: Model, frozen: Backbone, home: Path) -> tuple[Indexed, Tensor]:
-        del home  # the store has what takes long
+    def embedded(
+        self, model: Model, frozen: Backbone, home: Path, approximate: bool
+    ) -> tuple[Indexed, Tensor]:
         made_with = read_manifest(self.store)["backbone"]["fingerprint"]
         if made_with != frozen.fingerprint:
             raise DataError(
@@ -141,5 +153,23 @@ class Stored(Gallery):
             )
         parts = [open_features(self.store, split, frozen) for split in self.splits]
         embeds = torch.cat([embed_images(model.adapter, part).cpu() for part in parts])
-        paths = [Path(name) for name in self.names]
-        return Indexed(paths, Rows.of(embeds), None, 0, {}, None), torch.arange(len(embeds))
+        paths, rows, graph = [Path(name) for name in self.names], Rows.of(embeds), None
+        if approximate:  # all else that takes long is in the store
+            folder, captions = home / model.sees, partial(_captions, model, parts[-1])
+            with alone(folder / "graph.lock") as locked:
+                known_by = partial(_known_by, embeds)
+                graph = graph_of(folder, rows, known_by, captions, locked)
+        return Indexed(paths, rows, None, 0, {}, None, graph), torch.arange(len(embeds))
+
+
+def _known_by(embeds: Tensor, rows: int) -> str:
+    return hash_of(embeds[:rows])
+
+
+def _captions(model: Model, data: SplitFeatures) -> Tensor:
+    """Some captions of a split, as `model` reads them: (Q, e)."""
+    some = drawn(len(data.caption_rows))
+    if model.backbone.kind == "embeddings":
+        return adapt_texts(model.adapter, data.text_embeds()[some])
+    texts = data.texts()
+    return embed_words(model.adapter, [texts[row] for row in some.tolist()])

@@ -45,11 +45,12 @@ class Served:
 
     def about(self) -> dict[str, Any]:
         """As a client is told."""
-        classes = self.model.classes
+        classes, graph = self.model.classes, self.index.graph if self.index else None
         return {
             **{"name": self.name, "task": self.task, "adapter": self.model.name},
             "classes": list(classes.names) if classes and self.task == "classification" else [],
             "calibrated": self.model.adapter.calibration is not None,
+            "approximate": graph.about() if graph else None,
         }
 
 
@@ -113,6 +114,7 @@ def load_shelf(
     gallery: Gallery,
     home: Path,
     load: Callable[..., Backbone],
+    approximate: bool = False,
 ) -> Shelf:
     """Everything in `given`, the same frozen model under all of it, which `load` loads once. New
     images are embedded."""
@@ -130,7 +132,7 @@ def load_shelf(
     indexes: dict[str, tuple[Indexed, Tensor]] = {}
     for model in models.values():
         if task_of(model) == "retrieval" and model.sees not in indexes:
-            indexes[model.sees] = gallery.embedded(model, frozen[0], home)
+            indexes[model.sees] = gallery.embedded(model, frozen[0], home, approximate)
     served = {
         name: Served(name, model, *indexes[model.sees])
         if task_of(model) == "retrieval"

@@ -21,7 +21,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Whose a package is that may not be installed.
 OWNERS = {
     **{"lance": ["pylance"], "open_clip": ["open-clip-torch"]},
-    **{"mlflow": ["mlflow-skinny"], "wandb": ["wandb"]},
+    **{"mlflow": ["mlflow-skinny"], "wandb": ["wandb"], "usearch": ["usearch"]},
 }
 
 
@@ -51,7 +51,8 @@ def undeclared(folders: Iterable[str], declared: set[str]) -> dict[str, str]:
 def test_every_package_that_is_imported_is_declared() -> None:
     own = named(PROJECT["dependencies"])
     extra = named(
-        EXTRAS["cmaes"]
+        EXTRAS["approximate"]
+        + EXTRAS["cmaes"]
         + EXTRAS["umap"]
         + EXTRAS["spice"]
         + EXTRAS["lance"]

@@ -11,6 +11,7 @@ import torch
 
 import cliptune
 from pipelines.cli import stage_main
+from pipelines.search import graph
 from pipelines.serve import fields
 from pipelines.serve.asks import Ask, Refused
 from pipelines.serve.deploy import Plan
@@ -316,3 +317,40 @@ def test_runs_on_other_frozen_models_are_refused(own: Path, tmp_path: Path) -> N
     cliptune.train(store, own / "runs/stranger", adapter="soft_prompt", set={"epochs": 1})
     with pytest.raises(CliptuneError, match="runs on one frozen model and precision: `stranger`"):
         load_shelf([own / "runs"], Photos(own / "photos"), own / "i", loads_once())
+
+
+@pytest.mark.parametrize("kind", ["photos", "store"])
+def test_a_graph_beside_a_large_index(
+    kind: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which in an index of a few images misses none."""
+    pytest.importorskip("usearch", reason="`cliptune[approximate]` is not installed")
+    for name, value in {"LEAST": 10, "REACH": 8, "NEAREST": 2, "QUERIES": 5}.items():
+        monkeypatch.setattr(graph, name, value)
+    gallery = Photos(home / "photos") if kind == "photos" else Stored(home / "store")
+    load = loads_once()
+    exact = Engine(load_shelf([home / "runs/soft"], gallery, tmp_path, load), gallery)
+    shelf = load_shelf([home / "runs/soft"], gallery, tmp_path, load, approximate=True)
+    ask = Ask("search", "soft", (caption(1),), top=2)
+    same(*exact.answer([ask]), *Engine(shelf, gallery).answer([ask]))
+    assert exact.shelf["soft"].about()["approximate"] is None
+    told = shelf["soft"].about()["approximate"]
+    assert told["nearest"] == 2
+    assert told["images"]["queries"] == 5
+    assert told.get("captions", {}).get("queries") == (5 if kind == "store" else None)
+    assert len([*tmp_path.rglob("graph-*.usearch")]) == 1
+
+
+def test_what_a_graph_needs_is_said_before_anything_is_embedded(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from importlib import util
+
+    found = util.find_spec
+    monkeypatch.setattr(
+        util, "find_spec", lambda name, *more: None if name == "usearch" else found(name, *more)
+    )
+    run = ["--run", str(home / "runs"), "--images", str(home / "photos")]
+    with pytest.raises(SystemExit):
+        stage_main("serve", [*run, "--approximate"])
+    assert "pip install 'cliptune[approximate]'" in capsys.readouterr().err
