@@ -74,7 +74,7 @@ def measure(rows: int, where: Path) -> Run:
             process = subprocess.Popen(command, stdout=log, stderr=log)
             most = 0
             while process.poll() is None:
-                most = max(most, _peak(process.pid))
+                most = max(most, peak(process.pid))
                 time.sleep(LOOK)
             if process.returncode:
                 log.seek(0)
@@ -82,7 +82,7 @@ def measure(rows: int, where: Path) -> Run:
         return Run(rows, most / 1024, time.perf_counter() - start)
 
 
-def _peak(pid: int) -> int:
+def peak(pid: int) -> int:
     """Kibibytes. What `wait4` says would count this process too, which was there before `exec`."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)

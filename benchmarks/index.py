@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.embeddings import peak
 from trainables.files import read_json, write_json
 
 HERE, FILE = Path(__file__).parent, "index.json"
@@ -82,12 +83,6 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def peak() -> float:
-    """Mebibytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
 def measure(args: Args, kind: Kind, where: Path) -> list[Run]:
     from pipelines.search.exact import top
     from pipelines.search.kept import Kept
@@ -100,7 +95,7 @@ def measure(args: Args, kind: Kind, where: Path) -> list[Run]:
         if at - saved >= COMMIT or at == args.rows:
             names = table_of([(f"/{n:09}.jpg", (1, 1), n, None) for n in range(saved, at)])
             seconds, saved = seconds + timed(partial(one.commit, names)), at
-    built, mebibytes = args.rows / seconds, peak()
+    built, mebibytes = args.rows / seconds, peak(os.getpid()) / 1024
     opened = timed(lambda: Kept.open(where, WIDTH))
     rows, found = one.rows(), []
     plain = rows.values.clone()

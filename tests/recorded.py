@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
+from pipelines.records.kinds import Log
+from pipelines.tune.recording import recording
 from pipelines.tune.study.study import open_study
 from trainables.files import append_jsonl, write_hashed
 
@@ -36,6 +39,15 @@ def begin(folder: Path) -> optuna.Study:
     failed.set_user_attr("reason", REASON)
     study.tell(failed, state=TrialState.FAIL)
     return study
+
+
+def told_in_two_goes(keeper: Log, folder: Path) -> None:
+    """A study that is interrupted, and goes on to its end."""
+    study = begin(folder)
+    with pytest.raises(KeyboardInterrupt), recording([keeper], study, folder):
+        raise KeyboardInterrupt
+    with recording([keeper], study, folder):
+        finish(folder, study)
 
 
 def reach(folder: Path, trial: optuna.Trial, epoch: int) -> None:

@@ -153,8 +153,13 @@ def _scores(adapter: Adapter[Any]) -> Part:
     images = torch.zeros(2, backbone.embed_dim, device=backbone.device)
     if adapter.calibration is None:
         return Part(scores, images, "image_embeds", ("scores",))
-    whole = Calibrated(scores, adapter.calibration.scale / adapter.tau)
+    whole = Calibrated(scores, _scale(adapter))
     return Part(whole, images, "image_embeds", ("scores", "probabilities"))
+
+
+def _scale(adapter: Adapter[Any]) -> float:
+    """What logits are multiplied by to be probabilities behind a softmax, as far as val said."""
+    return adapter.calibration.scale / adapter.tau if adapter.calibration else 1.0
 
 
 def _program(part: Part, folder: Path, numbers: Numbers) -> Path:
@@ -219,8 +224,6 @@ def _beside(name: str, adapter: Adapter[Any], folder: Path, takes: Takes) -> lis
     else:
         assert adapter.classes is not None
         path = folder / "classes.json"
-        scale = adapter.calibration.scale / adapter.tau if adapter.calibration else 1.0
-        write_json(
-            path, adapter.classes.to_json() | {"probability": f"softmax({scale:g} * scores)"}
-        )
+        probability = f"softmax({_scale(adapter):g} * scores)"
+        write_json(path, adapter.classes.to_json() | {"probability": probability})
     return [path]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -45,11 +45,6 @@ def measured(row: Mapping[str, Any]) -> dict[str, float]:
     plain = {name: one for name, one in row.items() if isinstance(one, numbers.Real)}
     found = {name: float(one) for name, one in plain.items() if not isinstance(one, bool)}
     return {name: one for name, one in found.items() if math.isfinite(one)}
-
-
-def in_pieces(found: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(found), most):
-        yield found[start : start + most]
 
 
 class Keeper(ABC):

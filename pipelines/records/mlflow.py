@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.console import word
-from pipelines.records.keeper import About, Keeper, Row, State, in_pieces
+from pipelines.records.keeper import About, Keeper, Row, State
+from trainables.data.shards import chunks
 from trainables.errors import CliptuneError
 
 KEY = "cliptune.key"
@@ -106,7 +107,7 @@ class Mlflow(Keeper):
             # Last of a row: what is cut off by a kill is told again.
             for name, value in (*row.metrics.items(), ("epoch", float(row.epoch)))
         ]
-        for piece in in_pieces(found, 1000):
+        for piece in chunks(found, 1000):
             self.client.log_batch(run, metrics=piece)
 
     def end(
@@ -134,7 +135,7 @@ class Mlflow(Keeper):
 
         given = [Param(_named(key), str(one)) for key, one in (params or {}).items()]
         said = [RunTag(key, one) for key, one in (tags or {}).items()]
-        for piece in in_pieces(given, 100):
+        for piece in chunks(given, 100):
             self.client.log_batch(run, params=piece)
         self.client.log_batch(run, tags=said)
 

@@ -170,10 +170,15 @@ def read_contest(run: Path, only_best: bool, others: Path | None = None) -> Cont
     return Contest(features, task, metric, contestants, draw, retain, asked, *how)
 
 
+def about_files(run: Path) -> list[Path]:
+    """The files that identify what is in `run`; none where it is no run."""
+    return [path for name in ("study.json", "run.json") if (path := run / name).is_file()]
+
+
 def read_about(run: Path) -> tuple[Path, dict[str, Any]]:
     """The file that identifies a study, or a single training run, and its contents."""
     refuse_links(run)
-    paths = [path for name in ("study.json", "run.json") if (path := run / name).is_file()]
+    paths = about_files(run)
     if not paths:
         raise DataError(f"`{run}` holds no run: neither study.json nor run.json is there.")
     help = f"Restore it. Where its features lie now is said by {_relink(run)}."

@@ -48,8 +48,8 @@ def encode(block: Tensor) -> tuple[Tensor, Tensor, float]:
     steps = block.abs().amax(0) / TOP
     steps[steps == 0] = 1.0
     scaled = block.double() / steps.double()
-    codes = scaled.round_().clamp_(-TOP, TOP)
-    rest = block.double() / steps.double() - codes
+    codes = scaled.round().clamp_(-TOP, TOP)
+    rest = scaled.sub_(codes)
     return codes.to(torch.int8), steps, float(rest.norm(dim=1).max()) * (1 + 1e-6)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pipelines.console import say, word
 from pipelines.ranges import Range, check_ranges
+from pipelines.serve.guard import LOCAL
 from pipelines.signals import heard
 from trainables.errors import ConfigError
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pipelines.serve.deploy import Plan
 
 GONE_IN = 10.0  # seconds
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _check(args: Args) -> None:
     if (args.images is None) == (args.store is None):
         got = "neither" if args.images is None else "both"
         raise ConfigError(f"`--images` or `--store` must say what is searched, got {got}.")
-    if args.host not in LOOPBACK and not args.token:
+    if args.host not in LOCAL and not args.token:
         raise ConfigError(
             f"`--host {args.host}` lets other machines ask: give a `--token` that they must show."
         )
@@ -134,13 +134,13 @@ def _plan(args: Args) -> Plan:
     """The server's own processes have other working directories: all paths are whole."""
     from pipelines.serve.deploy import Plan
 
-    def whole(path: Path | None) -> Path | None:
-        return None if path is None else Path(os.path.abspath(path))  # noqa: PTH100  # keeps links
+    def whole(path: Path) -> Path:
+        return Path(os.path.abspath(path))  # noqa: PTH100  # keeps links
 
-    runs = tuple(Path(os.path.abspath(path)) for path in args.run)  # noqa: PTH100
-    home = whole(args.index) or runs[0] / "index"
-    where = whole(args.images), whole(args.store), home, args.host, args.port
-    return Plan(runs, *where, args.token, args.approximate)
+    runs = tuple(map(whole, args.run))
+    images, store = args.images and whole(args.images), args.store and whole(args.store)
+    home = whole(args.index or args.run[0] / "index")
+    return Plan(runs, images, store, home, args.host, args.port, args.token, args.approximate)
 
 
 def _prepare(plan: Plan) -> None:

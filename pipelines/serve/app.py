@@ -24,7 +24,7 @@ from pipelines.serve.asks import FAULT, Answer, Ask, Refused
 from pipelines.serve.bodies import WHERE, Failure, Named, Search, Texts, Token, Top
 from pipelines.serve.gallery import Gallery
 from pipelines.serve.guard import COOKIE, same
-from pipelines.serve.shelf import ZERO_SHOT
+from pipelines.use.model import ZERO_SHOT
 from trainables.media.image_headers import BadImage
 from trainables.media.images import decode
 from trainables.metrics.calibration import Kind

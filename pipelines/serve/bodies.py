@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
-from pipelines.serve.shelf import ZERO_SHOT
+from pipelines.use.model import ZERO_SHOT
 
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 Top = Annotated[int, Field(ge=1, le=1_000)]

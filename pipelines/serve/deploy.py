@@ -58,10 +58,12 @@ class Adapters:
     """The models, in one process."""
 
     def __init__(self, plan: Plan) -> None:
+        from pipelines.serve import fields
         from pipelines.serve.engine import Engine
         from pipelines.serve.shelf import loads_once
 
         self.plan, self.gallery = plan, plan.gallery()
+        self.fields = fields.about(self.gallery.fields)
         self.load = loads_once()  # the frozen model stays, whatever is swapped
         self.engine = Engine(self._shelf(), self.gallery)
         self.loading = asyncio.Lock()
@@ -83,12 +85,10 @@ class Adapters:
             return [Refused(FAULT, 500) for _ in asks]
 
     async def about(self) -> Answer:
-        from pipelines.serve import fields
-
         return {
             "adapters": [one.about() for one in self.engine.shelf.adapters.values()],
             "images": len(self.gallery.names),
-            "fields": fields.about(self.gallery.fields),
+            "fields": self.fields,
         }
 
     async def reload(self) -> Answer | Refused:

@@ -73,12 +73,10 @@ class Engine:
         return [one for one in found if not isinstance(one, Wish)]
 
     def _wish(self, shelf: Shelf, ask: Ask) -> Wish | Refused:
-        if ask.adapter not in shelf.adapters:
-            try:
-                shelf[ask.adapter]
-            except ConfigError as error:
-                return Refused(str(error), 404)
-        served = shelf[ask.adapter]
+        try:
+            served = shelf[ask.adapter]
+        except ConfigError as error:
+            return Refused(str(error), 404)
         task, does = NEEDS.get(ask.what, (served.task, ""))
         if served.task != task or (ask.what == "classify" and task == "captioning"):
             others = [f"`{one.name}`" for one in shelf.adapters.values() if one.task == task]

@@ -64,7 +64,11 @@ def _read(path: Path) -> pa.Table:
 
 
 def _plain(kind: pa.DataType) -> bool:
-    return pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_primitive(kind) or _words(kind)
+
+
+def _words(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def about(table: pa.Table) -> list[dict[str, Any]]:
@@ -72,8 +76,7 @@ def about(table: pa.Table) -> list[dict[str, Any]]:
     found = []
     for name in table.column_names:
         column = table[name]
-        words = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-        values = pc.unique(column).drop_null() if words else pa.array([], pa.string())
+        values = pc.unique(column).drop_null() if _words(column.type) else pa.array([], pa.string())
         few = sorted(values.to_pylist()) if len(values) <= SHOWN else []
         found.append({"name": name, "type": str(column.type), "values": few})
     return found
@@ -128,7 +131,7 @@ def _matches(column: pa.ChunkedArray, name: str, wanted: Any) -> Any:
 
 def _as(column: pa.ChunkedArray, value: Any) -> pa.Scalar:
     """`value` in the column's type; nothing is rounded, and words are no numbers."""
-    words = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    words = _words(column.type)
     numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
     if value is None or (words != isinstance(value, str) and (words or numbers)):
         raise ValueError("another type")

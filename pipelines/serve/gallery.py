@@ -29,7 +29,7 @@ from pipelines.use.files import Faults, find_images
 from pipelines.use.model import Model
 from pipelines.use.queries import adapt_texts, embed_words
 from trainables.data.made_once import alone
-from trainables.data.shards import POOL, ShardSet
+from trainables.data.shards import POOL, RECORDS, ShardSet
 from trainables.data.store import find_store, read_manifest
 from trainables.errors import DataError
 from trainables.features.features import open_features
@@ -104,7 +104,7 @@ class Stored(Gallery):
     def __init__(self, folder: Path) -> None:
         self.store = find_store(folder)
         manifest = read_manifest(self.store)
-        own = self.store / "records"
+        own = self.store / RECORDS
         self.shards = ShardSet.open(own if own.is_dir() else Path(manifest["shards"]))
         self.splits = [POOL] if POOL in manifest["splits"] else [*manifest["splits"]]
         rows = [

@@ -14,19 +14,18 @@ from typing import Any
 
 from torch import Tensor
 
+from pipelines.runs.contestants import about_files
 from pipelines.runs.package import is_package
 from pipelines.search.index import Indexed
 from pipelines.serve.gallery import Gallery
-from pipelines.use.model import Model, Source, open_model, zero_shot
+from pipelines.use.model import ZERO_SHOT, Model, Source, open_model, zero_shot
 from trainables.config import Task
 from trainables.errors import ConfigError, DataError, unknown
 from trainables.hardware import Resolved
 from trainables.models.backbone import Backbone
 from trainables.models.load import load_backbone
 
-ZERO_SHOT = "zero_shot"
 TASKS: tuple[Task, ...] = ("retrieval", "classification", "captioning")
-MARKS = ("study.json", "run.json")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def runs_in(given: Sequence[Path]) -> dict[str, Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return is_package(folder) or any((folder / mark).is_file() for mark in MARKS)
+    return is_package(folder) or bool(about_files(folder))
 
 
 def _folders(folder: Path) -> list[Path]:

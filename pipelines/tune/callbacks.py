@@ -153,25 +153,9 @@ class Recording(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def on_trial_start(
-        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
-    ) -> None:
-        del iteration, trials, info
-        self._tell(trial)
-
-    on_trial_complete = on_trial_error = on_trial_start
-
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[RayTrial],
-        trial: RayTrial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
-        del iteration, trials, result, info
-        self._tell(trial)
-
-    def _tell(self, trial: RayTrial) -> None:
+    def _tell(self, trial: RayTrial, **info: Any) -> None:
+        del info
         for job in Job(**trial.config).all:
             self.mirror.hear(seen(frozen_trial(self.study, job.number), self.folder))
+
+    on_trial_start = on_trial_result = on_trial_complete = on_trial_error = _tell

@@ -33,7 +33,7 @@ from trainables.models.load import load_backbone
 from trainables.training.integrity import digest
 from trainables.training.predict import in_use
 
-BARE = "zero_shot"  # the baseline's name
+ZERO_SHOT = "zero_shot"  # the baseline's name
 # For each task, what its adapters do and the command that lets them.
 USES = {
     "retrieval": ("finds images by words", "cliptune search 'WORDS' --images DIR --run {}"),
@@ -117,7 +117,7 @@ def open_model(source: Source, *tasks: str, load: Callable[..., Backbone] = load
 
 def zero_shot(backbone: Backbone, task: Task) -> Model:
     """The backbone as it is."""
-    bare = Contestant(BARE)
+    bare = Contestant(ZERO_SHOT)
     return _model("zero-shot", bare.load(backbone, task), bare.identity(), None)
 
 
@@ -140,7 +140,7 @@ def _model(
     both = (frozen.precision, resolved(adapter.train_config.precision, frozen.device))
     identity = sees = _identity(checkpoint, frozen, *both)
     if _leaves_images(adapter):
-        sees = _identity(BARE, frozen, frozen.precision)
+        sees = _identity(ZERO_SHOT, frozen, frozen.precision)
     return Model(name, adapter, identity, sees, classes, seen)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.records.mlflow import Mlflow, without_password
-from pipelines.tune.recording import recording
-from tests.recorded import METRIC, REASON, begin, finish
+from tests.recorded import METRIC, REASON, told_in_two_goes
 from trainables.errors import CliptuneError
 
 pytest.importorskip("mlflow", reason="needs cliptune[mlflow]")
@@ -55,11 +54,7 @@ def test_a_study_is_a_run_with_its_trials_nested_in_it_and_a_resumed_one_goes_on
 ) -> None:
     folder = tmp_path / "a study"
     folder.mkdir()
-    study = begin(folder)
-    with pytest.raises(KeyboardInterrupt), recording(["mlflow"], study, folder):
-        raise KeyboardInterrupt
-    with recording(["mlflow"], study, folder):
-        finish(folder, study)
+    told_in_two_goes("mlflow", folder)
     assert f"mlflow: sqlite:///{folder}/records/mlflow.db" in capsys.readouterr().out
     assert not [name for name in os.environ if name.startswith("MLFLOW_HTTP")]
 

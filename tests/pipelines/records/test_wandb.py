@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.records.wandb import Wandb, logged_in
 from pipelines.tune.recording import recording
-from tests.recorded import METRIC, REASON, begin, finish
+from tests.recorded import METRIC, REASON, begin, told_in_two_goes
 from trainables.errors import CliptuneError
 
 pytest.importorskip("wandb", reason="needs cliptune[wandb]")
@@ -73,11 +73,7 @@ def test_a_study_is_a_group_and_a_resumed_run_lies_there_once_and_whole(
 ) -> None:
     folder = tmp_path / "a study"
     folder.mkdir()
-    study = begin(folder)
-    with pytest.raises(KeyboardInterrupt), recording(["wandb"], study, folder):
-        raise KeyboardInterrupt
-    with recording(["wandb"], study, folder):
-        finish(folder, study)
+    told_in_two_goes("wandb", folder)
     place = folder / "records" / "wandb"
     assert f"wandb sync '{place}'/offline-run-*" in capsys.readouterr().out
     every = [told(path) for path in place.glob("offline-run-*/*.wandb")]

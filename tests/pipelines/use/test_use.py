@@ -206,12 +206,17 @@ def test_an_index_holds_several_folders(
     assert as_json(capsys, "search", "red", *flags, "--images", images / "deeper")["new"] == 0
 
 
+def keeping(home: Path, images: Path) -> tuple[object, ...]:
+    """A search that keeps its index beside the images."""
+    words = ("search", "red", "--run", home / "soft", "--images", images)
+    return (*words, "--index", images.parent / "index")
+
+
 @pytest.mark.parametrize("name", ["index.json", "rows-*.bin", "names-*.arrow"])
 def test_a_damaged_index_is_made_anew(
     home: Path, images: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("search", "red", "--run", home / "soft", "--images", images)
-    words = (*words, "--index", images.parent / "index")
+    words = keeping(home, images)
     first = as_json(capsys, *words)
     path = next((images.parent / "index").glob(f"*/{name}"))
     data = bytearray(path.read_bytes())
@@ -247,8 +252,7 @@ def test_an_index_of_the_format_before_is_taken_over(
     home: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (images / "empty.png").touch()
-    words = ("search", "red", "--run", home / "soft", "--images", images)
-    words = (*words, "--index", images.parent / "index")
+    words = keeping(home, images)
     first = as_json(capsys, *words)
     folder = next(path for path in (images.parent / "index").iterdir())
     write_older(folder)
@@ -266,8 +270,7 @@ def test_an_index_of_the_format_before_is_taken_over(
 def test_an_index_that_others_own_is_read(
     home: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("search", "red", "--run", home / "soft", "--images", images)
-    words = (*words, "--index", images.parent / "index")
+    words = keeping(home, images)
     first = as_json(capsys, *words)
     (images / "added.jpg").write_bytes(picture(51))
     monkeypatch.setattr(index, "alone", lambda lock: nullcontext(False))
@@ -282,8 +285,7 @@ def test_an_index_that_others_own_is_read(
 def test_an_index_of_dead_rows_is_copied_without_them(
     home: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("search", "red", "--run", home / "soft", "--images", images)
-    words = (*words, "--index", images.parent / "index")
+    words = keeping(home, images)
     first = as_json(capsys, *words)
     monkeypatch.setattr(index, "BLOCK", 1)
     for time in (1, 2):
@@ -305,8 +307,7 @@ def test_an_interrupted_index_goes_on(
             raise KeyboardInterrupt
         return predict.embed_images(adapter, data)
 
-    words = ("search", "red", "--run", home / "soft", "--images", images)
-    words = (*words, "--index", images.parent / "index")
+    words = keeping(home, images)
     with monkeypatch.context() as patch:
         for module in (files, embedding):
             patch.setattr(module, "CHUNK", 4)
